@@ -1,0 +1,137 @@
+//! Owns the time bounds: every one is named and derived here, and nowhere else.
+//!
+//! Promises: `session_ttl + session_margin` of silence seen by a leader means that nothing of that host's
+//! session runs any more. Must not do: read a clock.
+//!
+//! Derivation. An agent counts its deadline from before a renewal was *sent*; a leader counts from the moment
+//! that it *saw* the renewal, which is later. So the host's deadline `sent + ttl` always lies before the
+//! leader's `seen + ttl`. The margin covers what is left: how late the guard kills after the deadline, the
+//! drift of the two clocks over one `ttl`, and the time a SIGKILL takes to end a process.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How soon silence counts as failure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Stalls of a few seconds are no failure.
+    #[default]
+    Safe,
+    /// Sub-second suspicion, for good networks with fence agents.
+    Fast,
+}
+
+/// The time bounds that all agents of a cluster share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Between two renewals of a host's session.
+    pub session_renew: Duration,
+    /// A host's instances die this long after its last successful renewal was sent.
+    pub session_ttl: Duration,
+    /// How much longer than `session_ttl` a leader waits.
+    pub session_margin: Duration,
+    /// Longest wait for one request to the store.
+    pub store_request: Duration,
+    /// Between two checkpoints of a protected execution member.
+    pub checkpoint_interval: Duration,
+    /// A host where a member failed is avoided for this node this long.
+    pub setback: Duration,
+    /// A migration that takes longer is looked at from both sides.
+    pub migration: Duration,
+}
+
+impl Profile {
+    /// The bounds of this profile.
+    #[must_use]
+    pub fn bounds(self) -> Bounds {
+        let (renew, ttl, margin, request) = match self {
+            Self::Safe => (1_000, 6_000, 1_000, 1_500),
+            Self::Fast => (250, 1_500, 500, 500),
+        };
+        Bounds {
+            session_renew: Duration::from_millis(renew),
+            session_ttl: Duration::from_millis(ttl),
+            session_margin: Duration::from_millis(margin),
+            store_request: Duration::from_millis(request),
+            checkpoint_interval: Duration::from_secs(5),
+            setback: Duration::from_secs(30),
+            migration: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Bounds {
+    /// How long a leader must see a session unchanged before it may end it.
+    #[must_use]
+    pub fn session_end_after(&self) -> Duration {
+        self.session_ttl + self.session_margin
+    }
+
+    /// The rules between the bounds that must hold, each as a sentence when it does not.
+    #[must_use]
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.session_ttl < self.session_renew * 3 {
+            faults.push(format!(
+                "session_ttl ({:?}) must be at least three times session_renew ({:?}), so that two lost renewals end nothing",
+                self.session_ttl, self.session_renew
+            ));
+        }
+        if self.session_margin < self.session_ttl / 100 + Duration::from_millis(100) {
+            faults.push(format!(
+                "session_margin ({:?}) must cover 1 % of clock drift over session_ttl and 100 ms for the kill",
+                self.session_margin
+            ));
+        }
+        if self.store_request * 2 > self.session_ttl {
+            faults.push(format!(
+                "store_request ({:?}) must fit twice into session_ttl ({:?})",
+                self.store_request, self.session_ttl
+            ));
+        }
+        faults
+    }
+
+    /// Each bound with its name, for `understudy bounds`.
+    #[must_use]
+    pub fn table(&self) -> Vec<(&'static str, Duration, &'static str)> {
+        vec![
+            ("session_renew", self.session_renew, "between two renewals of a host's session"),
+            ("session_ttl", self.session_ttl, "instances die this long after the last good renewal was sent"),
+            ("session_margin", self.session_margin, "kill lateness, clock drift, process exit"),
+            (
+                "session_end_after",
+                self.session_end_after(),
+                "silence after which a leader ends a session (ttl + margin)",
+            ),
+            ("store_request", self.store_request, "longest wait for one request to the store"),
+            (
+                "checkpoint_interval",
+                self.checkpoint_interval,
+                "between two checkpoints: the greatest age is this plus one copy",
+            ),
+            ("setback", self.setback, "a host where a member failed is avoided this long"),
+            ("migration", self.migration, "a live migration that takes longer is looked at from both sides"),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_profiles_keep_the_rules_between_bounds() {
+        for profile in [Profile::Safe, Profile::Fast] {
+            assert_eq!(profile.bounds().faults(), Vec::<String>::new(), "{profile:?}");
+        }
+    }
+
+    #[test]
+    fn a_margin_without_room_for_the_kill_is_named() {
+        let bounds = Bounds { session_margin: Duration::from_millis(50), ..Profile::Safe.bounds() };
+        assert!(bounds.faults().iter().any(|fault| fault.contains("session_margin")));
+    }
+}

@@ -1,0 +1,61 @@
+//! Owns the measuring of silence: how long each session has been seen unchanged, on this host's own clock.
+//!
+//! Promises: a session that was never seen, or that was seen while this agent was cut off from the store, counts
+//! as silent from the moment that it is seen (again), never from earlier. Must not do: read a clock, end anything.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::ids::HostId;
+use crate::units::Boottime;
+
+/// When each host's session was last seen to change.
+#[derive(Debug, Clone, Default)]
+pub struct Observer {
+    seen: BTreeMap<HostId, (u64, Boottime)>,
+}
+
+impl Observer {
+    /// Takes note of the revision of a host's session.
+    pub fn saw(&mut self, host: &HostId, revision: u64, now: Boottime) {
+        match self.seen.get_mut(host) {
+            Some((known, _)) if *known == revision => {}
+            Some(entry) => *entry = (revision, now),
+            None => {
+                self.seen.insert(host.clone(), (revision, now));
+            }
+        }
+    }
+
+    /// This agent could not see the store for a while: every silence starts anew.
+    pub fn was_blind(&mut self, now: Boottime) {
+        for entry in self.seen.values_mut() {
+            entry.1 = now;
+        }
+    }
+
+    /// How long the session of `host` has been unchanged; nothing when it was never seen.
+    #[must_use]
+    pub fn silent_for(&self, host: &HostId, now: Boottime) -> Duration {
+        self.seen.get(host).map_or(Duration::ZERO, |(_, since)| now.since(*since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_counts_from_the_last_change_and_anew_after_blindness() {
+        let host: HostId = "host1".parse().unwrap();
+        let mut observer = Observer::default();
+        assert_eq!(observer.silent_for(&host, Boottime(5)), Duration::ZERO);
+        observer.saw(&host, 1, Boottime(10));
+        observer.saw(&host, 1, Boottime(20));
+        assert_eq!(observer.silent_for(&host, Boottime(30)), Duration::from_nanos(20));
+        observer.saw(&host, 2, Boottime(30));
+        assert_eq!(observer.silent_for(&host, Boottime(31)), Duration::from_nanos(1));
+        observer.was_blind(Boottime(40));
+        assert_eq!(observer.silent_for(&host, Boottime(45)), Duration::from_nanos(5));
+    }
+}

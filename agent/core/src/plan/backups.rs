@@ -1,0 +1,193 @@
+//! Owns the backups: as many as the policy says, each on a host of its own, and the deficit made good.
+//!
+//! Promises: a backup never shares a host with the primary or another backup (SAFE-5); a backup on a draining host
+//! is given up only once others are enough without it. Must not do: promote.
+
+use super::Draft;
+use super::place::{Choice, rank};
+use crate::ids::{HostId, NodeId};
+use crate::policy::{BackupCountAnswer, BackupCountQuestion, ClusterRow, Interface, Purpose};
+use crate::records::{Labels, Member, NodeRecord, Origin};
+use crate::units::UnixMillis;
+use crate::view::{Answer, HostView, Life};
+
+/// More backups than this for one node are taken for a policy's mistake.
+pub const BACKUPS_MAX: u32 = 16;
+
+/// Brings the node's backups to the number that is wanted.
+pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
+    drop_dead(draft, node);
+    if draft.record(node).primary.is_none() {
+        return;
+    }
+    let Some(wanted) = wanted(draft, node) else { return };
+    while lasting(draft, node) < wanted {
+        if !add(draft, node) {
+            break;
+        }
+    }
+    give_up_draining(draft, node, wanted);
+    drop_surplus(draft, node, wanted);
+    let short = wanted.saturating_sub(whole(draft, node));
+    if short > 0 {
+        draft.report.lacks.entry(node.clone()).or_default().backups = short;
+    }
+}
+
+fn count(backups: impl Iterator) -> u32 {
+    u32::try_from(backups.count()).unwrap_or(u32::MAX)
+}
+
+/// Backups that are not about to leave with their host.
+fn lasting(draft: &Draft<'_>, node: &NodeId) -> u32 {
+    count(draft.record(node).backups.iter().filter(|backup| !is_draining(draft, &backup.host)))
+}
+
+/// Backups that could take over at this moment.
+fn whole(draft: &Draft<'_>, node: &NodeId) -> u32 {
+    let record = draft.record(node);
+    count(record.backups.iter().filter(|backup| can_take_over(draft, node, record, backup)))
+}
+
+fn can_take_over(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord, backup: &Member) -> bool {
+    match backup.instance {
+        Some(_) => draft.view.is_ready(record, backup),
+        None => draft.view.checkpoints.get(node).is_some_and(|known| {
+            known.value.valid >= record.begun && known.value.hosts.contains(&backup.host)
+        }),
+    }
+}
+
+fn is_draining(draft: &Draft<'_>, host: &HostId) -> bool {
+    draft.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
+}
+
+fn drop_dead(draft: &mut Draft<'_>, node: &NodeId) {
+    let record = draft.record(node).clone();
+    for backup in &record.backups {
+        if let Life::Dead { cause, .. } = draft.view.life(&record, backup) {
+            let now = draft.now.wall;
+            draft.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {
+                record.backups.retain(|other| other != backup);
+                if cause.starts_with(crate::DEPLOY_FAILED) {
+                    let host = backup.host.clone();
+                    record.setbacks.push(crate::records::Setback { host, reason: cause.clone(), at: now });
+                    let surplus = record.setbacks.len().saturating_sub(8);
+                    record.setbacks.drain(..surplus);
+                }
+            });
+        }
+    }
+}
+
+fn add(draft: &mut Draft<'_>, node: &NodeId) -> bool {
+    let record = draft.record(node).clone();
+    let held = record.holds_places(node.role());
+    let purpose = if held { Purpose::HeldBackup } else { Purpose::WarmBackup };
+    let member = match rank(draft, node, purpose) {
+        Choice::Asked => return false,
+        Choice::Nowhere(why) => {
+            draft.note(node, format!("no host can take another backup: {why}"));
+            return false;
+        }
+        Choice::Ranked(hosts) if held => hosts.first().and_then(|host| {
+            let session = draft.view.hosts.get(host)?.session.value.number;
+            let member = Member { host: host.clone(), session, instance: None, origin: Origin::Held };
+            Some((member, format!("place held on {host}")))
+        }),
+        Choice::Ranked(hosts) => {
+            draft.seat(node, &record, &hosts).map(|(member, action)| (member, format!("backup: {action}")))
+        }
+    };
+    let Some((member, reason)) = member else { return false };
+    draft.change(node, reason, |record| record.backups.push(member));
+    true
+}
+
+fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
+    let record = draft.record(node).clone();
+    let others = record
+        .backups
+        .iter()
+        .filter(|backup| !is_draining(draft, &backup.host) && can_take_over(draft, node, &record, backup));
+    if count(others) < wanted {
+        return;
+    }
+    let leaving: Vec<&Member> =
+        record.backups.iter().filter(|backup| is_draining(draft, &backup.host)).collect();
+    for backup in leaving {
+        draft.change(node, format!("backup leaves draining {}", backup.host), |record| {
+            record.backups.retain(|other| other != backup);
+        });
+    }
+}
+
+fn drop_surplus(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
+    while lasting(draft, node) > wanted {
+        let Some(last) = draft.record(node).backups.last().cloned() else { return };
+        draft.change(node, format!("{wanted} backups are wanted, {} gives its up", last.host), |record| {
+            record.backups.pop();
+        });
+    }
+}
+
+/// The number of backups wanted; none while the policy has to be asked first.
+fn wanted(draft: &mut Draft<'_>, node: &NodeId) -> Option<u32> {
+    let question = question(draft, node);
+    let answer = draft.view.backup_counts.get(&question).cloned();
+    match answer {
+        None => {
+            draft.plan.backup_counts.push(question);
+            None
+        }
+        Some(Answer::Unavailable) => Some(built_in(&question)),
+        Some(Answer::Given(BackupCountAnswer { primaries: 1, backups, .. })) if backups <= BACKUPS_MAX => {
+            Some(backups)
+        }
+        Some(Answer::Given(answer)) => {
+            let reason = format!(
+                "backup count of {node}: {} primaries and {} backups, where 1 and at most {BACKUPS_MAX} can be had",
+                answer.primaries, answer.backups
+            );
+            draft.report.refusals.push((Interface::BackupCount, reason));
+            Some(built_in(&question))
+        }
+    }
+}
+
+/// Without a policy: the label `backups` of the terminal, else one.
+fn built_in(question: &BackupCountQuestion) -> u32 {
+    question.terminal_labels.get("backups").and_then(|text| text.parse().ok()).unwrap_or(1).min(BACKUPS_MAX)
+}
+
+fn question(draft: &Draft<'_>, node: &NodeId) -> BackupCountQuestion {
+    let record = draft.record(node);
+    // Only what does not change while the plan itself adds backups: else every step would be a new question.
+    BackupCountQuestion {
+        node: node.clone(),
+        protected: record.spec.protected,
+        terminal_labels: record.spec.labels.clone(),
+        environment_labels: Labels::new(),
+        backups: lasting(draft, node),
+        deficit: 0,
+        cluster: ClusterRow {
+            hosts: u32::try_from(draft.view.hosts.len()).unwrap_or(u32::MAX),
+            hosts_ready: count(draft.view.hosts.values().filter(|seen| HostView::accepts_work(seen))),
+            failures_last_day: failures_last_day(draft),
+            deficit: 0,
+        },
+    }
+}
+
+fn failures_last_day(draft: &Draft<'_>) -> u32 {
+    const DAY_MS: u64 = 24 * 3_600 * 1_000;
+    let since = UnixMillis(draft.now.wall.0.saturating_sub(DAY_MS));
+    count(
+        draft
+            .view
+            .nodes
+            .values()
+            .filter_map(|node| node.value.incident.as_ref())
+            .filter(|incident| incident.found > since),
+    )
+}

@@ -1,0 +1,221 @@
+//! Owns the leader's decision: one pure function from the view to assignments.
+//!
+//! Promises: the plan leaves no choice to its execution; every assignment carries the revisions that it was
+//! decided from, so that a second leader or a late one can only lose; applying a plan makes the next one empty;
+//! the report says why each thing did not happen. Must not do: execute, wait, ask a policy itself (it returns
+//! questions, and is called again with the answers).
+
+mod backups;
+mod drain;
+mod place;
+mod primary;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use crate::bounds::Bounds;
+use crate::ids::{HostId, NodeId};
+use crate::policy::{BackupCountQuestion, Interface, PlacementQuestion};
+use crate::records::{CheckpointRecord, NodeRecord, SessionEnd, SessionRecord};
+use crate::units::{Now, UnixMillis};
+use crate::view::{Versioned, View};
+
+/// Ends a silent session, by compare-and-swap on the very revision that was silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEnding {
+    /// The host.
+    pub host: HostId,
+    /// The revision that was silent.
+    pub revision: u64,
+    /// The record that replaces it.
+    pub record: SessionRecord,
+}
+
+/// What becomes of a node's checkpoint record together with an assignment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckpointChange {
+    /// It stays.
+    Keep,
+    /// It is replaced, if it is still at this revision.
+    Replace(u64, CheckpointRecord),
+    /// It is deleted, if it is still at this revision: its state must never come back.
+    Delete(u64),
+}
+
+/// A new record of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The node.
+    pub node: NodeId,
+    /// The revision that it replaces.
+    pub revision: u64,
+    /// The record.
+    pub record: NodeRecord,
+    /// Its checkpoint.
+    pub checkpoint: CheckpointChange,
+    /// Sessions that must still be as they were: the ended ones that the assignment rests on.
+    pub sessions: Vec<(HostId, u64)>,
+    /// Why, for people.
+    pub reasons: Vec<String>,
+}
+
+/// What the leader is to write, or first to ask.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Sessions to end. What rests on them is planned once that is written.
+    pub endings: Vec<SessionEnding>,
+    /// Nodes to write.
+    pub assignments: Vec<Assignment>,
+    /// Questions whose answers the plan waits for: ask them, then plan again.
+    pub placements: Vec<PlacementQuestion>,
+    /// The same, for backup counts.
+    pub backup_counts: Vec<BackupCountQuestion>,
+}
+
+/// What a node lacks at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lack {
+    /// It has no primary.
+    pub primary: bool,
+    /// Backups that it is short of.
+    pub backups: u32,
+}
+
+/// Why things did not happen, and what is lacking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// For each node, what keeps it from being whole.
+    pub notes: BTreeMap<NodeId, Vec<String>>,
+    /// What each node lacks. A node that lacks nothing is not listed.
+    pub lacks: BTreeMap<NodeId, Lack>,
+    /// Answers of policies that core refused or did without, with the reason.
+    pub refusals: Vec<(Interface, String)>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.endings.is_empty() && self.assignments.is_empty() && !self.has_questions()
+    }
+
+    /// Whether answers are needed first.
+    #[must_use]
+    pub fn has_questions(&self) -> bool {
+        !self.placements.is_empty() || !self.backup_counts.is_empty()
+    }
+}
+
+/// What to do about the cluster as it is.
+#[must_use]
+pub fn plan(view: &View, bounds: &Bounds, now: Now) -> (Plan, Report) {
+    let mut draft = Draft::new(view, bounds, now);
+    draft.end_silent_sessions();
+    let nodes: Vec<NodeId> = draft.view.nodes.keys().cloned().collect();
+    for node in &nodes {
+        settle::settle(&mut draft, node);
+    }
+    // A node without a primary comes before everybody's backups.
+    for node in &nodes {
+        primary::repair(&mut draft, node);
+    }
+    for node in &nodes {
+        backups::repair(&mut draft, node);
+    }
+    for node in &nodes {
+        drain::evacuate(&mut draft, node);
+    }
+    draft.finish(view)
+}
+
+/// A plan in the making: the view as it will be once the plan is applied.
+struct Draft<'a> {
+    view: View,
+    bounds: &'a Bounds,
+    now: Now,
+    plan: Plan,
+    report: Report,
+    checkpoints: BTreeMap<NodeId, CheckpointChange>,
+    sessions: BTreeMap<NodeId, Vec<(HostId, u64)>>,
+    reasons: BTreeMap<NodeId, Vec<String>>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(view: &View, bounds: &'a Bounds, now: Now) -> Self {
+        Self {
+            view: view.clone(),
+            bounds,
+            now,
+            plan: Plan::default(),
+            report: Report::default(),
+            checkpoints: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+        }
+    }
+
+    fn record(&self, node: &NodeId) -> &NodeRecord {
+        &self.view.nodes[node].value
+    }
+
+    /// Changes a node's record and says why.
+    fn change(&mut self, node: &NodeId, reason: impl Into<String>, edit: impl FnOnce(&mut NodeRecord)) {
+        if let Some(known) = self.view.nodes.get_mut(node) {
+            edit(&mut known.value);
+            self.reasons.entry(node.clone()).or_default().push(reason.into());
+        }
+    }
+
+    fn note(&mut self, node: &NodeId, text: impl Into<String>) {
+        self.report.notes.entry(node.clone()).or_default().push(text.into());
+    }
+
+    /// Makes an assignment rest on the end of a host's session, where it has ended.
+    fn rest_on_session(&mut self, node: &NodeId, host: &HostId) {
+        let ended =
+            self.view.hosts.get(host).filter(|host| !host.is_open()).map(|host| host.session.revision);
+        if let Some(revision) = ended {
+            self.sessions.entry(node.clone()).or_default().push((host.clone(), revision));
+        }
+    }
+
+    fn end_silent_sessions(&mut self) {
+        let after = self.bounds.session_end_after();
+        for (host, seen) in &self.view.hosts {
+            if seen.is_open() && seen.silent_for >= after {
+                let silent = u64::try_from(seen.silent_for.as_millis()).unwrap_or(u64::MAX);
+                let end = SessionEnd {
+                    reason: format!("session not renewed for {silent} ms"),
+                    silent_since: UnixMillis(self.now.wall.0.saturating_sub(silent)),
+                    at: self.now.wall,
+                };
+                let record = SessionRecord { ended: Some(end), ..seen.session.value.clone() };
+                let revision = seen.session.revision;
+                self.plan.endings.push(SessionEnding { host: host.clone(), revision, record });
+            }
+        }
+    }
+
+    fn finish(mut self, before: &View) -> (Plan, Report) {
+        for (node, Versioned { value, revision }) in &self.view.nodes {
+            if before.nodes.get(node).is_some_and(|old| old.value == *value) {
+                continue;
+            }
+            self.plan.assignments.push(Assignment {
+                node: node.clone(),
+                revision: *revision,
+                record: value.clone(),
+                checkpoint: self.checkpoints.remove(node).unwrap_or(CheckpointChange::Keep),
+                sessions: self.sessions.remove(node).unwrap_or_default(),
+                reasons: self.reasons.remove(node).unwrap_or_default(),
+            });
+        }
+        self.plan.placements.sort();
+        self.plan.placements.dedup();
+        self.plan.backup_counts.sort();
+        self.plan.backup_counts.dedup();
+        (self.plan, self.report)
+    }
+}

@@ -1,0 +1,446 @@
+//! Owns the records that the store holds: what operators asked for, what the leader decided, what hosts report.
+//!
+//! Promises: every record reads back as it was written; an unknown field is an error, so that an older agent
+//! never drops what a newer one wrote. Must not do: decide anything.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
+use crate::units::{MiB, UnixMillis, Vcpus};
+
+/// Free-form `key=value` pairs that policies read.
+pub type Labels = BTreeMap<String, String>;
+
+/// The size of a screen in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Screen {
+    /// Pixels from left to right.
+    pub width: u32,
+    /// Pixels from top to bottom.
+    pub height: u32,
+}
+
+impl fmt::Display for Screen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// One application of an execution node: a window of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    /// Name, unique within the node.
+    pub name: String,
+    /// Place on the screen in X11 notation, `WxH+X+Y`.
+    pub geometry: String,
+    /// Title of the window.
+    pub title: String,
+    /// Command line, run by the guest's shell.
+    pub command: String,
+}
+
+/// A terminal as its operator asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalRecord {
+    /// The terminal.
+    pub id: TerminalId,
+    /// Labels, read by policies.
+    pub labels: Labels,
+    /// The size of its screen.
+    pub screen: Screen,
+    /// Its nodes, the display node first.
+    pub nodes: Vec<NodeId>,
+    /// When it was created.
+    pub created: UnixMillis,
+}
+
+/// What a node needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSpec {
+    /// Memory of each member.
+    pub memory: MiB,
+    /// Processors of each member.
+    pub vcpus: Vcpus,
+    /// Whether its execution state is checkpointed to its backups' hosts. Only execution nodes can be.
+    pub protected: bool,
+    /// The environment (role disk) that makes an idle instance a member.
+    pub environment: String,
+    /// Applications, of execution nodes only.
+    pub applications: Vec<Application>,
+    /// Labels of the terminal, and `backups` where the operator asked for a number.
+    pub labels: Labels,
+    /// The screen of the terminal.
+    pub screen: Screen,
+}
+
+/// Where a member came from: what its host has to do to have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Origin {
+    /// An idle instance of the host's pool, to be deployed.
+    Idle,
+    /// A new instance, to be created and deployed.
+    Created,
+    /// Was a warm backup.
+    Promoted,
+    /// To be restored from this checkpoint.
+    Restored(CheckpointId),
+    /// Arrived by live migration.
+    Migrated,
+    /// A place held for a restore: memory reserved, checkpoints kept, nothing running.
+    Held,
+}
+
+/// An instance, or a held place, that belongs to a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its host.
+    pub host: HostId,
+    /// The number of the host's session when it was assigned: what an earlier session ran is gone.
+    pub session: u64,
+    /// The instance; none for a held place.
+    pub instance: Option<InstanceId>,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// A live migration under way. While it stands, promotion needs the primary's death at both ends (SAFE-7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Migration {
+    /// The host that the instance leaves.
+    pub from: HostId,
+    /// The host that it goes to.
+    pub to: HostId,
+    /// The number of `to`'s session when it was chosen.
+    pub to_session: u64,
+    /// The epoch that the migration was decided in.
+    pub epoch: Epoch,
+    /// The source is dead: the destination gives up whatever has arrived and says so.
+    pub abandoned: bool,
+    /// When it was decided.
+    pub started: UnixMillis,
+}
+
+/// Something that went wrong with a member on a host; the host is avoided for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setback {
+    /// The host.
+    pub host: HostId,
+    /// What went wrong, for people.
+    pub reason: String,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// What a failover kept of the execution state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum StateKept {
+    /// There was none to keep (display nodes) or it lives on elsewhere.
+    NotNeeded,
+    /// Restored from a checkpoint that was this old when the failure was found, in milliseconds.
+    Checkpoint {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// Its age at the time that the failure was found.
+        age_ms: u64,
+    },
+    /// Nothing was kept: a fresh start.
+    Lost,
+}
+
+/// One failover, as a timeline. Times are wall-clock times of the host that saw the step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Incident {
+    /// The epoch that the failover began.
+    pub epoch: Epoch,
+    /// What failed, for people.
+    pub cause: String,
+    /// The step of the ladder that was taken, and where.
+    pub action: String,
+    /// What was kept.
+    pub state: StateKept,
+    /// When the failure was found.
+    pub found: UnixMillis,
+    /// When the successor was decided.
+    pub decided: UnixMillis,
+    /// When the successor was ready as primary.
+    pub ready: Option<UnixMillis>,
+    /// When the windows had been handed over.
+    pub windows: Option<UnixMillis>,
+}
+
+/// A node: what it needs and what the leader decided for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRecord {
+    /// What it needs.
+    pub spec: NodeSpec,
+    /// Raised at each change of the primary and at each live migration.
+    pub epoch: Epoch,
+    /// The epoch in which the running state began: a promotion, restore or fresh start, but not a live
+    /// migration, which windows and sessions survive.
+    pub begun: Epoch,
+    /// The primary; none before the first placement and while nothing can take over.
+    pub primary: Option<Member>,
+    /// The backups, in the order in which they would be promoted.
+    pub backups: Vec<Member>,
+    /// The live migration under way.
+    pub migration: Option<Migration>,
+    /// The secret that windows of this node carry.
+    pub token: String,
+    /// The last failover.
+    pub incident: Option<Incident>,
+    /// What went wrong lately.
+    pub setbacks: Vec<Setback>,
+}
+
+/// Names one checkpoint of a node. Later ones are greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointId {
+    /// The epoch of the primary that it was taken of.
+    pub epoch: Epoch,
+    /// Counts from 1 within the epoch.
+    pub sequence: u64,
+}
+
+impl fmt::Display for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.sequence)
+    }
+}
+
+/// The newest complete checkpoint of a node: written only after every host in `hosts` has it durably (SAFE-3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointRecord {
+    /// The image. After a restore this is the image that was restored, the checkpoint 0 of the new epoch.
+    pub id: CheckpointId,
+    /// The epoch for which it holds; greater than `id.epoch` after a restore.
+    pub valid: Epoch,
+    /// When the guest's state was taken.
+    pub taken: UnixMillis,
+    /// The instance whose state it is.
+    pub instance: InstanceId,
+    /// How long the guest stood still for it, in milliseconds.
+    pub pause_ms: u64,
+    /// Size of the image in bytes.
+    pub bytes: u64,
+    /// The hosts that have it.
+    pub hosts: Vec<HostId>,
+}
+
+/// A host's right to run primaries. Renewed by compare-and-swap; `beat` only makes each renewal a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRecord {
+    /// The boot that opened it.
+    pub boot: BootId,
+    /// Counts the host's sessions.
+    pub number: u64,
+    /// Counts the renewals.
+    pub beat: u64,
+    /// Why the leader ended it; none while it is open.
+    pub ended: Option<SessionEnd>,
+}
+
+/// The end of a session, and from when on nothing of it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionEnd {
+    /// Why, for people.
+    pub reason: String,
+    /// When the silence began, as the leader saw it.
+    pub silent_since: UnixMillis,
+    /// When it was ended.
+    pub at: UnixMillis,
+}
+
+/// What the operator wants of a host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostIntent {
+    /// Everything is to leave, and nothing is to come.
+    pub drain: bool,
+}
+
+/// The leadership of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaderRecord {
+    /// The host whose agent leads.
+    pub host: HostId,
+    /// Counts the leaderships.
+    pub term: u64,
+}
+
+/// What a host has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capacity {
+    /// Processors.
+    pub vcpus: Vcpus,
+    /// Memory for instances: what the host has less what is reserved for the host itself.
+    pub memory: MiB,
+}
+
+/// Where an instance stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Phase {
+    /// Its domain is being made, or its guest agent does not answer yet.
+    Booting,
+    /// Booted, generic, no role.
+    Idle,
+    /// The environment is being deployed.
+    Deploying,
+    /// Its image is being loaded.
+    Restoring,
+    /// Its role reported ready.
+    Ready,
+    /// Known dead by the standard of SAFE-2.
+    Dead {
+        /// How, for people.
+        reason: String,
+        /// When it was found.
+        at: UnixMillis,
+    },
+}
+
+/// The windows of an execution member, as last accepted by a display's intake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowsSent {
+    /// The display instance.
+    pub display: InstanceId,
+    /// The display's `begun` epoch.
+    pub display_begun: Epoch,
+    /// The node's own `begun` epoch.
+    pub begun: Epoch,
+    /// When the last of them was accepted.
+    pub at: UnixMillis,
+}
+
+/// What a host reports of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceFact {
+    /// Where it stands.
+    pub phase: Phase,
+    /// The node that it was deployed for.
+    pub node: Option<NodeId>,
+    /// The epoch that this host's guard has acknowledged for it.
+    pub epoch: Epoch,
+    /// The guest's IPv4 address.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Its memory.
+    pub memory: MiB,
+    /// Its processors.
+    pub vcpus: Vcpus,
+    /// When it came to its phase.
+    pub since: UnixMillis,
+    /// The windows that it has sent (execution members).
+    pub windows: Option<WindowsSent>,
+    /// The epoch from which on windows of each execution node are let in (display members).
+    pub admitted: BTreeMap<NodeId, Epoch>,
+    /// The newest epoch in which leaving this host by live migration failed, and why.
+    pub migration_failed: Option<(Epoch, String)>,
+}
+
+/// What a host's agent reports of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostFacts {
+    /// The session in which these facts hold.
+    pub session: u64,
+    /// What the host has for instances.
+    pub capacity: Capacity,
+    /// Labels, read by policies.
+    pub labels: Labels,
+    /// `host:port` of the agent's API, for its peers.
+    pub api: String,
+    /// The address of the gateway as browsers reach it.
+    pub gateway: String,
+    /// The URI to which peers migrate.
+    pub migration_uri: String,
+    /// Load of the processors in thousandths of one processor.
+    pub load_milli: u32,
+    /// All managed instances.
+    pub instances: BTreeMap<InstanceId, InstanceFact>,
+    /// What is wrong with this host that an operator should know, for people.
+    pub complaints: Vec<String>,
+    /// Version of the agent.
+    pub version: String,
+}
+
+impl Phase {
+    /// Whether this is the end.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        match self {
+            Self::Dead { .. } => true,
+            Self::Booting | Self::Idle | Self::Deploying | Self::Restoring | Self::Ready => false,
+        }
+    }
+
+    /// The word used in logs, metrics and listings.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::Idle => "idle",
+            Self::Deploying => "deploying",
+            Self::Restoring => "restoring",
+            Self::Ready => "ready",
+            Self::Dead { .. } => "dead",
+        }
+    }
+}
+
+impl NodeRecord {
+    /// A node for which nothing has been decided yet.
+    #[must_use]
+    pub fn new(spec: NodeSpec, token: String) -> Self {
+        Self {
+            spec,
+            epoch: Epoch(0),
+            begun: Epoch(0),
+            primary: None,
+            backups: Vec::new(),
+            migration: None,
+            token,
+            incident: None,
+            setbacks: Vec::new(),
+        }
+    }
+
+    /// All members, the primary first.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.primary.iter().chain(&self.backups)
+    }
+
+    /// Whether a member of this node is (or is coming) on `host`.
+    #[must_use]
+    pub fn touches(&self, host: &HostId) -> bool {
+        self.members().any(|member| &member.host == host)
+            || self.migration.as_ref().is_some_and(|migration| &migration.to == host)
+    }
+
+    /// Whether backups of this node are held places rather than warm instances.
+    #[must_use]
+    pub fn holds_places(&self, role: Role) -> bool {
+        role == Role::Execution && self.spec.protected
+    }
+}

@@ -1,0 +1,194 @@
+//! Owns the leader's picture of the cluster: what the store holds, and how long each host has been silent.
+//!
+//! Promises: nothing but data; the same view gives the same plan. Must not do: decide.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
+use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
+use crate::records::{
+    CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, Origin, Phase, SessionRecord,
+    TerminalRecord,
+};
+use crate::units::{MiB, UnixMillis};
+
+/// A record together with the revision at which it was read: what a compare-and-swap compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The record.
+    pub value: T,
+    /// The store's revision of its last change.
+    pub revision: u64,
+}
+
+/// One host as the leader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostView {
+    /// What its agent reported last; none when it never did.
+    pub facts: Option<HostFacts>,
+    /// Its session.
+    pub session: Versioned<SessionRecord>,
+    /// How long the leader has seen the session unchanged, on the leader's own clock.
+    pub silent_for: Duration,
+    /// What the operator wants.
+    pub intent: HostIntent,
+}
+
+/// An answer of a policy, or why there is none. Without one the built-in rule decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer<T> {
+    /// The policy's answer, not yet checked.
+    Given(T),
+    /// There is no policy of this kind, or it failed.
+    Unavailable,
+}
+
+/// Everything that a plan is made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// Every host that ever opened a session.
+    pub hosts: BTreeMap<HostId, HostView>,
+    /// Every terminal.
+    pub terminals: BTreeMap<TerminalId, TerminalRecord>,
+    /// Every node.
+    pub nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
+    /// The newest complete checkpoint of each protected node.
+    pub checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// Answers to the placement questions of earlier rounds of this plan.
+    pub placements: BTreeMap<PlacementQuestion, Answer<PlacementAnswer>>,
+    /// Answers to the backup-count questions of earlier rounds of this plan.
+    pub backup_counts: BTreeMap<BackupCountQuestion, Answer<BackupCountAnswer>>,
+}
+
+/// What is known of the death of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// Nothing says that it is dead.
+    Alive,
+    /// Known dead by the standard of SAFE-2.
+    Dead {
+        /// How, for people.
+        cause: String,
+        /// When it was found.
+        found: UnixMillis,
+    },
+}
+
+/// Where an instance's life is asked about.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The host.
+    pub host: &'a HostId,
+    /// The host's session that ran it.
+    pub session: u64,
+    /// What is reported of an older epoch is of an earlier life.
+    pub since: Epoch,
+}
+
+impl HostView {
+    /// Whether the host may run anything: its session is open.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.session.value.ended.is_none()
+    }
+
+    /// The facts, if they were reported in the session that is open now.
+    #[must_use]
+    pub fn current_facts(&self) -> Option<&HostFacts> {
+        self.facts.as_ref().filter(|facts| self.is_open() && facts.session == self.session.value.number)
+    }
+
+    /// Whether new work may be put here.
+    #[must_use]
+    pub fn accepts_work(&self) -> bool {
+        self.current_facts().is_some() && !self.intent.drain
+    }
+
+    /// What the host reports of an instance in its open session.
+    #[must_use]
+    pub fn instance(&self, instance: InstanceId) -> Option<&InstanceFact> {
+        self.current_facts().and_then(|facts| facts.instances.get(&instance))
+    }
+}
+
+impl View {
+    /// Whether the instance of a member, on the member's own host, is known dead.
+    #[must_use]
+    pub fn life(&self, node: &NodeRecord, member: &Member) -> Life {
+        // An instance keeps its id when it is restored, so a host may still report an earlier life of it.
+        let since = match member.origin {
+            Origin::Restored(_) => node.begun,
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => Epoch(0),
+        };
+        self.life_at(Place { host: &member.host, session: member.session, since }, member.instance)
+    }
+
+    /// Whether `instance` is known dead at `place`. A host that is not in the view proves nothing.
+    #[must_use]
+    pub fn life_at(&self, place: Place<'_>, instance: Option<InstanceId>) -> Life {
+        let Some(host) = self.hosts.get(place.host) else { return Life::Alive };
+        let (record, session) = (&host.session.value, place.session);
+        if record.number == session
+            && let Some(end) = &record.ended
+        {
+            return Life::Dead { cause: format!("host lost: {}", end.reason), found: end.at };
+        }
+        if record.number > session {
+            let found = record.ended.as_ref().map_or_else(UnixMillis::default, |end| end.at);
+            return Life::Dead { cause: "host came back without it".to_owned(), found };
+        }
+        let fact =
+            instance.and_then(|instance| host.instance(instance)).filter(|fact| fact.epoch >= place.since);
+        match fact.map(|fact| &fact.phase) {
+            Some(Phase::Dead { reason, at }) => Life::Dead { cause: reason.clone(), found: *at },
+            Some(Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Restoring | Phase::Ready)
+            | None => Life::Alive,
+        }
+    }
+
+    /// What its host reports of a member's instance.
+    #[must_use]
+    pub fn fact(&self, member: &Member) -> Option<&InstanceFact> {
+        self.hosts.get(&member.host)?.instance(member.instance?)
+    }
+
+    /// Whether a member's role reported ready and nothing says that it is dead.
+    #[must_use]
+    pub fn is_ready(&self, node: &NodeRecord, member: &Member) -> bool {
+        self.life(node, member) == Life::Alive
+            && self.fact(member).is_some_and(|fact| fact.phase == Phase::Ready)
+    }
+
+    /// Memory of `host` that no member and no idle instance takes.
+    #[must_use]
+    pub fn free_memory(&self, host: &HostId) -> MiB {
+        let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
+        let taken: MiB = self
+            .nodes
+            .values()
+            .filter(|node| node.value.touches(host))
+            .map(|node| node.value.spec.memory)
+            .chain(self.idle(host).map(|(_, fact)| fact.memory))
+            .sum();
+        facts.capacity.memory.saturating_sub(taken)
+    }
+
+    /// The idle instances of a host that no node has claimed yet.
+    pub fn idle<'a>(&'a self, host: &HostId) -> impl Iterator<Item = (InstanceId, &'a InstanceFact)> {
+        self.hosts
+            .get(host)
+            .and_then(HostView::current_facts)
+            .into_iter()
+            .flat_map(|facts| &facts.instances)
+            .filter(|(_, fact)| fact.phase == Phase::Idle && fact.node.is_none())
+            .map(|(&instance, fact)| (instance, fact))
+            .filter(|(instance, _)| !self.is_claimed(*instance))
+    }
+
+    /// Whether a node names this instance (SAFE-6).
+    #[must_use]
+    pub fn is_claimed(&self, instance: InstanceId) -> bool {
+        self.nodes.values().any(|node| node.value.members().any(|member| member.instance == Some(instance)))
+    }
+}
