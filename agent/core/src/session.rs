@@ -113,6 +113,10 @@ impl Session {
                 self.deadline = Some(deadline);
                 (State::Open { renew: deadline - self.bounds.session_ttl + self.bounds.session_renew }, None)
             }
+            // The guard could not be asked before the deadline itself went by: only a new renewal helps.
+            (State::Confirming { deadline }, SessionEvent::GuardSilent | SessionEvent::Tick) if now >= deadline => {
+                (State::Open { renew: now }, None)
+            }
             // Without the guard's word the session is not renewed; the last acknowledged deadline stands.
             (State::Confirming { deadline }, SessionEvent::GuardSilent | SessionEvent::Tick) => {
                 (State::Confirming { deadline }, Some(SessionAction::Confirm(deadline)))
@@ -172,10 +176,19 @@ mod tests {
         let mut session = Session::new(Profile::Safe.bounds());
         session.step(SessionEvent::Tick, Boottime(0));
         session.step(SessionEvent::Written, Boottime(1));
-        for second in 1..20 {
+        for second in 1..6 {
             let action = session.step(SessionEvent::GuardSilent, Boottime(second * SECOND));
             assert!(matches!(action, Some(SessionAction::Confirm(_))), "{action:?}");
         }
+    }
+
+    #[test]
+    fn a_deadline_that_passed_before_the_guard_answered_needs_a_new_renewal() {
+        let mut session = Session::new(Profile::Safe.bounds());
+        session.step(SessionEvent::Tick, Boottime(0));
+        session.step(SessionEvent::Written, Boottime(1));
+        assert_eq!(session.step(SessionEvent::GuardSilent, Boottime(6 * SECOND)), None);
+        assert_eq!(session.step(SessionEvent::Tick, Boottime(6 * SECOND)), Some(SessionAction::Renew));
     }
 
     #[test]
