@@ -1,0 +1,45 @@
+//! The dead man's switch: ends this host's primaries when its agent did not renew in time.
+//!
+//! Owns the socket's protocol ([`wire`]), the client that the agent uses ([`Client`]) and the daemon behind the
+//! binary `understudy-guard` ([`daemon`]).
+//!
+//! Promises:
+//! * what it acknowledged is in a mapped table that a successor enforces before it answers anyone;
+//! * at the deadline every registered process gets SIGKILL through its pidfd, whatever agent, libvirtd or the store
+//!   are doing; a pid that was taken over by another process is never signalled;
+//! * an older epoch, an older session and a deadline that moves backwards are refused (SAFE-4).
+//!
+//! It must not start, stop or judge anything before the deadline, and it depends on nothing but `nix`.
+
+mod client;
+pub mod daemon;
+mod harden;
+mod log;
+mod notify;
+mod primaries;
+mod process;
+mod rules;
+mod sys;
+mod table;
+mod watchdog;
+pub mod wire;
+
+pub use client::{Client, ClientError};
+pub use wire::{Class, Deadline, Entry, Fired, Refusal, Registration, Status};
+
+/// Where the guard listens unless told otherwise.
+pub const SOCKET: &str = "/run/understudy/guard.sock";
+/// Where the guard keeps its table unless told otherwise; under `/run`, since it means nothing after a boot.
+pub const TABLE: &str = "/run/understudy/guard.table";
+/// How many primaries one host's guard holds.
+pub const CAPACITY: usize = 1024;
+
+/// Nanoseconds of `CLOCK_BOOTTIME`: the clock of every deadline, which also counts while the host is suspended.
+pub fn boottime_ns() -> u64 {
+    sys::boottime_ns()
+}
+
+/// A pidfd for a process, to be registered. Fails with `ESRCH` when there is no such process.
+pub fn pidfd_open(pid: u32) -> std::io::Result<std::os::fd::OwnedFd> {
+    sys::pidfd_open(pid)
+}

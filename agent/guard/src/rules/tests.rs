@@ -1,0 +1,58 @@
+//! Each rule as a table.
+use super::*;
+
+const fn at(boottime_ns: u64, session: u64) -> Deadline {
+    Deadline { boottime_ns, session }
+}
+
+#[test]
+fn a_deadline_moves_forward_within_a_session_and_sessions_move_forward() {
+    let far = 1_000 + AHEAD_MAX_NS;
+    let table = [
+        ("first", None, at(2_000, 5), Ok(())),
+        ("renewed", Some(at(2_000, 5)), at(3_000, 5), Ok(())),
+        ("repeated", Some(at(2_000, 5)), at(2_000, 5), Ok(())),
+        ("backwards", Some(at(3_000, 5)), at(2_999, 5), Err(Refusal::Backwards)),
+        ("older session", Some(at(2_000, 5)), at(9_000, 4), Err(Refusal::OldSession)),
+        ("new session may be shorter", Some(at(9_000, 5)), at(2_000, 6), Ok(())),
+        ("after the deadline", Some(at(900, 5)), at(2_000, 5), Ok(())),
+        ("already past", None, at(1_000, 5), Err(Refusal::PastDeadline)),
+        ("new session, already past", Some(at(500, 5)), at(900, 6), Err(Refusal::PastDeadline)),
+        ("as far as allowed", None, at(far, 5), Ok(())),
+        ("too far", None, at(far + 1, 5), Err(Refusal::TooFar)),
+        ("overflowing", None, at(u64::MAX, 5), Err(Refusal::TooFar)),
+    ];
+    for (name, current, asked, expected) in table {
+        assert_eq!(deadline(current, asked, 1_000), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_deadline_is_reached_at_its_very_nanosecond() {
+    assert!(!expired(None, u64::MAX));
+    assert!(!expired(Some(at(1_000, 1)), 999));
+    assert!(expired(Some(at(1_000, 1)), 1_000));
+}
+
+#[test]
+fn a_registration_never_goes_back_an_epoch_and_never_doubles_a_process() {
+    let process = Process { pid: 10, start_time: 77, inode: 5 };
+    let reused = Process { pid: 10, start_time: 78, inode: 5 };
+    let reused_at_once = Process { pid: 10, start_time: 77, inode: 6 };
+    let held = Some(Held { epoch: 4, process });
+    let table = [
+        ("new", None, 1, process, Ok(Admission::Write)),
+        ("repeated", held, 4, process, Ok(Admission::Repeated)),
+        ("raised", held, 5, process, Ok(Admission::Write)),
+        ("older", held, 3, process, Err(Refusal::OldEpoch)),
+        ("older and another", held, 3, reused, Err(Refusal::OldEpoch)),
+        ("another process", held, 5, reused, Err(Refusal::OtherProcess)),
+        ("another within a tick", held, 4, reused_at_once, Err(Refusal::OtherProcess)),
+    ];
+    for (name, held, epoch, process, expected) in table {
+        assert_eq!(registration(held, epoch, process), expected, "{name}");
+    }
+    assert_eq!(forgetting(None, 0), Ok(()));
+    assert_eq!(forgetting(held, 4), Ok(()));
+    assert_eq!(forgetting(held, 3), Err(Refusal::OldEpoch));
+}
