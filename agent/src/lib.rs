@@ -1,0 +1,3 @@
+//! The agent: wiring of the parts into the `understudy` binary.
+
+pub mod gateway;
