@@ -1,0 +1,173 @@
+//! Owns the sandbox: how code is compiled, what one question may use, and what it is called when that is too much.
+//!
+//! Promises: nothing of a question outlives it, and its result depends on the component and the question alone.
+
+use std::sync::Arc;
+
+use understudy_core::units::MiB;
+use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
+use wasmtime::{Config, Engine, ResourceLimiter, Store, Trap};
+
+use crate::bindings::{self, understudy::policy::log::Level};
+use crate::config::PolicyConfig;
+use crate::fault::{LoadFault, PolicyFault};
+use crate::log::PolicyLog;
+use crate::text::one_line;
+use crate::ticker::Ticker;
+
+/// A quarter of what the smallest thread of the daemon has, so that a guest's recursion ends before the host's
+/// stack does.
+const STACK_BYTES: usize = 512 << 10;
+/// A Python component has some 30 core instances, a few tables each.
+const INSTANCES_MAX: usize = 128;
+/// What the host keeps for one element of a table, rounded up.
+const TABLE_ELEMENT_BYTES: usize = 16;
+/// Text of a guest that a fault carries.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 512;
+/// How the engine reports that hostcall fuel is used up: it has no type of its own for that. The test with an
+/// answer too large would see a change of this text.
+const FUEL_TEXT: &str = "fuel allocated for hostcalls has been exhausted";
+
+/// The engine and the limits of every question.
+pub(crate) struct Sandbox {
+    pub(crate) engine: Engine,
+    pub(crate) linker: Linker<Guest>,
+    ticker: Ticker,
+    limits: PolicyConfig,
+}
+
+/// What the host keeps for one question.
+pub(crate) struct Guest {
+    log: Arc<PolicyLog>,
+    budget: Budget,
+    /// The last line that the policy logged as an error: the reason that it gives for a trap.
+    said: Option<String>,
+}
+
+impl bindings::understudy::policy::types::Host for Guest {}
+
+impl bindings::understudy::policy::log::Host for Guest {
+    fn write(&mut self, level: Level, message: String) {
+        if level == Level::Error {
+            self.said = Some(one_line(&message, MESSAGE_BYTES_MAX));
+        }
+        self.log.write(level, &message);
+    }
+}
+
+/// Bytes that are left for the memories and tables of one question.
+struct Budget {
+    left: usize,
+    exceeded: bool,
+}
+
+impl Budget {
+    fn take(&mut self, bytes: Option<usize>) -> wasmtime::Result<bool> {
+        match bytes.and_then(|b| self.left.checked_sub(b)) {
+            Some(left) => {
+                self.left = left;
+                Ok(true)
+            }
+            None => {
+                self.exceeded = true;
+                // Not `Ok(false)`: guests turn that into a trap of their own that says nothing of memory.
+                Err(wasmtime::Error::msg("memory limit reached"))
+            }
+        }
+    }
+}
+
+impl ResourceLimiter for Budget {
+    fn memory_growing(&mut self, from: usize, to: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
+        self.take(Some(to.saturating_sub(from)))
+    }
+
+    fn table_growing(&mut self, from: usize, to: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
+        self.take(to.saturating_sub(from).checked_mul(TABLE_ELEMENT_BYTES))
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        INSTANCES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        INSTANCES_MAX
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn new(limits: &PolicyConfig) -> Result<Self, LoadFault> {
+        let fault = |message: String| LoadFault::Engine { message };
+        // Threads and the async extensions are left out at build time, see the features in Cargo.toml.
+        let mut config = Config::new();
+        config
+            .epoch_interruption(true)
+            .max_wasm_stack(STACK_BYTES)
+            .cranelift_nan_canonicalization(true)
+            .wasm_relaxed_simd(false)
+            .relaxed_simd_deterministic(true);
+        let engine = Engine::new(&config).map_err(|e| fault(format!("{e:#}")))?;
+        let mut linker = Linker::new(&engine);
+        bindings::Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest)
+            .map_err(|e| fault(format!("{e:#}")))?;
+        let ticker = Ticker::start(&engine).map_err(|e| fault(e.to_string()))?;
+        Ok(Self { engine, linker, ticker, limits: limits.clone() })
+    }
+
+    /// Put one question to a fresh instance: `call` makes the one call of an export.
+    pub(crate) fn ask<R>(
+        &self,
+        policy: &str,
+        log: &Arc<PolicyLog>,
+        pre: &InstancePre<Guest>,
+        call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<Result<R, String>>,
+    ) -> Result<R, PolicyFault> {
+        let budget = Budget { left: bytes(self.limits.memory), exceeded: false };
+        let mut store = Store::new(&self.engine, Guest { log: Arc::clone(log), budget, said: None });
+        store.limiter(|guest| &mut guest.budget);
+        store.set_hostcall_fuel(bytes(self.limits.answer_size));
+        let ticking = self.ticker.question();
+        store.set_epoch_deadline(Ticker::ticks(self.limits.deadline));
+        let outcome = pre.instantiate(&mut store).and_then(|instance| call(&mut store, &instance));
+        drop(ticking);
+        match outcome {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(message)) => Err(PolicyFault::Guest {
+                policy: policy.to_owned(),
+                message: one_line(&message, MESSAGE_BYTES_MAX),
+            }),
+            Err(error) => {
+                tracing::debug!(policy, ?error, "policy broke off");
+                Err(self.fault(policy, store.into_data(), &error))
+            }
+        }
+    }
+
+    fn fault(&self, policy: &str, guest: Guest, error: &wasmtime::Error) -> PolicyFault {
+        let policy = policy.to_owned();
+        if guest.budget.exceeded {
+            return PolicyFault::Memory { policy, limit: self.limits.memory };
+        }
+        let trap = error.downcast_ref::<Trap>().copied();
+        if trap == Some(Trap::Interrupt) {
+            return PolicyFault::Deadline { policy, limit: self.limits.deadline };
+        }
+        let what = trap.map_or_else(|| error.root_cause().to_string(), |t| t.to_string());
+        if trap.is_none() && what.contains(FUEL_TEXT) {
+            return PolicyFault::TooLarge { policy, limit: self.limits.answer_size };
+        }
+        let message = match guest.said {
+            Some(said) => format!("{said} ({what})"),
+            None => what,
+        };
+        PolicyFault::Trap { policy, message: one_line(&message, MESSAGE_BYTES_MAX) }
+    }
+}
+
+fn bytes(size: MiB) -> usize {
+    usize::try_from(size.bytes()).unwrap_or(usize::MAX)
+}

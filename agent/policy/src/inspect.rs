@@ -1,0 +1,118 @@
+//! Owns the look at a component's imports and exports, before anything of it is compiled: compiling a component of
+//! 18 MiB takes most of a minute, reading its outer sections takes a few milliseconds.
+
+use std::collections::BTreeSet;
+
+use understudy_core::policy::Interface;
+use wasmparser::{Encoding, Parser, Payload};
+
+use crate::fault::FileFault;
+
+/// The package of `wit/`.
+const PACKAGE: &str = "understudy:policy/";
+/// Components made for another 0.1.x are compatible: see the rules for change in `wit/types.wit`.
+const VERSION_TRACK: &str = "0.1.";
+/// What a component may import: `types` holds no functions.
+const IMPORTS: [&str; 2] = ["log", "types"];
+
+/// The interfaces that the component in `bytes` exports, if it may be compiled at all.
+pub(crate) fn inspect(bytes: &[u8]) -> Result<BTreeSet<Interface>, FileFault> {
+    let mut exports = BTreeSet::new();
+    let mut outer = None;
+    // How many modules and components we are inside of, the outermost not counted.
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(bytes) {
+        match payload.map_err(damaged)? {
+            Payload::Version { encoding, .. } if outer.is_none() => {
+                if encoding == Encoding::Module {
+                    return Err(FileFault::CoreModule);
+                }
+                outer = Some(encoding);
+            }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                for import in section {
+                    check_import(import.map_err(damaged)?.name.name)?;
+                }
+            }
+            Payload::ComponentExportSection(section) if depth == 0 => {
+                for export in section {
+                    exports.extend(check_export(export.map_err(damaged)?.name.name)?);
+                }
+            }
+            _ => {}
+        }
+    }
+    if exports.is_empty() { Err(FileFault::NoInterface) } else { Ok(exports) }
+}
+
+fn damaged(error: wasmparser::BinaryReaderError) -> FileFault {
+    FileFault::Damaged { message: error.to_string() }
+}
+
+/// The interface and the version of a name of our package.
+fn ours(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix(PACKAGE)?.split_once('@')
+}
+
+fn is_spoken(version: &str) -> bool {
+    version.strip_prefix(VERSION_TRACK).is_some_and(|patch| patch.parse::<u32>().is_ok())
+}
+
+fn check_import(name: &str) -> Result<(), FileFault> {
+    match ours(name) {
+        Some((interface, version)) if IMPORTS.contains(&interface) => {
+            if is_spoken(version) {
+                Ok(())
+            } else {
+                Err(FileFault::Version { name: name.to_owned() })
+            }
+        }
+        Some(_) | None => Err(FileFault::Import { name: name.to_owned() }),
+    }
+}
+
+/// The interface that an export stands for; none for exports that are no question of ours.
+fn check_export(name: &str) -> Result<Option<Interface>, FileFault> {
+    let Some((interface, version)) = ours(name) else { return Ok(None) };
+    let found = Interface::ALL.into_iter().find(|i| i.as_str() == interface);
+    if found.is_some() && !is_spoken(version) {
+        return Err(FileFault::Version { name: name.to_owned() });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compatible_within_0_1() {
+        for (version, spoken) in [
+            ("0.1.0", true),
+            ("0.1.17", true),
+            ("0.1", false),
+            ("0.2.0", false),
+            ("0.1.0-rc1", false),
+            ("0.10.0", false),
+        ] {
+            assert_eq!(is_spoken(version), spoken, "{version}");
+        }
+    }
+
+    #[test]
+    fn only_our_log_and_types_can_be_imported() {
+        assert!(check_import("understudy:policy/log@0.1.0").is_ok());
+        assert!(check_import("understudy:policy/types@0.1.3").is_ok());
+        for (name, part) in [
+            ("wasi:io/poll@0.2.9", "wasm32-unknown-unknown"),
+            ("understudy:policy/placement@0.1.0", "may import only"),
+            ("understudy:policy/log@0.2.0", "0.1"),
+            ("log", "may import only"),
+        ] {
+            let fault = check_import(name).unwrap_err().to_string();
+            assert!(fault.contains(part) && fault.contains(name), "{fault}");
+        }
+    }
+}

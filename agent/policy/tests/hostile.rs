@@ -1,0 +1,200 @@
+//! Guests that misbehave: whatever they do, the question ends in a named fault, and the next one is answered.
+//!
+//! Each guest is a core module in text form, made into a component by the same tool that linkers use. It behaves
+//! while the terminal's name is that of the trial question, five letters long, and misbehaves for any other.
+
+mod common;
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use common::{Folder, component, placement_guest, question};
+use understudy_core::policy::{Interface, Pick, PlacementAnswer};
+use understudy_core::units::MiB;
+use understudy_policy::{LoadFault, PolicyConfig, PolicyFault, PolicyHost};
+
+/// Generous: on a busy machine a thread may wait for its turn much longer than a deadline lasts.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn config() -> PolicyConfig {
+    PolicyConfig { deadline: Duration::from_millis(50), ..PolicyConfig::default() }
+}
+
+/// A host with this one guest, which has passed its trial.
+fn host_with(body: &str) -> PolicyHost {
+    let folder = Folder::new();
+    folder.add("hostile", &placement_guest(body));
+    let (host, faults) = PolicyHost::load(folder.path(), &config());
+    assert!(faults.is_empty(), "{faults:?}");
+    host
+}
+
+/// What comes of a question that the guest misbehaves at; afterwards it must answer one that it likes.
+fn misbehave(body: &str) -> Result<PlacementAnswer, PolicyFault> {
+    let host = host_with(body);
+    let outcome = host.ask_placement(&question("villain"));
+    assert_eq!(host.ask_placement(&question("trial")), Ok(PlacementAnswer::default()), "after {outcome:?}");
+    outcome
+}
+
+#[test]
+fn an_endless_loop_ends_at_the_deadline() {
+    let host = host_with("(loop $l (br $l))");
+    let start = Instant::now();
+    let fault = host.ask_placement(&question("villain")).unwrap_err();
+    assert_eq!(fault, PolicyFault::Deadline { policy: "hostile".to_owned(), limit: config().deadline });
+    assert!(start.elapsed() >= config().deadline, "{:?}", start.elapsed());
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    assert_eq!(fault.to_string(), "policy hostile did not answer within 50 ms");
+}
+
+#[test]
+fn an_endless_loop_holds_up_no_other_question() {
+    let folder = Folder::new();
+    folder.add("hostile", &placement_guest("(loop $l (br $l))"));
+    folder.add("honest", &placement_guest(""));
+    let choice = |name: &str| PolicyConfig {
+        deadline: PATIENCE,
+        choice: [(Interface::Placement, name.to_owned())].into(),
+        ..PolicyConfig::default()
+    };
+    let short = PolicyConfig { deadline: Duration::from_millis(500), ..choice("hostile") };
+    let (hostile, _) = PolicyHost::load(folder.path(), &short);
+    let (honest, _) = PolicyHost::load(folder.path(), &choice("honest"));
+    let (done, looped) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| done.send(hostile.ask_placement(&question("villain"))));
+        // Until the loop has ended, the other policy is asked again and again.
+        let mut answers = 0;
+        let outcome = loop {
+            assert!(honest.ask_placement(&question("villain")).is_ok());
+            answers += 1;
+            if let Ok(outcome) = looped.try_recv() {
+                break outcome;
+            }
+        };
+        assert!(matches!(outcome, Err(PolicyFault::Deadline { .. })), "{outcome:?}");
+        assert!(answers > 1);
+    });
+}
+
+#[test]
+fn an_endless_log_ends_at_the_deadline() {
+    let outcome =
+        misbehave("(loop $l (call $log (i32.const 2) (i32.const 524288) (i32.const 65536)) (br $l))");
+    assert!(matches!(outcome, Err(PolicyFault::Deadline { .. })), "{outcome:?}");
+}
+
+#[test]
+fn memory_ends_at_the_limit() {
+    for (kind, body) in [
+        ("memory", "(loop $l (drop (memory.grow (i32.const 64))) (br $l))"),
+        ("at once", "(drop (memory.grow (i32.const 60000)))"),
+        ("table", "(drop (table.grow $t (ref.null func) (i32.const 5000000)))"),
+    ] {
+        let fault = misbehave(body).unwrap_err();
+        assert_eq!(fault, PolicyFault::Memory { policy: "hostile".to_owned(), limit: MiB(64) }, "{kind}");
+    }
+}
+
+#[test]
+fn a_trap_is_reported_with_what_the_guest_said_last() {
+    for (body, parts) in [
+        ("unreachable", &["unreachable"][..]),
+        ("(call $deep)", &["stack"]),
+        ("(drop (i32.load (i32.const 0x7fffffff)))", &["out of bounds"]),
+        ("(drop (i32.div_u (i32.const 1) (i32.const 0)))", &["divide by zero"]),
+        (
+            "(call $log (i32.const 0) (i32.const 512) (i32.const 12)) unreachable",
+            &["out of ideas", "unreachable"],
+        ),
+        // An answer that is neither `ok` nor `error`.
+        ("(i32.store8 (i32.const 1024) (i32.const 7))", &["discriminant"]),
+        // A list of picks beyond the end of memory.
+        (
+            "(i32.store (i32.const 1028) (i32.const 0x7ffffff0)) (i32.store (i32.const 1032) (i32.const 9))",
+            &["bounds"],
+        ),
+        // An error text that is no UTF-8.
+        (
+            "(i32.store8 (i32.const 1024) (i32.const 1)) (i32.store8 (i32.const 0) (i32.const 255))
+             (i32.store (i32.const 1028) (i32.const 0)) (i32.store (i32.const 1032) (i32.const 1))",
+            &["utf-8"],
+        ),
+    ] {
+        match misbehave(body) {
+            Err(PolicyFault::Trap { message, .. }) => {
+                assert!(parts.iter().all(|p| message.contains(p)), "{body}: {message}");
+            }
+            outcome => panic!("{body}: {outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_answer_too_large_is_not_copied() {
+    let grow = "(drop (memory.grow (i32.const 512)))";
+    for (kind, tag, items) in [("a million picks", 0, 1_000_000), ("an error of 16 MiB", 1, 16 << 20)] {
+        let fault = misbehave(&format!(
+            "{grow} (i32.store8 (i32.const 1024) (i32.const {tag}))
+             (i32.store (i32.const 1028) (i32.const 0)) (i32.store (i32.const 1032) (i32.const {items}))"
+        ))
+        .unwrap_err();
+        assert_eq!(fault, PolicyFault::TooLarge { policy: "hostile".to_owned(), limit: MiB(4) }, "{kind}");
+    }
+    let log = format!("{grow} (call $log (i32.const 2) (i32.const 0) (i32.const {}))", 16 << 20);
+    assert_eq!(misbehave(&log).unwrap_err().kind(), "too-large");
+}
+
+#[test]
+fn lies_are_passed_on_for_core_to_refuse() {
+    // Three picks at 2048: row 4294967295 without a reason, row 0 twice with a reason of two lines.
+    let answer = misbehave(
+        "(i32.store (i32.const 1028) (i32.const 2048)) (i32.store (i32.const 1032) (i32.const 3))
+         (i32.store (i32.const 2048) (i32.const -1))
+         (i32.store (i32.const 2068) (i32.const 1)) (i32.store (i32.const 2072) (i32.const 528))
+         (i32.store (i32.const 2076) (i32.const 7))",
+    )
+    .unwrap();
+    let pick = |index, reason: Option<&str>| Pick { index, reason: reason.map(str::to_owned) };
+    assert_eq!(answer.picks, [pick(u32::MAX, None), pick(0, Some("two lin")), pick(0, None)]);
+}
+
+#[test]
+fn picks_beyond_those_wanted_are_cut_off() {
+    let host = host_with(
+        "(i32.store (i32.const 1028) (i32.const 2048)) (i32.store (i32.const 1032) (i32.const 100))",
+    );
+    let mut asked = question("villain");
+    asked.wanted = 2;
+    assert_eq!(host.ask_placement(&asked).unwrap().picks.len(), 2);
+}
+
+#[test]
+fn an_error_of_the_guest_is_its_own_words_on_one_line() {
+    let outcome = misbehave(
+        "(i32.store8 (i32.const 1024) (i32.const 1))
+         (i32.store (i32.const 1028) (i32.const 528)) (i32.store (i32.const 1032) (i32.const 9))",
+    );
+    assert_eq!(outcome.unwrap_err().to_string(), "policy hostile says: two lines");
+}
+
+#[test]
+fn a_guest_that_fails_its_trial_is_not_used() {
+    let folder = Folder::new();
+    let at_trial = |body: &str| component(&common::module(body, "if (i32.const 1)"), "placement-policy");
+    folder.add("loops", &at_trial("(loop $l (br $l))"));
+    folder.add("hogs", &at_trial("(drop (memory.grow (i32.const 60000)))"));
+    folder.add("traps", &at_trial("unreachable"));
+    folder.add("honest", &placement_guest(""));
+    let (host, faults) = PolicyHost::load(folder.path(), &config());
+    let said: Vec<String> = faults.iter().map(|f| common::chain(f)).collect();
+    for (name, part) in [("hogs", "64 MiB"), ("loops", "within 50 ms"), ("traps", "unreachable")] {
+        let hits = said.iter().filter(|s| s.contains(&format!("{name}.wasm")) && s.contains(part)).count();
+        assert_eq!(hits, 1, "{name}: {said:#?}");
+    }
+    assert_eq!(faults.len(), 3, "{said:#?}");
+    assert!(faults.iter().all(|f| matches!(f, LoadFault::File { .. })));
+    assert_eq!(host.deciding(Interface::Placement).unwrap().name, "honest");
+    assert!(host.ask_placement(&question("anyone")).is_ok());
+}

@@ -1,0 +1,124 @@
+//! The shipped policies as components: built as users build them, asked through the host.
+
+mod common;
+#[path = "../../../tests/xtask/src/policies.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a module of xtask, included because xtask is a program")]
+mod policies;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::{chain, question, row};
+use understudy_core::policy::{
+    BackupCountQuestion, ClusterRow, HostState, Interface, NodeMember, Part, Purpose,
+};
+use understudy_core::units::MiB;
+use understudy_policy::{PolicyConfig, PolicyHost};
+
+/// The folder of built policies; none, and a line that says why, where they cannot be built.
+fn shipped(test: &str) -> Option<PathBuf> {
+    if let Err(missing) = policies::toolchain(false) {
+        eprintln!("SKIPPED: {test}: {missing:#}");
+        return None;
+    }
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).canonicalize().unwrap();
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("policies");
+    let built = policies::build(&root, &out, false).unwrap();
+    let names: Vec<_> = built.iter().map(|b| b.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["count", "spread"]);
+    Some(out)
+}
+
+fn host(folder: &Path) -> PolicyHost {
+    let (host, faults) = PolicyHost::load(folder, &PolicyConfig::default());
+    assert!(faults.is_empty(), "{faults:?}");
+    host
+}
+
+#[test]
+fn spread_places_by_room_anti_affinity_and_load() {
+    let Some(folder) = shipped("spread_places_by_room_anti_affinity_and_load") else { return };
+    let host = host(&folder);
+    assert_eq!(host.deciding(Interface::Placement).unwrap().name, "spread");
+    let mut asked = question("alice");
+    asked.purpose = Purpose::WarmBackup;
+    asked.hosts = ["primary", "busy", "calm", "draining", "full", "idle"].map(row).into();
+    asked.members = vec![NodeMember { host: "primary".parse().unwrap(), part: Part::Primary }];
+    asked.template = Some("standard".to_owned());
+    asked.hosts[1].load_permille = 900;
+    asked.hosts[3].state = HostState::Draining;
+    asked.hosts[4].free_memory = MiB(100);
+    asked.hosts[5].load_permille = 950;
+    asked.hosts[5].idle.insert("standard".to_owned(), 1);
+    let answer = host.ask_placement(&asked).unwrap();
+    let rows: Vec<u32> = answer.picks.iter().map(|p| p.index).collect();
+    assert_eq!(rows, [5, 2, 1, 0], "{answer:?}");
+    assert_eq!(
+        answer.picks[3].reason.as_deref(),
+        Some("no idle instance, has the node's primary, strain 0, 65536 MiB free")
+    );
+    assert_eq!(host.ask_placement(&asked).unwrap(), answer, "the same question");
+}
+
+#[test]
+fn count_answers_by_role_and_label_and_refuses_what_it_cannot_read() {
+    let Some(folder) = shipped("count_answers_by_role_and_label_and_refuses_what_it_cannot_read") else {
+        return;
+    };
+    let host = host(&folder);
+    let mut asked = BackupCountQuestion {
+        node: "alice/display".parse().unwrap(),
+        protected: false,
+        terminal_labels: BTreeMap::new(),
+        environment_labels: BTreeMap::new(),
+        backups: 0,
+        deficit: 0,
+        cluster: ClusterRow { hosts: 5, hosts_ready: 5, failures_last_day: 0, deficit: 0 },
+    };
+    let mut backups = |label: Option<&str>| {
+        asked.terminal_labels = label.map(|l| ("backups".to_owned(), l.to_owned())).into_iter().collect();
+        host.ask_backup_count(&asked).map(|a| (a.primaries, a.backups))
+    };
+    assert_eq!(backups(None), Ok((1, 1)));
+    assert_eq!(backups(Some("2")), Ok((1, 2)));
+    assert_eq!(backups(Some("9")), Ok((1, 4)));
+    assert_eq!(
+        backups(Some("many")).unwrap_err().to_string(),
+        "policy count says: label backups='many' of alice/display is no number from 0 on"
+    );
+}
+
+#[test]
+fn a_parameter_that_a_policy_does_not_know_keeps_it_from_being_used() {
+    let Some(folder) = shipped("a_parameter_that_a_policy_does_not_know_keeps_it_from_being_used") else {
+        return;
+    };
+    let mut config = PolicyConfig::default();
+    let parameter = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    config.parameters.insert("count".to_owned(), parameter("display", "2"));
+    config.parameters.insert("spread".to_owned(), parameter("wieght", "2"));
+    let (host, faults) = PolicyHost::load(&folder, &config);
+    let said: Vec<String> = faults.iter().map(|f| chain(f)).collect();
+    assert!(said.len() == 1 && said[0].contains("parameter 'wieght' is unknown"), "{said:?}");
+    assert_eq!(host.policies().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["count"]);
+}
+
+#[test]
+fn shipped_components_hold_no_path_of_the_machine_that_built_them() {
+    let Some(folder) = shipped("shipped_components_hold_no_path_of_the_machine_that_built_them") else {
+        return;
+    };
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .canonicalize()
+        .unwrap()
+        .display()
+        .to_string();
+    for name in ["spread", "count"] {
+        let bytes = std::fs::read(folder.join(format!("{name}.wasm"))).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for path in ["/.cargo/", "/.cache/", "/.rustup/", root.as_str()] {
+            assert!(!text.contains(path), "{name}.wasm names {path}");
+        }
+        assert!(bytes.len() < 100 << 10, "{name}.wasm has {} bytes", bytes.len());
+    }
+}
