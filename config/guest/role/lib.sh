@@ -27,7 +27,7 @@ wrong_use() {
 }
 
 # Waits a fraction of a second without a process for it: nothing is ever written to that pipe.
-nap() { read -r -t "$1" _ <>"$state/never"; }
+nap() { read -r -t "$1" _ <>"$state/never" || :; }
 
 seconds() {
     IFS=' .' read -r up _ </proc/uptime
