@@ -1,0 +1,372 @@
+//! Real qemu under a real libvirtd, in hosts of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid as UnixPid;
+use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::units::MiB;
+use understudy_hypervisor::process::process_of;
+use understudy_hypervisor::{
+    EventKind, GuestCommand, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign,
+    Lifecycle, ListError, MigrationOutcome, MigrationTarget, Note, PauseCause, StartError, StopCause,
+};
+
+use crate::host::{Host, LONG, chain, fact, inside, until, virsh};
+use crate::suite::{Bed, conforms, state};
+
+struct RealBed<'a> {
+    host: &'a Host,
+    libvirt: Libvirt,
+}
+
+fn shell(script: &str) -> Vec<String> {
+    ["/bin/busybox", "sh", "-c", script].map(str::to_owned).to_vec()
+}
+
+impl Bed for RealBed<'_> {
+    fn hypervisor(&self) -> &dyn Hypervisor {
+        &self.libvirt
+    }
+    fn spec(&self, number: u8) -> InstanceSpec {
+        self.host.spec(number)
+    }
+    fn permit(&self, id: InstanceId, epoch: Epoch) {
+        // The suite asks for older epochs too, which the writer of permits refuses; the hook must do so as well.
+        if self.host.permits(1).floor(id).unwrap() <= epoch {
+            self.host.permit(1, id, epoch);
+        }
+    }
+    fn put(&self) -> Vec<String> {
+        shell("/bin/busybox cat > /run/mark")
+    }
+    fn get(&self) -> Vec<String> {
+        shell("/bin/busybox cat /run/mark")
+    }
+    fn exit_7(&self) -> Vec<String> {
+        shell("exit 7")
+    }
+    fn hang(&self) -> Vec<String> {
+        shell("/bin/busybox sleep 60")
+    }
+    fn image(&self, name: &str) -> PathBuf {
+        self.host.folder.join(name)
+    }
+    fn role_disk(&self) -> PathBuf {
+        let path = self.host.folder.join("role.erofs");
+        if path.exists() { path } else { self.host.role_disk() }
+    }
+    fn damaged_role_disk(&self) -> PathBuf {
+        let path = self.host.folder.join("damaged.erofs");
+        let bytes = std::fs::read(self.role_disk()).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        path
+    }
+    fn damage_image(&self, path: &Path) {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    }
+}
+
+#[test]
+fn real_qemu_conforms() {
+    inside("one", "real::real_qemu_conforms", |host| {
+        conforms(&RealBed { host, libvirt: host.libvirt() });
+    });
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(UnixPid::from_raw(pid), signal).expect("the process is there");
+}
+
+fn libvirtd() -> i32 {
+    std::fs::read_to_string("/run/libvirtd.pid").unwrap().trim().parse().unwrap()
+}
+
+fn start_libvirtd() {
+    let _ = std::fs::remove_file("/run/libvirtd.pid");
+    let status =
+        Command::new("libvirtd").args(["--daemon", "--pid-file", "/run/libvirtd.pid"]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
+    inside(
+        "one",
+        "real::a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances",
+        |host| {
+            let hv = host.libvirt();
+            let (one, two) = (host.boot(&hv, 1), host.boot(&hv, 2));
+            let (first, second) = (one.pid.expect("a process"), two.pid.expect("a process"));
+            let events = hv.subscribe();
+            signal(libvirtd(), Signal::SIGKILL);
+            until("the loss is noticed", || matches!(hv.instances(), Err(ListError::List(_))));
+            signal(first.0, Signal::SIGKILL);
+            let killed = Instant::now();
+            let (mut lost, mut died) = (false, None);
+            while died.is_none() {
+                match events.recv_timeout(LONG).expect("the death is told").kind {
+                    EventKind::ConnectionLost => lost = true,
+                    EventKind::Died { id, pid } => {
+                        assert_eq!((id, pid), (one.id, first));
+                        died = Some(killed.elapsed());
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            let died = died.expect("just seen");
+            eprintln!("figure: death told {died:?} after SIGKILL, with libvirtd down");
+            assert!(lost && died < Duration::from_secs(2), "{died:?}");
+            assert_eq!(process_of(one.id).unwrap(), None);
+            assert_eq!(process_of(two.id).unwrap(), Some(second));
+            let down = Instant::now();
+            start_libvirtd();
+            until("libvirt is back", || hv.instances().is_ok());
+            eprintln!("figure: connected again {:?} after libvirtd's start", down.elapsed());
+            assert_eq!(hv.life(one.id).unwrap(), LifeSign::Gone);
+            assert_eq!(hv.life(two.id).unwrap(), LifeSign::Known(InstanceState::Running));
+            assert_eq!(fact(&hv, two.id).unwrap().pid, Some(second));
+            hv.guest_ping(two.id, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
+            let after: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
+            assert!(after.contains(&EventKind::ConnectionRegained), "{after:?}");
+            assert!(!after.iter().any(|kind| matches!(kind, EventKind::Died { .. })), "{after:?}");
+            // A polite signal looks like an orderly stop to libvirt; the process's death is told all the same.
+            signal(second.0, Signal::SIGTERM);
+            let mut seen = Vec::new();
+            while !(seen.contains(&EventKind::Died { id: two.id, pid: second })
+                && seen.contains(&EventKind::Lifecycle {
+                    id: two.id,
+                    change: Lifecycle::Stopped(StopCause::ShutDown),
+                }))
+            {
+                seen.push(events.recv_timeout(LONG).unwrap_or_else(|_| panic!("{seen:?}")).kind);
+            }
+            hv.destroy(two.id).unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
+    inside("one", "real::a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy", |host| {
+        let hv = host.libvirt();
+        let instance = host.boot(&hv, 1);
+        // A libvirtd that forgot: its notes on running domains are gone when it starts again.
+        signal(libvirtd(), Signal::SIGKILL);
+        until("it is gone", || !Path::new(&format!("/proc/{}", libvirtd())).exists());
+        std::fs::remove_file(format!("/run/libvirt/qemu/{}.xml", instance.name)).unwrap();
+        start_libvirtd();
+        until("libvirt is back", || hv.instances().is_ok());
+        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::ProcessOnly(instance.pid.expect("a process")));
+        hv.destroy(instance.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Gone);
+    });
+}
+
+#[test]
+fn nothing_managed_starts_behind_the_agents_back() {
+    inside("one", "real::nothing_managed_starts_behind_the_agents_back", |host| {
+        let hv = host.libvirt();
+        let instance = host.boot(&hv, 1);
+        let (ok, xml) = virsh(&["dumpxml", "--inactive", "u1"]);
+        assert!(ok, "{xml}");
+        let (description, image) = (host.folder.join("u1.xml"), host.folder.join("u1.save"));
+        std::fs::write(&description, &xml).unwrap();
+        hv.save_memory(instance.id, &image, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        hv.destroy(instance.id).unwrap();
+        let (description, image) = (description.display().to_string(), image.display().to_string());
+        let refused = |arguments: &[&str]| {
+            let (ok, text) = virsh(arguments);
+            assert!(!ok && text.contains("there is no permit"), "{arguments:?}: {text}");
+        };
+        refused(&["create", &description]);
+        refused(&["restore", &image]);
+        assert!(virsh(&["define", &description]).0);
+        refused(&["start", "u1"]);
+        assert!(virsh(&["autostart", "u1"]).0);
+        let facts = hv.instances().unwrap();
+        assert_eq!(
+            facts.iter().map(|fact| (fact.id, fact.state)).collect::<Vec<_>>(),
+            [(instance.id, InstanceState::Off)]
+        );
+        // The autostart of a libvirtd that starts anew is refused too. (A mark under /run tells libvirt that it has
+        // run before in this boot, and then it starts nothing.)
+        signal(libvirtd(), Signal::SIGKILL);
+        until("it is gone", || !Path::new(&format!("/proc/{}", libvirtd())).exists());
+        let _ = std::fs::remove_file("/run/libvirt/qemu/autostarted");
+        start_libvirtd();
+        until("libvirt is back", || hv.instances().is_ok());
+        let log = "/var/log/libvirt/libvirtd.log";
+        until("the autostart was refused", || {
+            std::fs::read_to_string(log).is_ok_and(|text| text.contains("no permit"))
+        });
+        assert_eq!(process_of(instance.id).unwrap(), None);
+        // Destroy ends the definition as well.
+        hv.destroy(instance.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(hv.instances().unwrap(), Vec::new());
+        assert!(!virsh(&["dominfo", "u1"]).0);
+    });
+}
+
+#[test]
+fn qemus_monitor_takes_an_open_file() {
+    inside("one", "real::qemus_monitor_takes_an_open_file", |host| {
+        use std::os::fd::AsFd;
+        let hv = host.libvirt();
+        let instance = host.boot(&hv, 1);
+        let file = tempfile::tempfile().unwrap();
+        let ask = |command: serde_json::Value, files: &[std::os::fd::BorrowedFd<'_>]| {
+            hv.monitor_with_files(instance.id, &command, files)
+                .unwrap_or_else(|error| panic!("{}", chain(&error)))
+        };
+        let status = ask(serde_json::json!({"execute": "query-status"}), &[]);
+        assert_eq!(status["return"]["status"], "running");
+        let taken = serde_json::json!({"execute": "getfd", "arguments": {"fdname": "one"}});
+        assert!(ask(taken.clone(), &[file.as_fd()])["return"].is_object());
+        let given_back = serde_json::json!({"execute": "closefd", "arguments": {"fdname": "one"}});
+        assert!(ask(given_back, &[])["return"].is_object());
+        let without = hv.monitor_with_files(instance.id, &taken, &[]);
+        assert!(
+            without.is_err() || without.is_ok_and(|answer| answer["error"].is_object()),
+            "no file was passed"
+        );
+        hv.destroy(instance.id).unwrap();
+    });
+}
+
+#[test]
+fn a_panic_and_a_wrong_address_are_told() {
+    inside("one", "real::a_panic_and_a_wrong_address_are_told", |host| {
+        for uri in ["foo:///system", "qemu:///sistem"] {
+            let started = Libvirt::start(LibvirtConfig { uri: uri.to_owned(), ..LibvirtConfig::local() });
+            assert!(matches!(started, Err(StartError::Uri { .. })), "{uri}");
+        }
+        let hv = host.libvirt();
+        let instance = host.boot(&hv, 1);
+        let stats = hv.stats().unwrap();
+        let own = stats.iter().find(|stats| stats.id == instance.id).expect("it is counted");
+        assert!(own.cpu_time.is_some_and(|time| time > Duration::ZERO), "{own:?}");
+        assert_eq!(
+            (own.memory_maximum_kib, own.interfaces.len()),
+            (Some(MiB(160).bytes() >> 10), 1),
+            "{own:?}"
+        );
+        let events = hv.subscribe();
+        let command = "modprobe pvpanic 2>/dev/null; for m in /mod/pvpanic*.ko /lib/modules/pvpanic*.ko; do insmod $m; done; \
+                       echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger";
+        let crash =
+            GuestCommand { argv: shell(command), stdin: Vec::new(), deadline: Duration::from_secs(5) };
+        // The answer does not come: the guest is gone.
+        let _ = hv.guest_exec(instance.id, &crash);
+        if events
+            .recv_timeout(Duration::from_secs(30))
+            .is_ok_and(|event| event.kind == EventKind::Panicked { id: instance.id })
+        {
+            until("its state says so", || state(&hv, instance.id) == Some(InstanceState::Crashed));
+        } else {
+            // A guest image without the driver of the panic device hangs silently; its agent does as well.
+            assert!(hv.guest_ping(instance.id, Duration::from_secs(2)).is_err());
+        }
+        hv.destroy(instance.id).unwrap();
+    });
+}
+
+fn target(bandwidth: Option<MiB>) -> MigrationTarget {
+    MigrationTarget {
+        uri: "qemu+tls://host2/system".to_owned(),
+        tls: true,
+        tls_name: None,
+        data_uri: None,
+        bandwidth,
+    }
+}
+
+/// The other host's libvirt, as the first host reaches it.
+fn other() -> Libvirt {
+    let other = LibvirtConfig {
+        uri: "qemu+tls://host2/system".to_owned(),
+        pid_folder: None,
+        accelerator: understudy_hypervisor::AcceleratorSetting::Fixed(
+            understudy_hypervisor::Accelerator::Tcg,
+        ),
+        ..LibvirtConfig::local()
+    };
+    Libvirt::start(other).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+#[test]
+fn an_instance_moves_over_tls_with_its_memory_and_arrives_paused() {
+    inside("two", "real::an_instance_moves_over_tls_with_its_memory_and_arrives_paused", |host| {
+        let (hv, there) = (host.libvirt(), other());
+        let disk = host.role_disk();
+        let instance = host.boot(&hv, 1);
+        hv.attach_role_disk(instance.id, &disk).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let put = GuestCommand {
+            argv: shell("/bin/busybox cat > /run/mark"),
+            stdin: b"kept".to_vec(),
+            deadline: LONG,
+        };
+        assert_eq!(hv.guest_exec(instance.id, &put).unwrap().exit, 0);
+        let note = Note { epoch: Epoch(3), ..instance.note };
+        hv.set_note(instance.id, &note).unwrap();
+
+        let refused = hv.migrate(instance.id, &target(None), LONG).unwrap();
+        let MigrationOutcome::StayedHere { why } = &refused else { panic!("{refused:?}") };
+        assert!(why.contains("there is no permit"), "{why}");
+        assert_eq!(state(&hv, instance.id), Some(InstanceState::Running));
+        host.permit(2, instance.id, Epoch(2));
+        let refused = hv.migrate(instance.id, &target(None), LONG).unwrap();
+        assert!(
+            matches!(&refused, MigrationOutcome::StayedHere { why } if why.contains("older")),
+            "{refused:?}"
+        );
+
+        host.permit(2, instance.id, Epoch(3));
+        let events = hv.subscribe();
+        let moved = hv.migrate(instance.id, &target(None), LONG).unwrap();
+        eprintln!("figure: {moved:?}");
+        assert!(matches!(moved, MigrationOutcome::Moved { .. }), "{moved:?}");
+        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Gone);
+        let told: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
+        let left = EventKind::Lifecycle { id: instance.id, change: Lifecycle::Stopped(StopCause::Migrated) };
+        assert!(told.contains(&left), "{told:?}");
+        let arrived = fact(&there, instance.id).expect("it is there");
+        assert_eq!((arrived.note, &arrived.role_disk), (note, &Some(disk)));
+        assert!(
+            matches!(arrived.state, InstanceState::Paused(PauseCause::Asked | PauseCause::Migration)),
+            "{arrived:?}"
+        );
+        there.resume(instance.id).unwrap();
+        until("its agent answers there", || there.guest_ping(instance.id, Duration::from_secs(3)).is_ok());
+        let get =
+            GuestCommand { argv: shell("/bin/busybox cat /run/mark"), stdin: Vec::new(), deadline: LONG };
+        assert_eq!(there.guest_exec(instance.id, &get).unwrap().stdout, b"kept");
+        there.destroy(instance.id).unwrap();
+    });
+}
+
+#[test]
+fn a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on() {
+    inside("two", "real::a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on", |host| {
+        let (hv, there) = (host.libvirt(), other());
+        let instance = host.boot(&hv, 1);
+        host.permit(2, instance.id, Epoch(1));
+        let begun = Instant::now();
+        let stayed = hv.migrate(instance.id, &target(Some(MiB(1))), Duration::from_secs(3)).unwrap();
+        eprintln!("figure: cancelled within {:?}", begun.elapsed());
+        assert!(matches!(stayed, MigrationOutcome::StayedHere { .. }), "{stayed:?}");
+        assert_eq!(state(&hv, instance.id), Some(InstanceState::Running));
+        assert_eq!(state(&there, instance.id), None);
+        // A destination that is cut off: the answer is that nothing can be known, and the instance runs on.
+        let status = Command::new("ip").args(["link", "set", "eth0", "down"]).status().unwrap();
+        assert!(status.success());
+        let unknown = hv.migrate(instance.id, &target(None), Duration::from_secs(3)).unwrap();
+        assert!(matches!(unknown, MigrationOutcome::Unknown { still_here: true, .. }), "{unknown:?}");
+        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Known(InstanceState::Running));
+        hv.guest_ping(instance.id, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        hv.destroy(instance.id).unwrap();
+    });
+}

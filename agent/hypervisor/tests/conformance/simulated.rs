@@ -1,0 +1,220 @@
+//! The double, and libvirt's own simulation as far as that goes.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::units::{MiB, Vcpus};
+use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site};
+use understudy_hypervisor::{
+    AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, EventKind, GuestError, Hypervisor,
+    InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome,
+    MigrationTarget, Note, PauseCause, RefusalKind, StartError, StopCause, Template,
+};
+
+use crate::host::id;
+use crate::suite::{Bed, conforms, state};
+
+const TEMPLATE: &str = "<domain><os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+<cpu mode='custom'><model>qemu64</model></cpu>
+<devices><interface type='bridge'><source bridge='vmbr0'/></interface>
+<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>";
+
+fn spec(number: u8) -> InstanceSpec {
+    InstanceSpec {
+        id: id(number),
+        name: format!("u{number}"),
+        template: Arc::new(Template::parse(TEMPLATE).unwrap()),
+        memory: MiB(192),
+        vcpus: Vcpus(1),
+        mac: None,
+        note: Note { epoch: Epoch(1), address: None },
+    }
+}
+
+struct FakeBed {
+    site: Site,
+    hypervisor: FakeHypervisor,
+    set_up: Cell<bool>,
+}
+
+impl FakeBed {
+    fn new() -> Self {
+        let site = Site::default();
+        let hypervisor = site.host("fake://one", Vcpus(4), MiB(4096));
+        hypervisor.require_permits();
+        Self { site, hypervisor, set_up: Cell::new(false) }
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+impl Bed for FakeBed {
+    fn hypervisor(&self) -> &dyn Hypervisor {
+        &self.hypervisor
+    }
+    fn spec(&self, number: u8) -> InstanceSpec {
+        spec(number)
+    }
+    fn permit(&self, id: InstanceId, epoch: Epoch) {
+        self.hypervisor.permit(id, epoch);
+    }
+    fn put(&self) -> Vec<String> {
+        words("put mark")
+    }
+    fn get(&self) -> Vec<String> {
+        words("get mark")
+    }
+    fn exit_7(&self) -> Vec<String> {
+        words("exit 7")
+    }
+    fn hang(&self) -> Vec<String> {
+        words("hang")
+    }
+    fn image(&self, name: &str) -> PathBuf {
+        Path::new("/images").join(name)
+    }
+    fn role_disk(&self) -> PathBuf {
+        let path = PathBuf::from("/roles/whole");
+        if !self.set_up.replace(true) {
+            self.hypervisor.put_role_disk(&path, Ok(()));
+        }
+        path
+    }
+    fn damaged_role_disk(&self) -> PathBuf {
+        let path = PathBuf::from("/roles/damaged");
+        self.hypervisor.put_role_disk(&path, Err("cut off".to_owned()));
+        path
+    }
+    fn damage_image(&self, path: &Path) {
+        self.site.damage_image(path);
+    }
+}
+
+#[test]
+fn the_double_conforms() {
+    conforms(&FakeBed::new());
+}
+
+fn target(uri: &str) -> MigrationTarget {
+    MigrationTarget { uri: uri.to_owned(), tls: true, tls_name: None, data_uri: None, bandwidth: None }
+}
+
+const SOON: Duration = Duration::from_secs(1);
+
+#[test]
+fn in_the_double_an_instance_moves_paused_and_only_to_a_host_that_permits_it() {
+    let site = Site::default();
+    let (one, two) = (site.host("fake://1", Vcpus(4), MiB(4096)), site.host("fake://2", Vcpus(4), MiB(4096)));
+    two.require_permits();
+    one.create(&spec(1)).unwrap();
+    let stayed = one.migrate(id(1), &target("fake://2"), SOON).unwrap();
+    assert!(matches!(stayed, MigrationOutcome::StayedHere { .. }), "{stayed:?}");
+    two.permit(id(1), Epoch(1));
+    let events = one.subscribe();
+    assert!(matches!(one.migrate(id(1), &target("fake://2"), SOON), Ok(MigrationOutcome::Moved { .. })));
+    assert_eq!(state(&one, id(1)), None);
+    assert_eq!(state(&two, id(1)), Some(InstanceState::Paused(PauseCause::Migration)));
+    let kinds: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
+    assert!(
+        kinds.contains(&EventKind::Lifecycle { id: id(1), change: Lifecycle::Stopped(StopCause::Migrated) })
+    );
+    one.power_off();
+    let unknown = two.migrate(id(1), &target("fake://1"), SOON).unwrap();
+    assert!(matches!(unknown, MigrationOutcome::Unknown { still_here: true, .. }), "{unknown:?}");
+}
+
+#[test]
+fn in_the_double_a_lost_answer_is_not_a_failure_and_a_stopped_libvirtd_not_a_death() {
+    let site = Site::default();
+    let host = site.host("fake://1", Vcpus(4), MiB(4096));
+    host.inject(Operation::Create, Fault::LostAnswer);
+    let lost = host.create(&spec(1));
+    assert!(matches!(lost, Err(CreateError::Create { source: CallError::TimedOut { .. }, .. })));
+    assert_eq!(state(&host, id(1)), Some(InstanceState::Running));
+    host.inject(Operation::Create, Fault::LostRequest);
+    assert!(host.create(&spec(2)).is_err());
+    assert_eq!(state(&host, id(2)), None);
+    let events = host.subscribe();
+    host.set_libvirt_up(false);
+    assert!(matches!(host.instances(), Err(ListError::List(CallError::Down { .. }))));
+    host.kill(id(1));
+    let kinds: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
+    assert!(matches!(kinds.as_slice(), [EventKind::ConnectionLost, EventKind::Died { .. }]), "{kinds:?}");
+    host.set_libvirt_up(true);
+    assert_eq!(host.life(id(1)).unwrap(), LifeSign::Gone);
+}
+
+fn simulation() -> Libvirt {
+    Libvirt::start(LibvirtConfig {
+        uri: "test:///default".to_owned(),
+        accelerator: AcceleratorSetting::Fixed(understudy_hypervisor::Accelerator::Tcg),
+        deadlines: Deadlines::default(),
+        pid_folder: None,
+    })
+    .unwrap()
+}
+
+#[test]
+fn libvirts_simulation_does_what_it_can_and_says_what_it_cannot() {
+    let hv = simulation();
+    assert_eq!(hv.instances().unwrap(), Vec::new(), "its own domain is not managed");
+    let capacity = hv.capacity().unwrap();
+    assert_eq!(capacity.memory_total, MiB(3072));
+    let made = hv.create(&spec(1)).unwrap();
+    assert_eq!((made.id, made.note, made.pid), (id(1), spec(1).note, None));
+    assert_eq!(hv.create(&spec(1)).unwrap(), made);
+    assert_eq!(hv.life(id(1)).unwrap(), LifeSign::Known(InstanceState::Running));
+    let note = Note { epoch: Epoch(2), address: Some("10.77.1.7".parse().unwrap()) };
+    hv.set_note(id(1), &note).unwrap();
+    assert_eq!(hv.instances().unwrap().first().map(|fact| fact.note), Some(note));
+    let stats = hv.stats().unwrap();
+    assert!(
+        stats.iter().any(|stats| stats.name == "test" && stats.state == InstanceState::Running),
+        "{stats:?}"
+    );
+    let events = hv.subscribe();
+    hv.suspend(id(1)).unwrap();
+    hv.resume(id(1)).unwrap();
+    hv.destroy(id(1)).unwrap();
+    for want in [
+        Lifecycle::Suspended(PauseCause::Asked),
+        Lifecycle::Resumed,
+        Lifecycle::Stopped(StopCause::Destroyed),
+    ] {
+        let event = events.recv_timeout(Duration::from_secs(20)).expect("the change is told");
+        assert_eq!(event.kind, EventKind::Lifecycle { id: id(1), change: want });
+    }
+    assert_eq!(hv.life(id(1)).unwrap(), LifeSign::Gone);
+
+    hv.create(&spec(2)).unwrap();
+    let ping = hv.guest_ping(id(2), SOON);
+    let Err(GuestError::Ask { source, .. }) = ping else { panic!("{ping:?}") };
+    assert_eq!(source.refused(), Some(RefusalKind::Unsupported));
+    // It refuses the move; and what it calls the other side is itself, which has the instance.
+    let moved = hv.migrate(id(2), &target("test:///default"), SOON).unwrap();
+    assert!(matches!(moved, MigrationOutcome::Unknown { still_here: true, .. }), "{moved:?}");
+    hv.destroy(id(2)).unwrap();
+}
+
+#[test]
+fn a_wrong_address_is_named_at_once_and_a_missing_libvirtd_is_waited_for() {
+    for uri in ["test:///nowhere/at/all.xml", "not an address"] {
+        let started =
+            Libvirt::start(LibvirtConfig { uri: uri.to_owned(), pid_folder: None, ..LibvirtConfig::local() });
+        let Err(StartError::Uri { uri: named, .. }) = started else { panic!("{uri} was taken") };
+        assert_eq!(named, uri);
+    }
+    let absent = LibvirtConfig {
+        uri: "qemu+unix:///system?socket=/nowhere/libvirt-sock".to_owned(),
+        pid_folder: None,
+        ..LibvirtConfig::local()
+    };
+    let hv = Libvirt::start(absent).unwrap_or_else(|error| panic!("{error}"));
+    let error = hv.capacity().unwrap_err();
+    assert!(matches!(error, CapacityError::Read(CallError::Down { .. })), "{error:?}");
+}
