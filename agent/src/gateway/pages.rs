@@ -30,7 +30,7 @@ const CLIENT_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Nothing but this gateway's own files runs in the page. Connections are open to every host, because a page
 /// outlives the gateway it came from and follows lists of gateways that did not exist when it was loaded; the
 /// embedded script is the only one that could make use of it. noVNC draws cursors and JPEGs from `data:`.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     img-src data: blob:; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'";
 

@@ -3,7 +3,7 @@
 //   connecting ──first picture──▶ connected ──link ended──▶ waiting ──pause──▶ connecting …
 //
 // Every module is imported here, statically: after its own gateway died the page can load nothing more.
-// document.body.dataset carries {state, connections, gateway, epoch} for tests and for support.
+// document.body.dataset carries {state, connections, gateway, gateways, epoch} for tests and for support.
 
 import RFB from '../novnc/core/rfb.js';
 import { EpochGuard, Gateways } from './gateways.js';
@@ -47,6 +47,7 @@ function connect() {
 
 function hear(session, word) {
   if (word.gateways) gateways.learn(word.gateways);
+  dataset.gateways = gateways.list.length;
   if (word.type !== 'hello' || word.epoch === null) return;
   if (!guard.admits(word.epoch, gateways.list.length)) {
     session.link.close(OLDER_EPOCH, 'older display');
@@ -100,7 +101,7 @@ function finish(session, end) {
 /** Chooses the next gateway and says how long to wait before it is tried. */
 function pause(session, end) {
   // The gateway is well and said that the display changed: it is the one to ask, and now.
-  if (session.shown && end.code >= FIRST_OF_GATEWAY && end.code <= LAST_OF_GATEWAY) return 0;
+  if (session.shown && fromGateway(end)) return 0;
   gateways.advance();
   failures += 1;
   if (end.code === GONE) return GONE_MS;
@@ -111,9 +112,17 @@ function pause(session, end) {
 
 function wording(session, end) {
   if (end.code === GONE) return `terminal ${terminal} does not exist any more`;
-  if (session.shown) notice.dataset.lost = end.code === MOVED ? 'display moved' : 'connection lost';
+  if (session.shown) {
+    const display = end.code === MOVED ? 'display moved' : 'display lost';
+    notice.dataset.lost = fromGateway(end) ? display : 'connection lost';
+  }
   const lost = notice.dataset.lost;
   return lost ? `${lost}, reconnecting…` : 'waiting for the display…';
+}
+
+/** Whether a living gateway ended the link, for a reason of the display's. */
+function fromGateway(end) {
+  return end.code >= FIRST_OF_GATEWAY && end.code <= LAST_OF_GATEWAY;
 }
 
 /** Whether noVNC has drawn a whole first picture: both ends of its canvas are opaque. Read through a canvas of

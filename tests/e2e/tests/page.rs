@@ -1,0 +1,247 @@
+//! The terminal page in a real browser, in front of real X screens: what the person at the terminal sees when
+//! a display or a gateway dies.
+//!
+//! Screenshots are kept in `target/screenshots/page` (or below `CARGO_TARGET_DIR`).
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it set it up")]
+
+#[path = "page/rig.rs"]
+mod rig;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rig::{Gateway, Namespace, Screen, alice, until};
+use tempfile::TempDir;
+use understudy::gateway::Directory;
+use understudy_e2e::browser::picture::{Colour, Picture};
+use understudy_e2e::browser::{Browser, BrowserError};
+
+const BLUE: Colour = [0x2a, 0x60, 0x99];
+const GREEN: Colour = [0x3a, 0x7d, 0x44];
+
+/// For what takes well under a second on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What a person is promised after the new display can be reached, and after a gateway died: about a second.
+/// The limit leaves a busy two-core machine another one; the measured figure is printed.
+const BACK: Duration = Duration::from_secs(2);
+
+/// A browser with its profile; `None`, with the reason said, where it cannot run.
+fn browser(test: &str) -> Option<(Browser, TempDir)> {
+    if let Some(reason) = rig::missing() {
+        eprintln!("SKIPPED: {test}: {reason}");
+        return None;
+    }
+    let profile = tempfile::tempdir().unwrap();
+    let browser = Browser::start(profile.path()).unwrap_or_else(|error| {
+        let log = std::fs::read_to_string(profile.path().join("browser.log")).unwrap_or_default();
+        panic!("{error:?}\n{log}");
+    });
+    Some((browser, profile))
+}
+
+fn shot(browser: &Browser, name: &str) -> Picture {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from);
+    let folder = target.join("screenshots/page");
+    std::fs::create_dir_all(&folder).unwrap();
+    browser.screenshot(&folder.join(format!("{name}.png"))).unwrap()
+}
+
+/// Waits until the page shows a screen for the `count`-th time.
+fn shown(browser: &Browser, count: u32) -> Duration {
+    let condition = format!(
+        "document.body.dataset.state === 'connected' && document.body.dataset.connections === '{count}'"
+    );
+    browser.wait("the page shows the screen", &condition, PATIENCE).unwrap()
+}
+
+fn assert_filled(picture: &Picture, colour: Colour, what: &str) {
+    assert!(!picture.is_black(), "{what}: the page is black");
+    let share = picture.share_of(colour);
+    assert!(share > 0.5, "{what}: {colour:?} fills only {share:.2} of the page");
+}
+
+/// Marks the loaded page, so that a reload would show.
+fn mark(browser: &Browser) {
+    browser.eval("(window.loadedOnce = true)").unwrap();
+}
+
+fn assert_never_reloaded(browser: &Browser) {
+    assert_eq!(browser.eval("window.loadedOnce === true").unwrap(), true, "the page was loaded again");
+}
+
+#[test]
+fn the_page_follows_its_display_without_a_reload() {
+    let Some((browser, profile)) = browser("the_page_follows_its_display_without_a_reload") else { return };
+    let one = Screen::start("one", BLUE);
+    let gateway = Gateway::start(alice(1, Some(one.addr), &[]));
+    browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
+    shown(&browser, 1);
+    mark(&browser);
+    assert_filled(&shot(&browser, "1-before"), BLUE, "before");
+
+    drop(one);
+    browser.wait("the page notices", "document.body.dataset.state !== 'connected'", PATIENCE).unwrap();
+    browser
+        .wait(
+            "the notice is there",
+            "getComputedStyle(document.getElementById('notice')).opacity === '1'",
+            PATIENCE,
+        )
+        .unwrap();
+    // The last picture stays, a little dimmed: the page must not go black over a failover.
+    let between = shot(&browser, "2-between");
+    assert!(!between.is_black() && between.share_of([0x16, 0x18, 0x1b]) < 0.5, "the last picture is gone");
+
+    let two = Screen::start("two", GREEN);
+    let start = Instant::now();
+    Directory::publish(&gateway.directory, alice(2, Some(two.addr), &[]));
+    shown(&browser, 2);
+    let back = start.elapsed();
+    eprintln!("display reachable -> page shows it: {back:?}");
+    assert_filled(&shot(&browser, "3-after"), GREEN, "after");
+    assert!(back < BACK, "took {back:?}");
+    assert_never_reloaded(&browser);
+
+    // A line of our own proves that the page's console ends in the log at all.
+    browser.eval("console.warn('end of the test')").unwrap();
+    let log = || std::fs::read_to_string(profile.path().join("console.log")).unwrap_or_default();
+    until("the console is in the log", PATIENCE, || log().contains("end of the test"));
+    let log = log();
+    assert!(!log.contains("Content Security Policy"), "the page's own policy stops it: {log}");
+}
+
+#[test]
+fn a_running_display_that_is_replaced_is_left_at_once() {
+    let Some((browser, _profile)) = browser("a_running_display_that_is_replaced_is_left_at_once") else {
+        return;
+    };
+    let (one, two) = (Screen::start("one", BLUE), Screen::start("two", GREEN));
+    let gateway = Gateway::start(alice(1, Some(one.addr), &[]));
+    browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
+    shown(&browser, 1);
+    let start = Instant::now();
+    Directory::publish(&gateway.directory, alice(2, Some(two.addr), &[]));
+    shown(&browser, 2);
+    let back = start.elapsed();
+    eprintln!("epoch raised -> page shows the new display: {back:?}");
+    assert_filled(&shot(&browser, "4-replaced"), GREEN, "replaced");
+    assert!(back < BACK, "took {back:?}");
+}
+
+#[test]
+fn the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes() {
+    let name = "the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes";
+    let Some((browser, _profile)) = browser(name) else { return };
+    let screen = Screen::start("one", BLUE);
+    let mut gateways: Vec<_> = (0..3).map(|_| Gateway::start(alice(1, Some(screen.addr), &[]))).collect();
+    let urls: Vec<_> = gateways.iter().map(|gateway| gateway.url.clone()).collect();
+    let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+    browser.goto(&format!("{}/t/alice/", urls[0])).unwrap();
+    shown(&browser, 1);
+    mark(&browser);
+    // The list comes after the page: it is kept in memory, because its own gateway will not be there to ask.
+    for gateway in &gateways {
+        Directory::publish(&gateway.directory, alice(1, Some(screen.addr), &urls));
+    }
+    browser.wait("the list arrives", "document.body.dataset.gateways === '3'", PATIENCE).unwrap();
+
+    gateways[0].kill();
+    let start = Instant::now();
+    shown(&browser, 2);
+    let killed = start.elapsed();
+    assert_eq!(browser.dataset("gateway").unwrap().as_deref(), Some(urls[1]));
+
+    gateways[1].freeze();
+    let start = Instant::now();
+    shown(&browser, 3);
+    let frozen = start.elapsed();
+    assert_eq!(browser.dataset("gateway").unwrap().as_deref(), Some(urls[2]));
+    eprintln!("gateway killed -> screen through the next: {killed:?}; frozen: {frozen:?}");
+    assert_filled(&shot(&browser, "5-other-gateway"), BLUE, "through the third gateway");
+    assert!(killed < BACK && frozen < BACK, "killed {killed:?}, frozen {frozen:?}");
+    assert_never_reloaded(&browser);
+}
+
+#[test]
+fn a_gateway_that_offers_an_older_display_is_passed_over() {
+    let Some((browser, _profile)) = browser("a_gateway_that_offers_an_older_display_is_passed_over") else {
+        return;
+    };
+    let (old, new) = (Screen::start("old", BLUE), Screen::start("new", GREEN));
+    let directories = [(5, new.addr), (4, old.addr), (5, new.addr)];
+    let mut gateways: Vec<_> =
+        directories.iter().map(|&(epoch, addr)| Gateway::start(alice(epoch, Some(addr), &[]))).collect();
+    let urls: Vec<_> = gateways.iter().map(|gateway| gateway.url.clone()).collect();
+    let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+    for (gateway, &(epoch, addr)) in gateways.iter().zip(&directories) {
+        Directory::publish(&gateway.directory, alice(epoch, Some(addr), &urls));
+    }
+    browser.goto(&format!("{}/t/alice/", urls[0])).unwrap();
+    shown(&browser, 1);
+    gateways[0].kill();
+    shown(&browser, 2);
+    assert_eq!(browser.dataset("gateway").unwrap().as_deref(), Some(urls[2]));
+    assert_eq!(browser.dataset("epoch").unwrap().as_deref(), Some("5"));
+    assert_filled(&shot(&browser, "6-not-the-older"), GREEN, "after the older one was passed over");
+}
+
+#[test]
+fn a_page_without_a_display_waits_and_an_unknown_terminal_is_named() {
+    let name = "a_page_without_a_display_waits_and_an_unknown_terminal_is_named";
+    let Some((browser, _profile)) = browser(name) else { return };
+    let gateway = Gateway::start(alice(1, None, &[]));
+    browser.goto(&format!("{}/t/bob/", gateway.url)).unwrap();
+    assert_eq!(browser.eval("document.querySelector('h1').textContent").unwrap(), "No terminal bob");
+    shot(&browser, "7-unknown");
+
+    browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
+    let notice = "document.getElementById('notice').textContent === 'waiting for the display…'";
+    browser.wait("the page says that it waits", notice, PATIENCE).unwrap();
+    shot(&browser, "8-waiting");
+    let screen = Screen::start("one", BLUE);
+    Directory::publish(&gateway.directory, alice(1, Some(screen.addr), &[]));
+    shown(&browser, 1);
+}
+
+#[test]
+fn a_browser_in_a_namespace_sees_only_that_network() {
+    let name = "a_browser_in_a_namespace_sees_only_that_network";
+    if let Some(reason) = rig::missing() {
+        eprintln!("SKIPPED: {name}: {reason}");
+        return;
+    }
+    let namespace = match Namespace::add() {
+        Ok(namespace) => namespace,
+        Err(reason) => {
+            eprintln!("SKIPPED: {name}: {reason}");
+            return;
+        }
+    };
+    let gateway = Gateway::start(alice(1, None, &[]));
+    let profile = tempfile::tempdir().unwrap();
+    let browser = Browser::start_in(profile.path(), &namespace.name).unwrap();
+    let refused = browser.goto(&format!("{}/t/alice/", gateway.url));
+    assert!(matches!(&refused, Err(BrowserError::Command { .. })), "{refused:?}");
+    let chain = format!("{:?}", refused.err());
+    assert!(chain.contains("ERR_CONNECTION_REFUSED"), "{chain}");
+
+    let other = tempfile::tempdir().unwrap();
+    let missing = Browser::start_in(other.path(), "no-such-namespace");
+    assert!(matches!(missing, Err(BrowserError::Namespace { .. })));
+}
+
+#[test]
+fn nothing_of_the_browser_outlives_it() {
+    let Some((browser, profile)) = browser("nothing_of_the_browser_outlives_it") else { return };
+    browser.goto("about:blank").unwrap();
+    let marker = profile.path().to_str().unwrap().to_owned();
+    assert!(!rig::processes_naming(&marker).is_empty(), "the browser does not show its profile");
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _held = browser;
+        panic!("as a failing test");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(rig::processes_naming(&marker), Vec::<u32>::new());
+}

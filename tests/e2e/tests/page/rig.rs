@@ -1,0 +1,229 @@
+//! Owns what the page's tests stand on: real X screens with something recognisable on them, and gateways that
+//! can be killed or frozen like a host.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::serve::ListenerExt;
+use tokio::sync::{oneshot, watch};
+use understudy::gateway::{Directory, DisplayEndpoint, GatewayState, Limits, router};
+use understudy_core::ids::Epoch;
+use understudy_e2e::browser::picture::Colour;
+
+/// Programs that these tests cannot do without, with their Debian packages.
+const NEEDED: [(&str, &str); 5] = [
+    ("Xtigervnc", "tigervnc-standalone-server"),
+    ("xsetroot", "x11-xserver-utils"),
+    ("xterm", "xterm"),
+    ("chromedriver", "chromium-driver"),
+    ("chromium", "chromium"),
+];
+
+/// Why the tests cannot run here, if they cannot.
+pub(crate) fn missing() -> Option<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).exists());
+    let packages: Vec<_> = NEEDED.iter().filter(|(program, _)| !there(program)).map(|pair| pair.1).collect();
+    (!packages.is_empty()).then(|| format!("not installed: {}", packages.join(" ")))
+}
+
+/// A process that dies with this test, however the test ends.
+struct Owned(Child);
+
+impl Owned {
+    fn spawn(program: &str, arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", program]).args(arguments);
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        prepare(&mut command);
+        Self(command.spawn().expect("setpriv is part of util-linux"))
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.kill().expect("a child of this process");
+        self.0.wait().expect("a child of this process");
+    }
+}
+
+/// An X screen that speaks VNC, filled with one colour and with a terminal window that names it.
+pub(crate) struct Screen {
+    pub(crate) addr: SocketAddr,
+    _client: Owned,
+    _server: Owned,
+}
+
+impl Screen {
+    pub(crate) fn start(name: &str, colour: Colour) -> Self {
+        let options = "-displayfd 1 -geometry 1024x700 -depth 24 -SecurityTypes None -localhost \
+                       -interface 127.0.0.1 -AlwaysShared -nolisten tcp";
+        let options: Vec<_> = options.split_whitespace().collect();
+        let mut server = Owned::spawn("Xtigervnc", &options, |command| {
+            command.stdout(Stdio::piped());
+        });
+        let mut number = String::new();
+        let stdout = server.0.stdout.take().expect("piped above");
+        BufReader::new(stdout).read_line(&mut number).expect("Xtigervnc names its display when it is ready");
+        let number: u16 = number.trim().parse().expect("a display number");
+        let display = format!(":{number}");
+        let [red, green, blue] = colour;
+        let painted = Command::new("xsetroot")
+            .args(["-display", &display, "-solid", &format!("#{red:02x}{green:02x}{blue:02x}")])
+            .status()
+            .expect("looked for in `missing`");
+        assert!(painted.success(), "xsetroot: {painted}");
+        let script = format!("printf '\\n  display {name}\\n'; while :; do sleep 60; done");
+        let look =
+            ["-display", &display, "-geometry", "22x4+80+90", "-fn", "10x20", "-e", "sh", "-c", &script];
+        let client = Owned::spawn("xterm", &look, |command| {
+            command.stdout(Stdio::null());
+        });
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 5900 + number));
+        TcpStream::connect(addr).expect("a display that named its number takes connections");
+        Self { addr, _client: client, _server: server }
+    }
+}
+
+/// A gateway in a thread and a runtime of its own.
+pub(crate) struct Gateway {
+    pub(crate) url: String,
+    pub(crate) directory: watch::Sender<Directory>,
+    orders: Option<oneshot::Sender<Order>>,
+    /// Dropped, it lets a frozen gateway go, so that its thread can end.
+    thaw: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Order {
+    Die,
+    Freeze(mpsc::Receiver<()>),
+}
+
+impl Gateway {
+    pub(crate) fn start(directory: Directory) -> Self {
+        let (directory, watched) = watch::channel(directory);
+        let (orders, ordered) = oneshot::channel();
+        let (bound, address) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+                bound.send(listener.local_addr().unwrap()).unwrap();
+                let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+                let routes = router(GatewayState::new(watched, Limits::default()));
+                tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+                match ordered.await {
+                    // As a stopped host: sockets stay open, connections are taken by the kernel, nobody speaks.
+                    Ok(Order::Freeze(thawed)) => drop(thawed.recv()),
+                    Ok(Order::Die) | Err(_) => {}
+                }
+            });
+        });
+        let url = format!("http://{}", address.recv().expect("the gateway's thread binds or panics"));
+        Self { url, directory, orders: Some(orders), thaw: None, thread: Some(thread) }
+    }
+
+    /// Ends it with all its sockets, as a killed process.
+    pub(crate) fn kill(&mut self) {
+        self.order(Order::Die);
+        self.join();
+    }
+
+    /// Stops it without a sign to anyone.
+    pub(crate) fn freeze(&mut self) {
+        let (thaw, thawed) = mpsc::channel();
+        self.thaw = Some(thaw);
+        self.order(Order::Freeze(thawed));
+    }
+
+    fn order(&mut self, order: Order) {
+        if let Some(orders) = self.orders.take() {
+            // Its thread has ended already: there is nothing to order.
+            drop(orders.send(order));
+        }
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+            && !std::thread::panicking()
+        {
+            panic!("a gateway's thread panicked");
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.order(Order::Die);
+        drop(self.thaw.take());
+        self.join();
+    }
+}
+
+/// A directory with the one terminal `alice`.
+pub(crate) fn alice(epoch: u64, addr: Option<SocketAddr>, gateways: &[&str]) -> Directory {
+    Directory {
+        terminals: BTreeMap::from([(
+            "alice".parse().unwrap(),
+            DisplayEndpoint { epoch: Epoch(epoch), addr },
+        )]),
+        gateways: gateways.iter().map(|&url| url.to_owned()).collect(),
+    }
+}
+
+/// Ids of the processes whose command line names `text`.
+pub(crate) fn processes_naming(text: &str) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        String::from_utf8_lossy(&line).contains(text).then_some(pid)
+    });
+    processes.collect()
+}
+
+/// A network namespace of this test's own, with nothing but loopback.
+pub(crate) struct Namespace {
+    pub(crate) name: String,
+}
+
+impl Namespace {
+    /// Makes it, or says why that is not possible here.
+    pub(crate) fn add() -> Result<Self, String> {
+        let name = format!("ustlab-page-{}", std::process::id());
+        let ip = |arguments: &[&str]| {
+            let output =
+                Command::new("ip").args(arguments).output().map_err(|error| format!("ip: {error}"))?;
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            if output.status.success() { Ok(()) } else { Err(format!("ip {arguments:?}: {said}")) }
+        };
+        ip(&["netns", "add", &name])?;
+        let made = Self { name };
+        ip(&["-n", &made.name, "link", "set", "lo", "up"])?;
+        Ok(made)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let removed = Command::new("ip").args(["netns", "delete", &self.name]).status();
+        if !removed.is_ok_and(|status| status.success()) {
+            eprintln!("the network namespace {} stays behind", self.name);
+        }
+    }
+}
+
+/// Waits until `holds`.
+pub(crate) fn until(what: &str, limit: Duration, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < limit, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
