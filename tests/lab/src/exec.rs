@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use crate::{helper, wait};
 
 /// Limit of a command unless another is set. Everything is slow when several guests boot on two cores.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the output of a command that ended may stay open: a daemon that it left would hold it for ever.
+const AFTERMATH: Duration = Duration::from_secs(5);
 
 /// What a command left behind.
 #[derive(Debug)]
@@ -104,28 +108,21 @@ impl HostCommand {
     /// # Errors
     /// When it cannot be started or does not end in time; an exit with failure is no error here.
     pub fn output(self) -> Result<Output, LabError> {
-        let (what, limit, input) = (self.words(), self.limit, self.stdin.clone());
+        let (limit, input) = (self.limit, self.stdin.clone());
         let mut child = self.spawn()?;
         let mut stdin = child.stdin().expect("taken for the first time");
-        let (stdout, stderr) = (child.stdout(), child.stderr());
-        thread::scope(|scope| {
-            // A command that does not read its stdin is none of ours to judge.
-            scope.spawn(move || {
-                let _ = stdin.write_all(&input);
-            });
-            let out = scope.spawn(move || drain(stdout));
-            let err = scope.spawn(move || drain(stderr));
-            let status = child.wait(limit);
-            if status.is_err() {
-                child.kill();
-            }
-            // After its end only a daemon that it left could hold the pipes: such a command is not for output().
-            let (stdout, stderr) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
-            status.map(|status| Output { status, stdout, stderr }).map_err(|error| match error {
-                LabError::Timeout { detail, .. } => LabError::Timeout { what, limit, detail },
-                other => other,
+        // A command that does not read its stdin is none of ours to judge.
+        thread::spawn(move || stdin.write_all(&input));
+        let (stdout, stderr) = (drain(child.stdout()), drain(child.stderr()));
+        let status = child.wait(limit)?;
+        let whole = |bytes: Receiver<Vec<u8>>| {
+            bytes.recv_timeout(AFTERMATH).map_err(|_| LabError::Timeout {
+                what: child.what.clone(),
+                limit: AFTERMATH,
+                detail: "it ended, but what it started still holds its output".to_owned(),
             })
-        })
+        };
+        Ok(Output { status, stdout: whole(stdout)?, stderr: whole(stderr)? })
     }
 
     /// Runs it to its end and gives its stdout; an exit with failure is an error.
@@ -173,13 +170,19 @@ impl HostCommand {
     }
 }
 
-fn drain(stream: Option<impl Read>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Some(mut stream) = stream {
-        // What came before an error is what there is.
-        let _ = stream.read_to_end(&mut bytes);
-    }
-    bytes
+/// Reads a stream to its end on a thread of its own.
+fn drain(stream: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut stream) = stream {
+            // What came before an error is what there is.
+            let _ = stream.read_to_end(&mut bytes);
+        }
+        // Nobody waits any more when the command was given up.
+        let _ = sender.send(bytes);
+    });
+    receiver
 }
 
 /// A command that runs in a host. Dropping it kills it.

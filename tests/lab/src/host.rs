@@ -2,14 +2,13 @@
 
 mod service;
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cgroup::Cgroup;
@@ -18,7 +17,7 @@ use crate::error::{At, Doing, LabError};
 use crate::exec::{HostCommand, Output};
 use crate::journal::Entry;
 use crate::lab::Shared;
-use crate::net::{self, Net, NetNs};
+use crate::net::{self, Hearing, Net, NetNs};
 use crate::proc::ProcessId;
 use crate::service::{Reply, Request, ServiceSpec, ServiceState, ServiceStatus};
 use crate::{helper, wait};
@@ -35,13 +34,11 @@ const BOOT: Duration = Duration::from_secs(120);
 pub struct Host {
     lab: Arc<Shared>,
     index: u8,
-    /// Whom the host was made deaf to since its last boot.
-    deaf: Arc<Mutex<BTreeSet<Ipv4Addr>>>,
 }
 
 impl Host {
     pub(crate) fn new(lab: Arc<Shared>, index: u8) -> Host {
-        Host { lab, index, deaf: Arc::default() }
+        Host { lab, index }
     }
 
     /// 1 for the first.
@@ -118,7 +115,6 @@ impl Host {
         let (cgroup, disk) = (self.cgroup()?, self.disk());
         // What is left of a host whose PID 1 crashed.
         cgroup.remove()?;
-        self.deaf().clear();
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/uuid").doing("make a boot id")?;
         let file = disk.join("boot_id");
         fs::write(&file, boot_id).at("write", &file)?;
@@ -249,9 +245,7 @@ impl Host {
     /// # Errors
     /// When the host is off.
     pub fn drop_from(&self, other: &Host) -> Result<(), LabError> {
-        let mut deaf = self.deaf();
-        deaf.extend([other.mgmt(), other.vm()]);
-        self.filter(&deaf)
+        net::hearing(&self.net_ns()?, Hearing::Drop(&[other.mgmt(), other.vm()]))
     }
 
     /// Hears `other` again.
@@ -259,10 +253,7 @@ impl Host {
     /// # Errors
     /// When the host is off.
     pub fn hear(&self, other: &Host) -> Result<(), LabError> {
-        let mut deaf = self.deaf();
-        deaf.remove(&other.mgmt());
-        deaf.remove(&other.vm());
-        self.filter(&deaf)
+        net::hearing(&self.net_ns()?, Hearing::Hear(&[other.mgmt(), other.vm()]))
     }
 
     /// Hears everybody again.
@@ -270,9 +261,7 @@ impl Host {
     /// # Errors
     /// When the host is off.
     pub fn hear_all(&self) -> Result<(), LabError> {
-        let mut deaf = self.deaf();
-        deaf.clear();
-        self.filter(&deaf)
+        net::hearing(&self.net_ns()?, Hearing::All)
     }
 
     /// Limits its management cable to `rate` (as `tc` writes it: `20mbit`), in both directions.
@@ -420,14 +409,6 @@ impl Host {
 
     fn cgroup(&self) -> Result<Cgroup, LabError> {
         Cgroup::named(&format!("{}-h{}", self.lab.prefix, self.index))
-    }
-
-    fn deaf(&self) -> std::sync::MutexGuard<'_, BTreeSet<Ipv4Addr>> {
-        self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn filter(&self, deaf: &BTreeSet<Ipv4Addr>) -> Result<(), LabError> {
-        net::deaf_to(&self.net_ns()?, &deaf.iter().copied().collect::<Vec<_>>())
     }
 
     /// Starts PID 1 and notes its id. The caller has made the cgroup.

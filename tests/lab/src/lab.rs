@@ -57,6 +57,9 @@ pub struct LabOptions {
     /// The binary that plays PID 1 of the hosts, if the calling one does not start with
     /// [`crate::init_if_asked`] (a test binary): the path of `lab`.
     pub helper: Option<PathBuf>,
+    /// Where the hosts' consoles and logs are copied to before the lab is taken down, whatever for: the one
+    /// way to them when raising it failed. Not copied when a signal ends the process.
+    pub logs: Option<PathBuf>,
     /// Whether a lab of the same prefix that was kept on purpose is taken down first.
     pub replace_kept: bool,
 }
@@ -73,6 +76,7 @@ impl Default for LabOptions {
             libvirt: true,
             libvirt_hook: None,
             helper: None,
+            logs: None,
             replace_kept: false,
         }
     }
@@ -113,6 +117,7 @@ pub struct Lab {
     hosts: Vec<Host>,
     /// Present in the process that owns the lab.
     lock: Option<Lock>,
+    logs: Option<PathBuf>,
 }
 
 impl Lab {
@@ -155,7 +160,7 @@ impl Lab {
 
     fn with(shared: Arc<Shared>, lock: Option<Lock>) -> Lab {
         let hosts = (1..=shared.hosts).map(|index| Host::new(Arc::clone(&shared), index)).collect();
-        Lab { shared, hosts, lock }
+        Lab { shared, hosts, lock, logs: None }
     }
 
     /// All of a lab but power: records, folder, certificates, switch, disks.
@@ -181,7 +186,8 @@ impl Lab {
         interrupt::own(&journal);
         match Lab::build(&options, &dir, &helper, &journal) {
             Ok(shared) => {
-                let lab = Lab::with(shared, Some(lock));
+                let mut lab = Lab::with(shared, Some(lock));
+                lab.logs.clone_from(&options.logs);
                 lab.lay_out(&options)?;
                 Ok(lab)
             }
@@ -361,10 +367,12 @@ impl Lab {
         for host in &self.hosts {
             let target = to.join(host.name());
             fs::create_dir_all(&target).at("create", &target)?;
-            let console = host.disk().join("console.log");
-            let mut copy = Command::new("cp");
-            copy.arg("-r").arg(host.disk().join("log")).arg(console).arg(&target);
-            tool::run(&mut copy, "")?;
+            // A host that was never powered on has neither.
+            let parts = ["log", "console.log"].map(|name| host.disk().join(name));
+            let there: Vec<_> = parts.iter().filter(|part| part.exists()).collect();
+            if !there.is_empty() {
+                tool::run(Command::new("cp").arg("-r").args(there).arg(&target), "")?;
+            }
         }
         Ok(())
     }
@@ -391,6 +399,11 @@ impl Lab {
     }
 
     fn tear_down(&self, _held: &Lock) -> Result<Swept, LabError> {
+        if let Some(to) = &self.logs
+            && let Err(error) = self.save_logs(to)
+        {
+            eprintln!("save the logs of lab {}: {}", self.shared.prefix, error.chain());
+        }
         interrupt::release(&self.shared.journal, || {
             self.shared.journal.close();
             sweep::tear_down(&self.shared.run_dir)

@@ -1,5 +1,7 @@
 //! `lab`: raises a lab and pulls its plugs by hand. For developers.
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -134,7 +136,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Sweep => {
-            for (prefix, swept) in sweep_dead()? {
+            for (prefix, swept) in sweep_dead("ustlab")? {
                 report(&prefix, &swept);
             }
             Ok(())
@@ -148,11 +150,13 @@ fn up(prefix: &str, hosts: u8, keep: bool, no_etcd: bool) -> anyhow::Result<()> 
     understudy_lab::tear_down_on_signals()?;
     let options = LabOptions { prefix: prefix.to_owned(), hosts, etcd: !no_etcd, ..LabOptions::default() };
     let lab = Lab::up(options)?;
-    status(&lab)?;
+    let standing = status(&lab)?;
     if keep {
-        return Ok(lab.keep()?);
+        lab.keep()?;
+        show(&standing);
+        return Ok(());
     }
-    println!("Ctrl-C takes it down");
+    show(&format!("{standing}Ctrl-C takes it down\n"));
     loop {
         std::thread::park();
     }
@@ -168,7 +172,7 @@ fn on_lab(lab: &Lab, verb: Verb) -> anyhow::Result<()> {
     };
     match verb {
         Verb::Up { .. } | Verb::Down | Verb::Sweep | Verb::Packages { .. } => unreachable!("handled before"),
-        Verb::Status => status(lab)?,
+        Verb::Status => show(&status(lab)?),
         Verb::Sh { host: name, argv } => return shell(lab, &name, argv),
         Verb::Poweroff { host: h } => host(h)?.power_off()?,
         Verb::Boot { host: h } => host(h)?.boot()?,
@@ -216,32 +220,35 @@ fn shell(lab: &Lab, name: &str, argv: Vec<String>) -> anyhow::Result<()> {
     Err(command.replace_self().into())
 }
 
-fn status(lab: &Lab) -> anyhow::Result<()> {
-    println!("disks in {}", lab.dir().display());
+/// Prints to whoever still reads.
+fn show(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn status(lab: &Lab) -> anyhow::Result<String> {
+    let mut text = format!("disks in {}\n", lab.dir().display());
     for host in lab.hosts() {
         let state = match (host.is_on(), host.is_frozen()?) {
             (false, _) => "off",
             (true, false) => "on",
             (true, true) => "frozen",
         };
-        println!("{} {} {} {state}", host.name(), host.mgmt(), host.vm());
+        writeln!(text, "{} {} {} {state}", host.name(), host.mgmt(), host.vm())?;
         if state == "on" {
             for service in host.services()? {
                 let pid = host.service(&service.name).pid()?.map_or("-".to_owned(), |id| id.pid.to_string());
                 let last = service.last_exit.map(|exit| format!(", last exit: {exit}")).unwrap_or_default();
-                println!(
-                    "  {:<10} {:?}, process {pid}, {} restarts{last}",
-                    service.name, service.state, service.restarts
-                );
+                let (name, state, restarts) = (service.name, service.state, service.restarts);
+                writeln!(text, "  {name:<10} {state:?}, process {pid}, {restarts} restarts{last}")?;
             }
         }
     }
-    Ok(())
+    Ok(text)
 }
 
 fn report(prefix: &str, swept: &Swept) {
     for path in swept.cgroups.iter().chain(&swept.dirs) {
-        println!("{prefix}: removed {}", path.display());
+        show(&format!("{prefix}: removed {}\n", path.display()));
     }
 }
 

@@ -178,15 +178,36 @@ pub(crate) fn slow(switch: &NetNs, host: &NetNs, index: u8, rate: Option<&str>) 
     Ok(())
 }
 
-/// Makes `host` deaf to the given senders, or to nobody when there are none.
-pub(crate) fn deaf_to(host: &NetNs, senders: &[Ipv4Addr]) -> Result<(), LabError> {
-    let mut rules = "table inet understudy_lab\ndelete table inet understudy_lab\n".to_owned();
-    if !senders.is_empty() {
-        let list = senders.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
-        rules.push_str(&format!(
-            "table inet understudy_lab {{ chain hear {{ type filter hook input priority 0; \
-             ip saddr {{ {list} }} drop; }}; }}\n"
-        ));
-    }
+/// A change to what a host does not hear.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Hearing<'a> {
+    /// These senders neither.
+    Drop(&'a [Ipv4Addr]),
+    /// These senders again.
+    Hear(&'a [Ipv4Addr]),
+    /// Everybody.
+    All,
+}
+
+/// Filters what reaches a host. The kernel's own set is the only record of it: every process that has found
+/// the lab sees the same.
+pub(crate) fn hearing(host: &NetNs, change: Hearing<'_>) -> Result<(), LabError> {
+    const SET: &str = "inet understudy_lab deaf";
+    let elements = |addrs: &[Ipv4Addr]| {
+        let list = addrs.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
+        format!("element {SET} {{ {list} }}")
+    };
+    let change = match change {
+        Hearing::Drop(addrs) => format!("add {}", elements(addrs)),
+        // Only what is there can be deleted.
+        Hearing::Hear(addrs) => format!("add {0}\ndelete {0}", elements(addrs)),
+        Hearing::All => format!("flush set {SET}"),
+    };
+    let rules = format!(
+        "table inet understudy_lab {{ set deaf {{ type ipv4_addr; }}; \
+         chain hear {{ type filter hook input priority 0; }}; }}\n\
+         flush chain inet understudy_lab hear\n\
+         add rule inet understudy_lab hear ip saddr @deaf drop\n{change}\n"
+    );
     host.run(|| tool::run(Command::new("nft").args(["-f", "-"]), &rules).map(drop))?
 }

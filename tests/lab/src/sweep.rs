@@ -40,13 +40,14 @@ pub fn sweep(prefix: &str) -> Result<Swept, LabError> {
     tear_down(&run_dir(prefix))
 }
 
-/// Sweeps every lab of this machine whose owner is dead and that was not kept on purpose.
+/// Sweeps every lab whose prefix begins so, whose owner is dead and that was not kept on purpose. `ustlab`
+/// means all labs of this machine.
 ///
 /// # Errors
 /// The first lab that could not be removed.
-pub fn sweep_dead() -> Result<Vec<(String, Swept)>, LabError> {
+pub fn sweep_dead(begin: &str) -> Result<Vec<(String, Swept)>, LabError> {
     let mut done = Vec::new();
-    for prefix in prefixes() {
+    for prefix in prefixes().into_iter().filter(|prefix| prefix.starts_with(begin)) {
         if kept(&prefix)? {
             continue;
         }

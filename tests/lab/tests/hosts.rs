@@ -234,8 +234,12 @@ fn a_one_way_drop_makes_one_host_deaf_and_leaves_the_other_one_hearing() {
     lab.host(1).drop_from(lab.host(2)).expect("drop");
     lab.host(1).drop_from(lab.host(2)).expect("drop twice is drop");
     assert!(heard(0, 1) && !heard(1, 0) && heard(2, 0));
+    lab.host(1).drop_from(lab.host(3)).expect("drop");
     lab.host(1).hear(lab.host(2)).expect("hear");
-    assert!(heard(1, 0));
+    lab.host(1).hear(lab.host(2)).expect("hear twice is hear");
+    assert!(heard(1, 0) && !heard(2, 0));
+    lab.host(1).hear_all().expect("hear");
+    assert!(heard(2, 0));
 }
 
 #[test]
@@ -299,6 +303,14 @@ fn commands_in_a_host_have_its_exit_code_output_input_and_variables() {
     assert_eq!(host.exec(["no-such-program"]).expect("ran").status.code(), Some(127));
     let failed = host.run(["sh", "-c", "echo why >&2; false"]);
     assert!(matches!(&failed, Err(LabError::Tool { stderr, .. }) if stderr == "why"), "{failed:?}");
+    // A daemon that a command leaves holds its output: that is said, not waited for.
+    let daemon = host.exec(["sh", "-c", "sleep 20 &"]);
+    assert!(
+        matches!(&daemon, Err(LabError::Timeout { detail, .. }) if detail.contains("output")),
+        "{daemon:?}"
+    );
+    let output = host.command(["cat"]).expect("on").stdin(vec![b'x'; 1 << 20]).output().expect("ran");
+    assert_eq!(output.stdout.len(), 1 << 20);
     // What is dropped is killed, inside of the host too.
     let child = host.command(["sleep", "1000"]).expect("on").spawn().expect("spawned");
     let sleeps = || host.exec(["pgrep", "-x", "sleep"]).is_ok_and(|output| output.status.success());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use understudy_lab::{Lab, LabError, LabOptions, ProcessId, sweep, sweep_dead, wait};
+use understudy_lab::{Lab, LabError, LabOptions, ProcessId, ServiceSpec, sweep, sweep_dead, wait};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -76,7 +76,8 @@ fn a_run_killed_at_any_point_is_swept_without_a_trace() {
         wait::until_true(&point, LONG, || reached(&prefix)).expect("the run comes this far");
         signal(&child, Signal::SIGKILL);
         child.wait().expect("collected");
-        sweep(&prefix).unwrap_or_else(|error| panic!("after {point}: {}", error.chain()));
+        let swept = sweep_dead(&prefix).unwrap_or_else(|error| panic!("after {point}: {}", error.chain()));
+        assert_eq!(swept.len(), 1, "after {point}");
         // A helper that was on its way into a cgroup ends by itself when it finds none.
         wait::until_true(&point, LONG, || common::traces(&prefix).is_empty())
             .unwrap_or_else(|_| assert_clean(&prefix, &point));
@@ -92,6 +93,8 @@ fn the_next_run_clears_away_what_a_killed_one_has_left() {
     wait::until_true("host 1 is up", LONG, || in_cgroup("h1", 2)(&prefix)).expect("up");
     signal(&child, Signal::SIGKILL);
     child.wait().expect("collected");
+    let swept = sweep_dead(&common::prefix("nobody")).expect("swept");
+    assert_eq!(swept, [], "a sweep of others leaves it alone");
     let old = fs::read_to_string(records(&prefix).join("host1.pid")).unwrap_or_default();
     let lab = common::bare("next", 1);
     assert_ne!(fs::read_to_string(records(&prefix).join("host1.pid")).expect("recorded"), old);
@@ -146,8 +149,7 @@ fn a_kept_lab_is_found_again_spared_by_the_general_sweep_and_taken_down_by_name(
     or_skip!("a_kept_lab_is_found_again_spared_by_the_general_sweep_and_taken_down_by_name");
     let (lab, prefix) = (common::bare("kept", 1), common::prefix("kept"));
     lab.keep().expect("kept");
-    let swept = sweep_dead().expect("swept");
-    assert!(!swept.iter().any(|(name, _)| *name == prefix), "{swept:?}");
+    assert_eq!(sweep_dead(&prefix).expect("swept"), []);
     let refused = Lab::up(LabOptions { replace_kept: false, ..common::options("kept", 1) });
     assert!(matches!(refused, Err(LabError::Kept { .. })));
     let found = Lab::attach(&prefix, Some(Path::new(common::LAB))).expect("it stands");

@@ -28,7 +28,11 @@ pub(crate) fn obstacle() -> Option<String> {
 macro_rules! or_skip {
     ($name:literal) => {
         if let Some(reason) = $crate::common::obstacle() {
-            eprintln!("SKIPPED: {}: {reason}", $name);
+            // Not eprintln!, which the test harness would keep to itself.
+            let _ = std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("SKIPPED: {}: {reason}\n", $name),
+            );
             return;
         }
     };
