@@ -6,7 +6,7 @@ mod cluster;
 
 use std::time::Duration;
 
-use cluster::proxy::Proxy;
+use cluster::proxy::{Mode, Proxy};
 use cluster::{Cluster, LIMIT};
 use tokio::time::{Instant, timeout};
 use understudy_store::{Committed, Condition, Etcd, EtcdConfig, Revision, Store, StoreError, Timeouts, Txn};
@@ -96,7 +96,7 @@ async fn a_member_that_falls_silent_is_passed_by_within_one_attempt() {
     assert_eq!(watch.next().await.unwrap().revision, last);
     assert_eq!(proxy.accepted(), 2, "one connection for calls, one for the watch");
 
-    proxy.silence(true);
+    proxy.set(Mode::Silent);
     let silent = Instant::now();
     let (last, slowest) = count_up(&store, last, 1).await;
     let seen = timeout(LIMIT, watch.next()).await.expect("the watch goes on").unwrap();
@@ -106,6 +106,94 @@ async fn a_member_that_falls_silent_is_passed_by_within_one_attempt() {
     // The silent member is asked last from then on.
     let (_, slowest) = count_up(&store, last, 5).await;
     assert!(slowest < attempt, "{slowest:?}");
+}
+
+/// A store whose first member is behind a proxy, with one connection and one marker in use.
+async fn proxied(cluster: &Cluster) -> (Proxy, Etcd, Revision) {
+    let proxy = Proxy::to(&cluster.endpoint(0)).await;
+    let mut config = cluster.config("alpha");
+    config.endpoints[0] = proxy.endpoint();
+    let store = Etcd::open(config).await.unwrap();
+    let first = put(&store, "a", "first").await;
+    (proxy, store, first)
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_is_answered_by_what_became_of_it() {
+    if !cluster::available("a_commit_whose_answer_was_lost_is_answered_by_what_became_of_it") {
+        return;
+    }
+    let cluster = Cluster::start(3).await;
+    let (proxy, store, first) = proxied(&cluster).await;
+    let mut watch = store.watch("", first).await.unwrap();
+    proxy.set(Mode::AnswersLost);
+    // Applied at the first sending: the second one's condition no longer holds, by the commit's own doing.
+    let txn = Txn::new().when(Condition::Unchanged("a".into(), first)).put("a", "second");
+    let started = Instant::now();
+    let Ok(Committed::Applied { revision }) = store.commit(&txn).await else { panic!("it was applied") };
+    assert!(started.elapsed() >= Timeouts::default().attempt, "its first answer was lost");
+    let entry = store.get("a").await.unwrap().unwrap();
+    assert_eq!((entry.value.as_slice(), entry.modified), (&b"second"[..], revision));
+    // Without a condition it would be written twice.
+    assert_eq!(watch.next().await.unwrap().revision, revision);
+    let last = put(&store, "b", "end").await;
+    assert_eq!(watch.next().await.unwrap().revision, last);
+}
+
+#[tokio::test]
+async fn a_commit_that_arrives_late_changes_nothing_more() {
+    if !cluster::available("a_commit_that_arrives_late_changes_nothing_more") {
+        return;
+    }
+    let cluster = Cluster::start(3).await;
+    for refused_first in [false, true] {
+        let (proxy, store, _) = proxied(&cluster).await;
+        let control = Proxy::to(&cluster.endpoint(0)).await;
+        let mut raw = cluster.admin_at(&control.endpoint()).await;
+        raw.get("x", None).await.unwrap();
+        // Held back at the first member, decided at the second: applied, or refused by its condition.
+        let value = vec![b'v'; 8192];
+        let txn = match refused_first {
+            false => Txn::new().put("a", value.clone()),
+            true => Txn::new().when(Condition::Absent("a".into())).put("a", value.clone()),
+        };
+        proxy.set(Mode::Silent);
+        control.set(Mode::Silent);
+        let (outcome, (), ()) =
+            tokio::join!(store.commit(&txn), deaf_once_held(&proxy, value.len()), async {
+                let put = raw.put("control", value.clone(), None);
+                tokio::select! {
+                    answer = put => panic!("{answer:?}"),
+                    () = deaf_once_held(&control, value.len()) => {}
+                }
+            });
+        let outcome = outcome.unwrap();
+        assert_eq!(matches!(outcome, Committed::Refused { .. }), refused_first, "{outcome:?}");
+        // From here on it would have an effect: its condition would hold, its write would be seen.
+        // (Not removed through the store, whose next commit moves the marker in any case.)
+        let mut admin = cluster.admin(1).await;
+        admin.delete(format!("{}a", cluster::ROOT), None).await.unwrap();
+        proxy.set(Mode::Late);
+        control.set(Mode::Late);
+        // What was held back does arrive: the control, sent without the store, is applied.
+        let started = Instant::now();
+        while admin.get("control", None).await.unwrap().kvs().is_empty() {
+            assert!(started.elapsed() < LIMIT, "the control did not arrive");
+        }
+        admin.delete("control", None).await.unwrap();
+        for _ in 0..5 {
+            admin.put("fence", "", None).await.unwrap();
+        }
+        assert_eq!(store.get("a").await.unwrap(), None, "applied late; refused first: {refused_first}");
+    }
+}
+
+/// Waits until so much is held back, then lets nothing more in.
+async fn deaf_once_held(proxy: &Proxy, bytes: usize) {
+    while proxy.held() < bytes {
+        tokio::task::yield_now().await;
+    }
+    proxy.set(Mode::Deaf);
 }
 
 #[tokio::test]

@@ -149,11 +149,15 @@ impl Cluster {
 
     /// A client of one member, for what the store does not do.
     pub(crate) async fn admin(&self, index: usize) -> Client {
+        self.admin_at(&self.endpoint(index)).await
+    }
+
+    pub(crate) async fn admin_at(&self, endpoint: &str) -> Client {
         let pem = |name: &str| std::fs::read(self.certificates.file(name)).unwrap();
         let tls = TlsOptions::new()
             .ca_certificate(etcd_client::Certificate::from_pem(pem("ca.pem")))
             .identity(etcd_client::Identity::from_pem(pem("client.pem"), pem("client.key")));
-        Client::connect([self.endpoint(index)], Some(ConnectOptions::new().with_tls(tls))).await.unwrap()
+        Client::connect([endpoint], Some(ConnectOptions::new().with_tls(tls))).await.unwrap()
     }
 
     /// The member that leads.
