@@ -200,6 +200,19 @@ fn a_lab_that_cannot_be_raised_says_why_and_leaves_nothing() {
     let error = Lab::up(options).expect_err("true holds no switch");
     assert!(error.to_string().contains("init_if_asked"), "{error}");
     assert_clean(&common::prefix("fails"), "a helper that does not help");
+    // One that came further leaves what its hosts have said, where that was asked for.
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = LabOptions { logs: Some(folder.path().to_path_buf()), ..common::options("fails", 1) };
+    let lab = Lab::up(options).expect("up");
+    lab.host(1).define_service(ServiceSpec::new("s", ["echo", "last words"])).expect("define");
+    lab.host(1).service("s").start().expect("start");
+    let log = lab.host(1).on_disk("/var/log/s.log").expect("on the disk");
+    wait::until_true("it speaks", LONG, || fs::read_to_string(&log).is_ok_and(|t| !t.is_empty()))
+        .expect("spoken");
+    drop(lab);
+    let saved = fs::read_to_string(folder.path().join("host1/log/s.log")).expect("saved");
+    assert!(saved.starts_with("last words\n"), "{saved}");
+    assert_clean(&common::prefix("fails"), "its end");
     assert!(matches!(
         Lab::up(LabOptions { helper: None, ..common::options("fails", 1) }),
         Err(LabError::NoHelper)
