@@ -11,10 +11,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, NodeId, Role};
+use crate::records::Labels;
 use crate::units::{MiB, Vcpus};
-
-/// Free-form `key=value` pairs, as in the records.
-type Labels = BTreeMap<String, String>;
 
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

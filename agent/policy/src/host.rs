@@ -147,3 +147,14 @@ fn strays(config: &PolicyConfig, policies: &[Policy], faults: &[LoadFault]) -> V
         .map(|policy| LoadFault::Parameters { policy: policy.clone() })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::PolicyHost;
+
+    #[test]
+    fn questions_may_be_asked_from_several_threads() {
+        fn shareable<T: Send + Sync>() {}
+        shareable::<PolicyHost>();
+    }
+}

@@ -3,6 +3,8 @@
 use crate::wit::exports::understudy::policy::backup_count::{Cluster, Label, Parameter, Request, Role};
 use crate::{Defaults, count};
 
+type Pairs = &'static [(&'static str, &'static str)];
+
 fn labels(pairs: &[(&str, &str)]) -> Vec<Label> {
     pairs.iter().map(|&(k, v)| Label { key: k.to_owned(), value: v.to_owned() }).collect()
 }
@@ -26,7 +28,7 @@ fn cluster(hosts: u32, failures_last_day: u32) -> Cluster {
 
 #[test]
 fn the_nearest_label_wins() {
-    let cases: [(&[(&str, &str)], &[(&str, &str)], u32, u32); 6] = [
+    let cases: [(Pairs, Pairs, u32, u32); 6] = [
         (&[], &[], 1, 1),
         (&[("floor", "2")], &[("backups", "3")], 3, 3),
         (&[("backups", "2")], &[("backups", "3")], 2, 2),

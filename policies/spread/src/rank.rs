@@ -120,7 +120,7 @@ fn strain(hosts: &Hosts, row: usize, weights: Weights) -> u64 {
 
 fn taken_permille(free: u64, total: u64) -> u64 {
     // Of nothing, all is taken.
-    if total == 0 { 1000 } else { 1000 - (free.min(total)).saturating_mul(1000) / total }
+    free.min(total).saturating_mul(1000).checked_div(total).map_or(1000, |free| 1000 - free)
 }
 
 fn reason(hosts: &Hosts, candidate: &Candidate) -> String {
