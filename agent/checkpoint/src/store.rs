@@ -121,6 +121,8 @@ impl Drop for Scratch {
 #[derive(Debug, Default)]
 struct Held {
     seen: Epoch,
+    /// Whether the disk says so too. Not so after a removal that failed half way.
+    seen_is_durable: bool,
     complete: BTreeSet<CheckpointId>,
     /// Never pruned: what the cluster's record names. After a start that is not known yet, and all that is found is.
     named: BTreeSet<CheckpointId>,
@@ -200,9 +202,11 @@ impl Shared {
 
     /// Makes a node's folder if need be and its highest epoch seen durable.
     fn raise(&self, index: &mut Index, node: &NodeId, epoch: Epoch) -> Result<(), StoreError> {
-        if index.0.contains_key(node) && epoch <= index.seen(node) {
+        let seen = index.seen(node);
+        if epoch <= seen && index.0.get(node).is_some_and(|held| held.seen_is_durable) {
             return Ok(());
         }
+        let epoch = epoch.max(seen);
         let folder = layout::node(&self.root, node);
         let failed = |source| StoreError::Write(folder.clone(), source);
         self.files.create_dir(&folder).map_err(failed)?;
@@ -214,7 +218,8 @@ impl Shared {
             drop(self.files.remove(&aside));
             failed(source)
         })?;
-        index.0.entry(node.clone()).or_default().seen = epoch;
+        let held = index.0.entry(node.clone()).or_default();
+        (held.seen, held.seen_is_durable) = (epoch, true);
         Ok(())
     }
 }
@@ -376,9 +381,8 @@ impl ImageStore {
     pub fn forget(&self, node: &NodeId) -> Result<(), StoreError> {
         self.drop_images(node)?;
         let mut index = self.shared.lock();
-        if !index.0.contains_key(node) {
-            return Ok(());
-        }
+        let Some(held) = index.0.get_mut(node) else { return Ok(()) };
+        held.seen_is_durable = false;
         let (files, folder) = (&*self.shared.files, layout::node(&self.shared.root, node));
         let failed = |source| StoreError::Remove(folder.clone(), source);
         files.remove(&folder.join(EPOCH)).map_err(failed)?;
@@ -443,6 +447,7 @@ fn read_node(files: &dyn Files, folder: &Path) -> Result<Held, StoreError> {
     for (path, _) in images.filter(|(_, id)| !complete.contains(id)) {
         files.remove(path).map_err(|source| StoreError::Remove(path.clone(), source))?;
     }
+    let durable = bytes.is_some();
     let seen = match bytes {
         Some(bytes) => {
             let epoch = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
@@ -452,8 +457,8 @@ fn read_node(files: &dyn Files, folder: &Path) -> Result<Held, StoreError> {
         None => Epoch(0),
     };
     // A checkpoint proves that its epoch was seen.
-    let seen = complete.last().map_or(seen, |newest| seen.max(newest.epoch));
-    Ok(Held { seen, named: complete.clone(), complete })
+    let proven = complete.last().map_or(seen, |newest| seen.max(newest.epoch));
+    Ok(Held { seen: proven, seen_is_durable: durable && proven == seen, named: complete.clone(), complete })
 }
 
 #[cfg(test)]
