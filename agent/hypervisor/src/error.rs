@@ -200,7 +200,7 @@ pub enum DestroyError {
 #[derive(Debug, thiserror::Error)]
 pub enum RoleDiskError {
     /// The file cannot be read.
-    #[error("cannot read role disk {}: build it with `cargo xtask images` or copy it from another host", path.display())]
+    #[error("cannot read role disk {}: build it with config/guest/build or copy it from another host", path.display())]
     Missing {
         /// Which file.
         path: PathBuf,

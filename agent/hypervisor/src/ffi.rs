@@ -153,14 +153,15 @@ unsafe extern "C" fn free_on_close(opaque: *mut c_void) {
     drop(unsafe { Box::from_raw(opaque.cast::<OnClose>()) });
 }
 
-/// Asks for every event that is of use; the handles by which they are given up again. The lifecycle events are
-/// needed, the others are taken where the hypervisor has them.
-pub(crate) fn register_events(connect: &Connect, sink: &Sink) -> Result<Vec<c_int>, Error> {
-    type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+/// The type by which libvirt takes every callback, whatever its arguments.
+type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+
+/// Every event that is of use, with what it calls.
+fn wanted_events() -> [(sys::virDomainEventID, Generic); 4] {
     // SAFETY: libvirt's interface takes every callback as the generic type and calls it with the arguments that
     // belong to the event's number (its own macro VIR_DOMAIN_EVENT_CALLBACK does the same cast); number and
     // function are paired right here.
-    let wanted: [(sys::virDomainEventID, Generic); 4] = unsafe {
+    unsafe {
         [
             (
                 sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -204,9 +205,14 @@ pub(crate) fn register_events(connect: &Connect, sink: &Sink) -> Result<Vec<c_in
                 >(on_agent),
             ),
         ]
-    };
+    }
+}
+
+/// Asks for every event that is of use; the handles by which they are given up again. The lifecycle events are
+/// needed, the others are taken where the hypervisor has them.
+pub(crate) fn register_events(connect: &Connect, sink: &Sink) -> Result<Vec<c_int>, Error> {
     let mut handles = Vec::new();
-    for (number, callback) in wanted {
+    for (number, callback) in wanted_events() {
         let opaque = Box::into_raw(Box::new(Arc::clone(sink)));
         // SAFETY: the connection is valid while borrowed; `opaque` stays valid until libvirt calls `free_sink`.
         let handle = checked(unsafe {

@@ -49,6 +49,13 @@ fn an_instance_is_its_template_with_its_own_name_size_and_note() {
 }
 
 #[test]
+fn the_template_that_is_shipped_would_do() {
+    let shipped = include_str!("../../../../config/guest/template.xml");
+    let template = Template::parse(shipped).unwrap_or_else(|error| panic!("{error}"));
+    assert!(template.ram_only());
+}
+
+#[test]
 fn one_template_serves_both_accelerators() {
     let template = Template::parse(GOOD).unwrap();
     let domain = template.render(&spec(&template), Accelerator::Kvm).unwrap();

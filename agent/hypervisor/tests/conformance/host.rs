@@ -14,15 +14,17 @@ use understudy_hypervisor::{
     AcceleratorSetting, Hypervisor, InstanceFact, InstanceSpec, Libvirt, LibvirtConfig, Note, Template,
 };
 
+const IMAGES_WHEN_INSTALLED: &str = "/var/lib/understudy/images";
+
 const INSIDE: &str = "UNDERSTUDY_TEST_HOST";
 
 /// What is emulated on two busy cores takes its time.
-pub const LONG: Duration = Duration::from_secs(180);
+pub(crate) const LONG: Duration = Duration::from_secs(180);
 
 /// The inside of a host.
-pub struct Host {
-    pub folder: PathBuf,
-    pub template: Arc<Template>,
+pub(crate) struct Host {
+    pub(crate) folder: PathBuf,
+    pub(crate) template: Arc<Template>,
 }
 
 fn skip(test: &str, reason: &str) {
@@ -30,12 +32,15 @@ fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
 }
 
+/// The newest complete set of guest images in the cache that `config/guest/build` fills.
 fn images() -> Option<PathBuf> {
-    let cache = |home: std::ffi::OsString| Path::new(&home).join(".cache/understudy/images");
-    let folder = std::env::var_os("UNDERSTUDY_IMAGES")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(cache))?;
-    ["vmlinuz", "initrd.img"].iter().all(|file| folder.join(file).exists()).then_some(folder)
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = set("UNDERSTUDY_IMAGES")
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("understudy/images")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/understudy/images")))?;
+    let whole = |folder: &PathBuf| ["vmlinuz", "initrd.img"].iter().all(|file| folder.join(file).exists());
+    let folders = std::fs::read_dir(cache).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(whole);
+    folders.max_by_key(|folder| folder.metadata().and_then(|data| data.modified()).ok())
 }
 
 fn missing() -> Option<String> {
@@ -60,12 +65,13 @@ fn missing() -> Option<String> {
     if let Some(tool) = tools.iter().find(lacks) {
         return Some(format!("needs {tool}"));
     }
-    images().is_none().then(|| "needs the guest images: run `cargo xtask images`".to_owned())
+    images().is_none().then(|| "needs the guest images: run config/guest/build".to_owned())
 }
 
 /// Runs `body` inside a host of its own; `hosts` is `one` or `two`. `test` is this test's own full name.
-pub fn inside(hosts: &str, test: &str, body: impl FnOnce(&Host)) {
+pub(crate) fn inside(hosts: &str, test: &str, body: impl FnOnce(&Host)) {
     if let Some(folder) = std::env::var_os(INSIDE) {
+        std::fs::write(Path::new(&folder).join("ran"), test).unwrap();
         let images = images().expect("looked for outside");
         let template = Arc::new(Template::parse(&template(&images)).expect("the tests' template is right"));
         return body(&Host { folder: PathBuf::from(folder), template });
@@ -87,8 +93,16 @@ pub fn inside(hosts: &str, test: &str, body: impl FnOnce(&Host)) {
         .env(INSIDE, folder.path())
         .status()
         .expect("unshare runs");
-    if !status.success() {
-        for log in ["h1/log/libvirtd.log", "h2/log/libvirtd.log", "h1/log/u1.serial", "h1/log/u2.serial"] {
+    if status.success() {
+        // A name that is not this test's own would run nothing, and well.
+        assert!(folder.path().join("ran").exists(), "'{test}' is not the name of a test");
+    } else {
+        for log in [
+            "h1/log/libvirtd.log",
+            "h2/log/libvirtd.log",
+            "h1/log/qemu/u1.console.log",
+            "h1/log/qemu/u2.console.log",
+        ] {
             if let Ok(text) = std::fs::read_to_string(folder.path().join(log)) {
                 // libvirt looks for parts of a machine that a namespace does not have.
                 let noise = ["ethtool", "DBus", "Dbus", "SystemBus", "dnsmasq", "dmi", "SecurityManagerNew"];
@@ -100,37 +114,15 @@ pub fn inside(hosts: &str, test: &str, body: impl FnOnce(&Host)) {
     }
 }
 
+/// The template that is shipped, with the images where they are on this machine.
 fn template(images: &Path) -> String {
-    let images = images.display();
-    format!(
-        "<domain type='kvm'>
-  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type>
-    <kernel>{images}/vmlinuz</kernel><initrd>{images}/initrd.img</initrd><cmdline>console=ttyS0 quiet</cmdline></os>
-  <features><acpi/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>
-  <cpu mode='custom' match='exact'><model fallback='forbid'>qemu64</model></cpu>
-  <clock offset='utc'/>
-  <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <controller type='usb' model='none'/>
-    <controller type='pci' model='pcie-root'/>
-    <controller type='pci' model='pcie-root-port'/>
-    <controller type='pci' model='pcie-root-port'/>
-    <controller type='pci' model='pcie-root-port'/>
-    <controller type='pci' model='pcie-root-port'/>
-    <controller type='pci' model='pcie-root-port'/>
-    <controller type='pci' model='pcie-root-port'/>
-    <interface type='bridge'><source bridge='vmbr0'/><model type='virtio'/><rom enabled='no'/></interface>
-    <serial type='file'><source path='/var/log/libvirt/@name@.serial' append='on'/><target port='0'/></serial>
-    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-    <memballoon model='virtio'/>
-    <panic model='isa'/>
-  </devices>
-</domain>"
-    )
+    let shipped = include_str!("../../../../config/guest/template.xml");
+    assert!(shipped.contains(IMAGES_WHEN_INSTALLED));
+    shipped.replace(IMAGES_WHEN_INSTALLED, &images.display().to_string())
 }
 
 impl Host {
-    pub fn libvirt(&self) -> Libvirt {
+    pub(crate) fn libvirt(&self) -> Libvirt {
         Libvirt::start(LibvirtConfig {
             accelerator: AcceleratorSetting::Fixed(understudy_hypervisor::Accelerator::Tcg),
             ..LibvirtConfig::local()
@@ -138,20 +130,20 @@ impl Host {
         .expect("libvirt is taken into use")
     }
 
-    pub fn permits(&self, host: u8) -> Permits {
+    pub(crate) fn permits(&self, host: u8) -> Permits {
         Permits::open(&self.folder.join(format!("h{host}/permits"))).expect("a folder for permits")
     }
 
-    pub fn permit(&self, host: u8, id: InstanceId, epoch: Epoch) {
+    pub(crate) fn permit(&self, host: u8, id: InstanceId, epoch: Epoch) {
         self.permits(host).grant(id, epoch, boottime(), LONG).expect("a permit");
     }
 
-    pub fn spec(&self, number: u8) -> InstanceSpec {
+    pub(crate) fn spec(&self, number: u8) -> InstanceSpec {
         InstanceSpec {
             id: id(number),
             name: format!("u{number}"),
             template: Arc::clone(&self.template),
-            memory: MiB(160),
+            memory: MiB(192),
             vcpus: Vcpus(1),
             mac: None,
             note: Note { epoch: Epoch(1), address: Some("10.77.1.9".parse().expect("an address")) },
@@ -159,7 +151,7 @@ impl Host {
     }
 
     /// Boots an instance and waits for its agent.
-    pub fn boot(&self, hypervisor: &dyn Hypervisor, number: u8) -> InstanceFact {
+    pub(crate) fn boot(&self, hypervisor: &dyn Hypervisor, number: u8) -> InstanceFact {
         let spec = self.spec(number);
         self.permit(1, spec.id, spec.note.epoch);
         hypervisor.create(&spec).unwrap_or_else(|error| panic!("cannot create: {}", chain(&error)));
@@ -168,7 +160,7 @@ impl Host {
     }
 
     /// A whole, empty erofs image.
-    pub fn role_disk(&self) -> PathBuf {
+    pub(crate) fn role_disk(&self) -> PathBuf {
         let (path, tree) = (self.folder.join("role.erofs"), self.folder.join("role"));
         std::fs::create_dir_all(&tree).expect("a folder");
         std::fs::write(tree.join("hello"), "role").expect("a file");
@@ -178,15 +170,15 @@ impl Host {
     }
 }
 
-pub fn id(number: u8) -> InstanceId {
+pub(crate) fn id(number: u8) -> InstanceId {
     format!("11111111-2222-4333-8444-0000000000{number:02x}").parse().expect("a UUID")
 }
 
-pub fn fact(hypervisor: &dyn Hypervisor, id: InstanceId) -> Option<InstanceFact> {
+pub(crate) fn fact(hypervisor: &dyn Hypervisor, id: InstanceId) -> Option<InstanceFact> {
     hypervisor.instances().expect("instances are listed").into_iter().find(|fact| fact.id == id)
 }
 
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + LONG;
     while !condition() {
         assert!(Instant::now() < end, "never came true: {what}");
@@ -194,14 +186,14 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |&error| error.source())
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
 }
 
-pub fn virsh(arguments: &[&str]) -> (bool, String) {
+pub(crate) fn virsh(arguments: &[&str]) -> (bool, String) {
     let output = Command::new("virsh").arg("-q").args(arguments).output().expect("virsh runs");
     let text =
         [output.stdout, output.stderr].map(|stream| String::from_utf8_lossy(&stream).into_owned()).concat();

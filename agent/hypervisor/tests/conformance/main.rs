@@ -1,5 +1,7 @@
 //! One suite for every hypervisor: the double, libvirt's own simulation, and real qemu in a host of its own.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 mod hook;
 mod host;
 mod real;

@@ -1,7 +1,7 @@
 //! The suite: what holds for every hypervisor.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::MiB;
@@ -14,7 +14,7 @@ use understudy_hypervisor::{
 use crate::host::{chain, fact, until};
 
 /// What the suite needs to know of the hypervisor under test.
-pub trait Bed {
+pub(crate) trait Bed {
     fn hypervisor(&self) -> &dyn Hypervisor;
     fn spec(&self, number: u8) -> InstanceSpec;
     /// Lets an instance come to life once.
@@ -40,12 +40,12 @@ fn run(bed: &dyn Bed, id: InstanceId, argv: Vec<String>, stdin: &str) -> (i32, S
     (output.exit, String::from_utf8(output.stdout).expect("text"))
 }
 
-pub fn state(hypervisor: &dyn Hypervisor, id: InstanceId) -> Option<InstanceState> {
+pub(crate) fn state(hypervisor: &dyn Hypervisor, id: InstanceId) -> Option<InstanceState> {
     fact(hypervisor, id).map(|fact| fact.state)
 }
 
 /// The whole suite, in the order of an instance's life.
-pub fn conforms(bed: &dyn Bed) {
+pub(crate) fn conforms(bed: &dyn Bed) {
     nothing_is_there_at_first(bed);
     an_instance_is_created_once(bed);
     the_guest_does_as_it_is_told(bed);
@@ -164,6 +164,7 @@ fn memory_survives_its_instance(bed: &dyn Bed) {
     let (hv, id, image) = (bed.hypervisor(), bed.spec(1).id, bed.image("one"));
     let saved =
         hv.save_memory(id, &image, Duration::from_secs(120)).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    eprintln!("figure: {saved:?}");
     assert!(saved.bytes > 1 << 20 && saved.pause <= saved.took, "{saved:?}");
     assert_eq!(state(hv, id), Some(InstanceState::Running), "it goes on after the save");
     assert_eq!(run(bed, id, bed.put(), "later").0, 0);
@@ -188,7 +189,9 @@ fn memory_survives_its_instance(bed: &dyn Bed) {
     spec.image = bed.image("nowhere");
     assert!(matches!(hv.restore(&spec), Err(RestoreError::Image { .. })));
     spec.image = image.clone();
+    let begun = Instant::now();
     let back = hv.restore(&spec).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    eprintln!("figure: restored in {:?}", begun.elapsed());
     assert_eq!((back.id, back.note, back.link_up), (id, spec.note, false));
     assert_eq!(back.state, InstanceState::Paused(PauseCause::Migration));
     assert_eq!(back.role_disk, spec.role_disk);
