@@ -38,7 +38,7 @@ pub struct Limits {
     pub ping: Duration,
     /// Until a client that sends nothing, not even pongs, is taken for gone: three pings.
     pub client_silence: Duration,
-    /// For the closing frame, before the socket is dropped.
+    /// For the closing frame and the client's answer to it, before the socket is dropped.
     pub farewell: Duration,
 }
 

@@ -67,8 +67,15 @@ pub(super) async fn serve(socket: WebSocket, terminal: TerminalId, dialect: Dial
     let end = resolve_and_relay(&mut sink, &mut stream, &terminal, dialect, &state).await;
     guard.leave(end);
     let frame = CloseFrame { code: end.code(), reason: end.as_str().into() };
-    // A peer that takes no more bytes is left to the kernel: dropping the socket ends it all the same.
-    let told = timeout(state.limits.farewell, sink.send(Message::Close(Some(frame)))).await;
+    // What the client sent meanwhile is read up to its own closing frame: a socket that is closed with unread
+    // bytes is reset, and a reset takes the reason away from the client. One that takes no more bytes is left
+    // to the kernel.
+    let farewell = async {
+        sink.send(Message::Close(Some(frame))).await?;
+        while let Some(Ok(_)) = stream.next().await {}
+        Ok::<_, axum::Error>(())
+    };
+    let told = timeout(state.limits.farewell, farewell).await;
     debug!(%terminal, reason = end.as_str(), told = matches!(told, Ok(Ok(()))), "connection ended");
 }
 

@@ -222,6 +222,8 @@ async fn a_display_that_reads_nothing_stops_its_terminal_and_is_cut_all_the_same
     Directory::publish(&sender, alice(2, None));
     until("the connection ends", || gateway.counters.ended(End::NoDisplay) == 1).await;
     assert!(start.elapsed() < CUT, "took {:?}", start.elapsed());
+    // With all that was never read, the reason arrives nevertheless.
+    assert_eq!(terminal.closed().await, (4503, "no_display".to_owned()));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //   connecting ──first picture──▶ connected ──link ended──▶ waiting ──pause──▶ connecting …
 //
 // Every module is imported here, statically: after its own gateway died the page can load nothing more.
-// document.body.dataset carries {state, connections, gateway, gateways, epoch} for tests and for support.
+// document.body.dataset carries {state, connections, gateway, gateways, epoch, ended} for tests and for support.
 
 import RFB from '../novnc/core/rfb.js';
 import { EpochGuard, Gateways } from './gateways.js';
@@ -94,6 +94,7 @@ function finish(session, end) {
   session.timers.forEach(clearTimeout);
   if (session.shown) keepPicture(session.canvas);
   dataset.state = 'waiting';
+  dataset.ended = `${end.code} ${end.reason}`;
   notice.textContent = wording(session, end);
   setTimeout(connect, pause(session, end));
 }
@@ -115,6 +116,7 @@ function wording(session, end) {
   if (session.shown) {
     const display = end.code === MOVED ? 'display moved' : 'display lost';
     notice.dataset.lost = fromGateway(end) ? display : 'connection lost';
+    notice.dataset.ended = dataset.ended;
   }
   const lost = notice.dataset.lost;
   return lost ? `${lost}, reconnecting…` : 'waiting for the display…';
