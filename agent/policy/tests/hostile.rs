@@ -18,7 +18,8 @@ use understudy_policy::{LoadFault, PolicyConfig, PolicyFault, PolicyHost};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn config() -> PolicyConfig {
-    PolicyConfig { deadline: Duration::from_millis(50), ..PolicyConfig::default() }
+    // Long enough that a guest that behaves is never late, however busy the machine.
+    PolicyConfig { deadline: Duration::from_secs(1), ..PolicyConfig::default() }
 }
 
 /// A host with this one guest, which has passed its trial.
@@ -46,7 +47,7 @@ fn an_endless_loop_ends_at_the_deadline() {
     assert_eq!(fault, PolicyFault::Deadline { policy: "hostile".to_owned(), limit: config().deadline });
     assert!(start.elapsed() >= config().deadline, "{:?}", start.elapsed());
     assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
-    assert_eq!(fault.to_string(), "policy hostile did not answer within 50 ms");
+    assert_eq!(fault.to_string(), "policy hostile did not answer within 1000 ms");
 }
 
 #[test]
@@ -190,7 +191,7 @@ fn a_guest_that_fails_its_trial_is_not_used() {
     folder.add("honest", &placement_guest(""));
     let (host, faults) = PolicyHost::load(folder.path(), &config());
     let said: Vec<String> = faults.iter().map(|f| common::chain(f)).collect();
-    for (name, part) in [("hogs", "64 MiB"), ("loops", "within 50 ms"), ("traps", "unreachable")] {
+    for (name, part) in [("hogs", "64 MiB"), ("loops", "within 1000 ms"), ("traps", "unreachable")] {
         let hits = said.iter().filter(|s| s.contains(&format!("{name}.wasm")) && s.contains(part)).count();
         assert_eq!(hits, 1, "{name}: {said:#?}");
     }
