@@ -1,6 +1,6 @@
 //! A whole lab: raises it, finds it again, takes it down.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -221,7 +221,7 @@ impl Lab {
         let cgroup = Cgroup::named(&format!("{prefix}-sw"))?;
         let switch = journal.make(&Entry::Cgroup { path: cgroup.path().to_path_buf() }, || {
             cgroup.create()?;
-            hold_switch(helper, &cgroup)
+            hold_switch(helper, &cgroup, &dir.join("switch.log"))
         })?;
         journal.record(&Entry::Process { id: switch })?;
         net::build_switch(&NetNs::of(switch)?)?;
@@ -422,9 +422,11 @@ impl Drop for Lab {
 }
 
 /// Starts the process that holds the switch's network namespace.
-fn hold_switch(helper: &Path, cgroup: &Cgroup) -> Result<ProcessId, LabError> {
+fn hold_switch(helper: &Path, cgroup: &Cgroup, log: &Path) -> Result<ProcessId, LabError> {
     let mut command = helper::command(helper, helper::SWITCH);
-    command.arg(cgroup.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    // It outlives this process when the lab is kept: it must not hold a pipe that somebody reads to its end.
+    let file = File::create(log).at("create", log)?;
+    command.arg(cgroup.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
     let mut child = command.spawn().doing(format!("start {}", helper.display()))?;
     let mut line = String::new();
     let stdout = child.stdout.take().expect("the pipe was asked for");
@@ -434,8 +436,9 @@ fn hold_switch(helper: &Path, cgroup: &Cgroup) -> Result<ProcessId, LabError> {
     thread::spawn(move || child.wait());
     id.filter(|_| line == "ready\n").ok_or_else(|| {
         LabError::BadOption(format!(
-            "{} does not act as the lab's switch: does its main call understudy_lab::init_if_asked()?",
-            helper.display()
+            "{} does not act as the lab's switch: does its main call understudy_lab::init_if_asked()? {}",
+            helper.display(),
+            fs::read_to_string(log).unwrap_or_default().trim()
         ))
     })
 }

@@ -159,6 +159,13 @@ fn a_kept_lab_is_found_again_spared_by_the_general_sweep_and_taken_down_by_name(
     found.down().expect("taken down");
     assert_clean(&prefix, "taking it down by name");
     assert!(matches!(Lab::attach(&prefix, None), Err(LabError::None { .. })));
+    // Nothing of a kept lab holds the pipes of the one who raised it.
+    let (done, raised) = std::sync::mpsc::channel();
+    let up = start(&prefix, &["1", "--keep", "--no-etcd"]);
+    std::thread::spawn(move || done.send(up.wait_with_output()));
+    let raised = raised.recv_timeout(LONG);
+    sweep(&prefix).expect("taken down");
+    assert!(raised.expect("the pipes are closed").expect("collected").status.success());
 }
 
 #[test]
