@@ -438,6 +438,14 @@ impl NodeRecord {
             || self.migration.as_ref().is_some_and(|migration| &migration.to == host)
     }
 
+    /// The instance that this node has, or awaits, on `host`; none for a held place.
+    #[must_use]
+    pub fn instance_on(&self, host: &HostId) -> Option<InstanceId> {
+        let arriving = self.migration.as_ref().filter(|migration| &migration.to == host);
+        let member = self.members().find(|member| &member.host == host);
+        member.or(arriving.and(self.primary.as_ref()))?.instance
+    }
+
     /// Whether backups of this node are held places rather than warm instances.
     #[must_use]
     pub fn holds_places(&self, role: Role) -> bool {

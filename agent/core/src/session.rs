@@ -12,7 +12,8 @@
 //!            ▲                      ▲                                 │ renew due
 //!            │ refused              │ renewed                         ▼
 //!            └──────────────────────┴───────────────────────────── Renewing
-//!                                                 unavailable: back to Open, due again at once
+//!                                                 unavailable: back to Open, due again soon
+//!            Open and past the acknowledged deadline: Closed, everything stopped
 //! ```
 
 use crate::bounds::Bounds;
@@ -114,12 +115,21 @@ impl Session {
                 (State::Open { renew: deadline - self.bounds.session_ttl + self.bounds.session_renew }, None)
             }
             // The guard could not be asked before the deadline itself went by: only a new renewal helps.
-            (State::Confirming { deadline }, SessionEvent::GuardSilent | SessionEvent::Tick) if now >= deadline => {
+            (State::Confirming { deadline }, SessionEvent::GuardSilent | SessionEvent::Tick)
+                if now >= deadline =>
+            {
                 (State::Open { renew: now }, None)
             }
             // Without the guard's word the session is not renewed; the last acknowledged deadline stands.
             (State::Confirming { deadline }, SessionEvent::GuardSilent | SessionEvent::Tick) => {
                 (State::Confirming { deadline }, Some(SessionAction::Confirm(deadline)))
+            }
+            // The guard has ended everything by then. Where there is no guard any more, this is the second line.
+            (State::Open { .. }, SessionEvent::Tick)
+                if self.deadline.is_some_and(|deadline| now >= deadline) =>
+            {
+                self.deadline = None;
+                (State::Closed { retry: now }, Some(SessionAction::StopAll))
             }
             (State::Open { renew }, SessionEvent::Tick) if now >= renew => {
                 (State::Renewing { sent: now }, Some(SessionAction::Renew))
@@ -199,6 +209,20 @@ mod tests {
         assert_eq!(session.step(SessionEvent::Unavailable, Boottime(12 * SECOND)), None);
         assert_eq!(session.deadline(), Some(Boottime(16 * SECOND)));
         assert_eq!(session.step(SessionEvent::Tick, Boottime(13 * SECOND)), Some(SessionAction::Renew));
+    }
+
+    #[test]
+    fn a_session_past_its_deadline_stops_everything_and_is_opened_anew() {
+        let mut session = opened_at(10 * SECOND);
+        for second in 11..16 {
+            assert_eq!(
+                session.step(SessionEvent::Tick, Boottime(second * SECOND)),
+                Some(SessionAction::Renew)
+            );
+            assert_eq!(session.step(SessionEvent::Unavailable, Boottime(second * SECOND + SECOND / 2)), None);
+        }
+        assert_eq!(session.step(SessionEvent::Tick, Boottime(16 * SECOND)), Some(SessionAction::StopAll));
+        assert_eq!(session.step(SessionEvent::Tick, Boottime(16 * SECOND)), Some(SessionAction::Open));
     }
 
     #[test]

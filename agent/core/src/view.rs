@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::records::{
-    CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, Origin, Phase, SessionRecord,
-    TerminalRecord,
+    CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase,
+    SessionRecord, TerminalRecord,
 };
-use crate::units::{MiB, UnixMillis};
+use crate::units::{MiB, UnixMillis, Vcpus};
 
 /// A record together with the revision at which it was read: what a compare-and-swap compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,28 +160,62 @@ impl View {
             && self.fact(member).is_some_and(|fact| fact.phase == Phase::Ready)
     }
 
-    /// Memory of `host` that no member and no idle instance takes.
+    /// Memory of `host` that is neither taken by a living instance nor promised to a member.
     #[must_use]
     pub fn free_memory(&self, host: &HostId) -> MiB {
         let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
-        let taken: MiB = self
-            .nodes
-            .values()
-            .filter(|node| node.value.touches(host))
-            .map(|node| node.value.spec.memory)
-            .chain(self.idle(host).map(|(_, fact)| fact.memory))
-            .sum();
-        facts.capacity.memory.saturating_sub(taken)
+        facts.capacity.memory.saturating_sub(self.taken_memory(host, None))
     }
 
-    /// The idle instances of a host that no node has claimed yet.
+    /// Memory of `host` that living instances take, whether or not a node names them, and that is promised to members
+    /// that do not run yet; `instead` takes the place of one node's record.
+    #[must_use]
+    pub fn taken_memory(&self, host: &HostId, instead: Option<(&NodeId, &NodeRecord)>) -> MiB {
+        MiB(self.taken(host, instead, |fact| fact.memory.0, |spec| spec.memory.0))
+    }
+
+    /// Processors of `host` that are neither taken by a living instance nor promised to a member.
+    #[must_use]
+    pub fn free_vcpus(&self, host: &HostId) -> Vcpus {
+        let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return Vcpus(0) };
+        let taken = self.taken(host, None, |fact| fact.vcpus.0.into(), |spec| spec.vcpus.0.into());
+        Vcpus(facts.capacity.vcpus.0.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX)))
+    }
+
+    fn taken(
+        &self,
+        host: &HostId,
+        instead: Option<(&NodeId, &NodeRecord)>,
+        has: impl Fn(&InstanceFact) -> u64,
+        needs: impl Fn(&NodeSpec) -> u64,
+    ) -> u64 {
+        let facts = self.hosts.get(host).and_then(HostView::current_facts);
+        let living = |fact: &&InstanceFact| !fact.phase.is_dead();
+        let here = facts.into_iter().flat_map(|facts| facts.instances.values());
+        let running: u64 = here.filter(living).map(&has).sum();
+        let records = self.nodes.iter().map(|(node, known)| match instead {
+            Some((other, record)) if other == node => record,
+            Some(_) | None => &known.value,
+        });
+        let promised: u64 = records
+            .filter(|record| record.touches(host))
+            .map(|record| {
+                let instance = record.instance_on(host);
+                let fact = instance.and_then(|id| facts?.instances.get(&id)).filter(living);
+                needs(&record.spec).saturating_sub(fact.map_or(0, &has))
+            })
+            .sum();
+        running.saturating_add(promised)
+    }
+
+    /// The idle instances of a host that no node has claimed, or that was guarded for one, yet.
     pub fn idle<'a>(&'a self, host: &HostId) -> impl Iterator<Item = (InstanceId, &'a InstanceFact)> {
         self.hosts
             .get(host)
             .and_then(HostView::current_facts)
             .into_iter()
             .flat_map(|facts| &facts.instances)
-            .filter(|(_, fact)| fact.phase == Phase::Idle && fact.node.is_none())
+            .filter(|(_, fact)| fact.phase == Phase::Idle && fact.node.is_none() && fact.epoch == Epoch(0))
             .map(|(&instance, fact)| (instance, fact))
             .filter(|(instance, _)| !self.is_claimed(*instance))
     }

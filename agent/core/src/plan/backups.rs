@@ -3,16 +3,16 @@
 //! Promises: a backup never shares a host with the primary or another backup (SAFE-5); a backup on a draining host
 //! is given up only once others are enough without it. Must not do: promote.
 
-use super::Draft;
 use super::place::{Choice, rank};
-use crate::ids::{HostId, NodeId};
+use super::{Draft, remember};
+use crate::ids::NodeId;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, ClusterRow, Interface, Purpose};
-use crate::records::{Labels, Member, NodeRecord, Origin};
+use crate::records::{Labels, Member, NodeRecord, Origin, Setback};
 use crate::units::UnixMillis;
 use crate::view::{Answer, HostView, Life};
 
 /// More backups than this for one node are taken for a policy's mistake.
-pub const BACKUPS_MAX: u32 = 16;
+const BACKUPS_MAX: u32 = 16;
 
 /// Brings the node's backups to the number that is wanted.
 pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
@@ -21,6 +21,7 @@ pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
         return;
     }
     let Some(wanted) = wanted(draft, node) else { return };
+    draft.report.wanted.insert(node.clone(), wanted);
     while lasting(draft, node) < wanted {
         if !add(draft, node) {
             break;
@@ -40,7 +41,7 @@ fn count(backups: impl Iterator) -> u32 {
 
 /// Backups that are not about to leave with their host.
 fn lasting(draft: &Draft<'_>, node: &NodeId) -> u32 {
-    count(draft.record(node).backups.iter().filter(|backup| !is_draining(draft, &backup.host)))
+    count(draft.record(node).backups.iter().filter(|backup| !draft.is_draining(&backup.host)))
 }
 
 /// Backups that could take over at this moment.
@@ -58,10 +59,6 @@ fn can_take_over(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord, backup: 
     }
 }
 
-fn is_draining(draft: &Draft<'_>, host: &HostId) -> bool {
-    draft.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
-}
-
 fn drop_dead(draft: &mut Draft<'_>, node: &NodeId) {
     let record = draft.record(node).clone();
     for backup in &record.backups {
@@ -70,10 +67,7 @@ fn drop_dead(draft: &mut Draft<'_>, node: &NodeId) {
             draft.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {
                 record.backups.retain(|other| other != backup);
                 if cause.starts_with(crate::DEPLOY_FAILED) {
-                    let host = backup.host.clone();
-                    record.setbacks.push(crate::records::Setback { host, reason: cause.clone(), at: now });
-                    let surplus = record.setbacks.len().saturating_sub(8);
-                    record.setbacks.drain(..surplus);
+                    remember(record, Setback { host: backup.host.clone(), reason: cause.clone(), at: now });
                 }
             });
         }
@@ -109,12 +103,12 @@ fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
     let others = record
         .backups
         .iter()
-        .filter(|backup| !is_draining(draft, &backup.host) && can_take_over(draft, node, &record, backup));
+        .filter(|backup| !draft.is_draining(&backup.host) && can_take_over(draft, node, &record, backup));
     if count(others) < wanted {
         return;
     }
     let leaving: Vec<&Member> =
-        record.backups.iter().filter(|backup| is_draining(draft, &backup.host)).collect();
+        record.backups.iter().filter(|backup| draft.is_draining(&backup.host)).collect();
     for backup in leaving {
         draft.change(node, format!("backup leaves draining {}", backup.host), |record| {
             record.backups.retain(|other| other != backup);
@@ -122,11 +116,15 @@ fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
     }
 }
 
+/// The last one goes first, and one that could not take over before one that could.
 fn drop_surplus(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
     while lasting(draft, node) > wanted {
-        let Some(last) = draft.record(node).backups.last().cloned() else { return };
+        let record = draft.record(node).clone();
+        let backups = || record.backups.iter().enumerate().rev();
+        let unready = backups().find(|(_, backup)| !can_take_over(draft, node, &record, backup));
+        let Some((index, last)) = unready.or_else(|| backups().next()) else { return };
         draft.change(node, format!("{wanted} backups are wanted, {} gives its up", last.host), |record| {
-            record.backups.pop();
+            record.backups.remove(index);
         });
     }
 }

@@ -54,22 +54,23 @@ enum Target {
 }
 
 fn target(draft: &mut Draft<'_>, node: &NodeId, primary: &Member) -> Target {
-    match rank(draft, node, Purpose::Migration) {
+    let why = match rank(draft, node, Purpose::Migration) {
         Choice::Asked => return Target::Asked,
-        Choice::Ranked(hosts) => {
-            if let Some(host) = hosts.into_iter().next() {
-                return Target::Host(host);
-            }
-        }
-        Choice::Nowhere(_) => {}
-    }
+        Choice::Ranked(hosts) => match hosts.into_iter().next() {
+            Some(host) => return Target::Host(host),
+            None => "no host was ranked".to_owned(),
+        },
+        Choice::Nowhere(why) => why,
+    };
+    let record = draft.record(node).clone();
     // No host without a member of this node: one of its backups gives way, and is made good elsewhere or later.
-    let spare = draft.record(node).backups.iter().rev().map(|backup| backup.host.clone());
-    let open = spare
-        .filter(|host| *host != primary.host)
-        .find(|host| draft.view.hosts.get(host).is_some_and(|seen| seen.accepts_work()));
+    let spare = record.backups.iter().rev().map(|backup| backup.host.clone());
+    let open = spare.filter(|host| *host != primary.host).find(|host| {
+        let open = draft.view.hosts.get(host).is_some_and(|seen| seen.accepts_work());
+        open && !draft.recently_failed(&record, host)
+    });
     let Some(host) = open else {
-        return Target::Nowhere("no other host is open".to_owned());
+        return Target::Nowhere(why);
     };
     draft.change(node, format!("backup on {host} gives way to the primary"), |record| {
         record.backups.retain(|backup| backup.host != host);

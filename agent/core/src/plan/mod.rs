@@ -16,11 +16,13 @@ mod tests;
 use std::collections::BTreeMap;
 
 use crate::bounds::Bounds;
-use crate::ids::{HostId, NodeId};
+use crate::ids::{HostId, InstanceId, NodeId};
 use crate::policy::{BackupCountQuestion, Interface, PlacementQuestion};
-use crate::records::{CheckpointRecord, NodeRecord, SessionEnd, SessionRecord};
-use crate::units::{Now, UnixMillis};
-use crate::view::{Versioned, View};
+use crate::records::{
+    CheckpointRecord, InstanceFact, NodeRecord, NodeSpec, SessionEnd, SessionRecord, Setback,
+};
+use crate::units::{MiB, Now, UnixMillis};
+use crate::view::{HostView, Versioned, View};
 
 /// Ends a silent session, by compare-and-swap on the very revision that was silent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +92,8 @@ pub struct Report {
     pub notes: BTreeMap<NodeId, Vec<String>>,
     /// What each node lacks. A node that lacks nothing is not listed.
     pub lacks: BTreeMap<NodeId, Lack>,
+    /// Backups that each node should have, where the policy's answer is known.
+    pub wanted: BTreeMap<NodeId, u32>,
     /// Answers of policies that core refused or did without, with the reason.
     pub refusals: Vec<(Interface, String)>,
 }
@@ -127,11 +131,22 @@ pub fn plan(view: &View, bounds: &Bounds, now: Now) -> (Plan, Report) {
     for node in &nodes {
         drain::evacuate(&mut draft, node);
     }
-    draft.finish(view)
+    draft.finish()
+}
+
+/// Most setbacks that a node remembers.
+const SETBACKS_MAX: usize = 8;
+
+/// Adds a setback and drops the oldest beyond what a node remembers.
+fn remember(record: &mut NodeRecord, setback: Setback) {
+    record.setbacks.push(setback);
+    let surplus = record.setbacks.len().saturating_sub(SETBACKS_MAX);
+    record.setbacks.drain(..surplus);
 }
 
 /// A plan in the making: the view as it will be once the plan is applied.
 struct Draft<'a> {
+    before: &'a View,
     view: View,
     bounds: &'a Bounds,
     now: Now,
@@ -143,8 +158,9 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(view: &View, bounds: &'a Bounds, now: Now) -> Self {
+    fn new(view: &'a View, bounds: &'a Bounds, now: Now) -> Self {
         Self {
+            before: view,
             view: view.clone(),
             bounds,
             now,
@@ -168,6 +184,35 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Whether a member of the node failed on `host` a moment ago.
+    fn recently_failed(&self, record: &NodeRecord, host: &HostId) -> bool {
+        let recent = |setback: &Setback| self.now.wall.since(setback.at) < self.bounds.setback;
+        record.setbacks.iter().any(|setback| &setback.host == host && recent(setback))
+    }
+
+    /// Memory of `host` that `node` may take. What another node gives up in this very plan is not given away yet:
+    /// assignments are written one by one, and each must be right by itself.
+    fn free_memory(&self, node: &NodeId, host: &HostId) -> MiB {
+        let Some(facts) = self.view.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
+        let taken = self
+            .view
+            .taken_memory(host, None)
+            .max(self.before.taken_memory(host, Some((node, self.record(node)))));
+        facts.capacity.memory.saturating_sub(taken)
+    }
+
+    /// The idle instances of a host that `spec` may have; not those that another node gives up in this very plan.
+    fn idle(&self, host: &HostId, spec: &NodeSpec) -> Option<InstanceId> {
+        let fits = |fact: &InstanceFact| fact.memory >= spec.memory && fact.vcpus >= spec.vcpus;
+        let mut idle = self.view.idle(host).filter(|(_, fact)| fits(fact));
+        idle.find(|(instance, _)| !self.before.is_claimed(*instance)).map(|(instance, _)| instance)
+    }
+
+    /// Whether everything is to leave `host`.
+    fn is_draining(&self, host: &HostId) -> bool {
+        self.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
+    }
+
     fn note(&mut self, node: &NodeId, text: impl Into<String>) {
         self.report.notes.entry(node.clone()).or_default().push(text.into());
     }
@@ -179,6 +224,21 @@ impl<'a> Draft<'a> {
         if let Some(revision) = ended {
             self.sessions.entry(node.clone()).or_default().push((host.clone(), revision));
         }
+    }
+
+    /// Decides what becomes of a node's checkpoint together with its record.
+    fn change_checkpoint(&mut self, node: &NodeId, change: CheckpointChange) {
+        match &change {
+            CheckpointChange::Keep => {}
+            CheckpointChange::Replace(revision, record) => {
+                let known = Versioned { value: record.clone(), revision: *revision };
+                self.view.checkpoints.insert(node.clone(), known);
+            }
+            CheckpointChange::Delete(_) => {
+                self.view.checkpoints.remove(node);
+            }
+        }
+        self.checkpoints.insert(node.clone(), change);
     }
 
     fn end_silent_sessions(&mut self) {
@@ -198,9 +258,9 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn finish(mut self, before: &View) -> (Plan, Report) {
+    fn finish(mut self) -> (Plan, Report) {
         for (node, Versioned { value, revision }) in &self.view.nodes {
-            if before.nodes.get(node).is_some_and(|old| old.value == *value) {
+            if self.before.nodes.get(node).is_some_and(|old| old.value == *value) {
                 continue;
             }
             self.plan.assignments.push(Assignment {

@@ -12,7 +12,6 @@ use crate::policy::{
     Purpose, SiblingMember, Traffic,
 };
 use crate::records::{Labels, NodeRecord, Phase};
-use crate::units::Vcpus;
 use crate::view::{Answer, HostView, View};
 
 /// The one template that pools are filled from.
@@ -66,41 +65,31 @@ fn eligible(
 ) -> (BTreeSet<HostId>, BTreeMap<HostId, String>) {
     let record = draft.record(node);
     let mut eligible = BTreeSet::new();
-    let mut avoided = BTreeSet::new();
     let mut excluded = BTreeMap::new();
     for (host, seen) in &draft.view.hosts {
-        match exclusion(draft, record, host, seen, purpose) {
+        match exclusion(draft, node, host, seen, purpose) {
             Some(why) => {
                 excluded.insert(host.clone(), why);
             }
-            None if has_setback(draft, record, host) => {
-                avoided.insert(host.clone());
+            None if draft.recently_failed(record, host) => {
+                excluded.insert(host.clone(), "failed with it a moment ago".to_owned());
             }
             None => {
                 eligible.insert(host.clone());
             }
         }
     }
-    for host in avoided {
-        excluded.insert(host, "failed with it a moment ago".to_owned());
-    }
     (eligible, excluded)
-}
-
-fn has_setback(draft: &Draft<'_>, record: &NodeRecord, host: &HostId) -> bool {
-    record
-        .setbacks
-        .iter()
-        .any(|setback| &setback.host == host && draft.now.wall.since(setback.at) < draft.bounds.setback)
 }
 
 fn exclusion(
     draft: &Draft<'_>,
-    record: &NodeRecord,
+    node: &NodeId,
     host: &HostId,
     seen: &HostView,
     purpose: Purpose,
 ) -> Option<String> {
+    let record = draft.record(node);
     if !seen.is_open() {
         return Some("is lost".to_owned());
     }
@@ -113,12 +102,9 @@ fn exclusion(
     if record.touches(host) {
         return Some("has a member of this node".to_owned());
     }
-    let free = draft.view.free_memory(host);
-    let claims_idle = matches!(purpose, Purpose::Primary | Purpose::WarmBackup)
-        && draft
-            .view
-            .idle(host)
-            .any(|(_, idle)| idle.memory >= record.spec.memory && idle.vcpus >= record.spec.vcpus);
+    let free = draft.free_memory(node, host);
+    let claims_idle =
+        matches!(purpose, Purpose::Primary | Purpose::WarmBackup) && draft.idle(host, &record.spec).is_some();
     if !claims_idle && free < record.spec.memory {
         return Some(format!("has {free} free of {} needed", record.spec.memory));
     }
@@ -138,7 +124,7 @@ fn check(
         match row {
             None => refused.push(format!("pick {} is no host", pick.index)),
             Some(row) if !eligible.contains(&row.host) => {
-                refused.push(format!("{} may not take it", row.host))
+                refused.push(format!("{} may not take it", row.host));
             }
             Some(row) if ranked.contains(&row.host) => refused.push(format!("{} was picked twice", row.host)),
             Some(row) => ranked.push(row.host.clone()),
@@ -216,7 +202,7 @@ fn row(view: &View, host: &HostId) -> HostRow {
         rack: labels.remove("rack").unwrap_or_default(),
         labels,
         total_vcpus: capacity.vcpus,
-        free_vcpus: Vcpus(capacity.vcpus.0.saturating_sub(taken_vcpus(view, host))),
+        free_vcpus: view.free_vcpus(host),
         total_memory: capacity.memory,
         free_memory: view.free_memory(host),
         load_permille: facts.map_or(0, |facts| facts.load_milli / capacity.vcpus.0.max(1)),
@@ -224,12 +210,6 @@ fn row(view: &View, host: &HostId) -> HostRow {
         members: member_counts(view, host),
         traffic: traffic(view, host),
     }
-}
-
-fn taken_vcpus(view: &View, host: &HostId) -> u32 {
-    let members =
-        view.nodes.values().filter(|node| node.value.touches(host)).map(|node| node.value.spec.vcpus.0);
-    members.chain(view.idle(host).map(|(_, fact)| fact.vcpus.0)).sum()
 }
 
 fn member_counts(view: &View, host: &HostId) -> MemberCounts {

@@ -11,15 +11,12 @@
 //! migrating (SAFE-7); each change raises the epoch. Must not do: take care of backups.
 
 use super::place::{Choice, rank};
-use super::{CheckpointChange, Draft};
-use crate::ids::{HostId, InstanceId, NodeId};
+use super::{CheckpointChange, Draft, remember};
+use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
 use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, Setback, StateKept};
 use crate::units::UnixMillis;
 use crate::view::{HostView, Life};
-
-/// Most setbacks that a node remembers.
-const SETBACKS_MAX: usize = 8;
 
 /// Gives the node a primary if it has none that may be alive.
 pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
@@ -28,16 +25,50 @@ pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
         None => None,
         Some(primary) => match draft.view.life(&record, primary) {
             Life::Alive => return,
-            Life::Dead { .. } if record.migration.is_some() => {
-                draft.note(node, "primary is dead, waiting for the other end of its migration to say so too");
-                return;
-            }
-            Life::Dead { cause, found } => Some((cause, found)),
+            Life::Dead { cause, found } => Some(Death { cause, found: found_at(draft, found) }),
         },
     };
+    if let (Some(migration), Some(death)) = (&record.migration, &death) {
+        let text =
+            format!("primary has gone ({}), {} has to say whether it has it", death.cause, migration.to);
+        draft.report.lacks.entry(node.clone()).or_default().primary = true;
+        draft.note(node, text);
+        return;
+    }
     draft.report.lacks.entry(node.clone()).or_default().primary = true;
+    if let (Some(primary), Some(death)) = (&record.primary, &death) {
+        hold_against(draft, node, &primary.host, death);
+    }
+    let record = draft.record(node).clone();
     let Some(successor) = successor(draft, node, &record) else { return };
     install(draft, node, &record, successor, death);
+}
+
+/// Before a successor is chosen, so that it is not put there again. Only where it died before it was ever ready: a kill
+/// says nothing about the host.
+fn hold_against(draft: &mut Draft<'_>, node: &NodeId, host: &HostId, death: &Death) {
+    if !death.cause.starts_with(crate::DEPLOY_FAILED) {
+        return;
+    }
+    // The epoch tells one life from the next: each counts once, from when it was seen on this clock.
+    let record = draft.record(node);
+    let reason = format!("{}, in epoch {}", death.cause, record.epoch);
+    if record.setbacks.iter().any(|known| &known.host == host && known.reason == reason) {
+        return;
+    }
+    let setback = Setback { host: host.clone(), reason, at: draft.now.wall };
+    draft.change(node, format!("{host} is avoided for a while"), |record| remember(record, setback));
+}
+
+/// How the old primary died.
+struct Death {
+    cause: String,
+    found: UnixMillis,
+}
+
+/// A host that came back does not say when its instances ended: it is found now.
+fn found_at(draft: &Draft<'_>, found: UnixMillis) -> UnixMillis {
+    if found == UnixMillis::default() { draft.now.wall } else { found }
 }
 
 /// Who takes over, and what that keeps.
@@ -47,42 +78,74 @@ struct Successor {
     checkpoint: Option<CheckpointRecord>,
 }
 
-fn successor(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
-    if record.holds_places(node.role()) {
-        if let Some(found) = from_checkpoint(draft, node, record) {
-            return Some(found);
-        }
-    } else if let Some(found) = from_backups(draft, record) {
-        return Some(found);
-    }
-    from_pool(draft, node, record)
+/// What the first step of the ladder gives.
+enum Step {
+    Found(Box<Successor>),
+    /// It may give one soon, and the next step would lose the state.
+    Wait(String),
+    Nothing,
 }
 
-fn from_backups(draft: &Draft<'_>, record: &NodeRecord) -> Option<Successor> {
-    let backup = record.backups.iter().find(|backup| draft.view.is_ready(record, backup))?;
-    Some(Successor {
+fn successor(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
+    let first = if record.holds_places(node.role()) {
+        from_checkpoint(draft, node, record)
+    } else {
+        from_backups(draft, record)
+    };
+    match first {
+        Step::Found(successor) => Some(*successor),
+        Step::Wait(why) => {
+            draft.note(node, why);
+            None
+        }
+        Step::Nothing => from_pool(draft, node, record),
+    }
+}
+
+/// The first ready backup; one that would have to leave its host at once comes last.
+fn from_backups(draft: &Draft<'_>, record: &NodeRecord) -> Step {
+    let ready = || record.backups.iter().filter(|backup| draft.view.is_ready(record, backup));
+    let Some(backup) = ready().find(|backup| !draft.is_draining(&backup.host)).or_else(|| ready().next())
+    else {
+        return Step::Nothing;
+    };
+    Step::Found(Box::new(Successor {
         member: Member { origin: Origin::Promoted, ..backup.clone() },
         action: format!("backup on {} promoted", backup.host),
         checkpoint: None,
-    })
+    }))
 }
 
-/// The newest checkpoint, on the first of the backups' hosts that has it and lives (SAFE-3).
-fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
-    let checkpoint = draft.view.checkpoints.get(node).map(|known| &known.value)?;
-    if checkpoint.valid < record.begun {
-        return None;
-    }
-    let usable = |host: &HostId| {
-        checkpoint.hosts.contains(host)
-            && !recently_failed(draft, record, host)
-            && draft.view.hosts.get(host).is_some_and(|seen| seen.current_facts().is_some())
+/// The newest checkpoint (SAFE-3), on a backup's host if one has it, else on any that has it and room. A draining
+/// host comes last, but before the state is given up.
+fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Step {
+    let Some(checkpoint) = draft.view.checkpoints.get(node).map(|known| &known.value) else {
+        return Step::Nothing;
     };
+    if checkpoint.valid < record.begun {
+        return Step::Nothing;
+    }
+    let kept = |host: &&HostId| checkpoint.hosts.contains(host) && !draft.recently_failed(record, host);
     let backups = record.backups.iter().map(|backup| &backup.host);
-    let host = backups.chain(&checkpoint.hosts).find(|host| usable(host))?;
-    let session = draft.view.hosts.get(host)?.session.value.number;
-    let live = |host: &HostId| draft.view.hosts.get(host).is_some_and(HostView::is_open);
-    Some(Successor {
+    let candidates: Vec<&HostId> = backups.chain(&checkpoint.hosts).filter(kept).collect();
+    let usable = |host: &&&HostId| {
+        let reported = draft.view.hosts.get(**host).is_some_and(|seen| seen.current_facts().is_some());
+        reported && (record.touches(host) || draft.free_memory(node, host) >= record.spec.memory)
+    };
+    let staying = candidates.iter().filter(usable).find(|host| !draft.is_draining(host));
+    let Some(&host) = staying.or_else(|| candidates.iter().find(usable)) else {
+        let silent = |host: &&&HostId| {
+            draft.view.hosts.get(**host).is_some_and(|seen| seen.is_open() && seen.current_facts().is_none())
+        };
+        return candidates.iter().find(silent).map_or(Step::Nothing, |host| {
+            Step::Wait(format!("checkpoint {} is on {host}, which has not reported yet", checkpoint.id))
+        });
+    };
+    let Some(session) = draft.view.hosts.get(host).map(|seen| seen.session.value.number) else {
+        return Step::Nothing;
+    };
+    let live = |host: &&HostId| draft.view.hosts.get(*host).is_some_and(HostView::is_open);
+    Step::Found(Box::new(Successor {
         member: Member {
             host: host.clone(),
             session,
@@ -92,35 +155,25 @@ fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Opt
         action: format!("checkpoint {} restored on {host}", checkpoint.id),
         checkpoint: Some(CheckpointRecord {
             valid: record.epoch.next(),
-            hosts: checkpoint.hosts.iter().filter(|host| live(host)).cloned().collect(),
+            hosts: checkpoint.hosts.iter().filter(live).cloned().collect(),
             ..checkpoint.clone()
         }),
-    })
-}
-
-fn recently_failed(draft: &Draft<'_>, record: &NodeRecord, host: &HostId) -> bool {
-    record
-        .setbacks
-        .iter()
-        .any(|setback| &setback.host == host && draft.now.wall.since(setback.at) < draft.bounds.setback)
+    }))
 }
 
 fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
-    // The dead primary's host may take the new one; only the backups' hosts may not.
+    // The dead primary's host may take the new one, and has its room; only the backups' hosts may not.
     draft.change_quietly(node, |record| record.primary = None);
-    let choice = rank(draft, node, Purpose::Primary);
-    draft.change_quietly(node, |edited| edited.primary.clone_from(&record.primary));
-    match choice {
+    let found = match rank(draft, node, Purpose::Primary) {
         Choice::Asked => None,
         Choice::Nowhere(why) => {
             draft.note(node, format!("no host can take the primary: {why}"));
             None
         }
-        Choice::Ranked(hosts) => {
-            let (member, action) = draft.seat(node, record, &hosts)?;
-            Some(Successor { member, action, checkpoint: None })
-        }
-    }
+        Choice::Ranked(hosts) => draft.seat(node, record, &hosts),
+    };
+    draft.change_quietly(node, |edited| edited.primary.clone_from(&record.primary));
+    found.map(|(member, action)| Successor { member, action, checkpoint: None })
 }
 
 impl Draft<'_> {
@@ -139,18 +192,13 @@ impl Draft<'_> {
         ranked: &[HostId],
     ) -> Option<(Member, String)> {
         let spec = &record.spec;
-        let idle = ranked.iter().find_map(|host| {
-            self.view
-                .idle(host)
-                .find(|(_, fact)| fact.memory >= spec.memory && fact.vcpus >= spec.vcpus)
-                .map(|(instance, _)| (host, instance))
-        });
+        let idle = ranked.iter().find_map(|host| Some((host, self.idle(host, spec)?)));
         let (host, instance, origin, action) = match idle {
             Some((host, instance)) => {
                 (host, instance, Origin::Idle, format!("idle instance on {host} deployed"))
             }
             None => {
-                let host = ranked.iter().find(|host| self.view.free_memory(host) >= spec.memory)?;
+                let host = ranked.iter().find(|host| self.free_memory(node, host) >= spec.memory)?;
                 let serial = u64::try_from(record.backups.len()).unwrap_or(u64::MAX);
                 let instance = self.unused_instance(node, record, host, serial);
                 (host, instance, Origin::Created, format!("new instance on {host} created"))
@@ -180,35 +228,35 @@ fn install(
     node: &NodeId,
     before: &NodeRecord,
     successor: Successor,
-    death: Option<(String, UnixMillis)>,
+    death: Option<Death>,
 ) {
     if let Some(old) = &before.primary {
         draft.rest_on_session(node, &old.host.clone());
     }
     let now = draft.now.wall;
-    let old_checkpoint = draft.view.checkpoints.get(node).cloned();
-    let kept = state_kept(node, before, &successor, death.as_ref(), now);
-    let change = match (&successor.checkpoint, old_checkpoint) {
-        (Some(new), Some(old)) => CheckpointChange::Replace(old.revision, new.clone()),
-        (None, Some(old)) if before.holds_places(node.role()) => CheckpointChange::Delete(old.revision),
+    let kept = state_kept(node, before, &successor, death.as_ref());
+    let old_checkpoint = draft.view.checkpoints.get(node).map(|known| known.revision);
+    let change = match (successor.checkpoint, old_checkpoint) {
+        (Some(new), Some(revision)) => CheckpointChange::Replace(revision, new),
+        (None, Some(revision)) if before.holds_places(node.role()) => CheckpointChange::Delete(revision),
         (_, _) => CheckpointChange::Keep,
     };
-    draft.checkpoints.insert(node.clone(), change);
-    let cause = death.as_ref().map_or_else(|| "first placement".to_owned(), |(cause, _)| cause.clone());
+    draft.change_checkpoint(node, change);
+    let cause = death.as_ref().map_or("first placement", |death| &death.cause);
     let reason = format!("{} ({cause})", successor.action);
+    let (taken, action) = (successor.member, successor.action);
     draft.change(node, reason, |record| {
         record.epoch = record.epoch.next();
         record.begun = record.epoch;
-        let taken = successor.member.clone();
         record.backups.retain(|backup| backup.host != taken.host);
-        if let (Some(old), Some((cause, found))) = (&before.primary, death) {
-            remember(record, Setback { host: old.host.clone(), reason: cause.clone(), at: now }, &found);
+        if let Some(Death { cause, found }) = death {
+            let epoch = record.epoch;
             record.incident = Some(Incident {
-                epoch: record.epoch,
+                epoch,
                 cause,
-                action: successor.action,
+                action,
                 state: kept,
-                found: if found == UnixMillis::default() { now } else { found },
+                found,
                 decided: now,
                 ready: None,
                 windows: None,
@@ -218,30 +266,14 @@ fn install(
     });
 }
 
-/// A death is held against its host only where it died before it was ever ready: a kill says nothing about the host.
-fn remember(record: &mut NodeRecord, setback: Setback, _found: &UnixMillis) {
-    if setback.reason.starts_with(crate::DEPLOY_FAILED) {
-        record.setbacks.push(setback);
-        let surplus = record.setbacks.len().saturating_sub(SETBACKS_MAX);
-        record.setbacks.drain(..surplus);
-    }
-}
-
-fn state_kept(
-    node: &NodeId,
-    before: &NodeRecord,
-    successor: &Successor,
-    death: Option<&(String, UnixMillis)>,
-    now: UnixMillis,
-) -> StateKept {
-    match (&successor.checkpoint, node.role()) {
-        (Some(checkpoint), _) => {
-            let found = death.map_or(now, |(_, found)| *found);
-            let age_ms = u64::try_from(found.since(checkpoint.taken).as_millis()).unwrap_or(u64::MAX);
+fn state_kept(node: &NodeId, before: &NodeRecord, successor: &Successor, death: Option<&Death>) -> StateKept {
+    match (&successor.checkpoint, node.role(), death) {
+        (Some(checkpoint), _, death) => {
+            let age = death.map_or_else(Default::default, |death| death.found.since(checkpoint.taken));
+            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
             StateKept::Checkpoint { id: checkpoint.id, age_ms }
         }
-        (None, crate::ids::Role::Display) => StateKept::NotNeeded,
-        (None, crate::ids::Role::Execution) if before.primary.is_some() => StateKept::Lost,
-        (None, crate::ids::Role::Execution) => StateKept::NotNeeded,
+        (None, Role::Execution, Some(_)) if before.primary.is_some() => StateKept::Lost,
+        (None, Role::Execution | Role::Display, _) => StateKept::NotNeeded,
     }
 }

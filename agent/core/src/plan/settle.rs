@@ -3,7 +3,7 @@
 //!
 //! Promises: a migration is closed only on the word of a host that knows (SAFE-7). Must not do: promote.
 
-use super::Draft;
+use super::{Draft, remember};
 use crate::ids::{Epoch, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase, Setback};
 use crate::units::UnixMillis;
@@ -18,30 +18,46 @@ pub(super) fn settle(draft: &mut Draft<'_>, node: &NodeId) {
 fn migration(draft: &mut Draft<'_>, node: &NodeId) {
     let record = draft.record(node).clone();
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return };
-    let there = draft.view.hosts.get(&migration.to).and_then(|host| host.instance(primary.instance?));
+    // A later session of that host proves nothing of what came in the one that was chosen.
+    let there = draft
+        .view
+        .hosts
+        .get(&migration.to)
+        .filter(|host| host.session.value.number == migration.to_session)
+        .and_then(|host| host.instance(primary.instance?));
     let arrived = there.is_some_and(|fact| fact.phase == Phase::Ready && fact.epoch >= migration.epoch);
     if arrived {
         arrive(draft, node, primary, migration);
         return;
     }
-    let from_dead = matches!(draft.view.life(&record, primary), Life::Dead { .. });
     let to = Place { host: &migration.to, session: migration.to_session, since: migration.epoch };
-    let to_dead = matches!(draft.view.life_at(to, primary.instance), Life::Dead { .. });
-    let failed = draft.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
-    match (from_dead, to_dead) {
-        (true, true) => {
+    let to_death = draft.view.life_at(to, primary.instance);
+    match (draft.view.life(&record, primary), to_death) {
+        // It had left before it died: its end is the destination's.
+        (Life::Dead { cause, .. }, Life::Dead { .. }) if cause.starts_with(crate::MOVED) => {
+            arrive(draft, node, primary, migration);
+        }
+        (Life::Dead { .. }, Life::Dead { .. }) => {
             draft.rest_on_session(node, &migration.to);
             draft.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
-        (true, false) if !migration.abandoned => {
-            draft.change(node, format!("{} died in the middle of the migration", migration.from), |record| {
-                if let Some(migration) = &mut record.migration {
-                    migration.abandoned = true;
-                }
-            });
+        (Life::Dead { cause, .. }, Life::Alive) => {
+            if !migration.abandoned && !cause.starts_with(crate::MOVED) {
+                let from = &migration.from;
+                draft.change(node, format!("source {from} of the migration is dead ({cause})"), |record| {
+                    if let Some(migration) = &mut record.migration {
+                        migration.abandoned = true;
+                    }
+                });
+            }
         }
-        (true, false) => {}
-        (false, _) => {
+        // Nothing can run there any more, so that the source alone has the word again.
+        (Life::Alive, Life::Dead { cause, .. }) => {
+            draft.rest_on_session(node, &migration.to);
+            fail(draft, node, migration, cause);
+        }
+        (Life::Alive, Life::Alive) => {
+            let failed = draft.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
             if let Some((_, reason)) = failed.filter(|(epoch, _)| *epoch >= migration.epoch) {
                 fail(draft, node, migration, reason);
             }
@@ -67,9 +83,7 @@ fn fail(draft: &mut Draft<'_>, node: &NodeId, migration: &Migration, reason: Str
     let host = migration.to.clone();
     draft.change(node, format!("migration to {host} failed: {reason}"), |record| {
         record.migration = None;
-        record.setbacks.push(Setback { host, reason, at });
-        let surplus = record.setbacks.len().saturating_sub(8);
-        record.setbacks.drain(..surplus);
+        remember(record, Setback { host, reason, at });
     });
 }
 

@@ -1,1 +1,7 @@
+//! The plan, story by story.
 
+mod backups;
+mod failover;
+mod migration;
+mod policies;
+mod properties;

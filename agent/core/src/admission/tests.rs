@@ -1,0 +1,107 @@
+use std::collections::BTreeMap;
+
+use super::{Admission, admit};
+use crate::fixture::{Cluster, node, spec};
+use crate::ids::NodeId;
+use crate::records::NodeRecord;
+use crate::units::MiB;
+use crate::view::Answer;
+
+fn terminal(name: &str) -> BTreeMap<NodeId, NodeRecord> {
+    ["display", "exec-1"]
+        .into_iter()
+        .map(|part| node(&format!("{name}/{part}")))
+        .map(|id| (id.clone(), NodeRecord::new(spec(id.role()), "token".to_owned())))
+        .collect()
+}
+
+/// Answers every question with the built-in rule, as without policies.
+fn ask(cluster: &mut Cluster, new: &BTreeMap<NodeId, NodeRecord>) -> Admission {
+    for _ in 0..50 {
+        match admit(&cluster.view, new, &cluster.bounds, cluster.now) {
+            Admission::Asks(plan) => {
+                assert!(plan.has_questions());
+                let view = &mut cluster.view;
+                view.placements.extend(plan.placements.into_iter().map(|asked| (asked, Answer::Unavailable)));
+                view.backup_counts
+                    .extend(plan.backup_counts.into_iter().map(|asked| (asked, Answer::Unavailable)));
+            }
+            other => return other,
+        }
+    }
+    panic!("it never stops asking");
+}
+
+fn missing(admission: Admission) -> Vec<String> {
+    match admission {
+        Admission::Refused { missing } => missing,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_terminal_that_fits_with_its_backups_is_admitted_and_nothing_is_changed() {
+    let mut cluster = Cluster::of(2);
+    let nodes = cluster.view.nodes.clone();
+    assert_eq!(ask(&mut cluster, &terminal("alice")), Admission::Admitted);
+    assert_eq!(cluster.view.nodes, nodes);
+}
+
+#[test]
+fn without_room_for_the_primaries_it_is_refused_host_by_host() {
+    let mut cluster = Cluster::of(2);
+    for name in ["host1", "host2"] {
+        cluster.facts(name).capacity.memory = MiB(300);
+    }
+    let missing = missing(ask(&mut cluster, &terminal("alice")));
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    for part in ["alice/display", "host1 has 300 MiB free of 512 MiB needed", "host2 has 300 MiB"] {
+        assert!(missing[0].contains(part), "{missing:?}");
+    }
+}
+
+#[test]
+fn without_room_for_the_backups_it_is_refused_too() {
+    let mut cluster = Cluster::of(2);
+    cluster.facts("host2").capacity.memory = MiB(512);
+    let missing = missing(ask(&mut cluster, &terminal("alice")));
+    assert_eq!(missing.len(), 1, "{missing:?}");
+    for part in
+        ["0 of 1 backups find a place", "host2 has 0 MiB free of 512 MiB needed", "host1 has a member"]
+    {
+        assert!(missing[0].contains(part), "{missing:?}");
+    }
+}
+
+#[test]
+fn one_host_has_no_place_for_backups() {
+    let missing = missing(ask(&mut Cluster::of(1), &terminal("alice")));
+    assert!(missing[0].contains("0 of 1 backups"), "{missing:?}");
+}
+
+#[test]
+fn without_any_host_it_is_refused() {
+    let missing = missing(ask(&mut Cluster::of(0), &terminal("alice")));
+    assert!(missing[0].contains("no host is known"), "{missing:?}");
+}
+
+#[test]
+fn what_existing_nodes_lack_makes_nothing_refused() {
+    let mut cluster = Cluster::of(2);
+    cluster.add(&["big/display"]);
+    cluster.edit("big/display", |record| record.spec.memory = MiB(64 * 1024));
+    assert_eq!(ask(&mut cluster, &terminal("alice")), Admission::Admitted);
+}
+
+#[test]
+fn room_that_existing_nodes_are_about_to_take_counts_as_taken() {
+    let mut cluster = Cluster::of(2);
+    for name in ["host1", "host2"] {
+        cluster.facts(name).capacity.memory = MiB(1024);
+    }
+    assert_eq!(ask(&mut cluster, &terminal("alice")), Admission::Admitted);
+    // bob's were admitted a moment ago and have no place yet.
+    cluster.add(&["bob/display", "bob/exec-1"]);
+    let missing = missing(ask(&mut cluster, &terminal("alice")));
+    assert_eq!(missing.len(), 2, "{missing:?}");
+}

@@ -1,0 +1,399 @@
+//! A small cluster for the tests of this crate: records as the leader sees them, and hosts that obey at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::bounds::{Bounds, Profile};
+use crate::host::{Local, PoolSettings, Situation};
+use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
+use crate::invariants::{broken_by, broken_in};
+use crate::plan::{CheckpointChange, Plan, Report, plan};
+use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
+use crate::records::{
+    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, NodeRecord, NodeSpec,
+    Phase, Screen, SessionEnd, SessionRecord,
+};
+use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use crate::view::{Answer, HostView, Versioned, View};
+
+/// What answers the plan's questions.
+pub(crate) trait Policy {
+    fn place(&mut self, _question: &PlacementQuestion) -> Answer<PlacementAnswer> {
+        Answer::Unavailable
+    }
+    fn count(&mut self, _question: &BackupCountQuestion) -> Answer<BackupCountAnswer> {
+        Answer::Unavailable
+    }
+}
+
+/// No policy at all: the built-in rules.
+pub(crate) struct BuiltIn;
+impl Policy for BuiltIn {}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    pub(crate) view: View,
+    pub(crate) now: Now,
+    pub(crate) bounds: Bounds,
+    pub(crate) report: Report,
+    revision: u64,
+}
+
+pub(crate) fn host(name: &str) -> HostId {
+    name.parse().unwrap()
+}
+
+pub(crate) fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+/// Memory of every node's members.
+pub(crate) const MEMBER: MiB = MiB(512);
+
+pub(crate) fn spec(role: Role) -> NodeSpec {
+    NodeSpec {
+        memory: MEMBER,
+        vcpus: Vcpus(1),
+        protected: role == Role::Execution,
+        environment: role.as_str().to_owned(),
+        applications: Vec::new(),
+        labels: BTreeMap::new(),
+        screen: Screen { width: 1280, height: 720 },
+    }
+}
+
+pub(crate) fn fact(phase: Phase, node: Option<NodeId>, epoch: Epoch) -> InstanceFact {
+    InstanceFact {
+        phase,
+        node,
+        epoch,
+        address: Some([10, 0, 0, 1].into()),
+        memory: MEMBER,
+        vcpus: Vcpus(1),
+        since: UnixMillis(0),
+        windows: None,
+        admitted: BTreeMap::new(),
+        migration_failed: None,
+    }
+}
+
+pub(crate) fn dead(reason: &str) -> Phase {
+    Phase::Dead { reason: reason.to_owned(), at: UnixMillis(1_000_500) }
+}
+
+impl Cluster {
+    /// `count` hosts named `host1`… with open sessions and room for eight members each.
+    pub(crate) fn of(count: usize) -> Self {
+        let now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_000_000) };
+        let view = View::default();
+        let mut cluster =
+            Self { view, now, bounds: Profile::Safe.bounds(), report: Report::default(), revision: 10 };
+        for number in 1..=count {
+            cluster.add_host(&format!("host{number}"), MiB(4096));
+        }
+        cluster
+    }
+
+    pub(crate) fn add_host(&mut self, name: &str, memory: MiB) {
+        let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+        let facts = HostFacts {
+            session: 1,
+            capacity: Capacity { vcpus: Vcpus(16), memory },
+            labels: BTreeMap::new(),
+            api: String::new(),
+            gateway: String::new(),
+            migration_uri: format!("qemu://{name}"),
+            load_milli: 0,
+            instances: BTreeMap::new(),
+            complaints: Vec::new(),
+            version: String::new(),
+        };
+        let seen = HostView {
+            facts: Some(facts),
+            session: Versioned { value: session, revision: self.bump() },
+            silent_for: Duration::ZERO,
+            intent: HostIntent::default(),
+        };
+        self.view.hosts.insert(host(name), seen);
+    }
+
+    pub(crate) fn bump(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    /// Adds nodes and lets plan and hosts settle.
+    pub(crate) fn with(mut self, nodes: &[&str]) -> Self {
+        self.add(nodes);
+        self.settle();
+        self
+    }
+
+    pub(crate) fn add(&mut self, nodes: &[&str]) {
+        for name in nodes {
+            let id = node(name);
+            let record = NodeRecord::new(spec(id.role()), "token".to_owned());
+            let revision = self.bump();
+            self.view.nodes.insert(id, Versioned { value: record, revision });
+        }
+    }
+
+    pub(crate) fn record(&self, name: &str) -> &NodeRecord {
+        &self.view.nodes[&node(name)].value
+    }
+
+    pub(crate) fn edit(&mut self, name: &str, edit: impl FnOnce(&mut NodeRecord)) {
+        let revision = self.bump();
+        let known = self.view.nodes.get_mut(&node(name)).unwrap();
+        edit(&mut known.value);
+        known.revision = revision;
+    }
+
+    pub(crate) fn seen(&mut self, name: &str) -> &mut HostView {
+        self.view.hosts.get_mut(&host(name)).unwrap()
+    }
+
+    pub(crate) fn facts(&mut self, name: &str) -> &mut HostFacts {
+        self.seen(name).facts.as_mut().unwrap()
+    }
+
+    pub(crate) fn primary(&self, name: &str) -> (HostId, InstanceId) {
+        let primary = self.record(name).primary.as_ref().unwrap();
+        (primary.host.clone(), primary.instance.unwrap())
+    }
+
+    pub(crate) fn primary_host(&self, name: &str) -> String {
+        self.primary(name).0.to_string()
+    }
+
+    pub(crate) fn backup_hosts(&self, name: &str) -> Vec<String> {
+        self.record(name).backups.iter().map(|backup| backup.host.to_string()).collect()
+    }
+
+    /// A change of what a host reports of the primary of a node.
+    pub(crate) fn report_primary(&mut self, name: &str, edit: impl FnOnce(&mut InstanceFact)) {
+        let (at, instance) = self.primary(name);
+        edit(self.facts(at.as_str()).instances.get_mut(&instance).unwrap());
+    }
+
+    pub(crate) fn kill_primary(&mut self, name: &str) {
+        self.report_primary(name, |fact| fact.phase = dead("killed"));
+    }
+
+    /// The host falls silent and its session is ended.
+    pub(crate) fn lose(&mut self, name: &str) {
+        let revision = self.bump();
+        let at = self.now.wall;
+        let session = &mut self.seen(name).session;
+        session.revision = revision;
+        session.value.ended =
+            Some(SessionEnd { reason: "silent".to_owned(), silent_since: UnixMillis(at.0 - 7_000), at });
+    }
+
+    /// The host opens its next session, with nothing running.
+    pub(crate) fn reopen(&mut self, name: &str) {
+        let revision = self.bump();
+        let seen = self.seen(name);
+        seen.session.revision = revision;
+        seen.session.value.number += 1;
+        seen.session.value.ended = None;
+        let number = seen.session.value.number;
+        let facts = seen.facts.as_mut().unwrap();
+        facts.session = number;
+        facts.instances.clear();
+    }
+
+    pub(crate) fn idle(&mut self, name: &str, count: u8) {
+        for number in 0..count {
+            let serial = self.bump() + u64::from(number);
+            let instance = InstanceId::derived(&node("pool/display"), Epoch(0), &host(name), serial);
+            self.facts(name).instances.insert(instance, fact(Phase::Idle, None, Epoch(0)));
+        }
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now.boottime = self.now.boottime + time;
+        self.now.wall = UnixMillis(self.now.wall.0 + u64::try_from(time.as_millis()).unwrap());
+    }
+
+    /// One plan with all its questions answered, checked, and not applied.
+    pub(crate) fn plan_with(&mut self, policy: &mut dyn Policy) -> Plan {
+        self.view.placements.clear();
+        self.view.backup_counts.clear();
+        for _ in 0..200 {
+            let (plan, report) = plan(&self.view, &self.bounds, self.now);
+            if !plan.has_questions() {
+                for assignment in &plan.assignments {
+                    assert_eq!(broken_by(&self.view, assignment), Vec::new(), "{assignment:#?}");
+                }
+                self.report = report;
+                return plan;
+            }
+            for question in plan.placements {
+                let answer = policy.place(&question);
+                self.view.placements.insert(question, answer);
+            }
+            for question in plan.backup_counts {
+                let answer = policy.count(&question);
+                self.view.backup_counts.insert(question, answer);
+            }
+        }
+        panic!("the plan never stops asking");
+    }
+
+    pub(crate) fn plan(&mut self) -> Plan {
+        self.plan_with(&mut BuiltIn)
+    }
+
+    pub(crate) fn apply(&mut self, plan: &Plan) {
+        for ending in &plan.endings {
+            let revision = self.bump();
+            let session = &mut self.view.hosts.get_mut(&ending.host).unwrap().session;
+            assert_eq!(session.revision, ending.revision);
+            *session = Versioned { value: ending.record.clone(), revision };
+        }
+        for assignment in &plan.assignments {
+            let revision = self.bump();
+            let known = self.view.nodes.get_mut(&assignment.node).unwrap();
+            assert_eq!(known.revision, assignment.revision);
+            *known = Versioned { value: assignment.record.clone(), revision };
+            match &assignment.checkpoint {
+                CheckpointChange::Keep => {}
+                CheckpointChange::Replace(_, record) => {
+                    let known = Versioned { value: record.clone(), revision };
+                    self.view.checkpoints.insert(assignment.node.clone(), known);
+                }
+                CheckpointChange::Delete(_) => {
+                    self.view.checkpoints.remove(&assignment.node);
+                }
+            }
+        }
+        assert_eq!(broken_in(&self.view), Vec::new());
+    }
+
+    /// Plans and applies once; gives what was planned.
+    pub(crate) fn step(&mut self) -> Plan {
+        let plan = self.plan();
+        self.apply(&plan);
+        plan
+    }
+
+    /// The hosts do at once what the records say, and checkpoints are taken.
+    pub(crate) fn obey(&mut self) {
+        let wall = self.now.wall;
+        let nodes = self.view.nodes.clone();
+        for (name, seen) in &mut self.view.hosts {
+            if !seen.is_open() {
+                continue;
+            }
+            let Some(facts) = &mut seen.facts else { continue };
+            let mut kept = BTreeMap::new();
+            for (id, known) in &nodes {
+                for member in known.value.members().filter(|member| &member.host == name) {
+                    let Some(instance) = member.instance.filter(|_| member.session == facts.session) else {
+                        continue;
+                    };
+                    let known_fact = facts.instances.get(&instance).filter(|fact| !fact.phase.is_dead());
+                    let mut now = known_fact.cloned().unwrap_or_else(|| fact(Phase::Ready, None, Epoch(0)));
+                    now.phase = Phase::Ready;
+                    now.node = Some(id.clone());
+                    now.epoch = known.value.epoch;
+                    now.since = wall;
+                    kept.insert(instance, now);
+                }
+            }
+            facts.instances.retain(|_, fact| fact.phase == Phase::Idle && fact.node.is_none());
+            facts.instances.append(&mut kept);
+        }
+        for (id, known) in nodes {
+            self.take_checkpoint(&id, &known.value);
+        }
+    }
+
+    fn take_checkpoint(&mut self, id: &NodeId, record: &NodeRecord) {
+        let hosts: Vec<HostId> = record.backups.iter().map(|backup| backup.host.clone()).collect();
+        let Some(primary) = record.primary.as_ref().filter(|_| record.spec.protected && !hosts.is_empty())
+        else {
+            return;
+        };
+        if !self.view.is_ready(record, primary) {
+            return;
+        }
+        let checkpoint = CheckpointRecord {
+            id: CheckpointId { epoch: record.epoch, sequence: 1 },
+            valid: record.epoch,
+            taken: UnixMillis(self.now.wall.0 - 2_000),
+            instance: primary.instance.unwrap(),
+            pause_ms: 5,
+            bytes: 1 << 20,
+            hosts,
+        };
+        let revision = self.bump();
+        self.view.checkpoints.insert(id.clone(), Versioned { value: checkpoint, revision });
+    }
+
+    /// Plans and obeys until there is nothing left to plan.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..50 {
+            let done = self.step().is_empty();
+            self.obey();
+            if done && self.plan().is_empty() {
+                return;
+            }
+        }
+        panic!("the plan never becomes empty: {:#?}", self.plan());
+    }
+
+    /// The situation of one host, for [`crate::host::converge`]; to be adjusted by the test.
+    pub(crate) fn situation<'a>(
+        &'a self,
+        me: &'a HostId,
+        local: &'a BTreeMap<InstanceId, Local>,
+        rest: &'a Rest,
+    ) -> Situation<'a> {
+        Situation {
+            me,
+            session: Some(self.view.hosts[me].session.value.number),
+            draining: self.view.hosts[me].intent.drain,
+            nodes: &self.view.nodes,
+            hosts: &self.view.hosts,
+            checkpoints: &self.view.checkpoints,
+            local,
+            busy: &rest.busy,
+            images: &rest.images,
+            taken: &rest.taken,
+            checkpoint_interval: self.bounds.checkpoint_interval,
+            pool: rest.pool,
+            filling: false,
+            free: MiB(4096),
+            now: self.now.boottime,
+        }
+    }
+
+    /// What a host knows of its own instances: what it reports.
+    pub(crate) fn local(&self, name: &str) -> BTreeMap<InstanceId, Local> {
+        let facts = self.view.hosts[&host(name)].facts.as_ref().unwrap();
+        let local = |fact: &InstanceFact| Local { fact: fact.clone(), paused: false };
+        facts.instances.iter().map(|(&instance, fact)| (instance, local(fact))).collect()
+    }
+}
+
+/// What else a situation holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Rest {
+    pub(crate) busy: std::collections::BTreeSet<(InstanceId, crate::host::Lane)>,
+    pub(crate) images: std::collections::BTreeSet<NodeId>,
+    pub(crate) taken: BTreeMap<NodeId, Boottime>,
+    pub(crate) pool: PoolSettings,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self {
+            busy: Default::default(),
+            images: Default::default(),
+            taken: BTreeMap::new(),
+            pool: PoolSettings { idle: 0, memory: MEMBER, vcpus: Vcpus(1) },
+        }
+    }
+}

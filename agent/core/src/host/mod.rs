@@ -1,0 +1,194 @@
+//! Owns what one host's agent does to bring its host to what the leader decided.
+//!
+//! Promises: level-triggered and idempotent: the actions follow from the situation alone, so any of them may be
+//! lost or repeated; every action carries the epoch that it was decided in; at most one action per instance and
+//! lane is asked for at a time. Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
+
+mod pool;
+mod tend;
+#[cfg(test)]
+mod tests;
+mod windows;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::records::{CheckpointId, CheckpointRecord, InstanceFact, NodeRecord, NodeSpec};
+use crate::units::{Boottime, MiB, Vcpus};
+use crate::view::{HostView, Life, Versioned, View};
+
+/// What of an instance an action occupies. Actions of different lanes go on side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// The domain: made, restored, moved, destroyed, deployed.
+    Domain,
+    /// The windows that it sends or lets in.
+    Windows,
+    /// The state taken of it and copied away.
+    Checkpoint,
+}
+
+/// One managed instance as its own agent knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// What is reported of it.
+    pub fact: InstanceFact,
+    /// The guest stands still: it has arrived by migration, or is being restored.
+    pub paused: bool,
+}
+
+/// The pool that this host keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// Idle instances to have ready.
+    pub idle: u32,
+    /// Memory of each.
+    pub memory: MiB,
+    /// Processors of each.
+    pub vcpus: Vcpus,
+}
+
+/// Everything that the actions of one host follow from.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// This host.
+    pub me: &'a HostId,
+    /// The number of the open session; none while this host may run nothing.
+    pub session: Option<u64>,
+    /// Everything is to leave.
+    pub draining: bool,
+    /// Every node, as the store holds it.
+    pub nodes: &'a BTreeMap<NodeId, Versioned<NodeRecord>>,
+    /// Every host, as the store holds it.
+    pub hosts: &'a BTreeMap<HostId, HostView>,
+    /// The newest complete checkpoint of each node.
+    pub checkpoints: &'a BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// The managed instances of this host.
+    pub local: &'a BTreeMap<InstanceId, Local>,
+    /// What is under way, or waits before it is tried again.
+    pub busy: &'a BTreeSet<(InstanceId, Lane)>,
+    /// Nodes of which this host keeps checkpoint images.
+    pub images: &'a BTreeSet<NodeId>,
+    /// When the last checkpoint of each node was taken here.
+    pub taken: &'a BTreeMap<NodeId, Boottime>,
+    /// Between two checkpoints.
+    pub checkpoint_interval: std::time::Duration,
+    /// The pool.
+    pub pool: PoolSettings,
+    /// Whether an idle instance is being made already.
+    pub filling: bool,
+    /// Memory that is neither taken nor promised.
+    pub free: MiB,
+    /// This host's clock.
+    pub now: Boottime,
+}
+
+/// One thing to do on this host. `node`, `instance` and `epoch` say of what and under which decision; whoever
+/// carries an action out refuses one of an older epoch than it has seen (SAFE-4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are named after the words of the design")]
+pub enum HostAction {
+    /// Make one more idle instance.
+    CreateIdle(PoolSettings),
+    /// Make this instance for this node; it is deployed once it is booted.
+    Create { node: NodeId, instance: InstanceId, epoch: Epoch, memory: MiB, vcpus: Vcpus },
+    /// Have the guard acknowledge the instance's process under this epoch.
+    Guard { node: NodeId, instance: InstanceId, epoch: Epoch },
+    /// Turn a booted instance into a member.
+    Deploy { node: NodeId, instance: InstanceId, epoch: Epoch, spec: Box<NodeSpec> },
+    /// Let windows of `node` in from `begun` on, and none of an older epoch.
+    Admit { instance: InstanceId, node: NodeId, begun: Epoch, token: String },
+    /// Send all windows of this execution member to the display.
+    SendWindows(SendWindows),
+    /// Restore this instance from the checkpoint that this host keeps.
+    Restore { node: NodeId, instance: InstanceId, epoch: Epoch, checkpoint: CheckpointId, valid: Epoch },
+    /// Move this instance away, live. Once it has gone, it is reported dead with a reason that begins with
+    /// [`MOVED`](crate::MOVED); while the outcome is not known, nothing is reported.
+    MigrateOut { node: NodeId, instance: InstanceId, epoch: Epoch, to: HostId, uri: String },
+    /// Permit this instance to come. Once all of it is here and [`source_let_go`]: guard, then resume. When the
+    /// record asks for it no longer, or the source let go and nothing is here: withdraw the permit, end what is here,
+    /// and report it dead in this epoch.
+    Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
+    /// Take the state of this instance and copy it to these hosts. The record is written only if the node's record is
+    /// still at the revision that this was decided from; a receiver takes it only if it knows itself as a backup.
+    Checkpoint { node: NodeId, instance: InstanceId, epoch: Epoch, hosts: Vec<HostId> },
+    /// End this instance.
+    Destroy { instance: InstanceId, reason: String },
+    /// Nobody names this dead instance any more.
+    Forget { instance: InstanceId },
+    /// An instance that should be here is not: make sure that nothing of it is, and report it dead in this epoch.
+    Missing { node: NodeId, instance: InstanceId, epoch: Epoch },
+    /// Delete the images of a node that has no place here any more.
+    DropImages { node: NodeId },
+}
+
+/// The details of [`HostAction::SendWindows`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SendWindows {
+    /// The sender's node.
+    pub node: NodeId,
+    /// The sender.
+    pub instance: InstanceId,
+    /// The `begun` epoch of the sender's node.
+    pub begun: Epoch,
+    /// The secret of the sender's node.
+    pub token: String,
+    /// The display instance.
+    pub display: InstanceId,
+    /// The `begun` epoch of the display node.
+    pub display_begun: Epoch,
+    /// Where the display's intake listens.
+    pub address: Ipv4Addr,
+}
+
+impl HostAction {
+    /// What the action occupies; none where nothing can collide.
+    #[must_use]
+    pub fn lane(&self) -> Option<(InstanceId, Lane)> {
+        match self {
+            Self::Create { instance, .. }
+            | Self::Guard { instance, .. }
+            | Self::Deploy { instance, .. }
+            | Self::Restore { instance, .. }
+            | Self::MigrateOut { instance, .. }
+            | Self::Accept { instance, .. }
+            | Self::Destroy { instance, .. }
+            | Self::Forget { instance }
+            | Self::Missing { instance, .. } => Some((*instance, Lane::Domain)),
+            Self::Admit { instance, .. } => Some((*instance, Lane::Windows)),
+            Self::SendWindows(send) => Some((send.instance, Lane::Windows)),
+            Self::Checkpoint { instance, .. } => Some((*instance, Lane::Checkpoint)),
+            Self::CreateIdle(_) | Self::DropImages { .. } => None,
+        }
+    }
+}
+
+/// The actions that bring this host to what the leader decided.
+#[must_use]
+pub fn converge(situation: &Situation<'_>) -> Vec<HostAction> {
+    if situation.session.is_none() {
+        return Vec::new();
+    }
+    let named = tend::named_here(situation);
+    let mut actions = tend::named(situation, &named);
+    actions.extend(pool::unnamed(situation, |instance| named.contains_key(&instance)));
+    actions.extend(pool::fill(situation));
+    actions.extend(pool::drop_images(situation));
+    actions.retain(|action| action.lane().is_none_or(|lane| !situation.busy.contains(&lane)));
+    keep_first_per_lane(actions)
+}
+
+fn keep_first_per_lane(actions: Vec<HostAction>) -> Vec<HostAction> {
+    let mut lanes = BTreeSet::new();
+    actions.into_iter().filter(|action| action.lane().is_none_or(|lane| lanes.insert(lane))).collect()
+}
+
+/// Whether the destination of `node`'s live migration may let `instance` run: the source said that it has gone, or is
+/// known dead. Until then both ends may have all of it, and the source may go on.
+#[must_use]
+pub fn source_let_go(view: &View, node: &NodeId, instance: InstanceId) -> bool {
+    let Some(record) = view.nodes.get(node).map(|known| &known.value) else { return false };
+    let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return false };
+    primary.instance == Some(instance) && (migration.abandoned || view.life(record, primary) != Life::Alive)
+}

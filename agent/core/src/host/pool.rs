@@ -1,0 +1,94 @@
+//! Owns what no node names: orphans, the pool of idle instances, images of other hosts' nodes.
+//!
+//! Promises: an orphan does not stay; an idle instance gives way when its memory is promised to a member. Must not
+//! do: touch anything that a node names.
+
+use super::{HostAction, Local, Situation};
+use crate::ids::{Epoch, InstanceId, NodeId};
+use crate::records::Phase;
+use crate::units::MiB;
+use crate::view::HostView;
+
+/// What to do about the instances that no node names.
+pub(super) fn unnamed(situation: &Situation<'_>, is_named: impl Fn(InstanceId) -> bool) -> Vec<HostAction> {
+    let mut excess = excess(situation);
+    let mut actions = Vec::new();
+    for (&instance, local) in situation.local.iter().filter(|(instance, _)| !is_named(**instance)) {
+        if is_spare(local) && excess > MiB(0) && !situation.draining {
+            excess = excess.saturating_sub(local.fact.memory);
+            actions.push(destroy(instance, "its memory is promised to a member"));
+        } else {
+            actions.extend(dismiss(situation, instance, local));
+        }
+    }
+    actions
+}
+
+fn destroy(instance: InstanceId, reason: &str) -> HostAction {
+    HostAction::Destroy { instance, reason: reason.to_owned() }
+}
+
+/// Booted or booting for nobody yet. One that was guarded for a node counts as that node's.
+fn is_spare(local: &Local) -> bool {
+    matches!(local.fact.phase, Phase::Idle | Phase::Booting)
+        && local.fact.node.is_none()
+        && local.fact.epoch == Epoch(0)
+}
+
+fn dismiss(situation: &Situation<'_>, instance: InstanceId, local: &Local) -> Option<HostAction> {
+    if local.fact.phase.is_dead() {
+        Some(HostAction::Forget { instance })
+    } else if !is_spare(local) {
+        Some(destroy(instance, "no node names it as a member"))
+    } else if situation.draining {
+        Some(destroy(instance, "the host is being drained"))
+    } else {
+        None
+    }
+}
+
+/// Memory that instances and promises take beyond what the host has: leader and pool may give out the same room at
+/// the same time.
+fn excess(situation: &Situation<'_>) -> MiB {
+    let Some(facts) = situation.hosts.get(situation.me).and_then(HostView::current_facts) else {
+        return MiB(0);
+    };
+    let living = |local: &&Local| !local.fact.phase.is_dead();
+    let here: MiB = situation.local.values().filter(living).map(|local| local.fact.memory).sum();
+    let promised: MiB = situation
+        .nodes
+        .values()
+        .filter(|node| node.value.touches(situation.me))
+        .map(|node| {
+            let instance = node.value.instance_on(situation.me);
+            let local = instance.and_then(|instance| situation.local.get(&instance)).filter(living);
+            node.value.spec.memory.saturating_sub(local.map_or(MiB(0), |local| local.fact.memory))
+        })
+        .sum();
+    (here + promised).saturating_sub(facts.capacity.memory)
+}
+
+/// One more idle instance, where the pool is short and there is room.
+pub(super) fn fill(situation: &Situation<'_>) -> Option<HostAction> {
+    let idle = situation.local.values().filter(|local| is_spare(local)).count();
+    let short = idle < usize::try_from(situation.pool.idle).unwrap_or(usize::MAX);
+    let room = situation.free >= situation.pool.memory;
+    (short && room && !situation.draining && !situation.filling)
+        .then_some(HostAction::CreateIdle(situation.pool))
+}
+
+/// Images of nodes that have no place here any more.
+pub(super) fn drop_images(situation: &Situation<'_>) -> Vec<HostAction> {
+    let wanted = |node: &NodeId| {
+        situation.nodes.get(node).is_some_and(|record| record.value.touches(situation.me))
+            || situation.checkpoints.get(node).is_some_and(|checkpoint| {
+                checkpoint.value.hosts.contains(situation.me) && situation.nodes.contains_key(node)
+            })
+    };
+    situation
+        .images
+        .iter()
+        .filter(|node| !wanted(node))
+        .map(|node| HostAction::DropImages { node: node.clone() })
+        .collect()
+}

@@ -1,0 +1,219 @@
+//! Owns what becomes of the instances that a node names on this host.
+//!
+//! Promises: an instance that was ever ready is never made a second time under the same decision; what was left
+//! half-way is taken up again. Must not do: touch instances that no node names.
+
+use std::collections::BTreeMap;
+
+use super::windows::{admit, send_windows};
+use super::{HostAction, Local, Situation};
+use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
+use crate::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
+use crate::view::HostView;
+
+/// How a node names an instance of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Primary,
+    Backup,
+    Arriving,
+}
+
+/// An instance that a node names here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Named<'a> {
+    node: &'a NodeId,
+    record: &'a NodeRecord,
+    instance: InstanceId,
+    /// None where it is only on its way here.
+    member: Option<&'a Member>,
+    part: Part,
+}
+
+impl Named<'_> {
+    /// What is known of an older epoch is of an earlier life of the same instance.
+    fn since(&self) -> Epoch {
+        match (self.member.map(|member| member.origin), &self.record.migration) {
+            (None, Some(migration)) => migration.epoch,
+            (Some(Origin::Restored(_)), _) => self.record.begun,
+            (
+                Some(Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held)
+                | None,
+                _,
+            ) => Epoch(0),
+        }
+    }
+}
+
+/// All instances that nodes name here, under the session that is open.
+pub(super) fn named_here<'a>(situation: &Situation<'a>) -> BTreeMap<InstanceId, Named<'a>> {
+    let mut named = BTreeMap::new();
+    for (node, known) in situation.nodes {
+        let record = &known.value;
+        let arriving = record.migration.as_ref().filter(|migration| {
+            &migration.to == situation.me && Some(migration.to_session) == situation.session
+        });
+        if let (Some(_), Some(instance)) =
+            (arriving, record.primary.as_ref().and_then(|primary| primary.instance))
+        {
+            let part = Part::Arriving;
+            named.insert(instance, Named { node, record, instance, member: None, part });
+        }
+        for (index, member) in record.members().enumerate() {
+            let part = if index == 0 && record.primary.is_some() { Part::Primary } else { Part::Backup };
+            if &member.host == situation.me
+                && Some(member.session) == situation.session
+                && let Some(instance) = member.instance
+            {
+                named.insert(instance, Named { node, record, instance, member: Some(member), part });
+            }
+        }
+    }
+    named
+}
+
+/// The actions for all of them.
+pub(super) fn named(situation: &Situation<'_>, named: &BTreeMap<InstanceId, Named<'_>>) -> Vec<HostAction> {
+    let mut actions = Vec::new();
+    for (instance, named) in named {
+        match situation.local.get(instance) {
+            Some(local) => actions.extend(tend(situation, named, local)),
+            None => actions.extend(obtain(situation, named)),
+        }
+    }
+    actions
+}
+
+/// What to do about a named instance that is not here.
+fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
+    let Named { node, record, instance, member, part } = *named;
+    let missing = || HostAction::Missing { node: node.clone(), instance, epoch: record.epoch };
+    match (part, &record.migration) {
+        (Part::Arriving, Some(migration)) => {
+            // A source that is gone sends nothing more: saying so here is the second of the two deaths (SAFE-7).
+            Some(if migration.abandoned { missing() } else { accept(named, migration) })
+        }
+        // It has left, and its new host has the word as long as it can speak.
+        (Part::Primary, Some(migration)) if &migration.from == situation.me => {
+            (!may_speak(situation, instance, migration)).then(missing)
+        }
+        // Only what was ready once is ever moved: to make it again would lose its state and tell nobody.
+        (Part::Primary, _) if record.epoch > record.begun => Some(missing()),
+        (Part::Primary | Part::Backup | Part::Arriving, _) => match member?.origin {
+            Origin::Created => {
+                let NodeSpec { memory, vcpus, .. } = record.spec;
+                let (node, epoch) = (node.clone(), record.epoch);
+                Some(HostAction::Create { node, instance, epoch, memory, vcpus })
+            }
+            Origin::Restored(_) => restore(situation, named),
+            Origin::Idle | Origin::Promoted | Origin::Migrated => Some(missing()),
+            Origin::Held => None,
+        },
+    }
+}
+
+fn may_speak(situation: &Situation<'_>, instance: InstanceId, migration: &Migration) -> bool {
+    situation.hosts.get(&migration.to).is_some_and(|to| {
+        let died =
+            to.instance(instance).is_some_and(|fact| fact.phase.is_dead() && fact.epoch >= migration.epoch);
+        to.is_open() && to.session.value.number == migration.to_session && !died
+    })
+}
+
+fn accept(named: &Named<'_>, migration: &Migration) -> HostAction {
+    let Named { node, record, instance, .. } = *named;
+    let from = migration.from.clone();
+    HostAction::Accept { node: node.clone(), instance, epoch: record.epoch, from }
+}
+
+fn restore(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
+    let Named { node, record, instance, member, .. } = *named;
+    let Origin::Restored(checkpoint) = member?.origin else { return None };
+    let valid = situation.checkpoints.get(node).map_or(record.epoch, |known| known.value.valid);
+    Some(HostAction::Restore { node: node.clone(), instance, epoch: record.epoch, checkpoint, valid })
+}
+
+/// What to do about a named instance that is here.
+fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<HostAction> {
+    let Named { node, record, instance, part, .. } = *named;
+    let epoch = record.epoch;
+    let guard = || HostAction::Guard { node: node.clone(), instance, epoch };
+    match &local.fact.phase {
+        // It may be named again under the same id, to be restored or received: what is known of it is out of date.
+        Phase::Dead { .. } if local.fact.epoch < named.since() => vec![HostAction::Forget { instance }],
+        Phase::Dead { .. } | Phase::Booting => Vec::new(),
+        Phase::Restoring => match (&record.migration, part) {
+            (Some(migration), Part::Arriving) => vec![accept(named, migration)],
+            (_, Part::Primary | Part::Backup | Part::Arriving) => {
+                restore(situation, named).into_iter().collect()
+            }
+        },
+        Phase::Idle | Phase::Deploying if local.fact.epoch < epoch => vec![guard()],
+        Phase::Idle | Phase::Deploying => {
+            let spec = Box::new(record.spec.clone());
+            vec![HostAction::Deploy { node: node.clone(), instance, epoch, spec }]
+        }
+        Phase::Ready if part == Part::Arriving => match &record.migration {
+            Some(migration) if local.fact.epoch < migration.epoch => vec![accept(named, migration)],
+            Some(_) | None => Vec::new(),
+        },
+        Phase::Ready if local.fact.epoch < epoch && !is_leaving(situation, record) => vec![guard()],
+        Phase::Ready => {
+            let mut actions: Vec<HostAction> = leave(situation, named, local).into_iter().collect();
+            match (node.role(), part) {
+                (Role::Display, _) => actions.extend(admit(situation, node, instance, local)),
+                (Role::Execution, Part::Primary) => {
+                    actions.extend(send_windows(situation, node, record, instance, local));
+                    actions.extend(checkpoint(situation, named, local));
+                }
+                (Role::Execution, Part::Backup | Part::Arriving) => {}
+            }
+            actions
+        }
+    }
+}
+
+fn is_leaving(situation: &Situation<'_>, record: &NodeRecord) -> bool {
+    record.migration.as_ref().is_some_and(|migration| &migration.from == situation.me)
+}
+
+fn leave(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<HostAction> {
+    let Named { node, record, instance, part, .. } = *named;
+    let migration = record.migration.as_ref().filter(|migration| &migration.from == situation.me)?;
+    let failed = local.fact.migration_failed.as_ref().is_some_and(|(epoch, _)| *epoch >= migration.epoch);
+    if failed || migration.abandoned || part != Part::Primary {
+        return None;
+    }
+    let to = situation.hosts.get(&migration.to)?;
+    let facts = to.current_facts().filter(|facts| facts.session == migration.to_session)?;
+    Some(HostAction::MigrateOut {
+        node: node.clone(),
+        instance,
+        epoch: migration.epoch,
+        to: migration.to.clone(),
+        uri: facts.migration_uri.clone(),
+    })
+}
+
+fn checkpoint(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<HostAction> {
+    let Named { node, record, instance, .. } = *named;
+    let due = situation
+        .taken
+        .get(node)
+        .is_none_or(|taken| situation.now.since(*taken) >= situation.checkpoint_interval);
+    if !record.spec.protected || record.migration.is_some() || local.paused || !due {
+        return None;
+    }
+    let hosts: Vec<HostId> = record
+        .backups
+        .iter()
+        .filter(|backup| situation.hosts.get(&backup.host).is_some_and(HostView::is_open))
+        .map(|backup| backup.host.clone())
+        .collect();
+    (!hosts.is_empty()).then(|| HostAction::Checkpoint {
+        node: node.clone(),
+        instance,
+        epoch: record.epoch,
+        hosts,
+    })
+}

@@ -1,0 +1,263 @@
+//! Owns the check of one decision against the view that it was decided from.
+//!
+//! Promises: what it finds is a bug in the plan or a damaged record, never a matter of taste. Must not do: repair.
+
+use super::{Broken, Invariant, broken_in_record};
+use crate::ids::{HostId, NodeId};
+use crate::plan::{Assignment, CheckpointChange};
+use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
+use crate::view::{HostView, Life, Place, View};
+
+/// What writing `assignment` would break. Run it on every assignment just before it is written, on the view that it was
+/// decided from.
+#[must_use]
+pub fn broken_by(view: &View, assignment: &Assignment) -> Vec<Broken> {
+    let node = &assignment.node;
+    let Some(before) = view.nodes.get(node).map(|known| &known.value) else {
+        return vec![Broken::new(Invariant::Epochs, format!("{node} is not known"))];
+    };
+    let after = &assignment.record;
+    let change = Change { view, node, before, after, assignment };
+    let mut broken = broken_in_record(node, after);
+    broken.extend(change.epochs());
+    broken.extend(change.promotion());
+    broken.extend(change.checkpoint());
+    broken.extend(change.placement());
+    broken.extend(change.instances());
+    broken.extend(change.migration());
+    broken
+}
+
+/// A record before and after.
+struct Change<'a> {
+    view: &'a View,
+    node: &'a NodeId,
+    before: &'a NodeRecord,
+    after: &'a NodeRecord,
+    assignment: &'a Assignment,
+}
+
+impl Change<'_> {
+    /// The new primary, unless it is the old one where it was.
+    fn successor(&self) -> Option<&Member> {
+        let same = |new: &&Member| {
+            self.before.primary.as_ref().is_some_and(|old| {
+                (&old.host, old.session, old.instance) == (&new.host, new.session, new.instance)
+                    && self.before.begun == self.after.begun
+            })
+        };
+        self.after.primary.as_ref().filter(|new| !same(new))
+    }
+
+    /// Whether the new primary is the old one, arrived by the migration that was written before.
+    fn has_moved(&self, new: &Member) -> bool {
+        let (Some(migration), Some(old)) = (&self.before.migration, &self.before.primary) else {
+            return false;
+        };
+        let there = (&migration.to, migration.to_session, old.instance, Origin::Migrated);
+        there == (&new.host, new.session, new.instance, new.origin) && self.before.begun == self.after.begun
+    }
+
+    fn epochs(&self) -> Vec<Broken> {
+        let (node, before, after) = (self.node, self.before, self.after);
+        let mut broken = Vec::new();
+        if after.epoch < before.epoch || after.begun < before.begun {
+            let detail = format!("the epoch of {node} falls from {} to {}", before.epoch, after.epoch);
+            broken.push(Broken::new(Invariant::Epochs, detail));
+        }
+        let fresh = self.successor().is_some_and(|new| !self.has_moved(new));
+        if fresh && !(after.epoch > before.epoch && after.begun > before.epoch) {
+            let detail = format!("{node} has another primary in epoch {}", after.epoch);
+            broken.push(Broken::new(Invariant::Epochs, detail));
+        }
+        if before.primary.is_some() && after.primary.is_none() {
+            broken.push(Broken::new(Invariant::KnownDead, format!("{node} forgets its primary")));
+        }
+        broken
+    }
+
+    fn promotion(&self) -> Vec<Broken> {
+        let Some(new) = self.successor() else { return Vec::new() };
+        let Some(old) = &self.before.primary else { return Vec::new() };
+        let mut broken = Vec::new();
+        let died = Died { view: self.view, record: self.before };
+        let moved = self.has_moved(new);
+        if !moved && !died.at_source(old) {
+            let detail = format!(
+                "{} gets a new primary on {} while the one on {} may live",
+                self.node, new.host, old.host
+            );
+            broken.push(Broken::new(Invariant::KnownDead, detail));
+        }
+        if !moved && !self.rests_on(&old.host) {
+            let detail = format!("{} does not rest on the end of the session of {}", self.node, old.host);
+            broken.push(Broken::new(Invariant::KnownDead, detail));
+        }
+        if let Some(migration) = self.before.migration.as_ref().filter(|_| !moved) {
+            if !died.at_destination(migration) {
+                let detail = format!(
+                    "{} gets a new primary while the old one may be on {}, where it was to migrate",
+                    self.node, migration.to
+                );
+                broken.push(Broken::new(Invariant::Migration, detail));
+            }
+            if !self.rests_on(&migration.to) {
+                let detail =
+                    format!("{} does not rest on the end of the session of {}", self.node, migration.to);
+                broken.push(Broken::new(Invariant::Migration, detail));
+            }
+        }
+        broken
+    }
+
+    /// A death that is the end of a session counts only if that end still stands when the decision is written.
+    fn rests_on(&self, host: &HostId) -> bool {
+        self.view.hosts.get(host).is_none_or(|seen| {
+            seen.is_open() || self.assignment.sessions.contains(&(host.clone(), seen.session.revision))
+        })
+    }
+
+    fn checkpoint(&self) -> Vec<Broken> {
+        let node = self.node;
+        let known = self.view.checkpoints.get(node);
+        let begins = self.after.begun > self.before.begun;
+        let wrong = |detail: String| vec![Broken::new(Invariant::CompleteCheckpoint, detail)];
+        let restored = self.successor().filter(|_| begins).and_then(|new| match new.origin {
+            Origin::Restored(id) => Some((new, id)),
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
+        });
+        match (restored, known, &self.assignment.checkpoint) {
+            (Some((new, id)), Some(known), CheckpointChange::Replace(revision, record)) => {
+                let image = &known.value;
+                let right = *revision == known.revision
+                    && image.id == id
+                    && image.valid >= self.before.begun
+                    && image.hosts.contains(&new.host)
+                    && Some(image.instance) == new.instance
+                    && (record.id, record.valid) == (id, self.after.begun)
+                    && record.hosts.iter().all(|host| image.hosts.contains(host));
+                let detail = format!("{node} is restored from {id} on {}, which is not its newest", new.host);
+                if right { Vec::new() } else { wrong(detail) }
+            }
+            (Some((_, id)), _, _) => {
+                wrong(format!("{node} is restored from {id}, which does not become its first checkpoint"))
+            }
+            (None, Some(_), CheckpointChange::Delete(_)) if begins => Vec::new(),
+            (None, Some(known), _) if begins && self.after.holds_places(node.role()) => wrong(format!(
+                "{node} starts afresh and keeps checkpoint {}, whose state must never come back",
+                known.value.id
+            )),
+            (None, _, CheckpointChange::Keep) => Vec::new(),
+            (None, _, CheckpointChange::Replace(..) | CheckpointChange::Delete(_)) => {
+                wrong(format!("{node} loses its checkpoint without a new primary"))
+            }
+        }
+    }
+
+    /// Only what is new is held against the decision: a host may have begun to drain since.
+    fn placement(&self) -> Vec<Broken> {
+        let old: Vec<&HostId> = self.before.members().map(|member| &member.host).collect();
+        let migration = |record: &NodeRecord| record.migration.as_ref().map(|migration| migration.to.clone());
+        let target = migration(self.after).filter(|to| migration(self.before).as_ref() != Some(to));
+        // A restore on a draining host keeps the state, and the drain moves it on.
+        let restored = |member: &Member| matches!(member.origin, Origin::Restored(_) | Origin::Migrated);
+        let placed = self.after.members().filter(|member| !old.contains(&&member.host));
+        let placed = placed.map(|member| (member.host.clone(), restored(member)));
+        let mut broken = Vec::new();
+        for (host, keeps_state) in placed.chain(target.map(|host| (host, false))) {
+            let detail = match self.view.hosts.get(&host) {
+                None => "is unknown".to_owned(),
+                Some(seen) if seen.current_facts().is_none() && !keeps_state => "takes no work".to_owned(),
+                Some(seen) if seen.intent.drain && !keeps_state => "is draining".to_owned(),
+                Some(seen) if !self.has_room(&host, seen) => "has no room".to_owned(),
+                Some(_) => continue,
+            };
+            broken.push(Broken::new(
+                Invariant::Placement,
+                format!("{} is put on {host}, which {detail}", self.node),
+            ));
+        }
+        broken
+    }
+
+    fn has_room(&self, host: &HostId, seen: &HostView) -> bool {
+        let Some(facts) = seen.current_facts() else { return true };
+        let after = self.view.taken_memory(host, Some((self.node, self.after)));
+        after <= facts.capacity.memory || after <= self.view.taken_memory(host, None)
+    }
+
+    fn instances(&self) -> Vec<Broken> {
+        let others = || self.view.nodes.iter().filter(|(other, _)| *other != self.node);
+        let claimed = self.after.members().filter_map(|member| member.instance).filter_map(|instance| {
+            let names = |record: &NodeRecord| record.members().any(|other| other.instance == Some(instance));
+            others().find(|(_, known)| names(&known.value)).map(|(other, _)| (instance, other))
+        });
+        claimed
+            .map(|(instance, other)| {
+                let detail = format!("{} claims {instance} of {other}", self.node);
+                Broken::new(Invariant::OneNode, detail)
+            })
+            .collect()
+    }
+
+    fn migration(&self) -> Vec<Broken> {
+        let (node, before, after) = (self.node, self.before, self.after);
+        let wrong = |detail: String| vec![Broken::new(Invariant::Migration, detail)];
+        let same = |old: &Migration, new: &Migration| {
+            (&old.from, &old.to, old.epoch, old.to_session) == (&new.from, &new.to, new.epoch, new.to_session)
+        };
+        let (old, new) = (before.migration.as_ref(), after.migration.as_ref());
+        if let (Some(old), Some(new)) = (old, new)
+            && same(old, new)
+        {
+            return if old.abandoned && !new.abandoned {
+                wrong(format!("{node} takes back that its migration to {} was abandoned", old.to))
+            } else {
+                Vec::new()
+            };
+        }
+        if let Some(old) = old.filter(|old| !self.is_over(old)) {
+            return wrong(format!("{node} gives up its migration to {}, which may still arrive", old.to));
+        }
+        match new {
+            Some(new) if new.epoch != after.epoch || new.epoch <= before.epoch || new.abandoned => {
+                wrong(format!("{node} migrates to {} without an epoch of its own", new.to))
+            }
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    /// A migration is over when it has arrived, when its source says that it failed, or when nothing can arrive.
+    fn is_over(&self, migration: &Migration) -> bool {
+        let Some(primary) = &self.before.primary else { return false };
+        let arrived = self.view.hosts.get(&migration.to).is_some_and(|to| {
+            to.session.value.number == migration.to_session
+                && primary
+                    .instance
+                    .and_then(|instance| to.instance(instance))
+                    .is_some_and(|fact| fact.phase == Phase::Ready && fact.epoch >= migration.epoch)
+        });
+        let failed = self.view.fact(primary).is_some_and(|fact| {
+            fact.migration_failed.as_ref().is_some_and(|(epoch, _)| *epoch >= migration.epoch)
+        });
+        arrived || failed || Died { view: self.view, record: self.before }.at_destination(migration)
+    }
+}
+
+/// SAFE-2 read word for word, apart from the plan's own reading of it.
+struct Died<'a> {
+    view: &'a View,
+    record: &'a NodeRecord,
+}
+
+impl Died<'_> {
+    fn at_source(&self, old: &Member) -> bool {
+        matches!(self.view.life(self.record, old), Life::Dead { .. })
+    }
+
+    fn at_destination(&self, migration: &Migration) -> bool {
+        let instance = self.record.primary.as_ref().and_then(|primary| primary.instance);
+        let place = Place { host: &migration.to, session: migration.to_session, since: migration.epoch };
+        matches!(self.view.life_at(place, instance), Life::Dead { .. })
+    }
+}

@@ -1,0 +1,174 @@
+use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
+use crate::fixture::{Cluster, host, node};
+use crate::ids::{Epoch, HostId};
+use crate::plan::{Assignment, CheckpointChange};
+use crate::records::{Member, Migration, NodeRecord, Origin};
+use crate::units::MiB;
+
+/// A decision that nobody made, about a healthy node.
+fn decision(cluster: &Cluster, name: &str, edit: impl FnOnce(&mut NodeRecord)) -> Assignment {
+    let known = &cluster.view.nodes[&node(name)];
+    let mut record = known.value.clone();
+    edit(&mut record);
+    Assignment {
+        node: node(name),
+        revision: known.revision,
+        record,
+        checkpoint: CheckpointChange::Keep,
+        sessions: Vec::new(),
+        reasons: Vec::new(),
+    }
+}
+
+fn found(cluster: &Cluster, assignment: &Assignment) -> Vec<Invariant> {
+    let mut ids: Vec<Invariant> =
+        broken_by(&cluster.view, assignment).iter().map(|broken| broken.id).collect();
+    ids.dedup();
+    ids
+}
+
+fn free_host(cluster: &Cluster, name: &str) -> HostId {
+    cluster.view.hosts.keys().find(|host| !cluster.record(name).touches(host)).unwrap().clone()
+}
+
+#[test]
+fn each_guarantee_has_one_id_everywhere() {
+    for (number, invariant) in Invariant::ALL.into_iter().enumerate() {
+        assert_eq!(invariant.as_str(), format!("SAFE-{}", number + 1));
+        assert_eq!(serde_json::to_string(&invariant).unwrap(), format!("\"{invariant}\""));
+    }
+}
+
+#[test]
+fn two_acting_members_of_a_node_break_safe_1() {
+    let cluster = Cluster::of(3).with(&["alice/display", "alice/exec-1"]);
+    let acting =
+        |name: &str, at: &str| Acting { node: node(name), host: host(at), instance: cluster.primary(name).1 };
+    let healthy = [acting("alice/display", "host1"), acting("alice/exec-1", "host1")];
+    assert_eq!(broken_in_world(&healthy), Vec::new());
+    let split = [acting("alice/exec-1", "host1"), acting("alice/exec-1", "host2")];
+    assert_eq!(broken_in_world(&split)[0].id, Invariant::OnePrimary);
+}
+
+#[test]
+fn a_promotion_over_a_living_primary_breaks_safe_2() {
+    let cluster = Cluster::of(3).with(&["alice/display"]);
+    let promote = |record: &mut NodeRecord| {
+        record.epoch = record.epoch.next();
+        record.begun = record.epoch;
+        record.primary = record.backups.pop();
+    };
+    let assignment = decision(&cluster, "alice/display", promote);
+    assert_eq!(found(&cluster, &assignment), [Invariant::KnownDead]);
+    let mut dead = cluster.clone();
+    dead.kill_primary("alice/display");
+    assert_eq!(found(&dead, &assignment), []);
+    let mut lost = cluster;
+    let at = lost.primary_host("alice/display");
+    lost.lose(&at);
+    assert_eq!(found(&lost, &assignment), [Invariant::KnownDead], "it must rest on that very end");
+    let resting = Assignment { sessions: vec![(host(&at), lost.seen(&at).session.revision)], ..assignment };
+    assert_eq!(found(&lost, &resting), []);
+}
+
+#[test]
+fn a_restore_from_anything_but_the_newest_complete_checkpoint_breaks_safe_3() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    let right = cluster.plan().assignments.remove(0);
+    assert_eq!(found(&cluster, &right), []);
+    let keeps = Assignment { checkpoint: CheckpointChange::Keep, ..right.clone() };
+    assert_eq!(found(&cluster, &keeps), [Invariant::CompleteCheckpoint]);
+    let mut elsewhere = right.clone();
+    elsewhere.record.primary.as_mut().unwrap().host = free_host(&cluster, "alice/exec-1");
+    elsewhere.record.backups.clear();
+    assert_eq!(found(&cluster, &elsewhere), [Invariant::CompleteCheckpoint]);
+    let mut stale = cluster.clone();
+    stale.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap().value.valid = Epoch(0);
+    assert_eq!(found(&stale, &right), [Invariant::CompleteCheckpoint]);
+    let mut fresh = keeps;
+    fresh.record.primary.as_mut().unwrap().origin = Origin::Created;
+    assert_eq!(found(&cluster, &fresh), [Invariant::CompleteCheckpoint], "the old state could come back");
+}
+
+#[test]
+fn a_falling_epoch_or_a_new_primary_under_the_old_one_breaks_safe_4() {
+    let mut cluster = Cluster::of(3).with(&["alice/display"]);
+    cluster.kill_primary("alice/display");
+    let falls = decision(&cluster, "alice/display", |record| record.epoch = Epoch(0));
+    assert!(found(&cluster, &falls).contains(&Invariant::Epochs));
+    let same = decision(&cluster, "alice/display", |record| record.primary = record.backups.pop());
+    assert_eq!(found(&cluster, &same), [Invariant::Epochs]);
+}
+
+#[test]
+fn a_place_that_cannot_be_had_breaks_safe_5() {
+    let cluster = Cluster::of(3).with(&["alice/display"]);
+    let free = free_host(&cluster, "alice/display");
+    let backup =
+        |host: &HostId| Member { host: host.clone(), session: 1, instance: None, origin: Origin::Held };
+    let add = |cluster: &Cluster, host: &HostId| {
+        let assignment = decision(cluster, "alice/display", |record| record.backups.push(backup(host)));
+        found(cluster, &assignment)
+    };
+    assert_eq!(add(&cluster, &free), []);
+    assert_eq!(add(&cluster, &cluster.primary("alice/display").0), [Invariant::Placement], "the same host");
+    assert_eq!(add(&cluster, &host("host9")), [Invariant::Placement], "unknown");
+    let mut drained = cluster.clone();
+    drained.seen(free.as_str()).intent.drain = true;
+    assert_eq!(add(&drained, &free), [Invariant::Placement], "draining");
+    let mut lost = cluster.clone();
+    lost.lose(free.as_str());
+    assert_eq!(add(&lost, &free), [Invariant::Placement], "lost");
+    let mut full = cluster;
+    full.facts(free.as_str()).capacity.memory = MiB(511);
+    assert_eq!(add(&full, &free), [Invariant::Placement], "full");
+}
+
+#[test]
+fn an_instance_in_two_nodes_breaks_safe_6() {
+    let mut cluster = Cluster::of(3).with(&["alice/display", "bob/display"]);
+    let stolen = cluster.record("bob/display").primary.clone().unwrap();
+    let free = free_host(&cluster, "alice/display");
+    let steal = |record: &mut NodeRecord| record.backups.push(Member { host: free, ..stolen.clone() });
+    let assignment = decision(&cluster, "alice/display", steal);
+    assert_eq!(found(&cluster, &assignment), [Invariant::OneNode]);
+    cluster.edit("alice/display", |record| *record = assignment.record.clone());
+    assert_eq!(broken_in(&cluster.view)[0].id, Invariant::OneNode);
+}
+
+#[test]
+fn a_migration_cut_short_breaks_safe_7() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    let from = cluster.primary_host("alice/exec-1");
+    cluster.seen(&from).intent.drain = true;
+    cluster.step();
+    let forgets = decision(&cluster, "alice/exec-1", |record| record.migration = None);
+    assert_eq!(found(&cluster, &forgets), [Invariant::Migration]);
+    let mut failed = cluster.clone();
+    failed.report_primary("alice/exec-1", |fact| fact.migration_failed = Some((Epoch(2), "no".to_owned())));
+    assert_eq!(found(&failed, &forgets), []);
+    cluster.kill_primary("alice/exec-1");
+    let promotes = decision(&cluster, "alice/exec-1", |record| {
+        record.epoch = record.epoch.next();
+        record.begun = record.epoch;
+        record.migration = None;
+        let primary = record.primary.as_mut().unwrap();
+        primary.host = record.backups.pop().unwrap().host;
+        primary.origin = Origin::Created;
+    });
+    assert!(found(&cluster, &promotes).contains(&Invariant::Migration), "dead at one end only");
+    let healthy = Cluster::of(3).with(&["alice/exec-1"]);
+    let to = free_host(&healthy, "alice/exec-1");
+    let unwritten = decision(&healthy, "alice/exec-1", |record| {
+        record.migration = Some(Migration {
+            from: record.primary.as_ref().unwrap().host.clone(),
+            to,
+            to_session: 1,
+            epoch: record.epoch,
+            abandoned: false,
+            started: crate::units::UnixMillis(0),
+        });
+    });
+    assert_eq!(found(&healthy, &unwritten), [Invariant::Migration], "without an epoch of its own");
+}

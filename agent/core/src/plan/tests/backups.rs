@@ -1,0 +1,113 @@
+use crate::DEPLOY_FAILED;
+use crate::fixture::{Cluster, dead, host, node};
+use crate::records::{Origin, Phase};
+use crate::units::MiB;
+
+#[test]
+fn a_dead_backup_is_replaced_and_a_failed_deployment_held_against_its_host() {
+    let mut cluster = Cluster::of(3).with(&["alice/display"]);
+    let backup = cluster.record("alice/display").backups[0].clone();
+    let id = backup.instance.unwrap();
+    let facts = cluster.facts(backup.host.as_str());
+    facts.instances.get_mut(&id).unwrap().phase = dead(&format!("{DEPLOY_FAILED}: no role disk"));
+    cluster.step();
+    let record = cluster.record("alice/display");
+    assert_eq!(record.backups.len(), 1);
+    assert_ne!(record.backups[0].host, backup.host);
+    assert_eq!(record.setbacks[0].host, backup.host);
+    assert_eq!(record.epoch.0, 1, "a backup is no reason for an epoch");
+}
+
+#[test]
+fn the_deficit_is_reported_until_the_backup_could_take_over() {
+    let mut cluster = Cluster::of(3);
+    cluster.add(&["alice/display", "alice/exec-1"]);
+    cluster.step();
+    cluster.plan();
+    for name in ["alice/display", "alice/exec-1"] {
+        assert_eq!(cluster.report.lacks[&node(name)].backups, 1, "{name}");
+        assert_eq!(cluster.report.wanted[&node(name)], 1, "{name}");
+    }
+    cluster.obey();
+    cluster.plan();
+    assert!(cluster.report.lacks.is_empty(), "{:?}", cluster.report.lacks);
+}
+
+#[test]
+fn a_held_place_without_the_newest_state_is_no_whole_backup() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    cluster.view.checkpoints.remove(&node("alice/exec-1"));
+    cluster.plan();
+    assert_eq!(cluster.report.lacks[&node("alice/exec-1")].backups, 1);
+}
+
+#[test]
+fn with_too_few_hosts_no_backup_shares_the_primarys() {
+    let mut cluster = Cluster::of(1).with(&["alice/display"]);
+    assert_eq!(cluster.record("alice/display").backups, Vec::new());
+    cluster.plan();
+    let notes = cluster.report.notes[&node("alice/display")].join(" ");
+    assert!(notes.contains("no host can take another backup: host1 has a member of this node"), "{notes}");
+}
+
+#[test]
+fn a_backup_of_a_draining_host_leaves_only_when_its_replacement_could_take_over() {
+    let mut cluster = Cluster::of(3).with(&["alice/display"]);
+    let old = cluster.backup_hosts("alice/display")[0].clone();
+    cluster.seen(&old).intent.drain = true;
+    cluster.step();
+    assert_eq!(cluster.record("alice/display").backups.len(), 2, "the replacement comes first");
+    assert!(cluster.plan().is_empty(), "it is not ready yet");
+    cluster.obey();
+    cluster.step();
+    let left = cluster.backup_hosts("alice/display");
+    assert_eq!(left.len(), 1);
+    assert_ne!(left[0], old);
+}
+
+#[test]
+fn a_surplus_gives_up_first_what_could_not_take_over() {
+    let mut cluster = Cluster::of(3);
+    cluster.add(&["alice/display"]);
+    cluster.edit("alice/display", |record| {
+        record.spec.labels.insert("backups".to_owned(), "2".to_owned());
+    });
+    cluster.settle();
+    let first = cluster.record("alice/display").backups[0].clone();
+    let id = first.instance.unwrap();
+    cluster.facts(first.host.as_str()).instances.get_mut(&id).unwrap().phase = Phase::Deploying;
+    cluster.edit("alice/display", |record| {
+        record.spec.labels.insert("backups".to_owned(), "1".to_owned());
+    });
+    cluster.step();
+    let left = cluster.backup_hosts("alice/display");
+    assert_eq!(left.len(), 1);
+    assert_ne!(left[0], first.host.to_string());
+}
+
+#[test]
+fn a_held_place_reserves_memory() {
+    let mut cluster = Cluster::of(2);
+    cluster.facts("host2").capacity.memory = MiB(512);
+    cluster.add(&["alice/exec-1"]);
+    cluster.step();
+    assert_eq!(cluster.view.free_memory(&host("host2")), MiB(0));
+    let record = cluster.record("alice/exec-1");
+    assert!(record.members().any(|member| member.host == host("host2")));
+    assert_eq!(record.backups[0].origin, Origin::Held);
+}
+
+#[test]
+fn a_lost_hosts_backups_are_made_good_elsewhere() {
+    let mut cluster = Cluster::of(3).with(&["alice/display", "alice/exec-1"]);
+    for name in ["alice/display", "alice/exec-1"] {
+        let lost = cluster.backup_hosts(name)[0].clone();
+        cluster.lose(&lost);
+        cluster.step();
+        assert_eq!(cluster.record(name).backups.len(), 1, "{name}");
+        assert_ne!(cluster.backup_hosts(name)[0], lost, "{name}");
+        cluster.reopen(&lost);
+        cluster.obey();
+        cluster.settle();
+    }
+}

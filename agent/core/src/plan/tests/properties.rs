@@ -1,0 +1,257 @@
+//! What holds of every plan, whatever happened and whatever a policy says. Each plan on the way is checked against all
+//! invariants by the fixture.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::fixture::{BuiltIn, Cluster, Policy, dead, fact, host, node};
+use crate::ids::{Epoch, NodeId};
+use crate::plan::plan;
+use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
+use crate::records::Phase;
+use crate::units::MiB;
+use crate::view::{Answer, View};
+use crate::{DEPLOY_FAILED, MOVED};
+
+const NODES: [&str; 5] = ["alice/display", "alice/exec-1", "alice/exec-2", "bob/display", "bob/exec-1"];
+
+#[derive(Debug, Clone)]
+enum Event {
+    Kill(usize),
+    FailDeployment(usize),
+    FailMigration(usize),
+    Move(usize),
+    Arrive(usize),
+    LoseArrival(usize),
+    LoseCheckpoint(usize),
+    Lose(usize),
+    Reopen(usize),
+    Silence(usize),
+    Forget(usize),
+    Drain(usize, bool),
+    Shrink(usize, u64),
+    Idle(usize),
+    Pass(u64),
+    Obey,
+    Step(u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (node, host) = (0..NODES.len(), 0..5_usize);
+    prop_oneof![
+        2 => node.clone().prop_map(Event::Kill),
+        1 => node.clone().prop_map(Event::FailDeployment),
+        1 => node.clone().prop_map(Event::FailMigration),
+        2 => node.clone().prop_map(Event::Move),
+        2 => node.clone().prop_map(Event::Arrive),
+        1 => node.clone().prop_map(Event::LoseArrival),
+        1 => node.prop_map(Event::LoseCheckpoint),
+        2 => host.clone().prop_map(Event::Lose),
+        2 => host.clone().prop_map(Event::Reopen),
+        1 => host.clone().prop_map(Event::Silence),
+        1 => host.clone().prop_map(Event::Forget),
+        2 => (host.clone(), any::<bool>()).prop_map(|(host, drain)| Event::Drain(host, drain)),
+        1 => (host.clone(), 0..9_u64).prop_map(|(host, members)| Event::Shrink(host, members)),
+        1 => host.prop_map(Event::Idle),
+        1 => (0..60_u64).prop_map(Event::Pass),
+        4 => Just(Event::Obey),
+        6 => any::<u64>().prop_map(Event::Step),
+    ]
+}
+
+/// Answers anything at all: nothing, nonsense, repetitions, hosts that may not be taken.
+struct Fuzzed(u64);
+
+impl Fuzzed {
+    fn draw(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+impl Policy for Fuzzed {
+    fn place(&mut self, _: &PlacementQuestion) -> Answer<PlacementAnswer> {
+        if self.draw(4) == 0 {
+            return Answer::Unavailable;
+        }
+        let picks = (0..self.draw(5)).map(|_| Pick { index: self.draw(7) as u32, reason: None }).collect();
+        Answer::Given(PlacementAnswer { picks })
+    }
+    fn count(&mut self, _: &BackupCountQuestion) -> Answer<BackupCountAnswer> {
+        match self.draw(4) {
+            0 => Answer::Unavailable,
+            1 => Answer::Given(BackupCountAnswer { primaries: 0, backups: u32::MAX, reason: None }),
+            _ => {
+                let backups = self.draw(4) as u32;
+                Answer::Given(BackupCountAnswer { primaries: 1, backups, reason: None })
+            }
+        }
+    }
+}
+
+fn apply(cluster: &mut Cluster, event: &Event) {
+    let hosts: Vec<String> = cluster.view.hosts.keys().map(ToString::to_string).collect();
+    let named = |index: &usize| hosts[index % hosts.len()].clone();
+    match event {
+        Event::Kill(at) => edit_primary(cluster, *at, |fact| fact.phase = dead("killed")),
+        Event::FailDeployment(at) => {
+            edit_primary(cluster, *at, |fact| fact.phase = dead(&format!("{DEPLOY_FAILED}: disk")));
+        }
+        Event::FailMigration(at) => {
+            edit_primary(cluster, *at, |fact| {
+                fact.migration_failed = Some((fact.epoch.next(), "timeout".to_owned()));
+            });
+        }
+        Event::Move(at) => edit_primary(cluster, *at, |fact| fact.phase = dead(MOVED)),
+        Event::Arrive(at) => report_arrival(cluster, *at, Phase::Ready),
+        Event::LoseArrival(at) => report_arrival(cluster, *at, dead("is not on this host")),
+        Event::LoseCheckpoint(at) => {
+            cluster.view.checkpoints.remove(&node(NODES[*at]));
+        }
+        Event::Lose(at) => {
+            if cluster.seen(&named(at)).is_open() {
+                cluster.lose(&named(at));
+            }
+        }
+        Event::Reopen(at) => cluster.reopen(&named(at)),
+        Event::Silence(at) => cluster.seen(&named(at)).silent_for = Duration::from_secs(60),
+        Event::Forget(at) => cluster.facts(&named(at)).session = 0,
+        Event::Drain(at, drain) => cluster.seen(&named(at)).intent.drain = *drain,
+        Event::Shrink(at, members) => cluster.facts(&named(at)).capacity.memory = MiB(512 * members),
+        Event::Idle(at) => cluster.idle(&named(at), 1),
+        Event::Pass(seconds) => cluster.pass(Duration::from_secs(*seconds)),
+        Event::Obey => cluster.obey(),
+        Event::Step(seed) => checked_step(cluster, &mut Fuzzed(*seed)),
+    }
+}
+
+fn edit_primary(cluster: &mut Cluster, at: usize, edit: impl FnOnce(&mut crate::records::InstanceFact)) {
+    let Some(primary) = cluster.record(NODES[at]).primary.clone() else { return };
+    let facts = cluster.facts(primary.host.as_str());
+    if let Some(fact) = facts.instances.get_mut(&primary.instance.unwrap()) {
+        edit(fact);
+    }
+}
+
+fn report_arrival(cluster: &mut Cluster, at: usize, phase: Phase) {
+    let record = cluster.record(NODES[at]).clone();
+    if let (Some(migration), Some(primary)) = (record.migration, record.primary) {
+        let arrived = fact(phase, Some(node(NODES[at])), migration.epoch);
+        cluster.facts(migration.to.as_str()).instances.insert(primary.instance.unwrap(), arrived);
+    }
+}
+
+type Epochs = BTreeMap<NodeId, (Epoch, Epoch)>;
+
+fn epochs(view: &View) -> Epochs {
+    view.nodes.iter().map(|(node, known)| (node.clone(), (known.value.epoch, known.value.begun))).collect()
+}
+
+/// Applies one plan and checks of the whole what no single assignment shows.
+fn checked_step(cluster: &mut Cluster, policy: &mut dyn Policy) {
+    let before = cluster.view.clone();
+    let plan = cluster.plan_with(policy);
+    cluster.apply(&plan);
+    for (node, (epoch, begun)) in epochs(&cluster.view) {
+        let (old_epoch, old_begun) = epochs(&before)[&node];
+        assert!(epoch >= old_epoch && begun >= old_begun, "{node}: epochs never fall");
+    }
+    for (name, seen) in &cluster.view.hosts {
+        let Some(facts) = seen.current_facts() else { continue };
+        let (was, is) = (before.taken_memory(name, None), cluster.view.taken_memory(name, None));
+        assert!(is <= was.max(facts.capacity.memory), "{name} holds {is} of {}", facts.capacity.memory);
+    }
+}
+
+/// Every host back, nothing draining, room for all: then every node must become whole.
+fn heal(cluster: &mut Cluster) {
+    for name in cluster.view.hosts.keys().cloned().collect::<Vec<_>>() {
+        let open = cluster.view.hosts[&name].current_facts().is_some();
+        if !open {
+            cluster.reopen(name.as_str());
+        }
+        let seen = cluster.seen(name.as_str());
+        seen.silent_for = Duration::ZERO;
+        seen.intent.drain = false;
+        seen.facts.as_mut().unwrap().capacity.memory = MiB(16 * 1024);
+    }
+    cluster.pass(Duration::from_secs(60));
+    for name in NODES {
+        // What is moving arrives or has been given up by the source.
+        let at = NODES.iter().position(|other| *other == name).unwrap();
+        report_arrival(cluster, at, Phase::Ready);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_and_whatever_a_policy_answers_no_invariant_breaks_and_the_plan_comes_to_rest(
+        hosts in 1..6_usize,
+        events in prop::collection::vec(event(), 0..40),
+    ) {
+        let mut cluster = Cluster::of(hosts);
+        cluster.add(&NODES);
+        for event in &events {
+            apply(&mut cluster, event);
+        }
+        let mut rounds = 0;
+        while !cluster.plan().is_empty() {
+            checked_step(&mut cluster, &mut BuiltIn);
+            rounds += 1;
+            prop_assert!(rounds <= 8, "with the same facts the plan comes to rest: {:#?}", cluster.plan());
+        }
+        heal(&mut cluster);
+        cluster.settle();
+        for name in NODES {
+            let record = cluster.record(name);
+            prop_assert!(record.primary.as_ref().is_some_and(|primary| cluster.view.is_ready(record, primary)));
+            prop_assert_eq!(record.backups.len(), usize::from(hosts > 1), "{}", name);
+            prop_assert_eq!(&record.migration, &None);
+        }
+    }
+
+    #[test]
+    fn the_order_in_which_records_came_makes_no_difference(
+        hosts in 1..6_usize,
+        events in prop::collection::vec(event(), 0..20),
+    ) {
+        let mut cluster = Cluster::of(hosts);
+        cluster.add(&NODES);
+        for event in &events {
+            apply(&mut cluster, event);
+        }
+        let mut reversed = View::default();
+        reversed.hosts.extend(cluster.view.hosts.clone().into_iter().rev());
+        reversed.nodes.extend(cluster.view.nodes.clone().into_iter().rev());
+        reversed.checkpoints.extend(cluster.view.checkpoints.clone().into_iter().rev());
+        cluster.view.placements.clear();
+        cluster.view.backup_counts.clear();
+        prop_assert_eq!(
+            plan(&cluster.view, &cluster.bounds, cluster.now),
+            plan(&reversed, &cluster.bounds, cluster.now)
+        );
+    }
+
+    #[test]
+    fn nothing_new_is_put_on_a_host_that_takes_no_work(
+        drained in 0..4_usize,
+        lost in 0..4_usize,
+        seed in any::<u64>(),
+    ) {
+        let mut cluster = Cluster::of(4);
+        let (drained, lost) = (format!("host{}", drained + 1), format!("host{}", lost + 1));
+        cluster.lose(&lost);
+        cluster.seen(&drained).intent.drain = true;
+        cluster.add(&NODES);
+        checked_step(&mut cluster, &mut Fuzzed(seed));
+        for name in NODES {
+            for member in cluster.record(name).members() {
+                prop_assert!(member.host != host(&drained) && member.host != host(&lost), "{}", name);
+            }
+        }
+    }
+}
