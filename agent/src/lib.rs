@@ -1,3 +1,15 @@
 //! The agent: wiring of the parts into the `understudy` binary.
 
+pub mod api;
+pub mod build;
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod config;
+pub mod driver;
+pub mod exit;
 pub mod gateway;
+pub mod keys;
+pub mod metrics;
+pub mod peers;
+pub mod telemetry;

@@ -1,0 +1,231 @@
+//! Owns the operator's wishes: terminals made and deleted, hosts drained, failovers asked for.
+//!
+//! Promises: a wish is written whole or not at all, by compare-and-swap. Must not do: carry it out.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use understudy_core::ids::{HostId, NameError, NodeId, TerminalId};
+use understudy_core::records::{HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord};
+use understudy_core::units::{MiB, Vcpus};
+use understudy_store::{Committed, Condition, Revision, Txn};
+use uuid::Uuid;
+
+use super::types::{NodeRequest, TerminalRequest};
+use super::{ApiState, Refusal, unknown_terminal};
+use crate::cluster::FailoverRequest;
+use crate::driver::{admission, now};
+use crate::exit::chain;
+use crate::keys::{Key, encode};
+
+/// The environment of nodes that name none.
+const ENVIRONMENT: &str = "desktop";
+/// More execution nodes than this are taken for a mistake.
+const EXECUTIONS_MAX: usize = 32;
+
+fn bad(text: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, text)
+}
+
+fn named<T: std::str::FromStr<Err = NameError>>(text: &str) -> Result<T, Refusal> {
+    text.parse().map_err(|error: NameError| bad(error.to_string()))
+}
+
+async fn commit(state: &ApiState, txn: &Txn) -> Result<Committed, Refusal> {
+    let failed = |error| {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store did not take it: {}", chain(&error)))
+    };
+    state.parts.store.commit(txn).await.map_err(failed)
+}
+
+pub(super) async fn create_terminal(
+    State(state): State<ApiState>,
+    Json(request): Json<TerminalRequest>,
+) -> Result<StatusCode, Refusal> {
+    let snapshot = state.snapshot()?;
+    let (record, nodes) = records(&state, &request)?;
+    let exists = || {
+        let text = format!("terminal '{}' exists already: delete it first, or use another name", record.id);
+        Refusal::new(StatusCode::CONFLICT, text)
+    };
+    if snapshot.view.terminals.contains_key(&record.id) {
+        return Err(exists());
+    }
+    admission(&state.parts, snapshot.view.clone(), &nodes).await.map_err(|missing| {
+        let text = format!("terminal '{}' does not fit:\n  {}", record.id, missing.join("\n  "));
+        Refusal::new(StatusCode::CONFLICT, text)
+    })?;
+    let key = Key::Terminal(record.id.clone()).to_string();
+    let mut txn = Txn::new().when(Condition::Absent(key.clone())).put(key, encode(&record));
+    for (node, node_record) in &nodes {
+        txn = txn.put(Key::Node(node.clone()).to_string(), encode(node_record));
+    }
+    match commit(&state, &txn).await? {
+        Committed::Applied { .. } => Ok(StatusCode::CREATED),
+        Committed::Refused { .. } => Err(exists()),
+    }
+}
+
+fn records(
+    state: &ApiState,
+    request: &TerminalRequest,
+) -> Result<(TerminalRecord, BTreeMap<NodeId, NodeRecord>), Refusal> {
+    let id: TerminalId = named(&request.name)?;
+    let screen = screen(&request.screen)?;
+    if request.execution.is_empty() || request.execution.len() > EXECUTIONS_MAX {
+        let given = request.execution.len();
+        return Err(bad(format!("execution: {given} nodes are given, use 1 to {EXECUTIONS_MAX}")));
+    }
+    let mut nodes = BTreeMap::new();
+    let mut add = |node: NodeId, wanted: &NodeRequest| {
+        let spec = spec(state, &node, wanted, &request.labels, screen)?;
+        nodes.insert(node, NodeRecord::new(spec, Uuid::new_v4().simple().to_string()));
+        Ok::<_, Refusal>(())
+    };
+    add(NodeId::display(&id), &request.display)?;
+    for (number, execution) in (1..).zip(&request.execution) {
+        add(NodeId::execution(&id, number), execution)?;
+    }
+    let record = TerminalRecord {
+        id,
+        labels: request.labels.clone(),
+        screen,
+        nodes: nodes.keys().cloned().collect(),
+        created: now().wall,
+    };
+    Ok((record, nodes))
+}
+
+fn screen(text: &str) -> Result<Screen, Refusal> {
+    let parsed =
+        text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    match parsed {
+        Some((width @ 320..=7680, height @ 200..=4320)) => Ok(Screen { width, height }),
+        _ => Err(bad(format!("screen: '{text}' is not a size such as 1280x800 (320x200 to 7680x4320)"))),
+    }
+}
+
+fn spec(
+    state: &ApiState,
+    node: &NodeId,
+    wanted: &NodeRequest,
+    labels: &Labels,
+    screen: Screen,
+) -> Result<NodeSpec, Refusal> {
+    let display = node.role() == understudy_core::ids::Role::Display;
+    if display && (!wanted.application.is_empty() || wanted.protected == Some(true)) {
+        return Err(bad("display: has no applications and no execution state to protect"));
+    }
+    if !display && wanted.application.is_empty() {
+        return Err(bad(format!("{node}: name at least one application")));
+    }
+    for app in &wanted.application {
+        let control = [&app.name, &app.geometry, &app.title, &app.command]
+            .iter()
+            .any(|text| text.contains(['\t', '\n']));
+        if app.name.is_empty() || app.command.is_empty() || control {
+            return Err(bad(format!(
+                "{node}: application '{}' needs a name and a command, without tabs or line ends",
+                app.name
+            )));
+        }
+        let same = wanted.application.iter().filter(|other| other.name == app.name).count();
+        if same > 1 {
+            return Err(bad(format!("{node}: two applications are named '{}'", app.name)));
+        }
+    }
+    let environment = wanted.environment.clone().unwrap_or_else(|| ENVIRONMENT.to_owned());
+    if !state.parts.config.environments.contains_key(&environment) {
+        let file = state.parts.config.file.display();
+        return Err(bad(format!(
+            "{node}: there is no environment '{environment}': see [environments] in {file}"
+        )));
+    }
+    let pool = state.parts.config.pool;
+    Ok(NodeSpec {
+        memory: wanted.memory_mib.map_or(pool.memory, MiB),
+        vcpus: wanted.vcpus.map_or(pool.vcpus, Vcpus),
+        protected: !display && wanted.protected.unwrap_or(true),
+        environment,
+        applications: wanted.application.clone(),
+        labels: labels.clone(),
+        screen,
+    })
+}
+
+pub(super) async fn delete_terminal(
+    State(state): State<ApiState>,
+    Path(terminal): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let id: TerminalId = named(&terminal)?;
+    let snapshot = state.snapshot()?;
+    let record = snapshot.view.terminals.get(&id).ok_or_else(|| unknown_terminal(&id))?;
+    let key = Key::Terminal(id.clone()).to_string();
+    let mut txn = Txn::new().when(Condition::Present(key.clone())).delete(key);
+    for node in &record.nodes {
+        // Whatever is under way for a node ends when its record does: a late assignment is refused.
+        txn = txn
+            .delete(Key::Node(node.clone()).to_string())
+            .delete(Key::Checkpoint(node.clone()).to_string())
+            .delete(Key::Failover(node.clone()).to_string());
+    }
+    match commit(&state, &txn).await? {
+        Committed::Applied { .. } => Ok(StatusCode::NO_CONTENT),
+        Committed::Refused { .. } => Err(unknown_terminal(&id)),
+    }
+}
+
+async fn intend(state: &ApiState, host: &str, intent: HostIntent) -> Result<StatusCode, Refusal> {
+    let host: HostId = named(host)?;
+    if !state.snapshot()?.view.hosts.contains_key(&host) {
+        let text = format!("there is no host '{host}': see `understudy host list`");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, text));
+    }
+    let txn = Txn::new().put(Key::Intent(host).to_string(), encode(&intent));
+    commit(state, &txn).await.map(|_| StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn drain(
+    State(state): State<ApiState>,
+    Path(host): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    intend(&state, &host, HostIntent { drain: true }).await
+}
+
+pub(super) async fn undrain(
+    State(state): State<ApiState>,
+    Path(host): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    intend(&state, &host, HostIntent { drain: false }).await
+}
+
+pub(super) async fn failover(
+    State(state): State<ApiState>,
+    Path((terminal, node)): Path<(String, String)>,
+) -> Result<StatusCode, Refusal> {
+    let node: NodeId = named(&format!("{terminal}/{node}"))?;
+    let snapshot = state.snapshot()?;
+    let known = snapshot.view.nodes.get(&node).ok_or_else(|| {
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no node '{node}': see `understudy terminal show {terminal}`"),
+        )
+    })?;
+    if known.value.primary.is_none() || known.value.migration.is_some() {
+        let text = format!("{node} has no primary, or is moving at this moment: see `understudy status`");
+        return Err(Refusal::new(StatusCode::CONFLICT, text));
+    }
+    let request = FailoverRequest { epoch: known.value.epoch };
+    let txn = Txn::new()
+        .when(Condition::Unchanged(Key::Node(node.clone()).to_string(), Revision(known.revision)))
+        .put(Key::Failover(node.clone()).to_string(), encode(&request));
+    match commit(&state, &txn).await? {
+        Committed::Applied { .. } => Ok(StatusCode::ACCEPTED),
+        Committed::Refused { .. } => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            format!("{node} changed at this very moment: look, then ask again"),
+        )),
+    }
+}

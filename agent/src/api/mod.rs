@@ -1,0 +1,114 @@
+//! Owns the agent's HTTP interface: all of it on a unix socket for the operator, a part on TCP for peers and
+//! Prometheus.
+//!
+//! Promises: whatever changes something is only on the unix socket, except that a peer may bring a checkpoint; every
+//! refusal says what to do. Must not do: decide; it writes wishes into the store and reads the driver's snapshots.
+
+mod change;
+mod images;
+pub mod types;
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use tokio::sync::watch;
+use understudy_core::ids::TerminalId;
+
+use crate::driver::{Parts, Snapshot, now};
+use crate::gateway::Counters;
+use types::Status;
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The agent's parts.
+    pub parts: Arc<Parts>,
+    /// The driver's state.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The gateway's counters.
+    pub gateway: Arc<Counters>,
+}
+
+/// A refusal, with its HTTP status.
+#[derive(Debug)]
+pub struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(serde_json::json!({ "error": self.text }))).into_response()
+    }
+}
+
+impl ApiState {
+    /// The driver's state, once it has read the store.
+    fn snapshot(&self) -> Result<Arc<Snapshot>, Refusal> {
+        let snapshot = self.snapshots.borrow().clone();
+        if snapshot.synced {
+            return Ok(snapshot);
+        }
+        let text = "the agent has not reached the store yet: see its log, and that the store has quorum";
+        Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text))
+    }
+}
+
+/// Everything, for the unix socket.
+pub fn local(state: ApiState) -> Router {
+    Router::new()
+        .route("/v1/terminals", post(change::create_terminal))
+        .route("/v1/terminals/{terminal}", delete(change::delete_terminal))
+        .route("/v1/hosts/{host}/drain", put(change::drain).delete(change::undrain))
+        .route("/v1/nodes/{terminal}/{node}/failover", post(change::failover))
+        .with_state(state.clone())
+        .merge(public(state))
+}
+
+/// What peers and Prometheus may do, for TCP.
+pub fn public(state: ApiState) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/terminals/{terminal}", get(terminal))
+        .route("/v1/checkpoints", put(images::receive))
+        .route("/metrics", get(metrics))
+        .with_state(state)
+}
+
+async fn status(State(state): State<ApiState>) -> Result<Json<Status>, Refusal> {
+    Ok(Json(Status::of(state.snapshot()?.as_ref(), &state.parts)))
+}
+
+async fn terminal(
+    State(state): State<ApiState>,
+    Path(terminal): Path<String>,
+) -> Result<Json<types::Terminal>, Refusal> {
+    let terminal: TerminalId = terminal.parse().map_err(|error: understudy_core::ids::NameError| {
+        Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
+    })?;
+    let status = Status::of(state.snapshot()?.as_ref(), &state.parts);
+    let found = status.terminals.into_iter().find(|found| found.id == terminal);
+    found.map(Json).ok_or_else(|| unknown_terminal(&terminal))
+}
+
+pub(crate) fn unknown_terminal(terminal: &TerminalId) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        format!("there is no terminal '{terminal}': see `understudy terminal list`"),
+    )
+}
+
+async fn metrics(State(state): State<ApiState>) -> String {
+    state.parts.metrics.gateway_seen(&state.gateway);
+    state.parts.metrics.text(now().wall)
+}

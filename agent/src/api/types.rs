@@ -1,0 +1,293 @@
+//! Owns the words of the HTTP interface, for both of its ends.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
+use understudy_core::records::{Application, CheckpointId, Incident, Labels, Member, NodeRecord, Origin};
+use understudy_core::view::{HostView, View};
+
+use crate::driver::{Parts, Snapshot, now};
+
+/// A terminal to create, as a file or request says it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalRequest {
+    /// Its name.
+    pub name: String,
+    /// Size of its screen, `WIDTHxHEIGHT`.
+    #[serde(default = "default_screen")]
+    pub screen: String,
+    /// Labels, read by policies. `backups = "N"` asks for N backups of each node.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Its display node.
+    #[serde(default)]
+    pub display: NodeRequest,
+    /// Its execution nodes.
+    pub execution: Vec<NodeRequest>,
+}
+
+fn default_screen() -> String {
+    "1280x800".to_owned()
+}
+
+/// One node of a terminal to create.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeRequest {
+    /// MiB of each member; the pool's by default.
+    pub memory_mib: Option<u64>,
+    /// Processors of each member; the pool's by default.
+    pub vcpus: Option<u32>,
+    /// The environment; `desktop` by default.
+    pub environment: Option<String>,
+    /// Whether the execution state is protected by checkpoints; it is by default. Not for display nodes.
+    pub protected: Option<bool>,
+    /// Its applications. Not for display nodes.
+    pub application: Vec<Application>,
+}
+
+/// The cluster as this agent sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This host.
+    pub host: HostId,
+    /// Who leads.
+    pub leader: Option<String>,
+    /// How long primaries may still run on this host without another renewal, in milliseconds.
+    pub session_remaining_ms: Option<u64>,
+    /// The policies that decide.
+    pub policies: Vec<PolicyStatus>,
+    /// All hosts.
+    pub hosts: Vec<Host>,
+    /// All terminals.
+    pub terminals: Vec<Terminal>,
+}
+
+/// A loaded policy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its name.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+    /// What it decides.
+    pub decides: Vec<String>,
+}
+
+/// One host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Host {
+    /// Its name.
+    pub id: HostId,
+    /// `open`, `lost` or `draining`.
+    pub state: String,
+    /// The number of its session.
+    pub session: u64,
+    /// How long its session has been unchanged, in milliseconds.
+    pub silent_ms: u64,
+    /// Memory of instances: free and all, in MiB.
+    pub memory_free_mib: u64,
+    /// See above.
+    pub memory_mib: u64,
+    /// Idle instances.
+    pub idle: usize,
+    /// Members of nodes.
+    pub members: usize,
+    /// All its instances, by phase.
+    pub instances: BTreeMap<String, usize>,
+    /// The gateway's address.
+    pub gateway: String,
+    /// What is wrong with it.
+    pub complaints: Vec<String>,
+}
+
+/// One terminal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Its name.
+    pub id: TerminalId,
+    /// Where browsers find it, on every gateway.
+    pub pages: Vec<String>,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// One node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub id: NodeId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The epoch in which the running state began.
+    pub begun: Epoch,
+    /// Its primary.
+    pub primary: Option<MemberStatus>,
+    /// Its backups.
+    pub backups: Vec<MemberStatus>,
+    /// Whether a live migration is under way, and where to.
+    pub migrating_to: Option<HostId>,
+    /// Whether its windows are where they belong (execution nodes).
+    pub windows_sent: bool,
+    /// The newest complete checkpoint.
+    pub checkpoint: Option<CheckpointStatus>,
+    /// The last failover.
+    pub incident: Option<Incident>,
+    /// What keeps it from being whole. Known to the leader only.
+    pub notes: Vec<String>,
+}
+
+/// A member of a node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its host.
+    pub host: HostId,
+    /// Its instance; none for a held place.
+    pub instance: Option<InstanceId>,
+    /// Where it stands: a phase, or `held`.
+    pub phase: String,
+    /// Whether it could act, or take over, at this moment.
+    pub ready: bool,
+    /// The guest's address.
+    pub address: Option<std::net::Ipv4Addr>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckpointStatus {
+    /// Which.
+    pub id: CheckpointId,
+    /// Its age in milliseconds.
+    pub age_ms: u64,
+    /// The hosts that have it.
+    pub hosts: Vec<HostId>,
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Status {
+    pub(crate) fn of(snapshot: &Snapshot, parts: &Parts) -> Self {
+        let view = &snapshot.view;
+        let policies = parts.policies.policies().map(|policy| PolicyStatus {
+            name: policy.name.clone(),
+            digest: policy.digest.clone(),
+            decides: policy.decides.iter().map(ToString::to_string).collect(),
+        });
+        Self {
+            host: parts.config.host.clone(),
+            leader: snapshot.leader.clone(),
+            session_remaining_ms: snapshot.session_remaining.map(millis),
+            policies: policies.collect(),
+            hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host)).collect(),
+            terminals: view
+                .terminals
+                .iter()
+                .map(|(id, record)| Terminal {
+                    id: id.clone(),
+                    pages: pages(view, id),
+                    nodes: record.nodes.iter().filter_map(|node| Node::of(snapshot, node)).collect(),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn pages(view: &View, terminal: &TerminalId) -> Vec<String> {
+    let open = view.hosts.values().filter(|host| host.is_open()).filter_map(|host| host.facts.as_ref());
+    open.filter(|facts| !facts.gateway.is_empty())
+        .map(|facts| format!("{}/t/{terminal}/", facts.gateway))
+        .collect()
+}
+
+impl Host {
+    fn of(view: &View, id: &HostId, host: &HostView) -> Self {
+        let facts = host.current_facts();
+        let mut instances = BTreeMap::new();
+        for fact in facts.iter().flat_map(|facts| facts.instances.values()) {
+            *instances.entry(fact.phase.as_str().to_owned()).or_default() += 1;
+        }
+        let state = match (host.is_open(), host.intent.drain) {
+            (false, _) => "lost",
+            (true, true) => "draining",
+            (true, false) => "open",
+        };
+        let members =
+            view.nodes.values().flat_map(|node| node.value.members()).filter(|member| &member.host == id);
+        Self {
+            id: id.clone(),
+            state: state.to_owned(),
+            session: host.session.value.number,
+            silent_ms: millis(host.silent_for),
+            memory_free_mib: view.free_memory(id).0,
+            memory_mib: facts.map_or(0, |facts| facts.capacity.memory.0),
+            idle: view.idle(id).count(),
+            members: members.count(),
+            instances,
+            gateway: facts.map(|facts| facts.gateway.clone()).unwrap_or_default(),
+            complaints: facts.map(|facts| facts.complaints.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl Node {
+    fn of(snapshot: &Snapshot, id: &NodeId) -> Option<Self> {
+        let view = &snapshot.view;
+        let record = &view.nodes.get(id)?.value;
+        let checkpoint = view.checkpoints.get(id).map(|known| &known.value);
+        let member = |member: &Member| MemberStatus::of(view, id, record, member);
+        Some(Self {
+            id: id.clone(),
+            epoch: record.epoch,
+            begun: record.begun,
+            primary: record.primary.as_ref().map(member),
+            backups: record.backups.iter().map(member).collect(),
+            migrating_to: record.migration.as_ref().map(|migration| migration.to.clone()),
+            windows_sent: windows_sent(view, id, record),
+            checkpoint: checkpoint.map(|checkpoint| CheckpointStatus {
+                id: checkpoint.id,
+                age_ms: millis(now().wall.since(checkpoint.taken)),
+                hosts: checkpoint.hosts.clone(),
+            }),
+            incident: record.incident.clone(),
+            notes: snapshot.report.notes.get(id).cloned().unwrap_or_default(),
+        })
+    }
+}
+
+fn windows_sent(view: &View, id: &NodeId, record: &NodeRecord) -> bool {
+    let display = view.nodes.get(&NodeId::display(id.terminal()));
+    let target =
+        display.and_then(|display| Some((display.value.primary.as_ref()?.instance?, display.value.begun)));
+    let sent = record.primary.as_ref().and_then(|primary| view.fact(primary)).and_then(|fact| fact.windows);
+    match (target, sent) {
+        (Some((screen, begun)), Some(sent)) => {
+            sent.display == screen && sent.display_begun == begun && sent.begun == record.begun
+        }
+        _ => false,
+    }
+}
+
+impl MemberStatus {
+    fn of(view: &View, id: &NodeId, record: &NodeRecord, member: &Member) -> Self {
+        let fact = view.fact(member);
+        let held = member.origin == Origin::Held;
+        let covered = view.checkpoints.get(id).is_some_and(|known| {
+            known.value.valid >= record.begun && known.value.hosts.contains(&member.host)
+        });
+        Self {
+            host: member.host.clone(),
+            instance: member.instance,
+            phase: match fact {
+                _ if held => "held".to_owned(),
+                Some(fact) => fact.phase.as_str().to_owned(),
+                None => "assigned".to_owned(),
+            },
+            ready: if held { covered } else { view.is_ready(record, member) },
+            address: fact.and_then(|fact| fact.address),
+        }
+    }
+}

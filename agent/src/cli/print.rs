@@ -1,0 +1,110 @@
+//! Owns how answers look on a terminal.
+
+use std::fmt::Write;
+
+use understudy_core::records::StateKept;
+
+use crate::api::types::{Host, MemberStatus, Node, Status, Terminal};
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{:01} s", ms / 1000, ms % 1000 / 100)
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    let leader = status.leader.as_deref().unwrap_or("nobody");
+    let session = status.session_remaining_ms.map_or_else(|| "none".to_owned(), seconds);
+    let _ = writeln!(text, "host {}, leader {leader}, session for another {session}", status.host);
+    for policy in &status.policies {
+        let decides =
+            if policy.decides.is_empty() { "nothing".to_owned() } else { policy.decides.join(", ") };
+        let _ = writeln!(text, "policy {} decides {decides}", policy.name);
+    }
+    if status.policies.is_empty() {
+        let _ = writeln!(text, "no policy is loaded, the built-in rules decide");
+    }
+    text.push('\n');
+    text.push_str(&hosts(&status.hosts));
+    for shown in &status.terminals {
+        text.push('\n');
+        text.push_str(&terminal(shown));
+    }
+    text
+}
+
+pub(super) fn hosts(hosts: &[Host]) -> String {
+    let mut text = format!(
+        "{:16} {:9} {:>8} {:>5} {:>8} {:>17}\n",
+        "HOST", "STATE", "SESSION", "IDLE", "MEMBERS", "FREE MEMORY"
+    );
+    for host in hosts {
+        let memory = format!("{}/{} MiB", host.memory_free_mib, host.memory_mib);
+        let _ = writeln!(
+            text,
+            "{:16} {:9} {:>8} {:>5} {:>8} {memory:>17}",
+            host.id, host.state, host.session, host.idle, host.members
+        );
+        for complaint in &host.complaints {
+            let _ = writeln!(text, "    {complaint}");
+        }
+    }
+    text
+}
+
+pub(super) fn terminals(terminals: &[Terminal]) -> String {
+    let mut text = format!("{:16} {:>5}  {}\n", "TERMINAL", "NODES", "PAGE");
+    for terminal in terminals {
+        let page = terminal.pages.first().map_or("-", String::as_str);
+        let _ = writeln!(text, "{:16} {:>5}  {page}", terminal.id, terminal.nodes.len());
+    }
+    text
+}
+
+pub(super) fn terminal(terminal: &Terminal) -> String {
+    let mut text = format!("terminal {}\n", terminal.id);
+    for page in &terminal.pages {
+        let _ = writeln!(text, "  page {page}");
+    }
+    for node in &terminal.nodes {
+        text.push_str(&node_text(node));
+    }
+    text
+}
+
+fn member(member: &MemberStatus) -> String {
+    format!("{} ({}{})", member.host, member.phase, if member.ready { "" } else { ", not ready" })
+}
+
+fn node_text(node: &Node) -> String {
+    let primary = node.primary.as_ref().map_or_else(|| "none".to_owned(), member);
+    let backups: Vec<String> = node.backups.iter().map(member).collect();
+    let backups = if backups.is_empty() { "none".to_owned() } else { backups.join(", ") };
+    let mut text = format!("  {} epoch {}: primary {primary}; backups {backups}\n", node.id, node.epoch);
+    if let Some(to) = &node.migrating_to {
+        let _ = writeln!(text, "    moves to {to}");
+    }
+    if let Some(checkpoint) = &node.checkpoint {
+        let hosts: Vec<&str> = checkpoint.hosts.iter().map(|host| host.as_str()).collect();
+        let _ = writeln!(
+            text,
+            "    checkpoint {} of {} ago on {}",
+            checkpoint.id,
+            seconds(checkpoint.age_ms),
+            hosts.join(", ")
+        );
+    }
+    if let Some(incident) = &node.incident {
+        let kept = match &incident.state {
+            StateKept::NotNeeded => "nothing was lost".to_owned(),
+            StateKept::Checkpoint { id, age_ms } => {
+                format!("state of checkpoint {id}, {} old", seconds(*age_ms))
+            }
+            StateKept::Lost => "state lost".to_owned(),
+        };
+        let _ = writeln!(text, "    last failover: {}: {}; {kept}", incident.cause, incident.action);
+    }
+    for note in &node.notes {
+        let _ = writeln!(text, "    {note}");
+    }
+    text
+}

@@ -1,0 +1,202 @@
+//! Owns this agent's mirror of the store.
+//!
+//! Promises: the mirror is what the store held at one revision; a record that cannot be read is left out and
+//! complained about, and never taken for a deleted one by the leader's plan, because a node whose record cannot be
+//! read is simply not planned for. Must not do: decide.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use understudy_core::ids::{Epoch, HostId, NodeId, TerminalId};
+use understudy_core::observe::Observer;
+use understudy_core::records::{
+    CheckpointRecord, HostFacts, HostIntent, NodeRecord, SessionRecord, TerminalRecord,
+};
+use understudy_core::units::Boottime;
+use understudy_core::view::{HostView, Versioned, View};
+use understudy_store::election::Leadership;
+use understudy_store::{Batch, Change, Entry, Listing, Revision};
+
+use crate::keys::{Key, Unreadable, decode};
+
+/// What one host's records say.
+#[derive(Debug, Clone, Default)]
+struct HostRecords {
+    facts: Option<HostFacts>,
+    session: Option<Versioned<SessionRecord>>,
+    intent: HostIntent,
+}
+
+/// The mirror.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// The revision that it mirrors.
+    pub revision: Revision,
+    /// Who leads.
+    pub leader: Option<Leadership>,
+    hosts: BTreeMap<HostId, HostRecords>,
+    terminals: BTreeMap<TerminalId, TerminalRecord>,
+    nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
+    checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// Nodes whose record is there and cannot be read: nothing of theirs may be taken for an orphan.
+    unreadable: BTreeSet<String>,
+    failovers: BTreeMap<NodeId, FailoverRequest>,
+}
+
+/// An operator's wish that a node's primary be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverRequest {
+    /// The epoch that is to end. Once it has, the request means nothing.
+    pub epoch: Epoch,
+}
+
+impl Cluster {
+    /// Takes the whole of the store.
+    pub fn replace(&mut self, listing: &Listing) -> Vec<Unreadable> {
+        *self = Self { revision: listing.revision, ..Self::default() };
+        listing.entries.iter().filter_map(|entry| self.put(entry).err()).collect()
+    }
+
+    /// Takes the changes of one revision.
+    pub fn apply(&mut self, batch: &Batch) -> Vec<Unreadable> {
+        self.revision = batch.revision;
+        let mut faults = Vec::new();
+        for change in &batch.changes {
+            match change {
+                Change::Put(entry) => faults.extend(self.put(entry).err()),
+                Change::Deleted { key, .. } => self.delete(key),
+            }
+        }
+        faults
+    }
+
+    /// Whether some record cannot be read. Nothing is destroyed for want of a name then.
+    #[must_use]
+    pub fn has_unreadable(&self) -> bool {
+        !self.unreadable.is_empty()
+    }
+
+    /// The session of a host.
+    #[must_use]
+    pub fn session(&self, host: &HostId) -> Option<&Versioned<SessionRecord>> {
+        self.hosts.get(host)?.session.as_ref()
+    }
+
+    /// What a host reported.
+    #[must_use]
+    pub fn facts(&self, host: &HostId) -> Option<&HostFacts> {
+        self.hosts.get(host)?.facts.as_ref()
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().map(|node| &node.value)
+    }
+
+    /// The newest complete checkpoint of each node.
+    pub fn checkpoints(&self) -> impl Iterator<Item = (&NodeId, &CheckpointRecord)> {
+        self.checkpoints.iter().map(|(node, known)| (node, &known.value))
+    }
+
+    /// The nodes for which an operator asked for a failover, with the epoch that is to end.
+    pub fn failovers(&self) -> impl Iterator<Item = (&NodeRecord, Epoch)> {
+        self.failovers
+            .iter()
+            .filter_map(|(node, request)| Some((&self.nodes.get(node)?.value, request.epoch)))
+    }
+
+    /// All sessions, for measuring their silence.
+    pub fn sessions(&self) -> impl Iterator<Item = (&HostId, u64)> {
+        self.hosts.iter().filter_map(|(host, records)| Some((host, records.session.as_ref()?.revision)))
+    }
+
+    /// The view that decisions are made from.
+    #[must_use]
+    pub fn view(&self, observer: &Observer, now: Boottime) -> View {
+        let hosts = self
+            .hosts
+            .iter()
+            .filter_map(|(host, records)| {
+                let view = HostView {
+                    facts: records.facts.clone(),
+                    session: records.session.clone()?,
+                    silent_for: observer.silent_for(host, now),
+                    intent: records.intent,
+                };
+                Some((host.clone(), view))
+            })
+            .collect();
+        View {
+            hosts,
+            terminals: self.terminals.clone(),
+            nodes: self.nodes.clone(),
+            checkpoints: self.checkpoints.clone(),
+            ..View::default()
+        }
+    }
+
+    fn put(&mut self, entry: &Entry) -> Result<(), Unreadable> {
+        let result = self.put_readable(entry);
+        match &result {
+            Ok(()) => self.unreadable.remove(&entry.key),
+            Err(_) => self.unreadable.insert(entry.key.clone()),
+        };
+        result
+    }
+
+    fn put_readable(&mut self, entry: &Entry) -> Result<(), Unreadable> {
+        let Some(key) = Key::parse(&entry.key) else { return Ok(()) };
+        match key {
+            Key::Leader => self.leader = Leadership::of(entry).ok(),
+            Key::Facts(host) => self.hosts.entry(host).or_default().facts = Some(read(entry)?),
+            Key::Session(host) => self.hosts.entry(host).or_default().session = Some(versioned(entry)?),
+            Key::Intent(host) => self.hosts.entry(host).or_default().intent = read(entry)?,
+            Key::Terminal(terminal) => {
+                self.terminals.insert(terminal, read(entry)?);
+            }
+            Key::Node(node) => {
+                self.nodes.insert(node, versioned(entry)?);
+            }
+            Key::Checkpoint(node) => {
+                self.checkpoints.insert(node, versioned(entry)?);
+            }
+            Key::Failover(node) => {
+                self.failovers.insert(node, read(entry)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &str) {
+        self.unreadable.remove(key);
+        match Key::parse(key) {
+            Some(Key::Leader) => self.leader = None,
+            Some(Key::Facts(host)) => self.hosts.entry(host).or_default().facts = None,
+            Some(Key::Session(host)) => self.hosts.entry(host).or_default().session = None,
+            Some(Key::Intent(host)) => self.hosts.entry(host).or_default().intent = HostIntent::default(),
+            Some(Key::Terminal(terminal)) => {
+                self.terminals.remove(&terminal);
+            }
+            Some(Key::Node(node)) => {
+                self.nodes.remove(&node);
+            }
+            Some(Key::Checkpoint(node)) => {
+                self.checkpoints.remove(&node);
+            }
+            Some(Key::Failover(node)) => {
+                self.failovers.remove(&node);
+            }
+            None => {}
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
+    decode(&entry.key, &entry.value)
+}
+
+fn versioned<T: DeserializeOwned>(entry: &Entry) -> Result<Versioned<T>, Unreadable> {
+    Ok(Versioned { value: read(entry)?, revision: entry.modified.0 })
+}

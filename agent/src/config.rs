@@ -1,0 +1,159 @@
+//! Owns the configuration: the file's raw form, and the checked form that everything else takes.
+//!
+//! Promises: all faults of a file are reported at once, each with the file and the key; a `Config` that exists is
+//! valid. Must not do: open anything but the configuration file itself (`check` looks at the rest).
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use understudy_core::bounds::{Bounds, Profile};
+use understudy_core::host::PoolSettings;
+use understudy_core::ids::HostId;
+use understudy_core::records::Labels;
+use understudy_core::units::MiB;
+
+mod check;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+pub use check::online_faults;
+
+/// The configuration could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or has a key that does not exist.
+    #[error("{}: {}", path.display(), problem.trim_end())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words: line, key, what would be right.
+        problem: String,
+    },
+    /// Values that cannot be.
+    #[error("{}", faults.join("\n"))]
+    Faults {
+        /// One line for each, with file and key.
+        faults: Vec<String>,
+    },
+}
+
+/// Where the cluster's records are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// etcd, for more than one host.
+    Etcd {
+        /// `https://host:2379`, one for each member.
+        endpoints: Vec<String>,
+        /// Prefix of all keys.
+        root: String,
+        /// Certificate authority of the members.
+        authority: Option<PathBuf>,
+        /// This agent's certificate and key.
+        identity: Option<(PathBuf, PathBuf)>,
+        /// Name and password, where etcd asks for them.
+        user: Option<(String, PathBuf)>,
+    },
+    /// A file of this host, for one host.
+    Embedded {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The addresses that this host gives to guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressRange {
+    /// The first.
+    pub first: Ipv4Addr,
+    /// The last.
+    pub last: Ipv4Addr,
+    /// Length of the network prefix.
+    pub prefix: u8,
+}
+
+/// What the agent runs by. Every field is explained in `config/agent.toml`.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "config/agent.toml documents every key, and a test compares the two")]
+pub struct Config {
+    pub file: PathBuf,
+    pub host: HostId,
+    pub labels: Labels,
+    pub reserved_memory: MiB,
+    pub vcpus_per_processor: u32,
+    pub state_dir: PathBuf,
+    pub runtime_dir: PathBuf,
+    pub libvirt_uri: String,
+    pub migration_uri: String,
+    pub migration_tls: bool,
+    pub migration_data_uri: Option<String>,
+    pub accelerator: String,
+    pub template: PathBuf,
+    pub environments: BTreeMap<String, PathBuf>,
+    pub store: StoreConfig,
+    pub profile: Profile,
+    pub bounds: Bounds,
+    pub pool: PoolSettings,
+    pub addresses: AddressRange,
+    pub policies_dir: PathBuf,
+    pub policy_deadline: Duration,
+    pub policy_choice: BTreeMap<String, String>,
+    pub policy_parameters: BTreeMap<String, BTreeMap<String, String>>,
+    pub api_socket: PathBuf,
+    pub api_listen: Option<SocketAddr>,
+    pub api_advertise: String,
+    pub gateway_listen: Option<SocketAddr>,
+    pub gateway_advertise: String,
+    pub guard_socket: PathBuf,
+    pub log_journald: bool,
+    pub log_filter: String,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; all faults at once.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the text of a file; `path` is only named in errors.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; all faults at once.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let raw: raw::Raw = toml::from_str(text)
+            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), problem: error.to_string() })?;
+        check::checked(path, raw)
+    }
+}
+
+/// One address after the other, first to last.
+impl AddressRange {
+    /// All addresses of the range.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        (u32::from(self.first)..=u32::from(self.last)).map(Ipv4Addr::from)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoreKind {
+    Etcd,
+    Embedded,
+}

@@ -1,0 +1,103 @@
+//! Tables of the configuration's rules.
+
+use std::path::Path;
+
+use super::{Config, ConfigError, StoreConfig};
+
+const FULL: &str = include_str!("../../../config/agent.toml");
+const MINIMAL: &str = include_str!("../../../config/agent.minimal.toml");
+
+fn faults(text: &str) -> Vec<String> {
+    match Config::parse(Path::new("agent.toml"), text) {
+        Ok(_) => Vec::new(),
+        Err(ConfigError::Faults { faults }) => faults,
+        Err(error) => vec![error.to_string()],
+    }
+}
+
+#[test]
+fn the_shipped_files_are_valid() {
+    assert_eq!(faults(FULL), Vec::<String>::new());
+    assert_eq!(faults(MINIMAL), Vec::<String>::new());
+    let minimal = Config::parse(Path::new("m"), MINIMAL).unwrap();
+    assert!(matches!(minimal.store, StoreConfig::Embedded { .. }));
+    assert_eq!(minimal.libvirt_uri, "qemu:///system");
+}
+
+#[test]
+fn a_mistyped_key_fails_by_name() {
+    let text = MINIMAL.replace("addresses =", "adresses =");
+    let found = faults(&text);
+    assert!(
+        found.iter().any(|fault| fault.contains("agent.toml") && fault.contains("adresses")),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn all_faults_are_reported_at_once_with_file_and_key() {
+    let text = r#"
+[host]
+name = "Host_1"
+state_dir = "relative"
+[libvirt]
+uri = "nonsense"
+accelerator = "xen"
+[store]
+kind = "etcd"
+cert = "/a"
+[pool]
+memory_mib = 1
+[network]
+addresses = "10.0.0.9-10.0.0.1"
+prefix_length = 40
+[policies]
+deadline_ms = 1
+choice = { nothing = "x" }
+[log]
+format = "xml"
+"#;
+    let found = faults(text);
+    for key in [
+        "host.name",
+        "host.state_dir",
+        "libvirt.uri",
+        "libvirt.accelerator",
+        "store.endpoints",
+        "store.cert",
+        "pool.memory_mib",
+        "network.addresses",
+        "network.prefix_length",
+        "policies.deadline_ms",
+        "policies.choice.nothing",
+        "log.format",
+        "api.listen",
+        "environments",
+    ] {
+        assert!(
+            found.iter().any(|fault| fault.starts_with(&format!("agent.toml: {key}:"))),
+            "{key}: {found:#?}"
+        );
+    }
+}
+
+/// A commented line `# key = value` in the shipped file shows the default: setting it must change nothing.
+#[test]
+fn the_commented_defaults_are_the_defaults() {
+    let mut uncommented = String::new();
+    let mut defaults = 0;
+    for line in FULL.lines() {
+        match line.strip_prefix("#") {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = ") => {
+                uncommented.push_str(rest);
+                defaults += 1;
+            }
+            _ => uncommented.push_str(line),
+        }
+        uncommented.push('\n');
+    }
+    assert!(defaults >= 15, "only {defaults} commented defaults found");
+    let plain = Config::parse(Path::new("x"), FULL).unwrap();
+    let set = Config::parse(Path::new("x"), &uncommented).unwrap();
+    assert_eq!(format!("{plain:?}"), format!("{set:?}"));
+}

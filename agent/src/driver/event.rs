@@ -1,0 +1,111 @@
+//! Owns what can happen to the driver. Plain data.
+
+use std::net::Ipv4Addr;
+
+use understudy_core::ids::Epoch;
+use understudy_core::records::{CheckpointId, HostFacts, WindowsSent};
+use understudy_core::session::SessionEvent;
+use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_hypervisor::HypervisorEvent;
+use understudy_store::election::{Bid, ElectionError};
+use understudy_store::{Batch, Listing, Revision};
+
+use super::inventory::Found;
+use super::jobs::Job;
+use super::lead::Planned;
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Time passed.
+    Tick,
+    /// The whole of the store.
+    Listed(Listing),
+    /// The changes of one revision.
+    Changed(Batch),
+    /// The hypervisor told something.
+    Hypervisor(HypervisorEvent),
+    /// A renewal of the session ended.
+    Session {
+        /// How.
+        outcome: SessionEvent,
+        /// The session's new revision, when it was written.
+        revision: Option<Revision>,
+    },
+    /// An attempt to open or adopt a session ended.
+    Opened(Box<Opened>),
+    /// The guard acknowledged a deadline, or did not.
+    Guarded(bool),
+    /// Everything of a lost session is stopped.
+    Stopped,
+    /// A job ended.
+    Job {
+        /// What it was.
+        job: Box<Job>,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// A bid for leadership ended.
+    Bid(Result<Bid, ElectionError>),
+    /// A round of planning and writing ended.
+    Planned(Box<Planned>),
+    /// The facts were written, or were not.
+    Published(Option<Box<HostFacts>>),
+    /// The load of the host's processors, in thousandths of one.
+    Load(u32),
+}
+
+/// What came of opening a session.
+#[derive(Debug)]
+pub struct Opened {
+    /// How.
+    pub outcome: SessionEvent,
+    /// The session's number and revision, when it is open.
+    pub session: Option<(u64, Revision)>,
+    /// The instances that were found and may go on.
+    pub found: Vec<Found>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As wanted; what there is to say follows from the job.
+    Done,
+    /// The guard acknowledged this epoch.
+    Guarded(Epoch),
+    /// All windows were accepted.
+    WindowsSent(WindowsSent),
+    /// A checkpoint is complete.
+    Checkpointed {
+        /// Which.
+        id: CheckpointId,
+        /// When the state was taken.
+        taken: UnixMillis,
+        /// How long the guest stood still.
+        pause_ms: u64,
+        /// Size of the image.
+        bytes: u64,
+    },
+    /// It runs again, at this address.
+    Restored {
+        /// The guest's address.
+        address: Option<Ipv4Addr>,
+    },
+    /// It has come by live migration and runs.
+    Arrived {
+        /// Its memory.
+        memory: MiB,
+        /// Its processors.
+        vcpus: Vcpus,
+        /// The guest's address.
+        address: Option<Ipv4Addr>,
+    },
+    /// It is on the other host.
+    Moved,
+    /// It did not move, and nothing of it is there.
+    Stayed(String),
+    /// The instance is dead for that.
+    Died(String),
+    /// Nothing is lost: to be tried again.
+    Failed(String),
+}

@@ -1,0 +1,114 @@
+//! Owns the taking stock of this host when a session is opened or adopted.
+//!
+//! Promises: an instance that goes on is one whose state is known; what was half-way is ended; what should be here and
+//! is not is reported dead only by the standard of SAFE-2. Must not do: create anything.
+
+use std::collections::BTreeSet;
+
+use understudy_core::host::Local;
+use understudy_core::ids::InstanceId;
+use understudy_core::records::{HostFacts, InstanceFact, Phase};
+use understudy_hypervisor::{DestroyError, InstanceState, LifeSign, ListError};
+
+use super::{Driver, Parts, now};
+
+/// One instance that goes on, or that is known dead.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its state.
+    pub local: Local,
+}
+
+/// Why stock could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InventoryError {
+    /// The instances are not known.
+    #[error("cannot list this host's instances")]
+    List(#[from] ListError),
+    /// What was half-way could not be ended.
+    #[error("cannot end what an earlier agent left half-way")]
+    Destroy(#[from] DestroyError),
+}
+
+/// Instances that are on their way to this host.
+pub(super) type Arriving = BTreeSet<InstanceId>;
+
+/// What goes on. `previous` are the facts that this host reported in the same session; `adopting` says that the
+/// session goes on, so that members do too.
+pub(super) fn take(
+    parts: &Parts,
+    previous: Option<&HostFacts>,
+    arriving: &Arriving,
+    adopting: bool,
+) -> Result<Vec<Found>, InventoryError> {
+    let here = parts.hypervisor.instances()?;
+    let mut found = Vec::new();
+    for instance in &here {
+        let fact = previous.and_then(|facts| facts.instances.get(&instance.id));
+        let runs = instance.state == InstanceState::Running;
+        let goes_on = fact.is_some_and(|fact| match fact.phase {
+            Phase::Idle => runs && (adopting || fact.node.is_none()),
+            Phase::Ready => adopting && runs,
+            Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Dead { .. } => false,
+        });
+        match fact {
+            Some(fact) if goes_on => {
+                found.push(Found {
+                    instance: instance.id,
+                    local: Local { fact: fact.clone(), paused: false },
+                });
+            }
+            _ if adopting && arriving.contains(&instance.id) => {}
+            _ => {
+                tracing::info!(instance = %instance.id, "ending an instance that an earlier agent left half-way or that has no place");
+                parts.hypervisor.destroy(instance.id)?;
+            }
+        }
+    }
+    if let Some(previous) = previous.filter(|_| adopting) {
+        found.extend(missing(parts, previous, &found)?);
+    }
+    Ok(found)
+}
+
+/// Instances that were reported and are not there any more.
+fn missing(parts: &Parts, previous: &HostFacts, found: &[Found]) -> Result<Vec<Found>, InventoryError> {
+    let mut dead = Vec::new();
+    for (&instance, fact) in &previous.instances {
+        if found.iter().any(|found| found.instance == instance) {
+            continue;
+        }
+        if parts.hypervisor.life(instance)? == LifeSign::Gone {
+            let phase = match &fact.phase {
+                dead @ Phase::Dead { .. } => dead.clone(),
+                _ => Phase::Dead { reason: "found dead when the agent started".to_owned(), at: now().wall },
+            };
+            let fact = InstanceFact { phase, ..fact.clone() };
+            dead.push(Found { instance, local: Local { fact, paused: false } });
+        }
+    }
+    Ok(dead)
+}
+
+impl Driver {
+    /// Instances that a migration brings here.
+    pub(super) fn arriving(&self) -> Arriving {
+        let me = &self.parts.config.host;
+        self.cluster
+            .nodes()
+            .filter(|record| record.migration.as_ref().is_some_and(|migration| &migration.to == me))
+            .filter_map(|record| record.primary.as_ref()?.instance)
+            .collect()
+    }
+
+    /// Goes on with what was found.
+    pub(super) fn adopt(&mut self, found: Vec<Found>) {
+        self.local = found.into_iter().map(|found| (found.instance, found.local)).collect();
+        self.busy.clear();
+        self.leaving.clear();
+        self.filling = false;
+        self.adopted = true;
+    }
+}

@@ -1,0 +1,180 @@
+//! Owns making, restoring and ending instances.
+//!
+//! Promises: nothing starts without a permit of the deciding epoch; an instance that could not be made whole is ended;
+//! after a restore the order is: paused with its link down, the intake told of the epoch, guard, link up, resume,
+//! clock. Must not do: choose.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
+use understudy_core::records::CheckpointId;
+use understudy_core::units::{MiB, Vcpus};
+use understudy_hypervisor::{InstanceSpec, Note, RestoreSpec, process};
+
+use super::super::event::Outcome;
+use super::super::work::ipv4;
+use super::super::{Parts, Snapshot};
+use crate::exit::chain;
+
+/// How long a permit is good for: one start.
+const PERMIT: Duration = Duration::from_secs(60);
+/// How long a guest may take to boot. Emulated ones take 4 to 12 s, several at once 24 s.
+const BOOT: Duration = Duration::from_secs(120);
+/// One try to reach the guest's agent.
+const PING: Duration = Duration::from_secs(5);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long a restore waits for the display to hear of its epoch before it goes on without: a display that is dying
+/// at the same time must not hold it up, and the old primary is known dead.
+const INTAKE: Duration = Duration::from_secs(2);
+
+pub(super) fn create(
+    parts: &Parts,
+    instance: InstanceId,
+    epoch: Epoch,
+    address: Option<Ipv4Addr>,
+    memory: MiB,
+    vcpus: Vcpus,
+) -> Outcome {
+    if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
+        return Outcome::Failed(chain(&error));
+    }
+    let spec = InstanceSpec {
+        id: instance,
+        name: format!("understudy-{instance}"),
+        template: parts.template.clone(),
+        memory,
+        vcpus,
+        mac: address.map(mac),
+        note: Note { epoch, address: address.map(Into::into) },
+    };
+    let made = parts.hypervisor.create(&spec).map_err(|error| chain(&error));
+    let ready = made.and_then(|_| booted(parts, instance));
+    if let Err(error) = parts.permits.revoke(instance) {
+        tracing::warn!(%instance, error = %chain(&error), "cannot take the permit back; it lapses by itself");
+    }
+    match ready {
+        Ok(()) => Outcome::Done,
+        Err(reason) => clean_up(parts, instance, reason),
+    }
+}
+
+/// A MAC of QEMU's own range whose last three bytes are the address's: unique on the segment as the address is.
+fn mac(address: Ipv4Addr) -> understudy_hypervisor::MacAddress {
+    let [_, b, c, d] = address.octets();
+    understudy_hypervisor::MacAddress([0x52, 0x54, 0x00, b, c, d])
+}
+
+fn booted(parts: &Parts, instance: InstanceId) -> Result<(), String> {
+    let until = Instant::now() + BOOT;
+    loop {
+        match parts.hypervisor.guest_ping(instance, PING) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= until => {
+                return Err(format!("the guest's agent did not answer within {BOOT:?}: {}", chain(&error)));
+            }
+            Err(_) => {
+                if matches!(process::process_of(instance), Ok(None)) {
+                    return Err("qemu ended while the guest booted".to_owned());
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+/// Ends what could not be made whole. Only when that worked is it dead.
+pub(super) fn clean_up(parts: &Parts, instance: InstanceId, reason: String) -> Outcome {
+    match parts.hypervisor.destroy(instance) {
+        Ok(()) => Outcome::Died(reason),
+        Err(error) => Outcome::Died(format!("{reason}; and {}", chain(&error))),
+    }
+}
+
+pub(super) fn destroy(parts: &Parts, instance: InstanceId, reason: &str) -> Outcome {
+    tracing::info!(%instance, reason, "ending an instance");
+    match parts.hypervisor.destroy(instance) {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Failed(chain(&error)),
+    }
+}
+
+pub(super) fn restore(
+    parts: &Parts,
+    cluster: &watch::Receiver<Arc<Snapshot>>,
+    node: &NodeId,
+    instance: InstanceId,
+    epoch: Epoch,
+    checkpoint: CheckpointId,
+) -> Outcome {
+    let image = match parts.images.image(node, checkpoint) {
+        Ok(image) => image.path,
+        Err(error) => return Outcome::Died(chain(&error)),
+    };
+    if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
+        return Outcome::Died(chain(&error));
+    }
+    let record = cluster.borrow().view.nodes.get(node).map(|known| known.value.clone());
+    let role_disk =
+        record.as_ref().and_then(|record| parts.config.environments.get(&record.spec.environment)).cloned();
+    let spec = RestoreSpec {
+        image,
+        id: instance,
+        template: parts.template.clone(),
+        role_disk,
+        note: Note { epoch, address: None },
+    };
+    let restored = match parts.hypervisor.restore(&spec) {
+        Ok(fact) => fact,
+        Err(error) => return clean_up(parts, instance, chain(&error)),
+    };
+    let address = ipv4(restored.note.address);
+    match wake(parts, cluster, node, instance, epoch) {
+        Ok(()) => Outcome::Restored { address },
+        Err(reason) => clean_up(parts, instance, reason),
+    }
+}
+
+fn wake(
+    parts: &Parts,
+    cluster: &watch::Receiver<Arc<Snapshot>>,
+    node: &NodeId,
+    instance: InstanceId,
+    epoch: Epoch,
+) -> Result<(), String> {
+    wait_for_intake(cluster, node, epoch);
+    super::register(parts, instance, epoch)?;
+    parts.hypervisor.set_link(instance, true).map_err(|error| chain(&error))?;
+    parts.hypervisor.resume(instance).map_err(|error| chain(&error))?;
+    if let Err(error) = parts.hypervisor.guest_set_time(instance) {
+        tracing::warn!(%instance, error = %chain(&error), "the restored guest's clock could not be set");
+    }
+    Ok(())
+}
+
+/// Waits until the terminal's display lets nothing of an older epoch in any more.
+fn wait_for_intake(cluster: &watch::Receiver<Arc<Snapshot>>, node: &NodeId, epoch: Epoch) {
+    let until = Instant::now() + INTAKE;
+    while Instant::now() < until {
+        let told = {
+            let snapshot = cluster.borrow();
+            let display = snapshot.view.nodes.get(&NodeId::display(node.terminal()));
+            let primary = display.and_then(|display| display.value.primary.as_ref());
+            // On this very host the driver's own facts are newer than what the store gave back.
+            let fact = primary.and_then(|primary| snapshot.view.fact(primary));
+            debug_assert_eq!(node.role(), Role::Execution);
+            match fact {
+                Some(fact) => fact.admitted.get(node).is_some_and(|admitted| *admitted >= epoch),
+                None => true,
+            }
+        };
+        if told {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tracing::warn!(%node, %epoch, "the display did not hear of the restore in time, going on without");
+}

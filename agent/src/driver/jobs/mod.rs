@@ -1,0 +1,136 @@
+//! Owns the doing: each action of core as a job that blocks on a thread of its own and ends with an outcome.
+//!
+//! Promises: a job may be repeated; what it had begun before it failed is undone or found again by the next try;
+//! nothing that an older epoch decided is done after a newer one was heard of (the permits keep the highest epoch).
+//! Must not do: change the driver's state.
+
+mod checkpoint;
+mod domain;
+mod guest;
+mod migrate;
+
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+use understudy_core::host::{HostAction, Lane};
+use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::units::MiB;
+use understudy_guard::{Class, Client, Registration};
+use understudy_hypervisor::{Note, process};
+
+use super::event::{Event, Outcome};
+use super::own_session::GUARD_PATIENCE;
+use super::{Parts, Snapshot};
+use crate::exit::chain;
+
+/// One action, with what the driver knew when it started it.
+#[derive(Debug)]
+pub struct Job {
+    /// What to do.
+    pub action: HostAction,
+    /// To which instance.
+    pub instance: InstanceId,
+    /// Its address, where one is known or given.
+    pub address: Option<Ipv4Addr>,
+    /// The sequence number, for checkpoints.
+    pub sequence: Option<u64>,
+    /// Its memory, where it is known.
+    pub memory: Option<MiB>,
+}
+
+/// Starts the job; its end comes as [`Event::Job`].
+pub(super) fn spawn(
+    parts: Arc<Parts>,
+    cluster: watch::Receiver<Arc<Snapshot>>,
+    sender: UnboundedSender<Event>,
+    job: Job,
+) {
+    tokio::spawn(async move {
+        let outcome = match &job.action {
+            HostAction::Checkpoint { .. } => checkpoint::run(&parts, &job).await,
+            _ => {
+                let (task_parts, action, instance, address) =
+                    (parts.clone(), job.action.clone(), job.instance, job.address);
+                let task = move || run(&task_parts, &cluster, &action, instance, address);
+                match tokio::task::spawn_blocking(task).await {
+                    Ok(outcome) => outcome,
+                    Err(error) => Outcome::Failed(format!("the job ended early: {error}")),
+                }
+            }
+        };
+        if matches!(outcome, Outcome::Done) && job.action.lane().is_some_and(|(_, lane)| lane == Lane::Domain)
+        {
+            tracing::debug!(instance = %job.instance, action = ?job.action, "job done");
+        }
+        let _ = sender.send(Event::Job { job: Box::new(job), outcome });
+    });
+}
+
+fn run(
+    parts: &Parts,
+    cluster: &watch::Receiver<Arc<Snapshot>>,
+    action: &HostAction,
+    instance: InstanceId,
+    address: Option<Ipv4Addr>,
+) -> Outcome {
+    match action {
+        HostAction::CreateIdle(pool) => {
+            domain::create(parts, instance, Epoch(0), address, pool.memory, pool.vcpus)
+        }
+        HostAction::Create { epoch, memory, vcpus, .. } => {
+            domain::create(parts, instance, *epoch, address, *memory, *vcpus)
+        }
+        HostAction::Guard { epoch, .. } => guard(parts, instance, *epoch, address),
+        HostAction::Deploy { node, spec, .. } => guest::deploy(parts, instance, node, spec, address),
+        HostAction::Admit { node, begun, token, .. } => guest::admit(parts, instance, node, *begun, token),
+        HostAction::SendWindows(send) => guest::send_windows(parts, send),
+        HostAction::Restore { node, epoch, checkpoint, .. } => {
+            domain::restore(parts, cluster, node, instance, *epoch, *checkpoint)
+        }
+        HostAction::MigrateOut { uri, .. } => migrate::leave(parts, instance, uri),
+        HostAction::Accept { epoch, .. } => migrate::accept(parts, cluster, instance, *epoch),
+        HostAction::Destroy { reason, .. } => domain::destroy(parts, instance, reason),
+        HostAction::Checkpoint { .. }
+        | HostAction::Forget { .. }
+        | HostAction::Missing { .. }
+        | HostAction::DropImages { .. } => Outcome::Done,
+    }
+}
+
+/// Has the guard acknowledge the instance's process, then notes the epoch on the domain.
+fn guard(parts: &Parts, instance: InstanceId, epoch: Epoch, address: Option<Ipv4Addr>) -> Outcome {
+    match register(parts, instance, epoch) {
+        Ok(()) => {}
+        Err(reason) => return Outcome::Failed(reason),
+    }
+    let note = Note { epoch, address: address.map(Into::into) };
+    if let Err(error) = parts.hypervisor.set_note(instance, &note) {
+        // The note is for people and for the hook; the guard's word is what counts.
+        tracing::warn!(%instance, error = %chain(&error), "cannot note the epoch on the domain");
+    }
+    Outcome::Guarded(epoch)
+}
+
+fn register(parts: &Parts, instance: InstanceId, epoch: Epoch) -> Result<(), String> {
+    let told = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
+    parts.permits.raise(instance, epoch).map_err(|error| told("cannot keep the highest epoch", &error))?;
+    let pid = process::process_of(instance)
+        .map_err(|error| told("cannot look for the instance's process", &error))?
+        .ok_or_else(|| "no process runs the instance".to_owned())?;
+    let pid = u32::try_from(pid.0).map_err(|error| told("impossible process id", &error))?;
+    let pidfd =
+        understudy_guard::pidfd_open(pid).map_err(|error| told("cannot watch the process", &error))?;
+    let registration = Registration {
+        uuid: *instance.uuid().as_bytes(),
+        epoch: epoch.0,
+        pid,
+        pidfd: pidfd.as_fd(),
+        class: Class::RamOnly,
+    };
+    Client::connect(&parts.config.guard_socket, GUARD_PATIENCE)
+        .and_then(|mut guard| guard.register(&registration))
+        .map_err(|error| told("the guard did not acknowledge the instance", &error))
+}

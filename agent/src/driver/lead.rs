@@ -1,0 +1,310 @@
+//! Owns leading: the bid, the rounds of planning and asking, and the writing of what was planned.
+//!
+//! Promises: every write rests on the leadership, on the record's revision and on the ended sessions that it was
+//! decided from; what would break an invariant is not written. Must not do: decide what to write.
+
+use std::sync::Arc;
+
+use understudy_core::invariants;
+use understudy_core::plan::{Assignment, CheckpointChange, Plan, Report, SessionEnding, plan};
+use understudy_core::policy::Interface;
+use understudy_core::units::{Boottime, Now};
+use understudy_core::view::{Answer, View};
+use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
+use understudy_store::{Committed, Condition, Revision, Txn};
+
+use super::event::Event;
+use super::{Driver, Parts, now};
+use crate::exit::chain;
+use crate::keys::{self, Key, LEADER};
+
+/// More rounds of questions than this mean that answers lead to ever new questions: a defect.
+const ROUNDS_MAX: u32 = 1_000;
+
+/// What came of one round of planning and writing.
+#[derive(Debug, Default)]
+pub struct Planned {
+    /// What could not be done.
+    pub report: Report,
+    /// The newest revision that was written.
+    pub revision: Option<Revision>,
+    /// The leadership does not stand any more.
+    pub deposed: bool,
+}
+
+impl Driver {
+    pub(super) fn lead(&mut self, view: &View, now: Now) {
+        if !self.session.is_open(now.boottime) {
+            return;
+        }
+        let mine = self.leading.as_ref().filter(|mine| self.cluster.leader.as_ref() == Some(*mine)).cloned();
+        if self.leading.is_some() && mine.is_none() && !self.bidding {
+            // The mirror may be behind one's own bid; it is another's record that ends a leadership.
+            let newer = self.cluster.leader.as_ref().is_some_and(|seen| {
+                self.leading.as_ref().is_some_and(|own| seen.revision() > own.revision())
+            });
+            if newer {
+                tracing::warn!("another agent leads");
+                self.leading = None;
+            }
+        }
+        match &self.leading {
+            Some(mine) if self.plan_is_due(now.boottime) => self.plan(view, mine.clone(), now),
+            Some(_) => {}
+            None => self.bid(view, now.boottime),
+        }
+    }
+
+    /// Bids when nobody leads, when the leader's session is over or silent, or when the leader was this agent's
+    /// own earlier life.
+    fn bid(&mut self, view: &View, _now: Boottime) {
+        let vacant = match self.cluster.leader.as_ref().and_then(|leader| leader.host().cloned()) {
+            None => true,
+            Some(host) if host == self.parts.config.host => true,
+            Some(host) => view.hosts.get(&host).is_none_or(|seen| {
+                !seen.is_open() || seen.silent_for >= self.parts.config.bounds.session_end_after()
+            }),
+        };
+        if !vacant || self.bidding {
+            return;
+        }
+        self.bidding = true;
+        let (parts, sender, previous) =
+            (self.parts.clone(), self.sender.clone(), self.cluster.leader.clone());
+        tokio::spawn(async move {
+            let bid = lead(parts.store.as_ref(), LEADER, &parts.config.host, previous.as_ref()).await;
+            let _ = sender.send(Event::Bid(bid));
+        });
+    }
+
+    pub(super) fn bid_ended(&mut self, bid: Result<Bid, ElectionError>) {
+        self.bidding = false;
+        match bid {
+            Ok(Bid::Won(leadership)) => {
+                tracing::info!(term = %leadership.term(), "this agent leads");
+                self.content("leader");
+                self.leading = Some(leadership);
+            }
+            Ok(Bid::Lost(_)) => {}
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the bid for leadership failed");
+                self.complain("leader", chain(&error));
+            }
+        }
+    }
+
+    /// A plan follows from the store and from time: without a change of the first, the second is looked at now and
+    /// then. What was written must have come back first.
+    fn plan_is_due(&self, now: Boottime) -> bool {
+        let (revision, at) = self.last_plan;
+        let changed = self.cluster.revision != revision || now.since(at) >= super::TICK;
+        !self.planning && changed && self.cluster.revision >= self.planned_at
+    }
+
+    fn plan(&mut self, view: &View, mine: Leadership, now: Now) {
+        self.planning = true;
+        self.last_plan = (self.cluster.revision, now.boottime);
+        let (parts, sender, view) = (self.parts.clone(), self.sender.clone(), view.clone());
+        tokio::spawn(async move {
+            let planned = round(&parts, view, &mine, now).await;
+            let _ = sender.send(Event::Planned(Box::new(planned)));
+        });
+    }
+
+    pub(super) fn plan_ended(&mut self, planned: Planned) {
+        self.planning = false;
+        if planned.deposed {
+            tracing::warn!("a write was refused because another agent leads");
+            self.leading = None;
+        }
+        if let Some(revision) = planned.revision {
+            self.planned_at = revision;
+        }
+        for (interface, reason) in &planned.report.refusals {
+            if !self.report.refusals.contains(&(*interface, reason.clone())) {
+                tracing::warn!(%interface, %reason, "a policy's answer was refused, the built-in rule decided");
+            }
+            self.parts.metrics.policy_refused(*interface);
+        }
+        self.report = planned.report;
+    }
+
+    /// Gives up the leadership in order, so that the next leader need not wait for its end.
+    pub(super) async fn resign(&mut self) {
+        if let Some(mine) = self.leading.take()
+            && let Err(error) = resign(self.parts.store.as_ref(), &mine).await
+        {
+            tracing::warn!(error = %chain(&error), "cannot resign the leadership");
+        }
+    }
+}
+
+async fn round(parts: &Arc<Parts>, mut view: View, mine: &Leadership, at: Now) -> Planned {
+    let (plan, report) = match answered(parts, &mut view, at).await {
+        Ok(planned) => planned,
+        Err(reason) => {
+            tracing::error!(%reason, "no plan could be made");
+            return Planned::default();
+        }
+    };
+    let mut planned = Planned { report, ..Planned::default() };
+    for ending in &plan.endings {
+        tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "ending a silent session");
+        write(parts, mine, &ending_txn(mine, ending), &mut planned).await;
+    }
+    for assignment in &plan.assignments {
+        let broken = invariants::broken_by(&view, assignment);
+        if !broken.is_empty() {
+            for broken in &broken {
+                tracing::error!(node = %assignment.node, invariant = %broken.id, detail = %broken.detail, "an assignment would break an invariant and is not written: report this");
+                parts.metrics.invariant_broken(&broken.id.to_string());
+            }
+            continue;
+        }
+        let node = &assignment.node;
+        let epoch = assignment.record.epoch;
+        if write(parts, mine, &assignment_txn(mine, assignment), &mut planned).await {
+            tracing::info!(%node, %epoch, reason = assignment.reasons.join("; "), "assignment written");
+            parts.metrics.assigned(node, &assignment.record, view.nodes.get(node).map(|old| &old.value));
+        }
+    }
+    planned
+}
+
+/// Plans, asks what the plan wants to know, and plans again, until it wants to know nothing.
+async fn answered(parts: &Arc<Parts>, view: &mut View, at: Now) -> Result<(Plan, Report), String> {
+    for _ in 0..ROUNDS_MAX {
+        let (plan, report) = plan(view, &parts.config.bounds, at);
+        if !plan.has_questions() {
+            return Ok((plan, report));
+        }
+        let task_parts = parts.clone();
+        let answers = tokio::task::spawn_blocking(move || ask(&task_parts, plan)).await;
+        let (placements, counts) = answers.map_err(|error| format!("asking the policies failed: {error}"))?;
+        view.placements.extend(placements);
+        view.backup_counts.extend(counts);
+    }
+    Err(format!("the plan still has questions after {ROUNDS_MAX} rounds"))
+}
+
+type Answers = (
+    Vec<(understudy_core::policy::PlacementQuestion, Answer<understudy_core::policy::PlacementAnswer>)>,
+    Vec<(understudy_core::policy::BackupCountQuestion, Answer<understudy_core::policy::BackupCountAnswer>)>,
+);
+
+/// Asks the policies. Blocks for as long as they compute, bounded by their deadline.
+fn ask(parts: &Parts, plan: Plan) -> Answers {
+    let judged = |interface: Interface, problem: Option<String>| {
+        if let Some(problem) = problem {
+            tracing::warn!(%interface, %problem, "a policy did not answer, the built-in rule decides");
+        }
+    };
+    let placements = plan.placements.into_iter().map(|question| {
+        let started = std::time::Instant::now();
+        let answer = match parts.policies.deciding(Interface::Placement) {
+            None => Answer::Unavailable,
+            Some(_) => match parts.policies.ask_placement(&question) {
+                Ok(answer) => Answer::Given(answer),
+                Err(fault) => {
+                    judged(Interface::Placement, Some(chain(&fault)));
+                    parts.metrics.policy_failed(Interface::Placement, fault.kind());
+                    Answer::Unavailable
+                }
+            },
+        };
+        parts.metrics.policy_asked(Interface::Placement, started.elapsed());
+        (question, answer)
+    });
+    let placements = placements.collect();
+    let counts = plan.backup_counts.into_iter().map(|question| {
+        let started = std::time::Instant::now();
+        let answer = match parts.policies.deciding(Interface::BackupCount) {
+            None => Answer::Unavailable,
+            Some(_) => match parts.policies.ask_backup_count(&question) {
+                Ok(answer) => Answer::Given(answer),
+                Err(fault) => {
+                    judged(Interface::BackupCount, Some(chain(&fault)));
+                    parts.metrics.policy_failed(Interface::BackupCount, fault.kind());
+                    Answer::Unavailable
+                }
+            },
+        };
+        parts.metrics.policy_asked(Interface::BackupCount, started.elapsed());
+        (question, answer)
+    });
+    (placements, counts.collect())
+}
+
+fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
+    let key = Key::Session(ending.host.clone()).to_string();
+    Txn::new()
+        .when(mine.condition())
+        .when(Condition::Unchanged(key.clone(), Revision(ending.revision)))
+        .put(key, keys::encode(&ending.record))
+}
+
+fn assignment_txn(mine: &Leadership, assignment: &Assignment) -> Txn {
+    let node = Key::Node(assignment.node.clone()).to_string();
+    let checkpoint = Key::Checkpoint(assignment.node.clone()).to_string();
+    let mut txn = Txn::new()
+        .when(mine.condition())
+        .when(Condition::Unchanged(node.clone(), Revision(assignment.revision)))
+        .put(node, keys::encode(&assignment.record));
+    for (host, revision) in &assignment.sessions {
+        let key = Key::Session(host.clone()).to_string();
+        txn = txn.when(Condition::Unchanged(key, Revision(*revision)));
+    }
+    match &assignment.checkpoint {
+        CheckpointChange::Keep => txn,
+        CheckpointChange::Replace(revision, record) => txn
+            .when(Condition::Unchanged(checkpoint.clone(), Revision(*revision)))
+            .put(checkpoint, keys::encode(record)),
+        CheckpointChange::Delete(revision) => {
+            txn.when(Condition::Unchanged(checkpoint.clone(), Revision(*revision))).delete(checkpoint)
+        }
+    }
+}
+
+/// Writes one transaction. What was refused is planned again from what stands then.
+async fn write(parts: &Parts, mine: &Leadership, txn: &Txn, planned: &mut Planned) -> bool {
+    match parts.store.commit(txn).await {
+        Ok(Committed::Applied { revision }) => {
+            planned.revision = planned.revision.max(Some(revision));
+            true
+        }
+        Ok(Committed::Refused { revision, failed }) => {
+            planned.deposed |= failed.iter().any(|key| key == mine.condition().key());
+            planned.revision = planned.revision.max(Some(revision));
+            tracing::debug!(?failed, "a write was overtaken");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "a planned write failed");
+            false
+        }
+    }
+}
+
+/// For admission: plans for a view with more nodes, asking the policies as the leader would.
+pub async fn admission(
+    parts: &Arc<Parts>,
+    mut view: View,
+    new: &std::collections::BTreeMap<understudy_core::ids::NodeId, understudy_core::records::NodeRecord>,
+) -> Result<(), Vec<String>> {
+    use understudy_core::admission::{Admission, admit};
+    for _ in 0..ROUNDS_MAX {
+        match admit(&view, new, &parts.config.bounds, now()) {
+            Admission::Admitted => return Ok(()),
+            Admission::Refused { missing } => return Err(missing),
+            Admission::Asks(plan) => {
+                let task_parts = parts.clone();
+                let answers = tokio::task::spawn_blocking(move || ask(&task_parts, plan)).await;
+                let (placements, counts) =
+                    answers.map_err(|error| vec![format!("asking the policies failed: {error}")])?;
+                view.placements.extend(placements);
+                view.backup_counts.extend(counts);
+            }
+        }
+    }
+    Err(vec!["the policies' answers lead to ever new questions".to_owned()])
+}

@@ -1,0 +1,309 @@
+//! Owns the one task that holds the agent's state: it takes events, lets core decide, and has actions performed.
+//!
+//! Promises: nothing in this task blocks; every result of an action comes back as an event; the state is changed
+//! here and nowhere else. Must not do: decide (core does), talk to libvirt, the guard or a guest itself (jobs do).
+
+mod event;
+mod inventory;
+mod jobs;
+mod lead;
+mod mirror;
+mod own_session;
+mod publish;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use understudy_checkpoint::ImageStore;
+use understudy_core::host::{Lane, Local};
+use understudy_core::ids::{BootId, InstanceId, NodeId};
+use understudy_core::observe::Observer;
+use understudy_core::plan::Report;
+use understudy_core::records::{Capacity, HostFacts};
+use understudy_core::session::Session;
+use understudy_core::units::{Boottime, Now, UnixMillis};
+use understudy_core::view::View;
+use understudy_hypervisor::permit::Permits;
+use understudy_hypervisor::{Hypervisor, Template, process};
+use understudy_policy::PolicyHost;
+use understudy_store::election::Leadership;
+use understudy_store::{Revision, Store};
+
+pub use event::Event;
+pub use lead::admission;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::gateway::Directory;
+use crate::metrics::Metrics;
+
+/// The longest that the driver sleeps when nothing happens: silence of other hosts has no event of its own.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What the driver works with. Shared with its jobs.
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// This boot.
+    pub boot: BootId,
+    /// The cluster's records.
+    pub store: Arc<dyn Store>,
+    /// This host's hypervisor.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// What instances are made from.
+    pub template: Arc<Template>,
+    /// Permits for libvirt's hook.
+    pub permits: Permits,
+    /// The sites' policies.
+    pub policies: Arc<PolicyHost>,
+    /// Checkpoints kept for others.
+    pub images: Arc<ImageStore>,
+    /// Where images are made before they are sent: a tmpfs.
+    pub scratch: PathBuf,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The agent's state as others may read it.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Whether the store has been read.
+    pub synced: bool,
+    /// The cluster.
+    pub view: View,
+    /// Who leads.
+    pub leader: Option<String>,
+    /// Whether that is this agent.
+    pub leading: bool,
+    /// What the leader's last plan could not do. Empty on hosts that do not lead.
+    pub report: Report,
+    /// How long primaries may still run here without another renewal.
+    pub session_remaining: Option<Duration>,
+    /// What this host reports.
+    pub facts: Option<HostFacts>,
+}
+
+/// What is under way on one lane of one instance.
+#[derive(Debug, Clone, Copy)]
+enum Busy {
+    Running,
+    Waiting { until: Boottime, tries: u32 },
+}
+
+/// The driver's state.
+pub struct Driver {
+    parts: Arc<Parts>,
+    sender: mpsc::UnboundedSender<Event>,
+    receiver: mpsc::UnboundedReceiver<Event>,
+    cluster: Cluster,
+    synced: bool,
+    observer: Observer,
+    session: Session,
+    session_number: u64,
+    session_revision: Option<Revision>,
+    session_busy: bool,
+    adopted: bool,
+    local: BTreeMap<InstanceId, Local>,
+    leaving: BTreeSet<InstanceId>,
+    ending: BTreeSet<InstanceId>,
+    capacity: Capacity,
+    busy: BTreeMap<(InstanceId, Lane), Busy>,
+    filling: bool,
+    fill_after: Boottime,
+    images: BTreeSet<NodeId>,
+    taken: BTreeMap<NodeId, Boottime>,
+    sequences: BTreeMap<NodeId, (understudy_core::ids::Epoch, u64)>,
+    leading: Option<Leadership>,
+    bidding: bool,
+    planning: bool,
+    planned_at: Revision,
+    last_plan: (Revision, Boottime),
+    report: Report,
+    published: Option<HostFacts>,
+    publishing: bool,
+    publish_after: Boottime,
+    complaints: BTreeMap<&'static str, String>,
+    load_milli: u32,
+    directory: watch::Sender<Directory>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+}
+
+/// Both clocks at this moment.
+#[must_use]
+pub fn now() -> Now {
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Now {
+        boottime: process::boottime(),
+        wall: UnixMillis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn kept_images(images: &ImageStore) -> BTreeSet<NodeId> {
+    images.nodes().into_iter().filter(|node| !images.complete(node).is_empty()).collect()
+}
+
+impl Driver {
+    /// A driver that knows nothing yet.
+    #[must_use]
+    pub fn new(
+        parts: Arc<Parts>,
+        capacity: Capacity,
+        directory: watch::Sender<Directory>,
+        snapshots: watch::Sender<Arc<Snapshot>>,
+    ) -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let session = Session::new(parts.config.bounds);
+        Self {
+            parts,
+            sender,
+            receiver,
+            cluster: Cluster::default(),
+            synced: false,
+            observer: Observer::default(),
+            session,
+            session_number: 0,
+            session_revision: None,
+            session_busy: false,
+            adopted: false,
+            local: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            ending: BTreeSet::new(),
+            capacity,
+            busy: BTreeMap::new(),
+            filling: false,
+            fill_after: Boottime::default(),
+            images: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            leading: None,
+            bidding: false,
+            planning: false,
+            planned_at: Revision(0),
+            last_plan: (Revision(0), Boottime::default()),
+            report: Report::default(),
+            published: None,
+            publishing: false,
+            publish_after: Boottime::default(),
+            complaints: BTreeMap::new(),
+            load_milli: 0,
+            directory,
+            snapshots,
+        }
+    }
+
+    /// Where events may be sent to.
+    #[must_use]
+    pub fn events(&self) -> mpsc::UnboundedSender<Event> {
+        self.sender.clone()
+    }
+
+    /// Runs until `stop` says so. Instances are left as they are; a successor finds them.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        mirror::start(self.parts.store.clone(), self.sender.clone());
+        self.listen_to_hypervisor();
+        self.images = kept_images(&self.parts.images);
+        loop {
+            let event = tokio::select! {
+                event = self.receiver.recv() => event,
+                _ = stop.wait_for(|stop| *stop) => break,
+                () = tokio::time::sleep(TICK) => Some(Event::Tick),
+            };
+            let Some(event) = event else { break };
+            self.take(event);
+            while let Ok(event) = self.receiver.try_recv() {
+                self.take(event);
+            }
+            self.advance();
+        }
+        self.resign().await;
+    }
+
+    fn listen_to_hypervisor(&self) {
+        let (events, sender) = (self.parts.hypervisor.subscribe(), self.sender.clone());
+        // A blocking channel needs a thread of its own; it ends with the hypervisor or the driver.
+        let spawned = std::thread::Builder::new().name("hypervisor-events".to_owned()).spawn(move || {
+            while let Ok(event) = events.recv() {
+                if sender.send(Event::Hypervisor(event)).is_err() {
+                    break;
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot listen to the hypervisor");
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Tick => {}
+            Event::Listed(listing) => {
+                let faults = self.cluster.replace(&listing);
+                self.mirror_changed(&faults);
+                self.observer.was_blind(now().boottime);
+            }
+            Event::Changed(batch) => {
+                let faults = self.cluster.apply(&batch);
+                self.mirror_changed(&faults);
+            }
+            Event::Hypervisor(event) => self.hypervisor_event(event),
+            Event::Session { outcome, revision } => self.session_event(outcome, revision),
+            Event::Opened(opened) => self.session_opened(*opened),
+            Event::Guarded(acknowledged) => self.guard_answered(acknowledged),
+            Event::Stopped => self.session_busy = false,
+            Event::Job { job, outcome } => self.finish(*job, outcome),
+            Event::Bid(bid) => self.bid_ended(bid),
+            Event::Planned(planned) => self.plan_ended(*planned),
+            Event::Published(facts) => self.published(facts),
+            Event::Load(milli) => self.load_milli = milli,
+        }
+    }
+
+    fn mirror_changed(&mut self, faults: &[crate::keys::Unreadable]) {
+        self.synced = true;
+        let now = now().boottime;
+        for (host, revision) in self.cluster.sessions() {
+            self.observer.saw(host, revision, now);
+        }
+        for (node, checkpoint) in self.cluster.checkpoints() {
+            if checkpoint.hosts.contains(&self.parts.config.host) {
+                self.parts.images.name(node, checkpoint.id);
+                self.images.insert(node.clone());
+            }
+        }
+        for fault in faults {
+            tracing::error!(error = %crate::exit::chain(fault), "a record cannot be read");
+        }
+        match faults.first() {
+            Some(fault) => self.complain("store", crate::exit::chain(fault)),
+            None if !self.cluster.has_unreadable() => self.content("store"),
+            None => {}
+        }
+    }
+
+    /// Lets core decide what follows from the state, and has it done.
+    fn advance(&mut self) {
+        let now = now();
+        self.advance_session(now.boottime);
+        if self.synced {
+            let view = self.cluster.view(&self.observer, now.boottime);
+            if self.adopted {
+                self.work(&view, now.boottime);
+                self.publish_facts(now);
+                self.lead(&view, now);
+            }
+            self.publish_state(view, now.boottime);
+        }
+    }
+
+    fn complain(&mut self, about: &'static str, text: String) {
+        self.complaints.insert(about, text);
+    }
+
+    fn content(&mut self, about: &'static str) {
+        self.complaints.remove(about);
+    }
+}

@@ -1,0 +1,139 @@
+//! Owns what leaves the driver: the facts for the store, the directory for the gateway, the snapshot for the API.
+//!
+//! Promises: facts carry the session in which they hold; they are written when they changed, and the newest always
+//! wins because only this agent writes them. Must not do: judge.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use understudy_core::ids::{NodeId, Role};
+use understudy_core::records::{HostFacts, Phase};
+use understudy_core::units::{Boottime, Now};
+use understudy_core::view::View;
+use understudy_store::Txn;
+
+use super::event::Event;
+use super::{Driver, Snapshot, now};
+use crate::exit::chain;
+use crate::gateway::{Directory, DisplayEndpoint};
+use crate::keys::{self, Key};
+
+/// A display member's screen.
+const SCREEN_PORT: u16 = 5900;
+/// Before facts that could not be written are tried again.
+const RETRY: Duration = Duration::from_millis(300);
+/// A change of load below this many thousandths of a processor is not worth a write.
+const LOAD_STEP: u32 = 250;
+
+impl Driver {
+    fn facts(&self) -> HostFacts {
+        let config = &self.parts.config;
+        let last = self.published.as_ref().map_or(0, |facts| facts.load_milli);
+        let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
+        HostFacts {
+            session: self.session_number,
+            capacity: self.capacity,
+            labels: config.labels.clone(),
+            api: config.api_advertise.clone(),
+            gateway: if config.gateway_listen.is_some() {
+                config.gateway_advertise.clone()
+            } else {
+                String::new()
+            },
+            migration_uri: config.migration_uri.clone(),
+            load_milli,
+            instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
+            complaints: self.complaints.values().cloned().collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    pub(super) fn publish_facts(&mut self, now: Now) {
+        let facts = self.facts();
+        if self.publishing || now.boottime < self.publish_after || self.published.as_ref() == Some(&facts) {
+            return;
+        }
+        self.publishing = true;
+        let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let key = Key::Facts(parts.config.host.clone()).to_string();
+            let txn = Txn::new().put(key, keys::encode(&facts));
+            let written = match parts.store.commit(&txn).await {
+                Ok(_) => Some(Box::new(facts)),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "this host's facts could not be written, trying again");
+                    None
+                }
+            };
+            let _ = sender.send(Event::Published(written));
+        });
+    }
+
+    pub(super) fn published(&mut self, facts: Option<Box<HostFacts>>) {
+        self.publishing = false;
+        match facts {
+            Some(facts) => self.published = Some(*facts),
+            None => self.publish_after = now().boottime + RETRY,
+        }
+    }
+
+    pub(super) fn publish_state(&self, view: View, now: Boottime) {
+        // Pages leave a gateway whose host is cut off: what it knows may be old.
+        let shown = if self.session.is_open(now) { directory(&view) } else { Directory::default() };
+        for refused in Directory::publish(&self.directory, shown) {
+            tracing::warn!(terminal = %refused.terminal, stands = %refused.stands, offered = %refused.offered, "an older display epoch was refused");
+        }
+        let remaining =
+            self.session.deadline().filter(|_| self.session.is_open(now)).map(|deadline| deadline.since(now));
+        self.parts.metrics.cluster_seen(
+            &view,
+            &self.report,
+            self.leading.is_some(),
+            remaining,
+            &self.facts(),
+        );
+        self.snapshots.send_replace(Arc::new(Snapshot {
+            synced: true,
+            leader: self.cluster.leader.as_ref().and_then(|leader| leader.host()).map(ToString::to_string),
+            leading: self.leading.is_some(),
+            report: self.report.clone(),
+            session_remaining: remaining,
+            facts: Some(self.facts()),
+            view,
+        }));
+    }
+}
+
+/// Where each terminal's screen is, and all gateways.
+fn directory(view: &View) -> Directory {
+    let endpoint = |node: &NodeId| {
+        let record = &view.nodes.get(node)?.value;
+        let ready = record
+            .primary
+            .as_ref()
+            .and_then(|primary| view.fact(primary))
+            .filter(|fact| fact.phase == Phase::Ready)
+            .and_then(|fact| fact.address);
+        let addr = ready.map(|address| SocketAddr::from((address, SCREEN_PORT)));
+        Some(DisplayEndpoint { epoch: record.begun, addr })
+    };
+    let terminals = view
+        .terminals
+        .keys()
+        .filter_map(|terminal| {
+            let display = NodeId::display(terminal);
+            debug_assert_eq!(display.role(), Role::Display);
+            Some((terminal.clone(), endpoint(&display)?))
+        })
+        .collect();
+    let gateways = view
+        .hosts
+        .values()
+        .filter(|host| host.is_open())
+        .filter_map(|host| host.facts.as_ref())
+        .map(|facts| facts.gateway.clone())
+        .filter(|gateway| !gateway.is_empty())
+        .collect();
+    Directory { terminals, gateways }
+}

@@ -1,0 +1,283 @@
+//! Owns the metrics of the agent: what is counted, under which names.
+//!
+//! Promises: a scrape reads memory only; labels are enums or ids of ours, never error text. Must not do: measure
+//! anything itself.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+use understudy_core::ids::NodeId;
+use understudy_core::plan::Report;
+use understudy_core::policy::Interface;
+use understudy_core::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
+use understudy_core::units::UnixMillis;
+use understudy_core::view::View;
+
+/// Phases of a failover in seconds: milliseconds for a promotion, seconds for a deployment.
+const PHASE_BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// All metrics of one agent.
+pub struct Metrics {
+    registry: Registry,
+    failovers: IntCounterVec,
+    phases: HistogramVec,
+    deaths: IntCounter,
+    nodes_without_primary: IntGauge,
+    backup_deficit: IntGauge,
+    instances: IntGaugeVec,
+    checkpoint_age: GaugeVec,
+    checkpoint_taken: std::sync::Mutex<std::collections::BTreeMap<NodeId, UnixMillis>>,
+    checkpoint_pause: HistogramVec,
+    checkpoint_bytes: IntGaugeVec,
+    checkpoints: IntCounterVec,
+    session_remaining: Gauge,
+    leader: IntGauge,
+    policy_seconds: HistogramVec,
+    policy_failures: IntCounterVec,
+    policy_refusals: IntCounterVec,
+    invariants: IntCounterVec,
+    gateway_sockets: IntGauge,
+    gateway_connections: IntGauge,
+}
+
+fn vec(names: &[&'static str], name: &str, help: &str) -> (Opts, Vec<&'static str>) {
+    (Opts::new(name, help), names.to_vec())
+}
+
+impl Metrics {
+    /// Registers all metrics under the prefix `understudy_`.
+    ///
+    /// # Errors
+    /// When two have one name: a defect.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(Some("understudy".to_owned()), None)?;
+        let counters = |labels: &[&'static str], name: &str, help: &str| {
+            let (opts, labels) = vec(labels, name, help);
+            let counter = IntCounterVec::new(opts, &labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            prometheus::Result::Ok(counter)
+        };
+        let gauges = |labels: &[&'static str], name: &str, help: &str| {
+            let (opts, labels) = vec(labels, name, help);
+            let gauge = IntGaugeVec::new(opts, &labels)?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            prometheus::Result::Ok(gauge)
+        };
+        let histogram = |labels: &[&str], name: &str, help: &str, buckets: &[f64]| {
+            let histogram =
+                HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+            registry.register(Box::new(histogram.clone()))?;
+            prometheus::Result::Ok(histogram)
+        };
+        let session_remaining = Gauge::new(
+            "session_remaining_seconds",
+            "How long primaries may still run on this host without another renewal",
+        )?;
+        registry.register(Box::new(session_remaining.clone()))?;
+        let checkpoint_age = GaugeVec::new(
+            Opts::new(
+                "checkpoint_age_seconds",
+                "Age of the newest complete checkpoint: what a failure now would lose",
+            ),
+            &["node"],
+        )?;
+        registry.register(Box::new(checkpoint_age.clone()))?;
+        let deaths = IntCounter::new("instance_deaths_total", "Deaths of qemu processes seen on this host")?;
+        registry.register(Box::new(deaths.clone()))?;
+        Ok(Self {
+            failovers: counters(
+                &["role", "outcome"],
+                "failovers_total",
+                "Failovers decided by this leader, by what was kept of the state",
+            )?,
+            phases: histogram(
+                &["role", "phase"],
+                "failover_phase_seconds",
+                "Phases of a failover: found to decided, decided to ready, ready to windows back",
+                &PHASE_BUCKETS,
+            )?,
+            deaths,
+            nodes_without_primary: gauge("nodes_without_primary", "Nodes that lack a primary (leader only)")?,
+            backup_deficit: gauge(
+                "backup_deficit",
+                "Backups that all nodes together are short of (leader only)",
+            )?,
+            instances: gauges(
+                &["phase"],
+                "instances",
+                "Instances of this host by phase; phase idle is the pool",
+            )?,
+            checkpoint_age,
+            checkpoint_taken: std::sync::Mutex::default(),
+            checkpoint_pause: histogram(
+                &["node"],
+                "checkpoint_pause_seconds",
+                "How long a guest stood still for a checkpoint",
+                &PHASE_BUCKETS,
+            )?,
+            checkpoint_bytes: gauges(&["node"], "checkpoint_bytes", "Size of the newest checkpoint")?,
+            checkpoints: counters(&["node"], "checkpoints_total", "Complete checkpoints")?,
+            session_remaining,
+            leader: gauge("leader", "1 where this agent leads")?,
+            policy_seconds: histogram(
+                &["interface"],
+                "policy_question_seconds",
+                "Time to answer one question",
+                &[0.000_1, 0.001, 0.01, 0.1, 0.5, 1.0],
+            )?,
+            policy_failures: counters(
+                &["interface", "kind"],
+                "policy_failures_total",
+                "Questions that a policy did not answer, by kind of fault",
+            )?,
+            policy_refusals: counters(
+                &["interface"],
+                "policy_refusals_total",
+                "Answers of policies that core refused",
+            )?,
+            invariants: counters(
+                &["invariant"],
+                "invariant_violations_total",
+                "Assignments that were not written because they would break an invariant: report each",
+            )?,
+            gateway_sockets: gauge("gateway_sockets", "Terminals connected through this gateway")?,
+            gateway_connections: gauge(
+                "gateway_connections",
+                "Connections of terminals since the agent started",
+            )?,
+            registry,
+        })
+    }
+
+    /// The text that Prometheus reads. Ages are computed here, because they grow while nothing happens.
+    #[must_use]
+    pub fn text(&self, now: UnixMillis) -> String {
+        let taken = self.checkpoint_taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        for (node, taken) in taken {
+            self.checkpoint_age.with_label_values(&[&node.to_string()]).set(now.since(taken).as_secs_f64());
+        }
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    pub(crate) fn death_seen(&self) {
+        self.deaths.inc();
+    }
+
+    pub(crate) fn checkpoint_done(&self, node: &NodeId, _taken: UnixMillis, pause_ms: u64, bytes: u64) {
+        let node = node.to_string();
+        self.checkpoints.with_label_values(&[&node]).inc();
+        self.checkpoint_pause
+            .with_label_values(&[&node])
+            .observe(Duration::from_millis(pause_ms).as_secs_f64());
+        self.checkpoint_bytes.with_label_values(&[&node]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn policy_asked(&self, interface: Interface, took: Duration) {
+        self.policy_seconds.with_label_values(&[interface.as_str()]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn policy_failed(&self, interface: Interface, kind: &str) {
+        self.policy_failures.with_label_values(&[interface.as_str(), kind]).inc();
+    }
+
+    pub(crate) fn policy_refused(&self, interface: Interface) {
+        self.policy_refusals.with_label_values(&[interface.as_str()]).inc();
+    }
+
+    pub(crate) fn invariant_broken(&self, invariant: &str) {
+        self.invariants.with_label_values(&[invariant]).inc();
+    }
+
+    /// Counts what an assignment changed in the node's last failover.
+    pub(crate) fn assigned(&self, node: &NodeId, new: &NodeRecord, old: Option<&NodeRecord>) {
+        let role = node.role().as_str();
+        let Some(incident) = &new.incident else { return };
+        let before =
+            old.and_then(|old| old.incident.as_ref()).filter(|before| before.epoch == incident.epoch);
+        if before.is_none() {
+            let outcome = match incident.state {
+                StateKept::NotNeeded => "promoted",
+                StateKept::Checkpoint { .. } => "restored",
+                StateKept::Lost => "state-lost",
+            };
+            self.failovers.with_label_values(&[role, outcome]).inc();
+        }
+        for (phase, from, to) in phases(incident) {
+            let known = before.is_some_and(|before| phases(before).iter().any(|(name, ..)| *name == phase));
+            if !known {
+                self.phases.with_label_values(&[role, phase]).observe(to.since(from).as_secs_f64());
+            }
+        }
+    }
+
+    pub(crate) fn cluster_seen(
+        &self,
+        view: &View,
+        report: &Report,
+        leading: bool,
+        session_remaining: Option<Duration>,
+        facts: &HostFacts,
+    ) {
+        self.leader.set(i64::from(leading));
+        self.session_remaining.set(session_remaining.unwrap_or_default().as_secs_f64());
+        self.nodes_without_primary.set(count(report.lacks.values().filter(|lack| lack.primary)));
+        self.backup_deficit.set(report.lacks.values().map(|lack| i64::from(lack.backups)).sum());
+        let alive = [Phase::Booting, Phase::Idle, Phase::Deploying, Phase::Restoring, Phase::Ready];
+        for phase in alive {
+            let number = count(facts.instances.values().filter(|fact| fact.phase == phase));
+            self.instances.with_label_values(&[phase.as_str()]).set(number);
+        }
+        let mut taken = self.checkpoint_taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for node in taken.keys().filter(|node| !view.checkpoints.contains_key(*node)) {
+            let _ = self.checkpoint_age.remove_label_values(&[&node.to_string()]);
+        }
+        *taken = view.checkpoints.iter().map(|(node, known)| (node.clone(), known.value.taken)).collect();
+    }
+
+    pub(crate) fn gateway_seen(&self, counters: &crate::gateway::Counters) {
+        self.gateway_sockets.set(counters.open());
+        self.gateway_connections.set(i64::try_from(counters.connections()).unwrap_or(i64::MAX));
+    }
+}
+
+fn count(items: impl Iterator) -> i64 {
+    i64::try_from(items.count()).unwrap_or(i64::MAX)
+}
+
+/// The phases of a failover that have ended.
+fn phases(incident: &Incident) -> Vec<(&'static str, UnixMillis, UnixMillis)> {
+    let mut phases = vec![("decide", incident.found, incident.decided)];
+    if let Some(ready) = incident.ready {
+        phases.push(("ready", incident.decided, ready));
+        if let Some(windows) = incident.windows {
+            phases.push(("windows", ready, windows));
+        }
+    }
+    phases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_metrics_register_and_print() {
+        let metrics = Metrics::new().unwrap();
+        metrics.death_seen();
+        let text = metrics.text(UnixMillis(0));
+        assert!(text.contains("understudy_instance_deaths_total 1"), "{text}");
+        assert!(text.contains("understudy_session_remaining_seconds 0"), "{text}");
+    }
+}

@@ -1,0 +1,97 @@
+//! Owns the talk between agents: a checkpoint goes to a backup's host.
+//!
+//! Promises: an answer of success means that the peer has the image durably. Must not do: choose peers.
+
+use std::path::Path;
+
+use axum::body::Bytes;
+use futures_util::TryStreamExt;
+use http_body_util::{BodyExt, Limited, StreamBody};
+use hyper::body::Frame;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use understudy_checkpoint::{Description, Digest};
+use understudy_core::ids::NodeId;
+use understudy_core::records::CheckpointId;
+
+use crate::exit::chain;
+
+/// Header that carries the [`Shipment`] as JSON.
+pub const SHIPMENT_HEADER: &str = "x-understudy-shipment";
+/// Reaching a peer on the same network.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(3);
+/// Sending one image: a few hundred MiB at a tenth of a gigabit.
+const SEND: std::time::Duration = std::time::Duration::from_secs(60);
+/// Bytes read from the image at a time.
+const CHUNK: usize = 1 << 20;
+/// The longest answer that is read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// What is said of an image before its bytes come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shipment {
+    /// The node.
+    pub node: NodeId,
+    /// Which of its checkpoints.
+    pub id: CheckpointId,
+    /// How many bytes come.
+    pub bytes: u64,
+    /// Their digest.
+    pub digest: Digest,
+    /// What state it is.
+    pub description: Description,
+}
+
+/// Sends one image to the agent at `peer` (`host:port`).
+///
+/// # Errors
+/// A text that says what did not work; nothing may be assumed of the peer then.
+pub async fn send_checkpoint(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), String> {
+    match timeout(SEND, send(peer, image, shipment)).await {
+        Ok(sent) => sent,
+        Err(_) => Err(format!("did not take the image within {SEND:?}")),
+    }
+}
+
+async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), String> {
+    let file = tokio::fs::File::open(image)
+        .await
+        .map_err(|error| format!("cannot read {}: {error}", image.display()))?;
+    let stream = timeout(CONNECT, TcpStream::connect(peer))
+        .await
+        .map_err(|_| format!("{peer} does not answer"))?
+        .map_err(|error| format!("cannot reach {peer}: {error}"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
+    let connection = tokio::spawn(connection);
+    let chunks = futures_util::stream::try_unfold(file, |mut file| async move {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
+        Ok::<_, std::io::Error>(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), file)) })
+    });
+    let body = StreamBody::new(chunks.map_ok(Frame::data));
+    let header = serde_json::to_string(shipment).map_err(|error| chain(&error))?;
+    let request = Request::builder()
+        .method(Method::PUT)
+        .uri("/v1/checkpoints")
+        .header(hyper::header::HOST, peer)
+        .header(SHIPMENT_HEADER, header)
+        .body(body)
+        .map_err(|error| chain(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| chain(&error));
+    let response = response?;
+    let status = response.status();
+    let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    connection.abort();
+    if status == StatusCode::NO_CONTENT {
+        return Ok(());
+    }
+    let said =
+        answer.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
+    Err(format!("refused the image ({status}): {said}"))
+}
