@@ -11,10 +11,11 @@ close_views() {
     done
 }
 
-# The names are those that the two processes have one after the other while they start.
+# The names are those that the two processes have one after the other while they start. SIGKILL, and the viewer first:
+# on SIGTERM it calls exit() from its signal handler, and one that was just leaving hung there with its window open.
 close_view() {
     read -r _ _link _viewer <"$1"
-    alive "$_link" intake socat && kill "$_link"
-    alive "$_viewer" intake setpriv xtigervncviewer && kill "$_viewer"
+    end "$_viewer" intake setpriv xtigervncviewer
+    end "$_link" intake socat
     rm -f "$1"
 }
