@@ -164,6 +164,8 @@ impl Driver {
             HostAction::MigrateOut { .. } => {
                 self.leaving.insert(instance);
             }
+            // A guest that stands still sends nothing: windows first, the state a moment later.
+            HostAction::Checkpoint { .. } if self.is_sending(instance) => return,
             HostAction::Checkpoint { node, epoch, .. } => {
                 self.taken.insert(node.clone(), now().boottime);
                 let known = view.checkpoints.get(node).filter(|known| known.value.id.epoch == *epoch);
@@ -429,6 +431,14 @@ impl Driver {
             | EventKind::Watchdog { .. }
             | EventKind::Panicked { .. }
             | EventKind::IoError { .. } => {}
+        }
+    }
+
+    fn is_sending(&self, instance: InstanceId) -> bool {
+        match self.busy.get(&(instance, Lane::Windows)) {
+            Some(Busy::Running) => true,
+            Some(Busy::Waiting { until, .. }) => *until == Boottime(u64::MAX),
+            None => false,
         }
     }
 

@@ -1,3 +1,7 @@
-//! What the end-to-end tests stand on.
+//! What the end-to-end tests, the demo and the benchmarks stand on.
 
 pub mod browser;
+pub mod counter;
+pub mod qga;
+pub mod stage;
+pub mod story;

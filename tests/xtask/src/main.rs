@@ -1,2 +1,78 @@
-//! To be written.
-fn main() {}
+//! `cargo xtask`: every task of the project, from a fresh machine on.
+
+mod artifacts;
+mod assets;
+mod demo;
+#[expect(unreachable_pub, reason = "a test of agent/policy includes this file")]
+mod policies;
+mod run;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Tasks of this project.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what is missing and show the main job for real: three hosts, failures, verdicts.
+    Demo(demo::Options),
+    /// Install what is missing and run every test.
+    Test(test::Options),
+    /// Build the policies' components into target/policies/out.
+    Policies,
+    /// Build the guest images and print their folder.
+    Images,
+    /// Install the terminal page's packages.
+    Assets,
+    /// Install the system packages that are missing.
+    Setup(setup::Options),
+}
+
+fn main() -> ExitCode {
+    // The lab's hosts are re-executions of this binary.
+    understudy_lab::init_if_asked();
+    match run_verb(Cli::parse().verb) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_verb(verb: Verb) -> Result<bool> {
+    let root = root();
+    match verb {
+        Verb::Demo(options) => demo::run(&root, &options),
+        Verb::Test(options) => test::run(&root, &options),
+        Verb::Policies => {
+            for built in artifacts::policies(&root)? {
+                println!("{}", built.display());
+            }
+            Ok(true)
+        }
+        Verb::Images => {
+            println!("{}", artifacts::images(&root)?.display());
+            Ok(true)
+        }
+        Verb::Assets => assets::ensure(&root).map(|()| true),
+        Verb::Setup(options) => setup::ensure(&options).map(|()| true),
+    }
+}
+
+/// The checkout that this binary was built from.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    here.canonicalize().unwrap_or(here)
+}

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use understudy_core::ids::InstanceId;
 
 use super::Libvirt;
+use crate::api::Hypervisor;
 use crate::error::{CallError, GuestError};
 use crate::refusal::RefusalKind;
-use crate::types::{GuestCommand, GuestOutput};
+use crate::types::{GuestCommand, GuestOutput, InstanceState, LifeSign};
 
 /// The guest's agent has no event for a command's end, so it is asked: soon at first, for most commands are
 /// short, then at a pace that costs little.
@@ -40,7 +41,7 @@ impl Libvirt {
             "input-data": STANDARD.encode(&command.stdin),
             "capture-output": true,
         });
-        let begun = self.ask(id, "guest-exec", &begin, command.deadline)?;
+        let begun = self.ask_unless_saving(id, "guest-exec", &begin, until)?;
         let process = begun["pid"].as_i64().ok_or_else(|| unusable(id, "guest-exec", "no process id"))?;
         let mut pace = ASK_FIRST;
         loop {
@@ -49,7 +50,7 @@ impl Libvirt {
                 let (program, after) = (program.clone(), command.deadline);
                 return Err(GuestError::TimedOut { id, program, after });
             }
-            let status = self.ask(id, "guest-exec-status", &json!({ "pid": process }), left)?;
+            let status = self.ask_unless_saving(id, "guest-exec-status", &json!({ "pid": process }), until)?;
             if status["exited"].as_bool() == Some(true) {
                 return output(id, &status);
             }
@@ -76,6 +77,30 @@ impl Libvirt {
             _ if off <= CLOCK_OFF_MAX => Ok(()),
             Ok(_) => Err(GuestError::Clock { id, off }),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Sends one command to the guest's agent, and waits where the guest stands still: a checkpoint pauses it for a
+    /// moment, and libvirt refuses to ask a guest that does not run.
+    fn ask_unless_saving(
+        &self,
+        id: InstanceId,
+        command: &'static str,
+        arguments: &Value,
+        until: Instant,
+    ) -> Result<Value, GuestError> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.ask(id, command, arguments, left.max(ASK_FIRST)) {
+                Err(GuestError::Silent { source, .. })
+                    if source.refused() == Some(RefusalKind::WrongState)
+                        && left > ASK_MAX
+                        && matches!(self.life(id), Ok(LifeSign::Known(InstanceState::Paused(_) | InstanceState::Running))) =>
+                {
+                    std::thread::sleep(ASK_FIRST);
+                }
+                answer => return answer,
+            }
         }
     }
 

@@ -24,7 +24,7 @@ const SHORT: Duration = Duration::from_secs(30);
 /// Starting a role: X servers and applications, under emulation several at once.
 const START: Duration = Duration::from_secs(240);
 /// Letting windows in, sending windows.
-const WINDOWS: Duration = Duration::from_secs(15);
+const WINDOWS: Duration = Duration::from_secs(60);
 
 fn us(
     parts: &Parts,

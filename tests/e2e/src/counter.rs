@@ -1,0 +1,157 @@
+//! Owns the watching of a guest's counter: the number that lives in the memory of one process.
+//!
+//! Promises: every sample carries the time at which it was read; a process that began anew is seen as one. Must not
+//! judge.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use understudy_lab::{Lab, NetNs};
+
+/// Where the counter is served.
+const PORT: u16 = 8080;
+/// Between two samples.
+const STEP: Duration = Duration::from_millis(50);
+/// Longest wait for one sample: a guest that stands still must not hide when it goes on.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// One reading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// When, since the watch began.
+    pub at: Duration,
+    /// The number.
+    pub value: u64,
+}
+
+/// What a watch has seen.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// All readings, in order.
+    pub samples: Vec<Sample>,
+}
+
+/// A thread that reads one counter again and again.
+pub struct Watch {
+    seen: Arc<Mutex<Seen>>,
+    stop: Arc<AtomicBool>,
+    begun: Instant,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Reads `path` of the guest's web server once, from inside the namespace.
+fn read(ns: &NetNs, address: Ipv4Addr, path: &str) -> Result<String> {
+    let mut stream = ns.connect(SocketAddr::from((address, PORT)), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (_, body) = text.split_once("\r\n\r\n").context("no answer")?;
+    Ok(body.trim().to_owned())
+}
+
+impl Watch {
+    /// Begins to read the counter at `address`.
+    ///
+    /// # Errors
+    /// When the lab is gone.
+    pub fn start(lab: &Lab, address: Ipv4Addr) -> Result<Self> {
+        let ns = lab.switch()?;
+        let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+        let begun = Instant::now();
+        let (shared, stopped) = (seen.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if let Ok(text) = read(&ns, address, "/counter")
+                    && let Ok(value) = text.parse()
+                {
+                    let sample = Sample { at: begun.elapsed(), value };
+                    shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner).samples.push(sample);
+                }
+                std::thread::sleep(STEP);
+            }
+        });
+        Ok(Self { seen, stop, begun, thread: Some(thread) })
+    }
+
+    /// How long the watch has been on.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// What was seen so far.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Seen {
+    /// The last reading before or at `at`.
+    #[must_use]
+    pub fn last_before(&self, at: Duration) -> Option<&Sample> {
+        self.samples.iter().rev().find(|sample| sample.at <= at)
+    }
+
+    /// The first reading after `at`.
+    #[must_use]
+    pub fn first_after(&self, at: Duration) -> Option<&Sample> {
+        self.samples.iter().find(|sample| sample.at > at)
+    }
+
+    /// The longest time between two readings from `from` on.
+    #[must_use]
+    pub fn longest_gap(&self, from: Duration) -> Duration {
+        let after: Vec<&Sample> = self.samples.iter().filter(|sample| sample.at >= from).collect();
+        after.windows(2).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default()
+    }
+
+    /// Whether the number never went back from `from` on.
+    #[must_use]
+    pub fn never_back(&self, from: Duration) -> bool {
+        let after: Vec<&Sample> = self.samples.iter().filter(|sample| sample.at >= from).collect();
+        after.windows(2).all(|pair| pair[1].value >= pair[0].value)
+    }
+}
+
+/// The line that names the process which counts: another line means that it began anew.
+///
+/// # Errors
+/// When the guest does not answer.
+pub fn start_of(lab: &Lab, address: Ipv4Addr) -> Result<String> {
+    read(&lab.switch()?, address, "/start")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(values: &[(u64, u64)]) -> Seen {
+        let samples = values.iter().map(|&(ms, value)| Sample { at: Duration::from_millis(ms), value });
+        Seen { samples: samples.collect() }
+    }
+
+    #[test]
+    fn gaps_and_steps_back_are_seen() {
+        let seen = seen(&[(0, 1), (100, 2), (600, 3), (650, 2)]);
+        assert_eq!(seen.longest_gap(Duration::ZERO), Duration::from_millis(500));
+        assert!(!seen.never_back(Duration::ZERO));
+        assert!(seen.never_back(Duration::from_millis(650)));
+        assert_eq!(seen.last_before(Duration::from_millis(599)).map(|sample| sample.value), Some(2));
+        assert_eq!(seen.first_after(Duration::from_millis(100)).map(|sample| sample.value), Some(3));
+    }
+}

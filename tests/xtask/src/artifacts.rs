@@ -1,0 +1,73 @@
+//! Owns the building of what a cluster is raised from: binaries, policies, images.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use understudy_e2e::stage::Artifacts;
+
+use crate::run::{cargo, output, run};
+use crate::{assets, policies as guests};
+
+/// Which binaries are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As the tests build them, so that nothing is compiled twice.
+    Test,
+    /// As they are installed.
+    Release,
+}
+
+/// Builds everything that a cluster is raised from.
+pub(crate) fn all(root: &Path, profile: Profile) -> Result<Artifacts> {
+    println!("building agent and guard");
+    assets::ensure(root)?;
+    let mut build = cargo();
+    build
+        .args(["build", "--quiet", "--package", "understudy", "--package", "understudy-guard"])
+        .current_dir(root);
+    let folder = match profile {
+        Profile::Test => {
+            // PID 1 of the lab's hosts, for test binaries that cannot play it themselves.
+            build.args(["--package", "understudy-lab"]);
+            "debug"
+        }
+        Profile::Release => {
+            build.arg("--release");
+            "release"
+        }
+    };
+    run(&mut build)?;
+    println!("building the policies");
+    policies(root)?;
+    println!("building the guest images");
+    let images = images(root)?;
+    Ok(Artifacts {
+        binaries: target(root).join(folder),
+        images,
+        policies: policies_folder(root),
+        root: root.to_path_buf(),
+        helper: None,
+    })
+}
+
+/// Where cargo builds.
+pub(crate) fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+fn policies_folder(root: &Path) -> PathBuf {
+    root.join("target/policies/out")
+}
+
+/// Builds the policies' components.
+pub(crate) fn policies(root: &Path) -> Result<Vec<PathBuf>> {
+    guests::build(root, &policies_folder(root), true)
+}
+
+/// Builds the guest images, or finds them in the cache; gives the folder.
+pub(crate) fn images(root: &Path) -> Result<PathBuf> {
+    let folder = PathBuf::from(output(&mut Command::new(root.join("config/guest/build")))?);
+    // The template is no image: a site edits it. A lab takes it as it is.
+    Ok(folder)
+}
