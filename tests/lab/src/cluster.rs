@@ -13,7 +13,8 @@ use std::time::Duration;
 use crate::disk::Bind;
 use crate::error::{At, LabError};
 use crate::host::Host;
-use crate::lab::{Lab, LabOptions};
+use crate::lab::Lab;
+use crate::options::LabOptions;
 use crate::pki::{HOST_CA, HOST_CERT, HOST_KEY};
 use crate::service::{Ready, Restart, ServiceSpec};
 

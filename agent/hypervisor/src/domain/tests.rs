@@ -1,3 +1,5 @@
+//! Tables of the domain's description.
+
 use super::*;
 
 const LIVE: &str = "<domain type='qemu' id='3'><name>u1</name><uuid>11111111-2222-4333-8444-000000000001</uuid>

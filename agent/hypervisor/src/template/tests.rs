@@ -1,3 +1,5 @@
+//! Tables of the template's faults.
+
 use std::sync::Arc;
 
 use understudy_core::ids::Epoch;

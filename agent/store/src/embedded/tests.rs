@@ -1,3 +1,5 @@
+//! What the file keeps, and what it says when it is damaged.
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 

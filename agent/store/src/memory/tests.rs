@@ -1,3 +1,5 @@
+//! What the store in memory can be made to do wrong.
+
 use std::time::Duration;
 
 use super::*;
