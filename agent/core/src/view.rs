@@ -160,26 +160,75 @@ impl View {
             && self.fact(member).is_some_and(|fact| fact.phase == Phase::Ready)
     }
 
-    /// Memory of `host` that is neither taken by a living instance nor promised to a member.
+    /// Memory of `host` that is neither taken by a living instance, idle ones included, nor promised to a member.
     #[must_use]
     pub fn free_memory(&self, host: &HostId) -> MiB {
+        let spare: MiB = self.spare(host, None).map(|fact| fact.memory).sum();
+        self.room(host).saturating_sub(spare)
+    }
+
+    /// Memory of `host` for members: its idle instances give way to them.
+    #[must_use]
+    pub fn room(&self, host: &HostId) -> MiB {
         let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
         facts.capacity.memory.saturating_sub(self.taken_memory(host, None))
     }
 
-    /// Memory of `host` that living instances take, whether or not a node names them, and that is promised to members
-    /// that do not run yet; `instead` takes the place of one node's record.
+    /// Memory of `host` that living instances take, except those that stand by for anybody, and that is promised to
+    /// members that do not run yet; `instead` takes the place of one node's record. What that record gives up on this
+    /// host is not counted: it ends before its own node's next member needs the room.
     #[must_use]
     pub fn taken_memory(&self, host: &HostId, instead: Option<(&NodeId, &NodeRecord)>) -> MiB {
         MiB(self.taken(host, instead, |fact| fact.memory.0, |spec| spec.memory.0))
     }
 
-    /// Processors of `host` that are neither taken by a living instance nor promised to a member.
+    /// Processors of `host` that are neither taken by a living instance, idle ones included, nor promised to a member.
     #[must_use]
     pub fn free_vcpus(&self, host: &HostId) -> Vcpus {
         let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return Vcpus(0) };
+        let spare: u32 = self.spare(host, None).map(|fact| fact.vcpus.0).sum();
         let taken = self.taken(host, None, |fact| fact.vcpus.0.into(), |spec| spec.vcpus.0.into());
-        Vcpus(facts.capacity.vcpus.0.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX)))
+        let taken = u32::try_from(taken).unwrap_or(u32::MAX).saturating_add(spare);
+        Vcpus(facts.capacity.vcpus.0.saturating_sub(taken))
+    }
+
+    fn records<'a>(
+        &'a self,
+        instead: Option<(&'a NodeId, &'a NodeRecord)>,
+    ) -> impl Iterator<Item = (&'a NodeId, &'a NodeRecord)> + Clone {
+        self.nodes.iter().map(move |(node, known)| match instead {
+            Some((other, record)) if other == node => (node, record),
+            Some(_) | None => (node, &known.value),
+        })
+    }
+
+    fn living(&self, host: &HostId) -> impl Iterator<Item = (InstanceId, &InstanceFact)> {
+        let facts = self.hosts.get(host).and_then(HostView::current_facts);
+        let all = facts.into_iter().flat_map(|facts| &facts.instances);
+        all.filter(|(_, fact)| !fact.phase.is_dead()).map(|(&instance, fact)| (instance, fact))
+    }
+
+    /// Instances that stand by, or come to, for whoever needs one.
+    fn spare<'a>(
+        &'a self,
+        host: &HostId,
+        instead: Option<(&'a NodeId, &'a NodeRecord)>,
+    ) -> impl Iterator<Item = &'a InstanceFact> {
+        self.living(host)
+            .filter(move |(instance, fact)| self.is_spare(*instance, fact, instead))
+            .map(|(_, fact)| fact)
+    }
+
+    fn is_spare(
+        &self,
+        instance: InstanceId,
+        fact: &InstanceFact,
+        instead: Option<(&NodeId, &NodeRecord)>,
+    ) -> bool {
+        let idle = matches!(fact.phase, Phase::Idle | Phase::Booting);
+        let nobodys = fact.node.is_none() && fact.epoch == Epoch(0);
+        let claims = |record: &NodeRecord| record.members().any(|member| member.instance == Some(instance));
+        idle && nobodys && !self.records(instead).any(|(_, record)| claims(record))
     }
 
     fn taken(
@@ -189,20 +238,23 @@ impl View {
         has: impl Fn(&InstanceFact) -> u64,
         needs: impl Fn(&NodeSpec) -> u64,
     ) -> u64 {
-        let facts = self.hosts.get(host).and_then(HostView::current_facts);
-        let living = |fact: &&InstanceFact| !fact.phase.is_dead();
-        let here = facts.into_iter().flat_map(|facts| facts.instances.values());
-        let running: u64 = here.filter(living).map(&has).sum();
-        let records = self.nodes.iter().map(|(node, known)| match instead {
-            Some((other, record)) if other == node => record,
-            Some(_) | None => &known.value,
-        });
-        let promised: u64 = records
-            .filter(|record| record.touches(host))
-            .map(|record| {
+        let gives_up = |instance: InstanceId, fact: &InstanceFact| {
+            instead.is_some_and(|(node, record)| {
+                fact.node.as_ref() == Some(node) && record.instance_on(host) != Some(instance)
+            })
+        };
+        let running: u64 = self
+            .living(host)
+            .filter(|(instance, fact)| !self.is_spare(*instance, fact, instead) && !gives_up(*instance, fact))
+            .map(|(_, fact)| has(fact))
+            .sum();
+        let promised: u64 = self
+            .records(instead)
+            .filter(|(_, record)| record.touches(host))
+            .map(|(_, record)| {
                 let instance = record.instance_on(host);
-                let fact = instance.and_then(|id| facts?.instances.get(&id)).filter(living);
-                needs(&record.spec).saturating_sub(fact.map_or(0, &has))
+                let fact = self.living(host).find(|(other, _)| instance == Some(*other));
+                needs(&record.spec).saturating_sub(fact.map_or(0, |(_, fact)| has(fact)))
             })
             .sum();
         running.saturating_add(promised)

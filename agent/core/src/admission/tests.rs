@@ -1,3 +1,5 @@
+//! Tables of admission.
+
 use std::collections::BTreeMap;
 
 use super::{Admission, admit};

@@ -1,3 +1,5 @@
+//! Tables of one host's convergence.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

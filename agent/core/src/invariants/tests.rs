@@ -1,3 +1,5 @@
+//! Tables of the invariants.
+
 use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
 use crate::fixture::{Cluster, host, node};
 use crate::ids::{Epoch, HostId};

@@ -5,7 +5,7 @@
 
 use super::place::{Choice, rank};
 use super::{Draft, remember};
-use crate::ids::NodeId;
+use crate::ids::{HostId, NodeId};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, ClusterRow, Interface, Purpose};
 use crate::records::{Labels, Member, NodeRecord, Origin, Setback};
 use crate::units::UnixMillis;
@@ -98,13 +98,17 @@ fn add(draft: &mut Draft<'_>, node: &NodeId) -> bool {
     true
 }
 
+/// A backup leaves a draining host once enough others could take over, or once one other could and waiting brings no
+/// more, because every host that stays has a member of this node already.
 fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
     let record = draft.record(node).clone();
-    let others = record
-        .backups
-        .iter()
-        .filter(|backup| !draft.is_draining(&backup.host) && can_take_over(draft, node, &record, backup));
-    if count(others) < wanted {
+    let others =
+        count(record.backups.iter().filter(|backup| {
+            !draft.is_draining(&backup.host) && can_take_over(draft, node, &record, backup)
+        }));
+    let stays = |(host, seen): &(&HostId, &HostView)| seen.is_open() && !draft.is_draining(host);
+    let no_host_left = draft.view.hosts.iter().filter(stays).all(|(host, _)| record.touches(host));
+    if others < wanted && !(others > 0 && no_host_left) {
         return;
     }
     let leaving: Vec<&Member> =

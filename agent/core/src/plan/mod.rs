@@ -18,9 +18,7 @@ use std::collections::BTreeMap;
 use crate::bounds::Bounds;
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::policy::{BackupCountQuestion, Interface, PlacementQuestion};
-use crate::records::{
-    CheckpointRecord, InstanceFact, NodeRecord, NodeSpec, SessionEnd, SessionRecord, Setback,
-};
+use crate::records::{CheckpointRecord, InstanceFact, NodeRecord, SessionEnd, SessionRecord, Setback};
 use crate::units::{MiB, Now, UnixMillis};
 use crate::view::{HostView, Versioned, View};
 
@@ -192,18 +190,19 @@ impl<'a> Draft<'a> {
 
     /// Memory of `host` that `node` may take. What another node gives up in this very plan is not given away yet:
     /// assignments are written one by one, and each must be right by itself.
-    fn free_memory(&self, node: &NodeId, host: &HostId) -> MiB {
+    fn room(&self, node: &NodeId, host: &HostId) -> MiB {
         let Some(facts) = self.view.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
-        let taken = self
-            .view
-            .taken_memory(host, None)
-            .max(self.before.taken_memory(host, Some((node, self.record(node)))));
-        facts.capacity.memory.saturating_sub(taken)
+        let instead = Some((node, self.record(node)));
+        let after = self.view.taken_memory(host, instead);
+        facts.capacity.memory.saturating_sub(after.max(self.before.taken_memory(host, instead)))
     }
 
-    /// The idle instances of a host that `spec` may have; not those that another node gives up in this very plan.
-    fn idle(&self, host: &HostId, spec: &NodeSpec) -> Option<InstanceId> {
-        let fits = |fact: &InstanceFact| fact.memory >= spec.memory && fact.vcpus >= spec.vcpus;
+    /// The idle instance of a host that `node` may have; not one that another node gives up in this very plan.
+    fn idle(&self, node: &NodeId, host: &HostId) -> Option<InstanceId> {
+        let (spec, room) = (&self.record(node).spec, self.room(node, host));
+        let fits = |fact: &InstanceFact| {
+            fact.memory >= spec.memory && fact.vcpus >= spec.vcpus && fact.memory <= room
+        };
         let mut idle = self.view.idle(host).filter(|(_, fact)| fits(fact));
         idle.find(|(instance, _)| !self.before.is_claimed(*instance)).map(|(instance, _)| instance)
     }

@@ -29,7 +29,7 @@ pub(super) enum Choice {
 
 /// Ranks the hosts on which a member of `node` may be put.
 pub(super) fn rank(draft: &mut Draft<'_>, node: &NodeId, purpose: Purpose) -> Choice {
-    let (eligible, excluded) = eligible(draft, node, purpose);
+    let (eligible, excluded) = eligible(draft, node);
     if eligible.is_empty() {
         return Choice::Nowhere(describe(&excluded));
     }
@@ -58,16 +58,12 @@ fn describe(excluded: &BTreeMap<HostId, String>) -> String {
 }
 
 /// Hosts that may take a member, and why the others may not.
-fn eligible(
-    draft: &Draft<'_>,
-    node: &NodeId,
-    purpose: Purpose,
-) -> (BTreeSet<HostId>, BTreeMap<HostId, String>) {
+fn eligible(draft: &Draft<'_>, node: &NodeId) -> (BTreeSet<HostId>, BTreeMap<HostId, String>) {
     let record = draft.record(node);
     let mut eligible = BTreeSet::new();
     let mut excluded = BTreeMap::new();
     for (host, seen) in &draft.view.hosts {
-        match exclusion(draft, node, host, seen, purpose) {
+        match exclusion(draft, node, host, seen) {
             Some(why) => {
                 excluded.insert(host.clone(), why);
             }
@@ -82,13 +78,7 @@ fn eligible(
     (eligible, excluded)
 }
 
-fn exclusion(
-    draft: &Draft<'_>,
-    node: &NodeId,
-    host: &HostId,
-    seen: &HostView,
-    purpose: Purpose,
-) -> Option<String> {
+fn exclusion(draft: &Draft<'_>, node: &NodeId, host: &HostId, seen: &HostView) -> Option<String> {
     let record = draft.record(node);
     if !seen.is_open() {
         return Some("is lost".to_owned());
@@ -102,10 +92,8 @@ fn exclusion(
     if record.touches(host) {
         return Some("has a member of this node".to_owned());
     }
-    let free = draft.free_memory(node, host);
-    let claims_idle =
-        matches!(purpose, Purpose::Primary | Purpose::WarmBackup) && draft.idle(host, &record.spec).is_some();
-    if !claims_idle && free < record.spec.memory {
+    let free = draft.room(node, host);
+    if free < record.spec.memory {
         return Some(format!("has {free} free of {} needed", record.spec.memory));
     }
     None

@@ -130,7 +130,7 @@ fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Ste
     let candidates: Vec<&HostId> = backups.chain(&checkpoint.hosts).filter(kept).collect();
     let usable = |host: &&&HostId| {
         let reported = draft.view.hosts.get(**host).is_some_and(|seen| seen.current_facts().is_some());
-        reported && (record.touches(host) || draft.free_memory(node, host) >= record.spec.memory)
+        reported && (record.touches(host) || draft.room(node, host) >= record.spec.memory)
     };
     let staying = candidates.iter().filter(usable).find(|host| !draft.is_draining(host));
     let Some(&host) = staying.or_else(|| candidates.iter().find(usable)) else {
@@ -192,13 +192,13 @@ impl Draft<'_> {
         ranked: &[HostId],
     ) -> Option<(Member, String)> {
         let spec = &record.spec;
-        let idle = ranked.iter().find_map(|host| Some((host, self.idle(host, spec)?)));
+        let idle = ranked.iter().find_map(|host| Some((host, self.idle(node, host)?)));
         let (host, instance, origin, action) = match idle {
             Some((host, instance)) => {
                 (host, instance, Origin::Idle, format!("idle instance on {host} deployed"))
             }
             None => {
-                let host = ranked.iter().find(|host| self.free_memory(node, host) >= spec.memory)?;
+                let host = ranked.iter().find(|host| self.room(node, host) >= spec.memory)?;
                 let serial = u64::try_from(record.backups.len()).unwrap_or(u64::MAX);
                 let instance = self.unused_instance(node, record, host, serial);
                 (host, instance, Origin::Created, format!("new instance on {host} created"))

@@ -1,3 +1,5 @@
+//! Tables of the backups' repair.
+
 use crate::DEPLOY_FAILED;
 use crate::fixture::{Cluster, dead, host, node};
 use crate::records::{Origin, Phase};
@@ -63,6 +65,22 @@ fn a_backup_of_a_draining_host_leaves_only_when_its_replacement_could_take_over(
     let left = cluster.backup_hosts("alice/display");
     assert_eq!(left.len(), 1);
     assert_ne!(left[0], old);
+}
+
+#[test]
+fn a_backup_that_no_host_can_replace_leaves_a_draining_host_while_another_could_take_over() {
+    let mut cluster = Cluster::of(3);
+    cluster.add(&["alice/display"]);
+    cluster.edit("alice/display", |record| {
+        record.spec.labels.insert("backups".to_owned(), "2".to_owned());
+    });
+    cluster.settle();
+    for left in [1, 1] {
+        let draining = cluster.backup_hosts("alice/display")[0].clone();
+        cluster.seen(&draining).intent.drain = true;
+        cluster.step();
+        assert_eq!(cluster.backup_hosts("alice/display").len(), left, "the last one stays");
+    }
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tables of both ladders.
+
 use std::time::Duration;
 
 use crate::DEPLOY_FAILED;
@@ -337,12 +339,27 @@ fn what_one_node_gives_up_is_not_given_to_another_in_the_same_plan() {
 }
 
 #[test]
-fn an_instance_that_runs_for_nobody_takes_room_all_the_same() {
+fn an_idle_instance_gives_way_to_a_member_that_cannot_use_it() {
+    let mut cluster = Cluster::of(2);
+    for name in ["host1", "host2"] {
+        cluster.facts(name).capacity.memory = MiB(512);
+        cluster.idle(name, 1);
+    }
+    cluster.add(&["alice/exec-1"]);
+    cluster.step();
+    let record = cluster.record("alice/exec-1");
+    assert_eq!(record.primary.as_ref().unwrap().origin, Origin::Idle);
+    assert_eq!(record.backups[0].origin, Origin::Held);
+}
+
+#[test]
+fn an_instance_that_runs_for_a_node_that_is_no_more_takes_room_all_the_same() {
     let mut cluster = Cluster::of(1);
     cluster.facts("host1").capacity.memory = MiB(512);
     cluster.idle("host1", 1);
     for fact in cluster.facts("host1").instances.values_mut() {
         fact.phase = Phase::Booting;
+        fact.node = Some(node("gone/display"));
     }
     cluster.add(&["alice/display"]);
     cluster.step();

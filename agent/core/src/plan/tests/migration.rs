@@ -1,3 +1,5 @@
+//! Tables of drains and migrations.
+
 use crate::fixture::{Cluster, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
 use crate::records::{Origin, Phase};

@@ -1,3 +1,5 @@
+//! Tables of policies' answers.
+
 use crate::fixture::{Cluster, Policy, host};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, Interface, Pick, PlacementAnswer, PlacementQuestion,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::fixture::{BuiltIn, Cluster, Policy, dead, fact, host, node};
-use crate::ids::{Epoch, NodeId};
+use crate::ids::{Epoch, HostId, NodeId};
 use crate::plan::plan;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
 use crate::records::Phase;
@@ -160,9 +160,15 @@ fn checked_step(cluster: &mut Cluster, policy: &mut dyn Policy) {
     }
     for (name, seen) in &cluster.view.hosts {
         let Some(facts) = seen.current_facts() else { continue };
-        let (was, is) = (before.taken_memory(name, None), cluster.view.taken_memory(name, None));
+        let (was, is) = (promised(&before, name), promised(&cluster.view, name));
         assert!(is <= was.max(facts.capacity.memory), "{name} holds {is} of {}", facts.capacity.memory);
     }
+}
+
+/// What members may take on a host once what they gave up has ended.
+fn promised(view: &View, host: &HostId) -> MiB {
+    let nodes = view.nodes.values().filter(|node| node.value.touches(host));
+    nodes.map(|node| node.value.spec.memory).sum()
 }
 
 /// Every host back, nothing draining, room for all: then every node must become whole.

@@ -1,0 +1,457 @@
+//! Owns the model of the daemon's jobs: each action of core, with the time that it takes and the ways in which it fails.
+//!
+//! Promises: the rules of `agent/core/DESIGN.md` that a job must keep are kept here. Must not do: change what the agent
+//! knows; the outcome does.
+
+use std::collections::BTreeMap;
+
+use understudy_core::host::{HostAction, SendWindows, source_let_go};
+use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::records::{CheckpointRecord, InstanceFact, Phase, WindowsSent};
+use understudy_core::view::View;
+
+use super::work::{Outcome, booting};
+use super::{Agent, Tag};
+use crate::Weakness;
+use crate::machine::{Domain, Image, Stage};
+use crate::store::{Key, Txn, Value};
+use crate::world::{Body, TransferState, World};
+
+/// How long a source waits for the destination's permit.
+const PERMIT_MS: u64 = 10_000;
+/// How long a restore waits for the display to hear of its epoch.
+const INTAKE_MS: u64 = 2_000;
+
+/// One action under way.
+#[derive(Debug)]
+pub(super) struct Job {
+    id: u64,
+    pub(super) action: HostAction,
+    pub(super) instance: InstanceId,
+    /// The session that it was started in.
+    session: u64,
+    stage: u8,
+    /// When it is looked at next.
+    until: u64,
+    /// How long it waits for others.
+    patience: u64,
+    fails: bool,
+    transfer: Option<u64>,
+    /// What the source reported of an instance that comes here.
+    reported: Option<InstanceFact>,
+    image: Option<Image>,
+    /// The revisions that a checkpoint was decided from: the node's and the checkpoint's.
+    revisions: (u64, u64),
+    written: Option<bool>,
+}
+
+impl Job {
+    pub(super) fn new(
+        world: &mut World,
+        me: &HostId,
+        agent: &Agent,
+        id: u64,
+        action: HostAction,
+        instance: InstanceId,
+    ) -> Self {
+        let (least, most) = match &action {
+            HostAction::Create { .. } | HostAction::CreateIdle(_) => (100, 300),
+            HostAction::Guard { .. } => (10, 50),
+            HostAction::Deploy { .. } => (300, 3_000),
+            HostAction::Restore { .. } => (500, 2_500),
+            HostAction::Admit { .. } => (50, 200),
+            HostAction::SendWindows(_) => (100, 500),
+            HostAction::Checkpoint { .. } => (200, 1_500),
+            HostAction::Destroy { .. } => (100, 400),
+            HostAction::MigrateOut { .. }
+            | HostAction::Accept { .. }
+            | HostAction::Forget { .. }
+            | HostAction::Missing { .. }
+            | HostAction::DropImages { .. } => (0, 0),
+        };
+        let until = world.now + world.duration(least, most);
+        let mut job = Self {
+            id,
+            fails: world.work_fails(),
+            action,
+            instance,
+            session: agent.number,
+            stage: 0,
+            until,
+            patience: world.now + PERMIT_MS,
+            transfer: None,
+            reported: None,
+            image: None,
+            revisions: (0, 0),
+            written: None,
+        };
+        job.begin(world, me, agent);
+        job
+    }
+
+    fn begin(&mut self, world: &mut World, me: &HostId, agent: &Agent) {
+        match &self.action {
+            HostAction::Accept { epoch, from, .. } => {
+                world.machine_mut(me).permits.insert(self.instance, *epoch);
+                let facts = agent.mirror.as_ref().and_then(|mirror| mirror.facts(from));
+                self.reported = facts.and_then(|facts| facts.instances.get(&self.instance)).cloned();
+            }
+            HostAction::Checkpoint { node, epoch, .. } => {
+                let Some(mirror) = &agent.mirror else { return };
+                let revision = |known: Option<u64>| known.unwrap_or(0);
+                self.revisions = (
+                    revision(mirror.nodes.get(node).map(|known| known.revision)),
+                    revision(mirror.checkpoints.get(node).map(|known| known.revision)),
+                );
+                let domain = world.machine(me).domains.get(&self.instance);
+                self.image =
+                    domain.filter(|domain| domain.stage == Stage::Running && domain.deployed).map(|domain| {
+                        let id = agent.sequence(node, *epoch);
+                        Image { id, generation: domain.generation, counter: domain.counter }
+                    });
+            }
+            HostAction::Create { .. }
+            | HostAction::CreateIdle(_)
+            | HostAction::Guard { .. }
+            | HostAction::Deploy { .. }
+            | HostAction::Restore { .. }
+            | HostAction::Admit { .. }
+            | HostAction::SendWindows(_)
+            | HostAction::Destroy { .. }
+            | HostAction::MigrateOut { .. }
+            | HostAction::Forget { .. }
+            | HostAction::Missing { .. }
+            | HostAction::DropImages { .. } => {}
+        }
+    }
+}
+
+impl Agent {
+    pub(super) fn step_jobs(&mut self, world: &mut World, me: &HostId) {
+        if self.jobs.iter().all(|job| job.until > world.now) {
+            return;
+        }
+        let mut going = Vec::new();
+        for mut job in std::mem::take(&mut self.jobs) {
+            let outcome = if job.until > world.now { None } else { self.step_job(world, me, &mut job) };
+            match outcome {
+                Some(outcome) => self.finish(world, me, job, outcome),
+                None => going.push(job),
+            }
+        }
+        going.append(&mut self.jobs);
+        self.jobs = going;
+    }
+
+    fn step_job(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+        let instance = job.instance;
+        match &job.action {
+            HostAction::CreateIdle(_) | HostAction::Create { .. } => self.booted(world, me, job),
+            HostAction::Guard { epoch, .. } => {
+                let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
+                let held =
+                    life.is_some_and(|life| register(world, me, job.session, instance, (life, *epoch)));
+                Some(if held { Outcome::Guarded(*epoch) } else { Outcome::Failed })
+            }
+            HostAction::Deploy { node, .. } => {
+                Some(self.deploy(world, me, instance, node.clone(), job.fails))
+            }
+            HostAction::Admit { node, begun, .. } => {
+                let domain = world.machine_mut(me).domains.get_mut(&instance);
+                let Some(domain) = domain.filter(|domain| domain.deployed && domain.stage == Stage::Running)
+                else {
+                    return Some(Outcome::Failed);
+                };
+                let admitted = domain.admitted.entry(node.clone()).or_default();
+                if *begun < *admitted {
+                    return Some(Outcome::Failed);
+                }
+                *admitted = *begun;
+                Some(Outcome::Done)
+            }
+            HostAction::SendWindows(send) => Some(send_windows(world, me, &send.clone())),
+            HostAction::Restore { .. } => self.restore(world, me, job),
+            HostAction::MigrateOut { .. } => migrate_out(world, me, job),
+            HostAction::Accept { .. } => self.accept(world, me, job),
+            HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
+            HostAction::Destroy { .. } => {
+                world.machine_mut(me).domains.remove(&instance);
+                Some(Outcome::Done)
+            }
+            HostAction::Forget { .. } | HostAction::Missing { .. } | HostAction::DropImages { .. } => {
+                Some(Outcome::Done)
+            }
+        }
+    }
+
+    fn booted(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+        let domains = &mut world.machine_mut(me).domains;
+        match domains.get(&job.instance).map(|domain| domain.stage) {
+            None => Some(Outcome::Died("qemu ended while the guest booted".to_owned())),
+            Some(Stage::Booting { .. }) => {
+                job.until += 50;
+                None
+            }
+            Some(_) if job.fails => {
+                domains.remove(&job.instance);
+                self.watched.remove(&job.instance);
+                Some(Outcome::Died("the guest's agent does not answer".to_owned()))
+            }
+            Some(_) => Some(Outcome::Done),
+        }
+    }
+
+    fn deploy(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        instance: InstanceId,
+        node: NodeId,
+        fails: bool,
+    ) -> Outcome {
+        let generation = world.next_life();
+        let token = self.token(&node);
+        let known = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(&node));
+        let primary = known.and_then(|known| known.value.primary.as_ref());
+        let acts = primary.is_some_and(|primary| &primary.host == me && primary.instance == Some(instance));
+        let domains = &mut world.machine_mut(me).domains;
+        if fails {
+            domains.remove(&instance);
+            self.watched.remove(&instance);
+            return Outcome::Died("no role disk".to_owned());
+        }
+        let Some(domain) = domains.get_mut(&instance) else { return Outcome::Died("qemu ended".to_owned()) };
+        if !domain.deployed {
+            domain.deployed = true;
+            domain.generation = generation;
+        }
+        domain.acts |= acts;
+        domain.token = token;
+        domain.node = Some(node);
+        Outcome::Done
+    }
+
+    fn restore(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+        let HostAction::Restore { node, epoch, checkpoint, .. } = job.action.clone() else {
+            return Some(Outcome::Done);
+        };
+        let instance = job.instance;
+        if job.stage == 0 {
+            let images = world.machine(me).images.get(&node);
+            let image = images.and_then(|images| images.iter().find(|image| image.id == checkpoint)).cloned();
+            let Some(image) = image else {
+                return Some(Outcome::Died(format!("checkpoint {checkpoint} is not here")));
+            };
+            if job.fails {
+                return Some(Outcome::Died("the image could not be loaded".to_owned()));
+            }
+            let memory = self.local.get(&instance).map(|local| local.fact.memory).unwrap_or_default();
+            let domain = Domain {
+                life: world.next_life(),
+                node: Some(node.clone()),
+                memory,
+                stage: Stage::Paused,
+                deployed: true,
+                acts: true,
+                token: self.token(&node),
+                generation: image.generation,
+                counter: image.counter,
+                admitted: BTreeMap::new(),
+                windows: None,
+            };
+            world.machine_mut(me).domains.insert(instance, domain);
+            job.stage = 1;
+            job.image = Some(image);
+            job.patience = world.now + INTAKE_MS;
+        }
+        // The intake drops older epochs first, then it runs.
+        if !self.intake_knows(&node_of(&job.action), epoch) && world.now < job.patience {
+            job.until = world.now + 50;
+            return None;
+        }
+        let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
+        let held = life.is_some_and(|life| register(world, me, job.session, instance, (life, epoch)));
+        if !held {
+            world.machine_mut(me).domains.remove(&instance);
+            return Some(Outcome::Died("the guard did not acknowledge it".to_owned()));
+        }
+        if let (Some(life), Some(image)) = (life, &job.image) {
+            self.watch(instance, life);
+            world.resume(me, instance);
+            world.restored(&node_of(&job.action), me, image);
+        }
+        Some(Outcome::Restored)
+    }
+
+    /// Whether the terminal's display is known to let nothing older in, or there is none to tell.
+    fn intake_knows(&self, node: &NodeId, epoch: Epoch) -> bool {
+        let Some(mirror) = &self.mirror else { return true };
+        let display = mirror.nodes.get(&NodeId::display(node.terminal()));
+        let Some(primary) = display.and_then(|display| display.value.primary.as_ref()) else { return true };
+        let fact =
+            primary.instance.and_then(|instance| mirror.facts(&primary.host)?.instances.get(&instance));
+        fact.is_none_or(|fact| fact.admitted.get(node).is_some_and(|admitted| *admitted >= epoch))
+    }
+
+    /// The secret of a node, as far as this agent knows.
+    fn token(&self, node: &NodeId) -> String {
+        let known = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(node));
+        known.map(|known| known.value.token.clone()).unwrap_or_default()
+    }
+
+    fn view(&self, world: &World, me: &HostId) -> View {
+        let clock = world.machine(me).boottime(world.now);
+        self.mirror.as_ref().map(|mirror| mirror.view(&self.observer, clock)).unwrap_or_default()
+    }
+
+    fn accept(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+        let HostAction::Accept { node, epoch, .. } = job.action.clone() else { return Some(Outcome::Done) };
+        let instance = job.instance;
+        job.until = world.now + 50;
+        let wanted = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(&node)).is_some_and(|known| {
+            let migration = known.value.migration.as_ref();
+            migration.is_some_and(|migration| {
+                &migration.to == me && migration.epoch == epoch && migration.to_session == job.session
+            })
+        });
+        let here = world.machine(me).domains.get(&instance).map(|domain| (domain.stage, domain.life));
+        if !wanted {
+            world.machine_mut(me).permits.remove(&instance);
+            if matches!(here, Some((Stage::Paused | Stage::Incoming, _))) {
+                world.machine_mut(me).domains.remove(&instance);
+            }
+            return Some(Outcome::Done);
+        }
+        let eager = world.weakness == Some(Weakness::EagerDestination);
+        let let_go = eager || source_let_go(&self.view(world, me), &node, instance);
+        match here {
+            Some((Stage::Paused, life)) if let_go => {
+                if !register(world, me, job.session, instance, (life, epoch)) {
+                    return Some(Outcome::Failed);
+                }
+                let machine = world.machine_mut(me);
+                machine.permits.remove(&instance);
+                self.watch(instance, life);
+                world.resume(me, instance);
+                Some(Outcome::Arrived(Box::new(self.arrived(world, me, job, &node, epoch))))
+            }
+            None if let_go && !eager && !world.is_coming(me, instance) => {
+                world.machine_mut(me).permits.remove(&instance);
+                Some(Outcome::Died("it did not arrive".to_owned()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Windows and admissions survive a live migration: what the source reported of them stays true.
+    fn arrived(&self, world: &World, me: &HostId, job: &Job, node: &NodeId, epoch: Epoch) -> InstanceFact {
+        let wall = world.machine(me).wall(world.now);
+        let spec =
+            self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(node)).map(|known| &known.value.spec);
+        let (memory, vcpus) = spec.map_or_else(Default::default, |spec| (spec.memory, spec.vcpus));
+        InstanceFact {
+            phase: Phase::Ready,
+            node: Some(node.clone()),
+            epoch,
+            since: wall,
+            migration_failed: None,
+            ..job.reported.clone().unwrap_or_else(|| booting(wall, None, memory, vcpus))
+        }
+    }
+
+    fn checkpoint(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+        let HostAction::Checkpoint { node, epoch, hosts, .. } = job.action.clone() else {
+            return Some(Outcome::Done);
+        };
+        let Some(image) = job.image.clone() else { return Some(Outcome::Failed) };
+        if job.stage == 1 {
+            return job.written.map(|written| if written { Outcome::Done } else { Outcome::Failed });
+        }
+        for host in &hosts {
+            if !world.receive(me, host, &node, &image) {
+                return Some(Outcome::Failed);
+            }
+        }
+        let record = CheckpointRecord {
+            id: image.id,
+            valid: epoch,
+            taken: world.machine(me).wall(world.now),
+            instance: job.instance,
+            pause_ms: 5,
+            bytes: 1 << 20,
+            hosts,
+        };
+        let key = Key::Checkpoint(node.clone());
+        let txn = Txn {
+            when: vec![(Key::Node(node), job.revisions.0), (key.clone(), job.revisions.1)],
+            writes: vec![(key, Some(Value::Checkpoint(record)))],
+        };
+        job.stage = 1;
+        self.send(world, me, Tag::Checkpoint { job: job.id }, Body::Commit(txn));
+        None
+    }
+
+    pub(super) fn checkpoint_written(&mut self, id: u64, answer: &crate::world::Answer) {
+        if let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) {
+            job.written = Some(matches!(answer, crate::world::Answer::Applied(_)));
+        }
+    }
+}
+
+fn node_of(action: &HostAction) -> NodeId {
+    match action {
+        HostAction::Restore { node, .. } => node.clone(),
+        other => unreachable!("{other:?} is no restore"),
+    }
+}
+
+/// Asks the guard to take a process under its eyes, on behalf of the session that the job belongs to.
+fn register(
+    world: &mut World,
+    me: &HostId,
+    session: u64,
+    instance: InstanceId,
+    process: (u64, Epoch),
+) -> bool {
+    let now = world.now;
+    let session = (world.weakness != Some(Weakness::JobsOutliveSessions)).then_some(session);
+    let machine = world.machine_mut(me);
+    let clock = machine.boottime(now);
+    now >= machine.guard_deaf_until && machine.guard.register(instance, process, session, clock)
+}
+
+fn send_windows(world: &mut World, me: &HostId, send: &SendWindows) -> Outcome {
+    let at = world.machine(me).wall(world.now);
+    let Some(life) = world.intake(me, send) else { return Outcome::Failed };
+    let domain = world.machine_mut(me).domains.get_mut(&send.instance);
+    let Some(domain) = domain.filter(|domain| domain.deployed && domain.stage == Stage::Running) else {
+        return Outcome::Failed;
+    };
+    domain.windows = Some((life, send.begun));
+    let SendWindows { display, display_begun, begun, .. } = *send;
+    Outcome::WindowsSent(WindowsSent { display, display_begun, begun, at })
+}
+
+fn migrate_out(world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+    let HostAction::MigrateOut { to, epoch, .. } = &job.action else { return Some(Outcome::Done) };
+    let (to, epoch, instance) = (to.clone(), *epoch, job.instance);
+    let Some(transfer) = job.transfer.or_else(|| world.transfer_of(me, instance)) else {
+        if !world.machine(me).domains.contains_key(&instance) {
+            return Some(Outcome::Died("it left in a migration whose end is not known".to_owned()));
+        }
+        job.transfer = world.start_transfer(me, &to, instance, epoch);
+        if job.transfer.is_none() && world.now > job.patience {
+            return Some(Outcome::Stayed(format!("{to} does not permit it")));
+        }
+        return None;
+    };
+    job.transfer = Some(transfer);
+    match world.transfer_state(transfer) {
+        TransferState::Running => None,
+        TransferState::Moved => Some(Outcome::Moved),
+        TransferState::Stayed(why) if world.machine(me).domains.contains_key(&instance) => {
+            Some(Outcome::Stayed(why))
+        }
+        TransferState::Stayed(why) => Some(Outcome::Died(why)),
+    }
+}

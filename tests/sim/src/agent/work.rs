@@ -1,0 +1,341 @@
+//! Owns the bookkeeping of jobs: starts what core asks for, and takes the results into what the agent knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use understudy_core::host::{HostAction, Lane, Local, Situation, converge};
+use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::records::{CheckpointId, InstanceFact, Phase, WindowsSent};
+use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::view::View;
+use understudy_core::{DEPLOY_FAILED, MOVED};
+use uuid::Uuid;
+
+use super::{Agent, Busy, jobs::Job};
+use crate::machine::{Domain, Stage};
+use crate::world::{POOL, World};
+
+/// First and longest wait before a failed job is tried again.
+const RETRY_MS: (u64, u64) = (200, 10_000);
+const FILL_RETRY_MS: u64 = 5_000;
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub(super) enum Outcome {
+    Done,
+    Failed,
+    Died(String),
+    Guarded(Epoch),
+    WindowsSent(WindowsSent),
+    Restored,
+    Moved,
+    Stayed(String),
+    Arrived(Box<InstanceFact>),
+}
+
+impl Agent {
+    pub(super) fn work(&mut self, world: &mut World, me: &HostId, view: &View) {
+        let clock = world.machine(me).boottime(world.now);
+        let busy: BTreeSet<(InstanceId, Lane)> = self
+            .busy
+            .iter()
+            .filter(|(_, busy)| match busy {
+                Busy::Running => true,
+                Busy::Waiting { until, .. } => *until > world.now,
+            })
+            .map(|(&lane, _)| lane)
+            .collect();
+        let images: BTreeSet<NodeId> = world.machine(me).images.keys().cloned().collect();
+        let actions = converge(&Situation {
+            me,
+            session: self.session.is_open(clock).then_some(self.number),
+            draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
+            nodes: &view.nodes,
+            hosts: &view.hosts,
+            checkpoints: &view.checkpoints,
+            local: &self.local,
+            busy: &busy,
+            images: &images,
+            taken: &self.taken,
+            checkpoint_interval: world.bounds.checkpoint_interval,
+            pool: POOL,
+            filling: self.filling || self.fill_after > world.now,
+            free: self.free_memory(world, me, view),
+            now: clock,
+        });
+        for action in actions {
+            self.start(world, me, action, view);
+        }
+    }
+
+    fn free_memory(&self, world: &World, me: &HostId, view: &View) -> MiB {
+        let touching = view.nodes.values().filter(|node| node.value.touches(me));
+        let promised: MiB = touching.map(|node| node.value.spec.memory).sum();
+        let spare = |local: &&Local| local.fact.node.is_none() && !local.fact.phase.is_dead();
+        let idle: MiB = self.local.values().filter(spare).map(|local| local.fact.memory).sum();
+        world.machine(me).memory.saturating_sub(promised + idle)
+    }
+
+    fn start(&mut self, world: &mut World, me: &HostId, action: HostAction, view: &View) {
+        match action {
+            HostAction::CreateIdle(pool) => {
+                let instance = InstanceId::from_uuid(Uuid::from_u128(u128::from(world.rng.draw()) << 64 | 7));
+                self.filling = true;
+                self.make(world, me, instance, None, (pool.memory, pool.vcpus));
+                self.spawn(world, me, action, instance);
+            }
+            HostAction::Create { ref node, instance, memory, vcpus, .. } => {
+                self.make(world, me, instance, Some(node.clone()), (memory, vcpus));
+                self.spawn(world, me, action, instance);
+            }
+            HostAction::Forget { instance } => {
+                self.local.remove(&instance);
+                self.busy.retain(|(of, _), _| *of != instance);
+                self.ending.remove(&instance);
+            }
+            HostAction::Missing { ref node, instance, epoch } => {
+                world.machine_mut(me).domains.remove(&instance);
+                let reason = "is not on this host".to_owned();
+                self.dead_in_epoch(world, me, instance, Some(node.clone()), epoch, reason);
+            }
+            HostAction::DropImages { node } => {
+                world.machine_mut(me).images.remove(&node);
+            }
+            action => self.start_on(world, me, action, view),
+        }
+    }
+
+    /// A domain that begins to boot.
+    fn make(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        instance: InstanceId,
+        node: Option<NodeId>,
+        (memory, vcpus): (MiB, Vcpus),
+    ) {
+        let domain = Domain {
+            life: world.next_life(),
+            node: None,
+            memory,
+            stage: Stage::Booting { until: world.now + world.rng.between(500, 3_000) },
+            deployed: false,
+            acts: false,
+            token: String::new(),
+            generation: 0,
+            counter: 0,
+            admitted: BTreeMap::new(),
+            windows: None,
+        };
+        self.watched.insert(instance, domain.life);
+        let fact = booting(world.machine(me).wall(world.now), node, memory, vcpus);
+        self.local.insert(instance, Local { fact, paused: false });
+        world.machine_mut(me).domains.insert(instance, domain);
+    }
+
+    fn start_on(&mut self, world: &mut World, me: &HostId, action: HostAction, view: &View) {
+        let Some((instance, _)) = action.lane() else { return };
+        let wall = world.machine(me).wall(world.now);
+        match &action {
+            HostAction::Deploy { node, .. } => {
+                self.change(wall, instance, Phase::Deploying);
+                self.edit(instance, |local| local.fact.node = Some(node.clone()));
+            }
+            HostAction::Restore { node, epoch, .. } => {
+                let spec = view.nodes.get(node).map(|known| &known.value.spec);
+                let (memory, vcpus) = spec.map_or((MiB(0), Vcpus(0)), |spec| (spec.memory, spec.vcpus));
+                let fact = InstanceFact {
+                    phase: Phase::Restoring,
+                    epoch: *epoch,
+                    ..booting(wall, Some(node.clone()), memory, vcpus)
+                };
+                self.local.insert(instance, Local { fact, paused: true });
+            }
+            HostAction::MigrateOut { .. } => {
+                self.leaving.insert(instance);
+            }
+            HostAction::Checkpoint { node, epoch, .. } => {
+                self.taken.insert(node.clone(), world.machine(me).boottime(world.now));
+                let known = view.checkpoints.get(node).filter(|known| known.value.id.epoch == *epoch);
+                let newest = known.map_or(0, |known| known.value.id.sequence);
+                let tried =
+                    self.sequences.get(node).filter(|(of, _)| of == epoch).map_or(0, |(_, tried)| *tried);
+                self.sequences.insert(node.clone(), (*epoch, newest.max(tried) + 1));
+            }
+            HostAction::Destroy { .. } => {
+                self.ending.insert(instance);
+            }
+            HostAction::CreateIdle(_)
+            | HostAction::Create { .. }
+            | HostAction::Guard { .. }
+            | HostAction::Admit { .. }
+            | HostAction::SendWindows(_)
+            | HostAction::Accept { .. }
+            | HostAction::Forget { .. }
+            | HostAction::Missing { .. }
+            | HostAction::DropImages { .. } => {}
+        }
+        self.spawn(world, me, action, instance);
+    }
+
+    /// The checkpoint that a job takes.
+    pub(super) fn sequence(&self, node: &NodeId, epoch: Epoch) -> CheckpointId {
+        let sequence = self.sequences.get(node).map_or(1, |(_, sequence)| *sequence);
+        CheckpointId { epoch, sequence }
+    }
+
+    fn spawn(&mut self, world: &mut World, me: &HostId, action: HostAction, instance: InstanceId) {
+        if let Some(lane) = action.lane() {
+            let running = match self.busy.get(&lane) {
+                Some(Busy::Waiting { tries, .. }) => Busy::Waiting { until: u64::MAX, tries: *tries },
+                Some(Busy::Running) | None => Busy::Running,
+            };
+            self.busy.insert(lane, running);
+        }
+        self.next_job += 1;
+        let job = Job::new(world, me, self, self.next_job, action, instance);
+        self.jobs.push(job);
+    }
+
+    pub(super) fn finish(&mut self, world: &mut World, me: &HostId, job: Job, outcome: Outcome) {
+        self.dirty = true;
+        if let Some(lane) = job.action.lane() {
+            let tries = match self.busy.remove(&lane) {
+                Some(Busy::Waiting { tries, .. }) => tries,
+                Some(Busy::Running) | None => 0,
+            };
+            if matches!(outcome, Outcome::Failed) {
+                let wait = (RETRY_MS.0 << tries.min(8)).min(RETRY_MS.1);
+                self.busy.insert(lane, Busy::Waiting { until: world.now + wait, tries: tries + 1 });
+            }
+        }
+        let wall = world.machine(me).wall(world.now);
+        let instance = job.instance;
+        let failed = |reason: &str| format!("{DEPLOY_FAILED}: {reason}");
+        match (job.action, outcome) {
+            (HostAction::CreateIdle(_), Outcome::Done) => {
+                self.filling = false;
+                self.change(wall, instance, Phase::Idle);
+            }
+            (HostAction::CreateIdle(_), _) => {
+                self.filling = false;
+                self.fill_after = world.now + FILL_RETRY_MS;
+                self.local.remove(&instance);
+            }
+            (HostAction::Create { .. }, Outcome::Done) => self.change(wall, instance, Phase::Idle),
+            (HostAction::Create { node, .. } | HostAction::Deploy { node, .. }, Outcome::Died(reason)) => {
+                self.dead(world, me, instance, Some(node), failed(&reason));
+            }
+            (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
+                self.edit(instance, |local| local.fact.epoch = epoch);
+            }
+            (HostAction::Deploy { .. }, Outcome::Done) => self.change(wall, instance, Phase::Ready),
+            (HostAction::Admit { node, begun, .. }, Outcome::Done) => self.edit(instance, |local| {
+                local.fact.admitted.insert(node, begun);
+            }),
+            (HostAction::SendWindows(_), Outcome::WindowsSent(sent)) => {
+                self.edit(instance, |local| local.fact.windows = Some(sent));
+            }
+            (HostAction::Restore { .. }, Outcome::Restored) => {
+                self.edit(instance, |local| local.paused = false);
+                self.change(wall, instance, Phase::Ready);
+            }
+            (HostAction::Restore { node, epoch, .. }, Outcome::Died(reason)) => {
+                self.dead_in_epoch(world, me, instance, Some(node), epoch, failed(&reason));
+            }
+            (HostAction::MigrateOut { node, to, .. }, Outcome::Moved) => {
+                self.leaving.remove(&instance);
+                self.watched.remove(&instance);
+                self.dead(world, me, instance, Some(node), format!("{MOVED} to {to}"));
+            }
+            (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
+                self.leaving.remove(&instance);
+                self.edit(instance, |local| local.fact.migration_failed = Some((epoch, why)));
+            }
+            (HostAction::MigrateOut { node, .. }, Outcome::Died(reason)) => {
+                self.leaving.remove(&instance);
+                self.dead(world, me, instance, Some(node), reason);
+            }
+            (HostAction::Accept { .. }, Outcome::Arrived(fact)) => {
+                self.local.insert(instance, Local { fact: *fact, paused: false });
+            }
+            (HostAction::Accept { node, epoch, .. }, Outcome::Died(reason)) => {
+                self.dead_in_epoch(world, me, instance, Some(node), epoch, reason);
+            }
+            (HostAction::Destroy { reason, .. }, _) => {
+                self.ending.remove(&instance);
+                self.dead(world, me, instance, None, reason);
+            }
+            (_, _) => {}
+        }
+    }
+
+    pub(super) fn edit(&mut self, instance: InstanceId, edit: impl FnOnce(&mut Local)) {
+        if let Some(local) = self.local.get_mut(&instance) {
+            edit(local);
+        }
+    }
+
+    fn change(&mut self, wall: UnixMillis, instance: InstanceId, to: Phase) {
+        self.edit(instance, |local| {
+            if !local.fact.phase.is_dead() {
+                local.fact.phase = to;
+                local.fact.since = wall;
+            }
+        });
+    }
+
+    pub(super) fn watch(&mut self, instance: InstanceId, life: u64) {
+        self.watched.insert(instance, life);
+    }
+
+    pub(super) fn dead(
+        &mut self,
+        world: &World,
+        me: &HostId,
+        instance: InstanceId,
+        node: Option<NodeId>,
+        reason: String,
+    ) {
+        let epoch = self.local.get(&instance).map_or(Epoch(0), |local| local.fact.epoch);
+        self.dead_in_epoch(world, me, instance, node, epoch, reason);
+    }
+
+    fn dead_in_epoch(
+        &mut self,
+        world: &World,
+        me: &HostId,
+        instance: InstanceId,
+        node: Option<NodeId>,
+        epoch: Epoch,
+        reason: String,
+    ) {
+        let at = world.machine(me).wall(world.now);
+        let local = self
+            .local
+            .entry(instance)
+            .or_insert_with(|| Local { fact: booting(at, node.clone(), MiB(0), Vcpus(0)), paused: false });
+        if local.fact.phase.is_dead() && local.fact.epoch >= epoch {
+            return;
+        }
+        local.fact.phase = Phase::Dead { reason, at };
+        local.fact.epoch = local.fact.epoch.max(epoch);
+        local.fact.node = node.or_else(|| local.fact.node.clone());
+        local.fact.since = at;
+        self.dirty = true;
+    }
+}
+
+pub(super) fn booting(since: UnixMillis, node: Option<NodeId>, memory: MiB, vcpus: Vcpus) -> InstanceFact {
+    InstanceFact {
+        phase: Phase::Booting,
+        node,
+        epoch: Epoch(0),
+        address: Some([10, 0, 0, 1].into()),
+        memory,
+        vcpus,
+        since,
+        windows: None,
+        admitted: BTreeMap::new(),
+        migration_failed: None,
+    }
+}

@@ -1,0 +1,302 @@
+//! Owns the judgement: what really runs against what may, and whether a healed world has come to rest.
+//!
+//! Promises: it looks at the truth of every machine, which no agent can. Must not do: change anything but its own notes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
+use understudy_core::invariants::{Acting, broken_in, broken_in_world};
+use understudy_core::records::{CheckpointRecord, NodeRecord};
+use understudy_core::units::MiB;
+use understudy_core::view::{Versioned, View};
+
+use crate::machine::{Domain, Image, Machine, Stage};
+use crate::store::{Key, Value};
+use crate::world::{GUARD_LATE_MS, POOL, World};
+
+/// What the judge remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Truth {
+    /// The state that runs under each `begun` epoch of a node.
+    states: BTreeMap<(NodeId, Epoch), u64>,
+    /// The state of a node that acted last.
+    newest: BTreeMap<NodeId, u64>,
+    pub(crate) failovers: u64,
+    pub(crate) restores: u64,
+    pub(crate) migrations: u64,
+}
+
+impl Truth {
+    /// A deleted node's name may be given again.
+    pub(crate) fn forget(&mut self, node: &NodeId) {
+        self.states.retain(|(of, _), _| of != node);
+        self.newest.remove(node);
+    }
+}
+
+impl World {
+    /// What the leader has to say of why things do not happen.
+    pub(crate) fn reports(&self) -> Vec<String> {
+        let leaders =
+            self.machines.iter().filter_map(|(host, machine)| Some((host, machine.agent.as_ref()?)));
+        leaders
+            .filter(|(_, agent)| agent.leads())
+            .flat_map(|(host, agent)| {
+                let notes = agent.report().notes.iter();
+                notes.map(move |(node, notes)| format!("{host} reports of {node}: {}", notes.join("; ")))
+            })
+            .collect()
+    }
+
+    /// Whether a domain runs on, unless it is one that a guard is about to kill: one that comes late only because its
+    /// machine stood still, and whose effects an older epoch keeps out.
+    fn runs_on(&self, machine: &Machine, domain: &Domain) -> bool {
+        let thawing = machine.thawed_at > 0
+            && self.now <= machine.thawed_at + GUARD_LATE_MS
+            && machine.guard.expired(machine.boottime(self.now));
+        domain.stage == Stage::Running && machine.runs() && !thawing
+    }
+
+    /// Whether a domain belongs to the node as it is: a deleted one's name may be given again, with another secret, and
+    /// nothing takes what comes with the old one.
+    fn is_of(&self, node: &NodeId, domain: &Domain) -> bool {
+        domain.deployed && self.record(node).is_some_and(|record| record.token == domain.token)
+    }
+
+    /// A promoted backup acts from the moment that the store says so.
+    fn mark_primaries(&mut self) {
+        let primaries: Vec<(NodeId, HostId, InstanceId)> = self
+            .nodes()
+            .filter_map(|(node, record)| {
+                let primary = record.primary.as_ref()?;
+                Some((node.clone(), primary.host.clone(), primary.instance?))
+            })
+            .collect();
+        for (node, host, instance) in primaries {
+            if let Some(domain) = self.machine_mut(&host).domains.get_mut(&instance) {
+                domain.acts |= domain.deployed && domain.node.as_ref() == Some(&node);
+            }
+        }
+    }
+
+    /// What acts as primary at this moment.
+    fn acting(&self) -> Vec<Acting> {
+        let mut acting = Vec::new();
+        for (host, machine) in &self.machines {
+            for (&instance, domain) in &machine.domains {
+                let Some(node) = domain.node.as_ref().filter(|node| self.is_of(node, domain)) else {
+                    continue;
+                };
+                if domain.acts && self.runs_on(machine, domain) {
+                    acting.push(Acting { node: node.clone(), host: host.clone(), instance });
+                }
+            }
+        }
+        acting
+    }
+
+    /// After every step.
+    pub(crate) fn check(&mut self) {
+        self.mark_primaries();
+        let acting = self.acting();
+        for broken in broken_in_world(&acting) {
+            self.fail(broken.to_string());
+        }
+        for one in acting {
+            let state = self.machine(&one.host).domains[&one.instance].generation;
+            let Some(begun) = self.record(&one.node).and_then(|record| {
+                let primary = record.primary.as_ref()?;
+                let is = primary.instance == Some(one.instance) && primary.host == one.host;
+                is.then_some(record.begun)
+            }) else {
+                continue;
+            };
+            let known = *self.truth.states.entry((one.node.clone(), begun)).or_insert(state);
+            if known != state {
+                self.fail(format!("{} lost its state within epoch {begun} and nobody was told", one.node));
+            }
+            self.truth.newest.insert(one.node, state);
+        }
+    }
+
+    /// A node's record has changed in the store.
+    pub(crate) fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>) {
+        let Some(after) = self.record(node).cloned() else { return };
+        let view = View {
+            nodes: self
+                .nodes()
+                .map(|(node, record)| (node.clone(), Versioned { value: record.clone(), revision: 0 }))
+                .collect(),
+            ..View::default()
+        };
+        for broken in broken_in(&view) {
+            self.fail(format!("the records break {broken}"));
+        }
+        let old = before.and_then(|before| before.primary.as_ref());
+        let changed = before.is_some_and(|before| before.begun != after.begun);
+        if let (Some(old), true) = (old, changed) {
+            self.truth.failovers += 1;
+            // SAFE-2 and SAFE-7, by what really runs: no earlier primary of this node, on any machine.
+            for one in self.acting().into_iter().filter(|one| &one.node == node) {
+                let detail =
+                    format!("runs on {} while {} is replaced in epoch {}", one.host, old.host, after.epoch);
+                self.fail(format!("SAFE-2: the primary of {node} {detail}"));
+            }
+        }
+        if let Some(before) = before {
+            if after.epoch < before.epoch || after.begun < before.begun {
+                self.fail(format!("SAFE-4: the epoch of {node} fell"));
+            }
+            let moved = after.primary.as_ref().map(|primary| &primary.host) != old.map(|old| &old.host);
+            self.truth.migrations += u64::from(moved && !changed && old.is_some());
+        }
+    }
+
+    /// SAFE-3: what is restored is the newest state of its node, or an older image of the very same.
+    pub(crate) fn restored(&mut self, node: &NodeId, host: &HostId, image: &Image) {
+        self.truth.restores += 1;
+        if self.truth.newest.get(node).is_some_and(|newest| *newest != image.generation) {
+            self.fail(format!("SAFE-3: {node} is restored on {host} from a state that was given up"));
+        }
+        self.note(format!("{node} runs again on {host} from checkpoint {}", image.id));
+    }
+
+    /// SAFE-3: whoever is named has the image on disk.
+    pub(crate) fn check_copies(&mut self, node: &NodeId, record: &CheckpointRecord) {
+        for host in record.hosts.clone() {
+            let images = self.machine(&host).images.get(node);
+            if !images.is_some_and(|images| images.iter().any(|image| image.id == record.id)) {
+                self.fail(format!("SAFE-3: {host} does not have checkpoint {} of {node}", record.id));
+            }
+        }
+    }
+
+    /// Every host that a node's newest checkpoint names still has it.
+    pub(crate) fn check_all_copies(&mut self) {
+        let known: Vec<(NodeId, CheckpointRecord)> = self
+            .store
+            .records
+            .iter()
+            .filter_map(|(key, known)| match (key, &known.value) {
+                (Key::Checkpoint(node), Value::Checkpoint(record)) => Some((node.clone(), record.clone())),
+                (_, _) => None,
+            })
+            .collect();
+        for (node, record) in known {
+            if self.record(&node).is_some() {
+                self.check_copies(&node, &record);
+            }
+        }
+    }
+
+    /// What a healed world still lacks; nothing once it has come to rest.
+    pub(crate) fn lacking(&self) -> Vec<String> {
+        let mut lacking = Vec::new();
+        let draining: BTreeSet<HostId> = self.draining();
+        let staying = self.machines.len() - draining.len();
+        for (host, machine) in &self.machines {
+            if !machine.agent.as_ref().is_some_and(|agent| agent.adopted) {
+                lacking.push(format!("{host} has no session"));
+            }
+        }
+        if self.machines.values().filter(|machine| machine.agent.as_ref().is_some_and(|a| a.leads())).count()
+            != 1
+        {
+            lacking.push("not exactly one leads".to_owned());
+        }
+        for (node, record) in self.nodes() {
+            lacking.extend(self.lacking_of(node, record, staying).map(|what| format!("{node} {what}")));
+            if record.members().any(|member| draining.contains(&member.host)) {
+                lacking.push(format!("{node} has a member on a draining host"));
+            }
+        }
+        lacking.extend(self.orphans(&draining));
+        lacking
+    }
+
+    fn draining(&self) -> BTreeSet<HostId> {
+        let drains = |host: &&HostId| match self.store.records.get(&Key::Intent((*host).clone())) {
+            Some(Versioned { value: Value::Intent(intent), .. }) => intent.drain,
+            Some(_) | None => false,
+        };
+        self.machines.keys().filter(drains).cloned().collect()
+    }
+
+    fn domain(&self, host: &HostId, instance: Option<InstanceId>) -> Option<&Domain> {
+        self.machine(host)
+            .domains
+            .get(&instance?)
+            .filter(|domain| domain.deployed && domain.stage == Stage::Running)
+    }
+
+    fn lacking_of(&self, node: &NodeId, record: &NodeRecord, staying: usize) -> Option<String> {
+        let Some(primary) = &record.primary else { return Some("has no primary".to_owned()) };
+        let Some(domain) = self.domain(&primary.host, primary.instance) else {
+            return Some(format!("has no running primary on {}", primary.host));
+        };
+        if record.migration.is_some() {
+            return Some("is moving".to_owned());
+        }
+        let wanted: usize = record.spec.labels.get("backups").and_then(|text| text.parse().ok()).unwrap_or(1);
+        if record.backups.len() != wanted.min(staying.saturating_sub(1)) {
+            return Some(format!("has {} backups", record.backups.len()));
+        }
+        for backup in &record.backups {
+            let whole = if record.holds_places(node.role()) {
+                match self.store.records.get(&Key::Checkpoint(node.clone())).map(|known| &known.value) {
+                    Some(Value::Checkpoint(known)) => {
+                        known.valid >= record.begun && known.hosts.contains(&backup.host)
+                    }
+                    Some(_) | None => false,
+                }
+            } else {
+                self.domain(&backup.host, backup.instance).is_some()
+            };
+            if !whole {
+                return Some(format!("has no whole backup on {}", backup.host));
+            }
+        }
+        if node.role() == Role::Execution {
+            let display = self.record(&NodeId::display(node.terminal()))?;
+            let screen = display.primary.as_ref()?;
+            let life = self.domain(&screen.host, screen.instance).map(|domain| domain.life);
+            if domain.windows != life.map(|life| (life, record.begun)) {
+                return Some("has not sent its windows".to_owned());
+            }
+        }
+        None
+    }
+
+    fn orphans(&self, draining: &BTreeSet<HostId>) -> Vec<String> {
+        let mut orphans = Vec::new();
+        for (host, machine) in &self.machines {
+            let named = |instance: &InstanceId| {
+                self.nodes().any(|(_, record)| {
+                    record.members().any(|member| &member.host == host && member.instance == Some(*instance))
+                })
+            };
+            let unnamed = machine.domains.keys().filter(|instance| !named(instance)).count();
+            let pool = usize::try_from(POOL.idle).unwrap_or(usize::MAX);
+            let taken: MiB = machine.domains.values().map(|domain| domain.memory).sum();
+            if taken > machine.memory {
+                orphans.push(format!("{host} runs {taken} of {}", machine.memory));
+            }
+            if draining.contains(host) && !machine.domains.is_empty() {
+                orphans.push(format!("{host} drains and is not empty"));
+            } else if unnamed > pool + 1 {
+                orphans.push(format!("{host} has {unnamed} domains that no node names"));
+            }
+            for (instance, domain) in &machine.domains {
+                if !named(instance) && domain.node.is_some() {
+                    orphans.push(format!("{host} has orphan {instance}"));
+                }
+            }
+            for node in machine.images.keys() {
+                if self.record(node).is_none() {
+                    orphans.push(format!("{host} has images of {node}, which is no more"));
+                }
+            }
+        }
+        orphans
+    }
+}

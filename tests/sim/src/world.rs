@@ -1,0 +1,584 @@
+//! Owns the simulated world: time, machines, the store and what is on its way between them.
+//!
+//! Promises: one order of events for one seed; whatever an agent learns goes through a watch, a request or a process of
+//! its own machine. Must not do: judge (`check`), break things (`fault`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use understudy_core::bounds::{Bounds, Profile};
+use understudy_core::host::{PoolSettings, SendWindows};
+use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::records::NodeRecord;
+use understudy_core::units::{MiB, Vcpus};
+use understudy_core::view::Versioned;
+
+use crate::Weakness;
+use crate::agent::Agent;
+use crate::check::Truth;
+use crate::fault::Swarm;
+use crate::machine::{Domain, Image, Machine, Stage};
+use crate::rng::Rng;
+use crate::store::{Key, Store, Txn, Value};
+
+/// One step of time.
+pub(crate) const STEP_MS: u64 = 25;
+/// A watch hears of a change this long after it was written.
+const WATCH_MS: u64 = 25;
+/// After a thaw the guard may be this late, and everything else on the machine runs meanwhile.
+pub(crate) const GUARD_LATE_MS: u64 = 75;
+/// A request that cannot get through is given up by the network after this long.
+const STRAY_MS: u64 = 8_000;
+/// A migration between machines that cannot reach each other is given up after this long.
+const KEEPALIVE_MS: u64 = 7_000;
+/// What each machine's pool should have.
+pub(crate) const POOL: PoolSettings = PoolSettings { idle: 1, memory: MiB(512), vcpus: Vcpus(1) };
+
+/// What an agent asks the store.
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    Read(Key),
+    Commit(Txn),
+}
+
+/// What the store says, or that it did not.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    Applied(u64),
+    Refused(Key),
+    Read(Option<Versioned<Value>>),
+    Unavailable,
+}
+
+#[derive(Debug)]
+struct Request {
+    id: u64,
+    host: HostId,
+    incarnation: u64,
+    issued: u64,
+    arrives: u64,
+    /// It waits out what is in its way, instead of being lost.
+    stays: bool,
+    body: Body,
+}
+
+#[derive(Debug)]
+struct Reply {
+    id: u64,
+    host: HostId,
+    incarnation: u64,
+    at: u64,
+    answer: Answer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TransferState {
+    Running,
+    Moved,
+    Stayed(String),
+}
+
+/// A live migration, which goes on by itself once it has begun.
+#[derive(Debug)]
+struct Transfer {
+    id: u64,
+    instance: InstanceId,
+    life: u64,
+    from: HostId,
+    to: HostId,
+    ends: u64,
+    /// Since when the two cannot reach each other.
+    cut_since: Option<u64>,
+    /// The source does not learn that it has ended, and goes on.
+    loses_end: bool,
+    state: TransferState,
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) bounds: Bounds,
+    pub(crate) rng: Rng,
+    pub(crate) swarm: Swarm,
+    pub(crate) weakness: Option<Weakness>,
+    pub(crate) store: Store,
+    pub(crate) store_down_until: u64,
+    pub(crate) machines: BTreeMap<HostId, Machine>,
+    /// Pairs of machines that cannot reach each other, until when.
+    pub(crate) partitions: BTreeMap<(HostId, HostId), u64>,
+    pub(crate) truth: Truth,
+    requests: Vec<Request>,
+    replies: Vec<Reply>,
+    transfers: Vec<Transfer>,
+    serial: u64,
+    pub(crate) log: Vec<String>,
+    pub(crate) failure: Option<String>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, hosts: usize, swarm: Swarm, weakness: Option<Weakness>) -> Self {
+        let machine = |number: usize| (host(number), Machine::new(MiB(6144)));
+        Self {
+            now: 0,
+            bounds: Profile::Safe.bounds(),
+            rng: Rng::new(seed),
+            swarm,
+            weakness,
+            store: Store::default(),
+            store_down_until: 0,
+            machines: (1..=hosts).map(machine).collect(),
+            partitions: BTreeMap::new(),
+            truth: Truth::default(),
+            requests: Vec::new(),
+            replies: Vec::new(),
+            transfers: Vec::new(),
+            serial: 0,
+            log: Vec::new(),
+            failure: None,
+        }
+    }
+
+    pub(crate) fn note(&mut self, text: impl AsRef<str>) {
+        let (seconds, millis) = (self.now / 1_000, self.now % 1_000);
+        self.log.push(format!("{seconds:>4}.{millis:03} {}", text.as_ref()));
+    }
+
+    pub(crate) fn fail(&mut self, text: String) {
+        self.note(format!("BROKEN {text}"));
+        self.failure.get_or_insert(text);
+    }
+
+    pub(crate) fn machine(&self, host: &HostId) -> &Machine {
+        &self.machines[host]
+    }
+
+    pub(crate) fn machine_mut(&mut self, host: &HostId) -> &mut Machine {
+        self.machines.get_mut(host).expect("machines are never removed")
+    }
+
+    pub(crate) fn next_life(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    pub(crate) fn request_ms(&self) -> u64 {
+        millis(self.bounds.store_request)
+    }
+
+    /// How long something takes. Without faults the shortest time, so that a story reads the same every time.
+    pub(crate) fn duration(&mut self, least: u64, most: u64) -> u64 {
+        if self.swarm.jitter { self.rng.between(least, most) } else { least }
+    }
+
+    pub(crate) fn work_fails(&mut self) -> bool {
+        let permille = self.swarm.work_fails;
+        self.rng.chance(permille)
+    }
+
+    pub(crate) fn policy_is_mad(&self) -> bool {
+        self.swarm.mad_policy
+    }
+
+    /// Whether two machines can reach each other.
+    pub(crate) fn reach(&self, one: &HostId, other: &HostId) -> bool {
+        let pair = if one < other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) };
+        one == other || self.partitions.get(&pair).is_none_or(|until| self.now >= *until)
+    }
+
+    /// One step of everything.
+    pub(crate) fn step(&mut self) {
+        self.now += STEP_MS;
+        let hosts: Vec<HostId> = self.machines.keys().cloned().collect();
+        for host in &hosts {
+            self.wake(host);
+            self.guard(host);
+            self.run_domains(host);
+        }
+        self.run_transfers();
+        self.serve();
+        for host in &hosts {
+            self.run_agent(host);
+        }
+        self.check();
+    }
+
+    /// Ends a power cut, a freeze, or an agent's absence that is over.
+    fn wake(&mut self, host: &HostId) {
+        let now = self.now;
+        let machine = self.machine_mut(host);
+        if machine.off_until.is_some_and(|until| until <= now) {
+            machine.off_until = None;
+            machine.frozen_until = None;
+            machine.boot += 1;
+            machine.booted_at = now;
+            machine.agent_back = now + 300;
+            self.note(format!("{host} has booted"));
+        }
+        let machine = self.machine_mut(host);
+        if machine.off_until.is_none() && machine.frozen_until.is_some_and(|until| until <= now) {
+            machine.frozen_until = None;
+            machine.thawed_at = now;
+            self.note(format!("{host} goes on"));
+        }
+        let machine = self.machine(host);
+        if machine.runs() && machine.agent.is_none() && machine.agent_back <= now {
+            let incarnation = machine.incarnation + 1;
+            let agent = Agent::new(self, incarnation);
+            let machine = self.machine_mut(host);
+            machine.incarnation = incarnation;
+            machine.agent = Some(agent);
+        }
+    }
+
+    fn guard(&mut self, host: &HostId) {
+        let (now, weak) = (self.now, self.weakness == Some(Weakness::DeadGuard));
+        let machine = self.machine_mut(host);
+        let late = machine.thawed_at > 0 && now < machine.thawed_at + GUARD_LATE_MS;
+        if machine.runs() && !late && !weak && machine.guard.expired(machine.boottime(now)) {
+            machine.kill_registered();
+        }
+    }
+
+    fn run_domains(&mut self, host: &HostId) {
+        let now = self.now;
+        let machine = self.machine_mut(host);
+        if !machine.runs() {
+            return;
+        }
+        for domain in machine.domains.values_mut() {
+            match domain.stage {
+                Stage::Booting { until } if until <= now => domain.stage = Stage::Running,
+                Stage::Running => domain.counter += 1,
+                Stage::Booting { .. } | Stage::Paused | Stage::Incoming => {}
+            }
+        }
+    }
+
+    fn run_agent(&mut self, host: &HostId) {
+        let (now, jitter) = (self.now, self.swarm.jitter);
+        let machine = self.machine_mut(host);
+        if !machine.runs() {
+            return;
+        }
+        let (linked, lag) = (machine.linked(now) && now >= self.store_down_until, self.machine(host).lag);
+        let Some(mut agent) = self.machine_mut(host).agent.take() else { return };
+        if linked {
+            let late = if jitter { self.rng.below(2) * STEP_MS } else { 0 };
+            agent.hear(self, host, now.saturating_sub(WATCH_MS + lag + late));
+        }
+        let mut index = 0;
+        while index < self.replies.len() {
+            let reply = &self.replies[index];
+            if &reply.host == host && reply.at <= now && (linked || reply.incarnation != agent.incarnation) {
+                let reply = self.replies.swap_remove(index);
+                if reply.incarnation == agent.incarnation {
+                    agent.deliver(reply.id, reply.answer);
+                }
+            } else {
+                index += 1;
+            }
+        }
+        agent.turn(self, host);
+        self.machine_mut(host).agent = Some(agent);
+    }
+
+    pub(crate) fn submit(&mut self, host: &HostId, incarnation: u64, body: Body) -> u64 {
+        self.serial += 1;
+        let latency = self.duration(STEP_MS, 2 * STEP_MS);
+        let request = Request {
+            id: self.serial,
+            host: host.clone(),
+            incarnation,
+            issued: self.now,
+            arrives: self.now + latency,
+            stays: self.rng.chance(500),
+            body,
+        };
+        self.requests.push(request);
+        self.serial
+    }
+
+    /// Serves what has arrived at the store, in the order of arrival.
+    fn serve(&mut self) {
+        let now = self.now;
+        let mut waiting = Vec::new();
+        let mut requests = std::mem::take(&mut self.requests);
+        requests.sort_by_key(|request| (request.arrives, request.id));
+        for mut request in requests {
+            if request.arrives > now {
+                waiting.push(request);
+                continue;
+            }
+            let cut = now < self.store_down_until || now < self.machine(&request.host).cut_until;
+            if cut {
+                if request.stays && now < request.issued + STRAY_MS {
+                    request.arrives = now + STEP_MS;
+                    waiting.push(request);
+                }
+                continue;
+            }
+            let answer = self.answer(request.body);
+            let lost = self.swarm.lost_answers;
+            if !self.rng.chance(lost) {
+                let at = now + self.duration(STEP_MS, 2 * STEP_MS);
+                let Request { id, host, incarnation, .. } = request;
+                self.replies.push(Reply { id, host, incarnation, at, answer });
+            }
+        }
+        self.requests.append(&mut waiting);
+    }
+
+    fn answer(&mut self, body: Body) -> Answer {
+        match body {
+            Body::Read(key) => Answer::Read(self.store.records.get(&key).cloned()),
+            Body::Commit(txn) => match self.commit(txn) {
+                Ok(revision) => Answer::Applied(revision),
+                Err(key) => Answer::Refused(key),
+            },
+        }
+    }
+
+    /// Everything that is written passes here, so that the truth can be looked at in the same moment.
+    pub(crate) fn commit(&mut self, txn: Txn) -> Result<u64, Key> {
+        let nodes: Vec<(NodeId, Option<NodeRecord>)> = txn
+            .writes
+            .iter()
+            .filter_map(|(key, _)| match key {
+                Key::Node(node) => Some((node.clone(), self.record(node).cloned())),
+                Key::Leader | Key::Session(_) | Key::Facts(_) | Key::Intent(_) | Key::Checkpoint(_) => None,
+            })
+            .collect();
+        let notes: Vec<(Key, Option<Value>)> = txn.writes.clone();
+        let revision = self.store.commit(txn, self.now)?;
+        for (node, before) in nodes {
+            self.written(&node, before.as_ref());
+        }
+        for (key, value) in notes {
+            match (key, value) {
+                (Key::Session(host), Some(Value::Session(session))) => {
+                    if let Some(end) = session.ended {
+                        self.note(format!("session {} of {host} is ended: {}", session.number, end.reason));
+                    }
+                }
+                (Key::Checkpoint(node), Some(Value::Checkpoint(record))) => self.check_copies(&node, &record),
+                (_, _) => {}
+            }
+        }
+        Ok(revision)
+    }
+
+    pub(crate) fn record(&self, node: &NodeId) -> Option<&NodeRecord> {
+        match self.store.records.get(&Key::Node(node.clone())).map(|known| &known.value) {
+            Some(Value::Node(record)) => Some(record),
+            Some(_) | None => None,
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &NodeRecord)> {
+        self.store.records.iter().filter_map(|(key, known)| match (key, &known.value) {
+            (Key::Node(node), Value::Node(record)) => Some((node, record.as_ref())),
+            (_, _) => None,
+        })
+    }
+
+    /// A decision on its way to the store, for the log.
+    pub(crate) fn decided(&mut self, node: &NodeId, record: &NodeRecord, reasons: &[String]) {
+        self.note(format!("{node} epoch {}: {}", record.epoch, reasons.join("; ")));
+    }
+}
+
+/// What machines do to each other.
+impl World {
+    /// A domain's processors go on.
+    pub(crate) fn resume(&mut self, host: &HostId, instance: InstanceId) {
+        if let Some(domain) = self.machine_mut(host).domains.get_mut(&instance) {
+            domain.stage = Stage::Running;
+        }
+    }
+
+    /// The life of the display's domain, if its intake takes the windows.
+    pub(crate) fn intake(&self, from: &HostId, send: &SendWindows) -> Option<u64> {
+        let takes = |domain: &Domain| {
+            let runs = domain.stage == Stage::Running && domain.deployed;
+            runs && domain.admitted.get(&send.node) == Some(&send.begun)
+        };
+        self.machines.iter().filter(|(host, machine)| machine.runs() && self.reach(from, host)).find_map(
+            |(_, machine)| {
+                machine.domains.get(&send.display).filter(|domain| takes(domain)).map(|domain| domain.life)
+            },
+        )
+    }
+
+    /// A copy of a checkpoint arrives at `to`. Its agent takes it only if it knows itself as a backup, so that it does
+    /// not delete what the store is about to name; and it drops only what is older than what the store names.
+    pub(crate) fn receive(&mut self, from: &HostId, to: &HostId, node: &NodeId, image: &Image) -> bool {
+        let reachable = self.reach(from, to) && self.machine(to).runs();
+        let careless = self.weakness == Some(Weakness::CarelessReceiver);
+        let machine = self.machine(to);
+        let Some(mirror) = machine.agent.as_ref().and_then(|agent| agent.mirror.as_ref()) else {
+            return false;
+        };
+        let named = mirror.nodes.get(node).is_some_and(|known| {
+            let record = &known.value;
+            record.epoch <= image.id.epoch && record.backups.iter().any(|backup| &backup.host == to)
+        });
+        if !reachable || !(named || careless) {
+            return false;
+        }
+        let newest = mirror.checkpoints.get(node).map(|known| known.value.id);
+        let images = self.machine_mut(to).images.entry(node.clone()).or_default();
+        images.retain(|known| newest.is_none_or(|newest| known.id >= newest));
+        images.retain(|known| known.id != image.id);
+        images.push(image.clone());
+        true
+    }
+
+    pub(crate) fn transfer_of(&self, from: &HostId, instance: InstanceId) -> Option<u64> {
+        let running = |transfer: &&Transfer| {
+            transfer.state == TransferState::Running
+                && &transfer.from == from
+                && transfer.instance == instance
+        };
+        self.transfers.iter().find(running).map(|transfer| transfer.id)
+    }
+
+    pub(crate) fn is_coming(&self, to: &HostId, instance: InstanceId) -> bool {
+        self.transfers.iter().any(|transfer| {
+            transfer.state == TransferState::Running && &transfer.to == to && transfer.instance == instance
+        })
+    }
+
+    pub(crate) fn transfer_state(&self, id: u64) -> TransferState {
+        let known = self.transfers.iter().find(|transfer| transfer.id == id);
+        known.map_or_else(|| TransferState::Stayed("forgotten".to_owned()), |known| known.state.clone())
+    }
+
+    /// The destination's hook lets in only what it has a permit for.
+    pub(crate) fn start_transfer(
+        &mut self,
+        from: &HostId,
+        to: &HostId,
+        instance: InstanceId,
+        epoch: Epoch,
+    ) -> Option<u64> {
+        let domain = self.machine(from).domains.get(&instance)?.clone();
+        let there = self.machine(to);
+        let permitted =
+            there.permits.get(&instance) == Some(&epoch) && !there.domains.contains_key(&instance);
+        if !permitted || !there.runs() || !self.reach(from, to) || domain.stage != Stage::Running {
+            return None;
+        }
+        self.serial += 1;
+        let id = self.serial;
+        let (life, lost) = (domain.life, self.swarm.lost_finishes);
+        let transfer = Transfer {
+            id,
+            instance,
+            life,
+            from: from.clone(),
+            to: to.clone(),
+            ends: self.now + self.duration(1_000, 4_000),
+            cut_since: None,
+            loses_end: self.rng.chance(lost),
+            state: TransferState::Running,
+        };
+        self.machine_mut(to).domains.insert(instance, Domain { stage: Stage::Incoming, ..domain });
+        self.transfers.push(transfer);
+        Some(id)
+    }
+
+    fn run_transfers(&mut self) {
+        for mut transfer in std::mem::take(&mut self.transfers) {
+            if transfer.state == TransferState::Running {
+                self.run_transfer(&mut transfer);
+            }
+            self.transfers.push(transfer);
+        }
+        let forgotten = self.transfers.len().saturating_sub(64);
+        self.transfers.drain(..forgotten);
+    }
+
+    fn run_transfer(&mut self, transfer: &mut Transfer) {
+        let Transfer { instance, from, to, life, .. } = &*transfer;
+        let (instance, from, to, life) = (*instance, from.clone(), to.clone(), *life);
+        let source = self.machine(&from).domains.get(&instance).filter(|domain| domain.life == life).cloned();
+        let coming = self.machine(&to).domains.get(&instance);
+        let there = coming.is_some_and(|domain| domain.stage == Stage::Incoming);
+        let gives_up = match (&source, there) {
+            (None, true) => Some("the source has ended"),
+            (_, false) => Some("the destination gave it up"),
+            (Some(_), true) => None,
+        };
+        if let Some(why) = gives_up {
+            if there {
+                self.machine_mut(&to).domains.remove(&instance);
+            }
+            transfer.state = TransferState::Stayed(why.to_owned());
+            return;
+        }
+        // A frozen end holds it up; afterwards it goes on as if nothing had been.
+        if !self.machine(&from).runs() || !self.machine(&to).runs() {
+            return;
+        }
+        if !self.reach(&from, &to) {
+            let since = *transfer.cut_since.get_or_insert(self.now);
+            if self.now >= since + KEEPALIVE_MS {
+                self.machine_mut(&to).domains.remove(&instance);
+                transfer.state = TransferState::Stayed("the connection was lost".to_owned());
+            }
+            return;
+        }
+        transfer.cut_since = None;
+        if self.now < transfer.ends {
+            return;
+        }
+        if let Some(source) = source {
+            self.machine_mut(&to).domains.insert(instance, Domain { stage: Stage::Paused, ..source });
+            if transfer.loses_end {
+                transfer.state = TransferState::Stayed("the end of it was not heard".to_owned());
+            } else {
+                self.machine_mut(&from).domains.remove(&instance);
+                transfer.state = TransferState::Moved;
+            }
+        }
+    }
+
+    /// Nothing stays on a machine whose power is cut but its disk.
+    pub(crate) fn cut_power(&mut self, host: &HostId, until: u64) {
+        let machine = self.machine_mut(host);
+        machine.off_until = Some(until);
+        machine.frozen_until = None;
+        machine.domains.clear();
+        machine.permits.clear();
+        machine.guard = Default::default();
+        machine.agent = None;
+        self.note(format!("{host} loses its power"));
+    }
+
+    pub(crate) fn crash_agent(&mut self, host: &HostId, until: u64) {
+        let machine = self.machine_mut(host);
+        machine.agent = None;
+        machine.agent_back = until;
+        self.note(format!("the agent of {host} crashes"));
+    }
+
+    pub(crate) fn hosts(&self) -> Vec<HostId> {
+        self.machines.keys().cloned().collect()
+    }
+
+    /// All domains of one node's members, wherever they are.
+    pub(crate) fn instances(&self) -> BTreeSet<(HostId, InstanceId)> {
+        let of = |(host, machine): (&HostId, &Machine)| {
+            let host = host.clone();
+            machine.domains.keys().map(move |&instance| (host.clone(), instance)).collect::<Vec<_>>()
+        };
+        self.machines.iter().flat_map(of).collect()
+    }
+}
+
+pub(crate) fn host(number: usize) -> HostId {
+    format!("host{number}").parse().expect("a letter and a digit")
+}
+
+pub(crate) fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
