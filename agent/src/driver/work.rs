@@ -247,10 +247,10 @@ impl Driver {
                 self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
             }
             (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
-                self.edit(instance, |local| local.fact.epoch = epoch)
+                self.edit(instance, |local| local.fact.epoch = epoch);
             }
             (HostAction::Deploy { .. }, Outcome::Done) => {
-                self.change(instance, Phase::Ready, "its role reported ready")
+                self.change(instance, Phase::Ready, "its role reported ready");
             }
             (HostAction::Deploy { node, .. }, Outcome::Died(reason)) => {
                 self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));

@@ -19,6 +19,9 @@ const STEP: Duration = Duration::from_millis(50);
 /// Longest wait for one sample: a guest that stands still must not hide when it goes on.
 const PATIENCE: Duration = Duration::from_millis(400);
 
+/// Longest wait for an answer that is needed.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// One reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
@@ -128,12 +131,19 @@ impl Seen {
     }
 }
 
-/// The line that names the process which counts: another line means that it began anew.
+/// The line that names the process which counts: another line means that it began anew. A guest that is being saved
+/// at that moment is asked again.
 ///
 /// # Errors
-/// When the guest does not answer.
+/// When the guest does not answer for a long while.
 pub fn start_of(lab: &Lab, address: Ipv4Addr) -> Result<String> {
-    read(&lab.switch()?, address, "/start")
+    let (ns, until) = (lab.switch()?, Instant::now() + ANSWER);
+    loop {
+        match read(&ns, address, "/start") {
+            Err(_) if Instant::now() < until => std::thread::sleep(STEP),
+            answer => return answer,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -50,7 +50,8 @@ impl Libvirt {
                 let (program, after) = (program.clone(), command.deadline);
                 return Err(GuestError::TimedOut { id, program, after });
             }
-            let status = self.ask_unless_saving(id, "guest-exec-status", &json!({ "pid": process }), until)?;
+            let status =
+                self.ask_unless_saving(id, "guest-exec-status", &json!({ "pid": process }), until)?;
             if status["exited"].as_bool() == Some(true) {
                 return output(id, &status);
             }
@@ -95,7 +96,10 @@ impl Libvirt {
                 Err(GuestError::Silent { source, .. })
                     if source.refused() == Some(RefusalKind::WrongState)
                         && left > ASK_MAX
-                        && matches!(self.life(id), Ok(LifeSign::Known(InstanceState::Paused(_) | InstanceState::Running))) =>
+                        && matches!(
+                            self.life(id),
+                            Ok(LifeSign::Known(InstanceState::Paused(_) | InstanceState::Running))
+                        ) =>
                 {
                     std::thread::sleep(ASK_FIRST);
                 }
