@@ -3,6 +3,7 @@
 //! Promises: the record is written only after every host that it names has the image durably (SAFE-3), and only while
 //! the node is still in the epoch that the state was taken in (SAFE-4). Must not do: keep images of its own.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,9 @@ use crate::peers::{self, Shipment};
 /// Saving the memory of a small guest takes a few hundred ms; emulated on a busy machine, seconds.
 const SAVE: Duration = Duration::from_secs(30);
 
+/// Under which key a manifest's description has the guest's address.
+pub(super) const ADDRESS: &str = "address";
+
 /// The scratch file, deleted whatever happens.
 struct Scratch(PathBuf);
 
@@ -37,7 +41,7 @@ pub(super) async fn run(parts: &Arc<Parts>, job: &Job) -> Outcome {
     let HostAction::Checkpoint { node, instance, epoch, hosts } = &job.action else { return Outcome::Done };
     let Some(memory) = job.memory else { return Outcome::Failed("the instance is not known".to_owned()) };
     let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
-    match take(parts, node, (*instance, memory), id, hosts).await {
+    match take(parts, node, (*instance, memory, job.address), id, hosts).await {
         Ok(outcome) => outcome,
         Err(reason) => Outcome::Failed(reason),
     }
@@ -46,7 +50,7 @@ pub(super) async fn run(parts: &Arc<Parts>, job: &Job) -> Outcome {
 async fn take(
     parts: &Arc<Parts>,
     node: &NodeId,
-    (instance, memory): (InstanceId, MiB),
+    (instance, memory, address): (InstanceId, MiB, Option<Ipv4Addr>),
     id: CheckpointId,
     hosts: &[HostId],
 ) -> Result<Outcome, String> {
@@ -64,8 +68,9 @@ async fn take(
     });
     let (saved, expected) = saved.await.map_err(|error| error.to_string())??;
     let pause_ms = u64::try_from(saved.pause.as_millis()).unwrap_or(u64::MAX);
-    let description =
-        Description { instance, taken, pause_ms, memory, domain: std::collections::BTreeMap::new() };
+    // The address lives in the guest: whoever restores it must know where it will answer.
+    let domain = address.map(|address| (ADDRESS.to_owned(), address.to_string())).into_iter().collect();
+    let description = Description { instance, taken, pause_ms, memory, domain };
     let shipment =
         Shipment { node: node.clone(), id, bytes: expected.bytes, digest: expected.digest, description };
     let sending = hosts.iter().map(|host| {

@@ -15,8 +15,8 @@ use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::{InstanceSpec, Note, RestoreSpec, process};
 
 use super::super::event::Outcome;
-use super::super::work::ipv4;
 use super::super::{Parts, Snapshot};
+use super::checkpoint::ADDRESS;
 use crate::exit::chain;
 
 /// How long a permit is good for: one start.
@@ -111,7 +111,7 @@ pub(super) fn restore(
     checkpoint: CheckpointId,
 ) -> Outcome {
     let image = match parts.images.image(node, checkpoint) {
-        Ok(image) => image.path,
+        Ok(image) => image,
         Err(error) => return Outcome::Died(chain(&error)),
     };
     if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
@@ -120,18 +120,18 @@ pub(super) fn restore(
     let record = cluster.borrow().view.nodes.get(node).map(|known| known.value.clone());
     let role_disk =
         record.as_ref().and_then(|record| parts.config.environments.get(&record.spec.environment)).cloned();
+    let told = image.manifest.description.domain.get(ADDRESS);
+    let address: Option<Ipv4Addr> = told.and_then(|text| text.parse().ok());
     let spec = RestoreSpec {
-        image,
+        image: image.path,
         id: instance,
         template: parts.template.clone(),
         role_disk,
-        note: Note { epoch, address: None },
+        note: Note { epoch, address: address.map(Into::into) },
     };
-    let restored = match parts.hypervisor.restore(&spec) {
-        Ok(fact) => fact,
-        Err(error) => return clean_up(parts, instance, chain(&error)),
-    };
-    let address = ipv4(restored.note.address);
+    if let Err(error) = parts.hypervisor.restore(&spec) {
+        return clean_up(parts, instance, chain(&error));
+    }
     match wake(parts, cluster, node, instance, epoch) {
         Ok(()) => Outcome::Restored { address },
         Err(reason) => clean_up(parts, instance, reason),
