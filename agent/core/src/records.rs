@@ -431,6 +431,16 @@ impl NodeRecord {
         self.primary.iter().chain(&self.backups)
     }
 
+    /// From which epoch on a host speaks of this life of a member: an instance keeps its id when it is restored, so its
+    /// host may still report an earlier life of it.
+    #[must_use]
+    pub fn since(&self, member: &Member) -> Epoch {
+        match member.origin {
+            Origin::Restored(_) => self.begun,
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => Epoch(0),
+        }
+    }
+
     /// Whether a member of this node is (or is coming) on `host`.
     #[must_use]
     pub fn touches(&self, host: &HostId) -> bool {

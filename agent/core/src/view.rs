@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::records::{
-    CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase,
+    CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, NodeSpec, Phase,
     SessionRecord, TerminalRecord,
 };
 use crate::units::{MiB, UnixMillis, Vcpus};
@@ -116,11 +116,7 @@ impl View {
     /// Whether the instance of a member, on the member's own host, is known dead.
     #[must_use]
     pub fn life(&self, node: &NodeRecord, member: &Member) -> Life {
-        // An instance keeps its id when it is restored, so a host may still report an earlier life of it.
-        let since = match member.origin {
-            Origin::Restored(_) => node.begun,
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => Epoch(0),
-        };
+        let since = node.since(member);
         self.life_at(Place { host: &member.host, session: member.session, since }, member.instance)
     }
 
@@ -153,11 +149,16 @@ impl View {
         self.hosts.get(&member.host)?.instance(member.instance?)
     }
 
-    /// Whether a member's role reported ready and nothing says that it is dead.
+    /// Whether a member's role reported ready, in this life and for this node, and nothing says that it is dead.
     #[must_use]
     pub fn is_ready(&self, node: &NodeRecord, member: &Member) -> bool {
-        self.life(node, member) == Life::Alive
-            && self.fact(member).is_some_and(|fact| fact.phase == Phase::Ready)
+        // An idle instance may have been given to another node before, and its host not have heard that it was taken back.
+        let names = |record: &NodeRecord| record.members().any(|other| other.instance == member.instance);
+        let owner = self.nodes.iter().find(|(_, known)| names(&known.value)).map(|(id, _)| id);
+        let ready = self.fact(member).is_some_and(|fact| {
+            fact.phase == Phase::Ready && fact.epoch >= node.since(member) && fact.node.as_ref() == owner
+        });
+        ready && self.life(node, member) == Life::Alive
     }
 
     /// Memory of `host` that is neither taken by a living instance, idle ones included, nor promised to a member.

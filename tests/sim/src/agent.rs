@@ -38,7 +38,7 @@ const PUBLISH_RETRY_MS: u64 = 300;
 #[derive(Debug, Clone)]
 pub(crate) enum Tag {
     OpenRead,
-    OpenWrite { number: u64, found: BTreeMap<InstanceId, Local> },
+    OpenWrite { number: u64, found: BTreeMap<InstanceId, Local>, lives: BTreeMap<InstanceId, u64> },
     Renew,
     LookAgain,
     Facts,
@@ -237,13 +237,13 @@ impl Agent {
     fn answered(&mut self, world: &mut World, me: &HostId, tag: Tag, answer: Answer) {
         match tag {
             Tag::OpenRead => self.open(world, me, answer),
-            Tag::OpenWrite { number, found } => {
+            Tag::OpenWrite { number, found, lives } => {
                 self.session_busy = false;
                 let event = match answer {
                     Answer::Applied(revision) => {
                         world.note(format!("{me} opens session {number}"));
                         (self.number, self.revision) = (number, revision);
-                        self.adopt(world, me, found);
+                        self.adopt(found, lives);
                         SessionEvent::Written
                     }
                     Answer::Refused(_) => SessionEvent::Refused,
@@ -413,7 +413,10 @@ impl Agent {
                 ended: None,
             },
         };
-        let tag = Tag::OpenWrite { number: record.number, found };
+        let domains = &world.machine(me).domains;
+        let life = |instance: &InstanceId| Some((*instance, domains.get(instance)?.life));
+        let lives = found.keys().filter_map(life).collect();
+        let tag = Tag::OpenWrite { number: record.number, found, lives };
         let txn = Txn {
             when: vec![(Key::Session(me.clone()), revision)],
             writes: vec![(Key::Session(me.clone()), Some(Value::Session(record)))],
@@ -466,10 +469,9 @@ impl Agent {
         found
     }
 
-    fn adopt(&mut self, world: &World, me: &HostId, found: BTreeMap<InstanceId, Local>) {
-        let domains = &world.machine(me).domains;
-        self.watched =
-            found.keys().filter_map(|instance| Some((*instance, domains.get(instance)?.life))).collect();
+    /// A process that has ended since stock was taken is found dead at the next look.
+    fn adopt(&mut self, found: BTreeMap<InstanceId, Local>, lives: BTreeMap<InstanceId, u64>) {
+        self.watched = lives;
         self.local = found;
         self.adopted = true;
         self.dirty = true;

@@ -35,17 +35,28 @@ impl Truth {
 }
 
 impl World {
-    /// What the leader has to say of why things do not happen.
+    /// What the leader has to say of why things do not happen, and how each primary stands.
     pub(crate) fn reports(&self) -> Vec<String> {
-        let leaders =
-            self.machines.iter().filter_map(|(host, machine)| Some((host, machine.agent.as_ref()?)));
-        leaders
-            .filter(|(_, agent)| agent.leads())
-            .flat_map(|(host, agent)| {
-                let notes = agent.report().notes.iter();
-                notes.map(move |(node, notes)| format!("{host} reports of {node}: {}", notes.join("; ")))
-            })
-            .collect()
+        let mut lines = Vec::new();
+        for (host, machine) in &self.machines {
+            let Some(agent) = machine.agent.as_ref().filter(|agent| agent.leads()) else { continue };
+            for (node, notes) in &agent.report().notes {
+                lines.push(format!("{host} reports of {node}: {}", notes.join("; ")));
+            }
+        }
+        for (node, record) in self.nodes() {
+            let Some((primary, instance)) =
+                record.primary.as_ref().and_then(|one| Some((one, one.instance?)))
+            else {
+                continue;
+            };
+            let machine = self.machine(&primary.host);
+            let local = machine.agent.as_ref().and_then(|agent| agent.local.get(&instance));
+            let known = local.map(|local| (local.fact.phase.as_str(), local.fact.epoch, local.paused));
+            let stage = machine.domains.get(&instance).map(|domain| (domain.stage, domain.deployed));
+            lines.push(format!("{node}: {primary:?}, known {known:?}, really {stage:?}"));
+        }
+        lines
     }
 
     /// Whether a domain runs on, unless it is one that a guard is about to kill: one that comes late only because its
@@ -115,7 +126,9 @@ impl World {
             if known != state {
                 self.fail(format!("{} lost its state within epoch {begun} and nobody was told", one.node));
             }
-            self.truth.newest.insert(one.node, state);
+            if self.truth.newest.insert(one.node.clone(), state) != Some(state) {
+                self.verbose(|| format!("{} runs on {} with state {state}", one.node, one.host));
+            }
         }
     }
 
@@ -156,7 +169,11 @@ impl World {
     pub(crate) fn restored(&mut self, node: &NodeId, host: &HostId, image: &Image) {
         self.truth.restores += 1;
         if self.truth.newest.get(node).is_some_and(|newest| *newest != image.generation) {
-            self.fail(format!("SAFE-3: {node} is restored on {host} from a state that was given up"));
+            let detail =
+                format!("state {}, where {:?} ran last", image.generation, self.truth.newest.get(node));
+            self.fail(format!(
+                "SAFE-3: {node} is restored on {host} from a state that was given up: {detail}"
+            ));
         }
         self.note(format!("{node} runs again on {host} from checkpoint {}", image.id));
     }

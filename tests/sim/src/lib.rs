@@ -48,6 +48,8 @@ pub struct Options {
     pub hosts: Option<usize>,
     /// A protection that is switched off.
     pub weakness: Option<Weakness>,
+    /// Whether the events hold also what comes all the time: checkpoints, images, facts.
+    pub detailed: bool,
 }
 
 /// What came of a run.
@@ -75,6 +77,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let weakness = options.weakness.map_or_else(String::new, |weakness| format!(" weakness={weakness:?}"));
     let title = format!("seed={seed} hosts={hosts} steps={steps}{weakness} {}", swarm.describe());
     let mut world = World::new(rng.draw(), hosts, swarm, options.weakness);
+    world.detailed = options.detailed;
     world.skew_clocks();
     world.add_terminal("alice", 2);
     for _ in 0..steps {

@@ -26,6 +26,9 @@ struct Arguments {
     /// Runs the seeds that failed once first.
     #[arg(long)]
     regressions: bool,
+    /// Holds also what comes all the time among the events.
+    #[arg(long)]
+    detailed: bool,
     /// Prints every event.
     #[arg(long)]
     verbose: bool,
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
     let known = if arguments.regressions { seeds(REGRESSIONS) } else { Vec::new() };
     let mut failed = Vec::new();
     for seed in known.into_iter().chain(arguments.seed..arguments.seed.saturating_add(arguments.seeds)) {
-        let outcome = run(seed, Options { steps, hosts, weakness });
+        let outcome = run(seed, Options { steps, hosts, weakness, detailed: arguments.detailed });
         println!("{}", outcome.title);
         if arguments.verbose || (outcome.failure.is_some() && arguments.seeds == 1) {
             println!("{}", outcome.events.join("\n"));

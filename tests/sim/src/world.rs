@@ -111,6 +111,7 @@ pub(crate) struct World {
     transfers: Vec<Transfer>,
     serial: u64,
     pub(crate) log: Vec<String>,
+    pub(crate) detailed: bool,
     pub(crate) failure: Option<String>,
 }
 
@@ -133,6 +134,7 @@ impl World {
             transfers: Vec::new(),
             serial: 0,
             log: Vec::new(),
+            detailed: false,
             failure: None,
         }
     }
@@ -140,6 +142,13 @@ impl World {
     pub(crate) fn note(&mut self, text: impl AsRef<str>) {
         let (seconds, millis) = (self.now / 1_000, self.now % 1_000);
         self.log.push(format!("{seconds:>4}.{millis:03} {}", text.as_ref()));
+    }
+
+    /// For what comes so often that it would hide the rest.
+    pub(crate) fn verbose(&mut self, text: impl FnOnce() -> String) {
+        if self.detailed {
+            self.note(text());
+        }
     }
 
     pub(crate) fn fail(&mut self, text: String) {
@@ -359,7 +368,10 @@ impl World {
                         self.note(format!("session {} of {host} is ended: {}", session.number, end.reason));
                     }
                 }
-                (Key::Checkpoint(node), Some(Value::Checkpoint(record))) => self.check_copies(&node, &record),
+                (Key::Checkpoint(node), Some(Value::Checkpoint(record))) => {
+                    self.verbose(|| format!("checkpoint {} of {node} is on {:?}", record.id, record.hosts));
+                    self.check_copies(&node, &record);
+                }
                 (_, _) => {}
             }
         }
@@ -408,9 +420,16 @@ impl World {
         )
     }
 
-    /// A copy of a checkpoint arrives at `to`. Its agent takes it only if it knows itself as a backup, so that it does
-    /// not delete what the store is about to name; and it drops only what is older than what the store names.
-    pub(crate) fn receive(&mut self, from: &HostId, to: &HostId, node: &NodeId, image: &Image) -> bool {
+    /// A copy of a checkpoint arrives at `to`. Its agent takes it only if it knows itself as a backup by the very record
+    /// that the sender decided from: one that is behind may yet hear that it is none, and delete what the store names by
+    /// then. It drops only what is older than what the store names.
+    pub(crate) fn receive(
+        &mut self,
+        (from, to): (&HostId, &HostId),
+        node: &NodeId,
+        image: &Image,
+        revision: u64,
+    ) -> bool {
         let reachable = self.reach(from, to) && self.machine(to).runs();
         let careless = self.weakness == Some(Weakness::CarelessReceiver);
         let machine = self.machine(to);
@@ -419,12 +438,15 @@ impl World {
         };
         let named = mirror.nodes.get(node).is_some_and(|known| {
             let record = &known.value;
-            record.epoch <= image.id.epoch && record.backups.iter().any(|backup| &backup.host == to)
+            known.revision == revision && record.backups.iter().any(|backup| &backup.host == to)
         });
         if !reachable || !(named || careless) {
             return false;
         }
         let newest = mirror.checkpoints.get(node).map(|known| known.value.id);
+        self.verbose(|| {
+            format!("{to} keeps checkpoint {} of {node} and drops those before {newest:?}", image.id)
+        });
         let images = self.machine_mut(to).images.entry(node.clone()).or_default();
         images.retain(|known| newest.is_none_or(|newest| known.id >= newest));
         images.retain(|known| known.id != image.id);

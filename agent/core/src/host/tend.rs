@@ -33,14 +33,20 @@ pub(super) struct Named<'a> {
 impl Named<'_> {
     /// What is known of an older epoch is of an earlier life of the same instance.
     fn since(&self) -> Epoch {
-        match (self.member.map(|member| member.origin), &self.record.migration) {
+        match (self.member, &self.record.migration) {
+            (Some(member), _) => self.record.since(member),
             (None, Some(migration)) => migration.epoch,
-            (Some(Origin::Restored(_)), _) => self.record.begun,
-            (
-                Some(Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held)
-                | None,
-                _,
-            ) => Epoch(0),
+            (None, None) => Epoch(0),
+        }
+    }
+
+    /// Whether what is here was deployed, or guarded, for another node. The leader may have given an instance away before
+    /// it heard that this host had begun to deploy it.
+    fn is_anothers(&self, local: &Local) -> bool {
+        let fact = &local.fact;
+        match &fact.node {
+            Some(node) => node != self.node,
+            None => fact.phase == Phase::Idle && fact.epoch > self.record.epoch,
         }
     }
 }
@@ -141,7 +147,13 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
     match &local.fact.phase {
         // It may be named again under the same id, to be restored or received: what is known of it is out of date.
         Phase::Dead { .. } if local.fact.epoch < named.since() => vec![HostAction::Forget { instance }],
-        Phase::Dead { .. } | Phase::Booting => Vec::new(),
+        Phase::Dead { .. } => Vec::new(),
+        Phase::Idle | Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Ready
+            if named.is_anothers(local) =>
+        {
+            vec![HostAction::Destroy { instance, reason: "it was deployed for another node".to_owned() }]
+        }
+        Phase::Booting => Vec::new(),
         Phase::Restoring => match (&record.migration, part) {
             (Some(migration), Part::Arriving) => vec![accept(named, migration)],
             (_, Part::Primary | Part::Backup | Part::Arriving) => {

@@ -78,6 +78,29 @@ fn a_new_member_is_created_guarded_deployed_and_then_left_alone() {
 }
 
 #[test]
+fn what_was_deployed_for_another_node_is_ended_and_not_taken_for_this_one() {
+    let mut cluster = Cluster::of(1);
+    cluster.idle("host1", 1);
+    cluster.add(&["alice/display"]);
+    cluster.step();
+    let instance = cluster.primary("alice/display").1;
+    for (phase, owner, epoch, expected) in [
+        (Phase::Ready, Some("bob/display"), 1, "Destroy"),
+        (Phase::Deploying, Some("bob/display"), 0, "Destroy"),
+        (Phase::Idle, None, 3, "Destroy"),
+        (Phase::Idle, None, 0, "Guard"),
+    ] {
+        let seen = fact(phase.clone(), owner.map(node), Epoch(epoch));
+        let local = Locals::from([(instance, Local { fact: seen.clone(), paused: false })]);
+        let found = actions(&cluster, "host1", &local, &Rest::default());
+        assert_eq!(letters(&found), [expected], "{phase:?} {owner:?}");
+        cluster.facts("host1").instances.insert(instance, seen);
+        let record = cluster.record("alice/display");
+        assert!(!cluster.view.is_ready(record, record.primary.as_ref().unwrap()), "{phase:?}");
+    }
+}
+
+#[test]
 fn what_is_under_way_is_not_asked_for_again() {
     let mut cluster = Cluster::of(1);
     cluster.add(&["alice/display"]);

@@ -368,7 +368,7 @@ impl Agent {
             return job.written.map(|written| if written { Outcome::Done } else { Outcome::Failed });
         }
         for host in &hosts {
-            if !world.receive(me, host, &node, &image) {
+            if !world.receive((me, host), &node, &image, job.revisions.0) {
                 return Some(Outcome::Failed);
             }
         }

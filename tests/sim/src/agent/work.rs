@@ -99,6 +99,7 @@ impl Agent {
             }
             HostAction::DropImages { node } => {
                 world.machine_mut(me).images.remove(&node);
+                world.verbose(|| format!("{me} drops the images of {node}"));
             }
             action => self.start_on(world, me, action, view),
         }
