@@ -22,6 +22,8 @@ use crate::keys::{Key, encode};
 
 /// The environment of nodes that name none.
 const ENVIRONMENT: &str = "desktop";
+/// Longest name of a terminal: with its node's, it is a name of at most 64 bytes inside guests.
+const NAME_BYTES_MAX: usize = 48;
 /// More execution nodes than this are taken for a mistake.
 const EXECUTIONS_MAX: usize = 32;
 
@@ -73,6 +75,9 @@ fn records(
     request: &TerminalRequest,
 ) -> Result<(TerminalRecord, BTreeMap<NodeId, NodeRecord>), Refusal> {
     let id: TerminalId = named(&request.name)?;
+    if request.name.len() > NAME_BYTES_MAX {
+        return Err(bad(format!("name: '{}' is longer than {NAME_BYTES_MAX} bytes", request.name)));
+    }
     let screen = screen(&request.screen)?;
     if request.execution.is_empty() || request.execution.len() > EXECUTIONS_MAX {
         let given = request.execution.len();

@@ -1,1 +1,74 @@
-//! To be written.
+//! What `cargo xtask bench` measures: failovers and drains as ratios to the bare tools, in one run on one machine.
+//!
+//! Promises: every row is the median of several runs with minimum and maximum; a floor is measured in the same run, on
+//! the same cluster, with the same guests. Must not judge a time by itself: machines differ, ratios less.
+
+mod bare;
+mod display;
+mod execution;
+mod idle;
+mod moving;
+mod row;
+
+pub use row::{Row, print};
+
+use anyhow::{Result, bail};
+use understudy_e2e::stage::{Artifacts, Stage};
+
+/// Runs of each measurement.
+const RUNS: usize = 5;
+/// The benchmarks' lab.
+const PREFIX: &str = "ustlab-bench";
+
+/// The benchmarks by name, in the order in which they are run: the last two end with the agents stopped.
+pub const NAMES: [&str; 4] = ["agent-idle", "failover-display", "failover-execution", "drain"];
+
+/// Runs the named benchmark, or all; `say` is told what goes on.
+///
+/// # Errors
+/// When the name is not known, or the cluster does not come to be.
+pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
+    if let Some(name) = name.filter(|name| !NAMES.contains(name)) {
+        bail!("there is no benchmark '{name}': use one of {}", NAMES.join(", "));
+    }
+    let wanted = |each: &str| name.is_none_or(|name| name == each);
+    let stage = Stage::raise(artifacts, PREFIX)?;
+    say("waiting for a whole terminal");
+    stage.create("alice", &artifacts.root.join("config/terminals/alice.toml"))?;
+    let mut rows = Vec::new();
+    if wanted("agent-idle") {
+        say("agent-idle");
+        rows.extend(idle::measure(&stage)?);
+    }
+    if wanted("failover-display") {
+        say("failover-display");
+        rows.extend(display::measure(&stage, RUNS, say)?);
+    }
+    // What is compared with the bare tools goes first on all counts: the bare tools need the agents out of the way.
+    let restored = if wanted("failover-execution") {
+        say("failover-execution");
+        Some(execution::measure(&stage, RUNS, say)?)
+    } else {
+        None
+    };
+    let drained = if wanted("drain") {
+        say("drain");
+        Some(moving::measure(&stage, RUNS, say)?)
+    } else {
+        None
+    };
+    if restored.is_some() || drained.is_some() {
+        say("the bare tools, with agents and guards stopped");
+        let bare = bare::Bare::take(&stage)?;
+        if let Some(drained) = drained {
+            let floor = bare.migrations(RUNS, drained.instances)?;
+            rows.push(drained.row(&floor));
+        }
+        if let Some(times) = restored {
+            let floor = bare.restores(RUNS)?;
+            rows.push(Row::times("failover-execution", &times).against(&floor, 2.0, 0.0));
+        }
+    }
+    stage.into_cluster().into_lab().down()?;
+    Ok(rows)
+}

@@ -17,6 +17,8 @@ use understudy_lab::{Forward, Host, LabOptions};
 const GATEWAY_PORT: u16 = 7481;
 /// The API's port on each host.
 const API_PORT: u16 = 7480;
+/// Until the hosts have their idle instances and everything is deployed: several emulated guests boot at once.
+const RAISE: Duration = Duration::from_secs(240);
 /// Longest wait for an agent's answer.
 const ANSWER: Duration = Duration::from_secs(3);
 /// Memory that each lab host gives to instances.
@@ -248,6 +250,32 @@ impl Stage {
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
+    }
+
+    /// Waits until every host has an idle instance, creates a terminal and waits until it is whole.
+    ///
+    /// # Errors
+    /// When it does not come to be.
+    pub fn create(&self, terminal: &str, description: &Path) -> Result<Duration> {
+        self.wait("pools are filled", RAISE, |status| {
+            let hosts = status["hosts"].as_array().context("no hosts")?;
+            let filled = hosts.iter().filter(|host| host["idle"].as_u64().unwrap_or(0) >= 1).count();
+            if filled == 3 { Ok(()) } else { bail!("{filled} of 3 hosts have an idle instance") }
+        })?;
+        let file = description.display().to_string();
+        self.cli(&["terminal", "create", terminal, "--from", &file])?;
+        self.wait_whole(terminal, 1, RAISE)
+    }
+
+    /// The secret of a node's windows, out of the store.
+    ///
+    /// # Errors
+    /// When the store does not have it.
+    pub fn token(&self, node: &str) -> Result<String> {
+        let key = format!("/understudy/v1/nodes/{node}");
+        let record: Value =
+            serde_json::from_str(&self.cluster.etcdctl(&["get", "--print-value-only", &key])?)?;
+        Ok(record["token"].as_str().context("no token")?.to_owned())
     }
 
     /// Waits until every node of a terminal has a ready primary, ready backups, and its windows where they belong.

@@ -17,8 +17,6 @@ use crate::browser::Browser;
 use crate::counter::{Watch, start_of};
 use crate::stage::{Stage, address_of, node_of};
 
-/// Until the hosts have their idle instances and everything is deployed: several emulated guests boot at once.
-const RAISE: Duration = Duration::from_secs(240);
 /// Until an act's outcome is there.
 const ACT: Duration = Duration::from_secs(120);
 /// Until the cluster has made its backups good again.
@@ -96,16 +94,10 @@ impl Story<'_> {
     /// # Errors
     /// When it does not come to be.
     pub fn raise(&self, description: &Path) -> Result<()> {
-        (self.say)("waiting for each host's idle instance");
-        self.stage.wait("pools are filled", RAISE, |status| {
-            let hosts = status["hosts"].as_array().context("no hosts")?;
-            let filled = hosts.iter().filter(|host| host["idle"].as_u64().unwrap_or(0) >= 1).count();
-            if filled == 3 { Ok(()) } else { bail!("{filled} of 3 hosts have an idle instance") }
-        })?;
-        (self.say)("creating terminal alice: one display node, two execution nodes, a backup of each");
-        let file = description.display().to_string();
-        self.stage.cli(&["terminal", "create", TERMINAL, "--from", &file])?;
-        let took = self.stage.wait_whole(TERMINAL, 1, RAISE)?;
+        (self.say)(
+            "filling the pools, then creating terminal alice: a display node, two execution nodes, a backup of each",
+        );
+        let took = self.stage.create(TERMINAL, description)?;
         (self.say)(&format!("alice is whole after {:.1} s", took.as_secs_f64()));
         self.browser.goto(&self.stage.page(TERMINAL, 1))?;
         self.connected(ACT)?;
@@ -258,7 +250,7 @@ impl Story<'_> {
         // Power is cut when the checkpoint is a few seconds old, so that what is lost can be told from what is kept.
         let age = self.stage.wait("a checkpoint of some age", ACT, |status| {
             let age = ms(&node_of(status, id)?["checkpoint"]["age_ms"]).context("no checkpoint")?;
-            if (1500..4500).contains(&age) { Ok(age) } else { bail!("age is {age} ms") }
+            if (2500..6000).contains(&age) { Ok(age) } else { bail!("age is {age} ms") }
         })?;
         let taken = watch.elapsed().saturating_sub(Duration::from_millis(age));
         (self.say)(&format!(
@@ -367,6 +359,40 @@ impl Story<'_> {
         );
         self.settle_picture(&mut act, "6-after-drain")?;
         self.stage.cli(&["host", "undrain", &host])?;
+        Ok(act)
+    }
+}
+
+impl Story<'_> {
+    /// Kills the agent, then libvirtd, on the host of the first execution node's primary.
+    ///
+    /// # Errors
+    /// When the story cannot go on.
+    pub fn agent_and_libvirtd_die(&self) -> Result<Act> {
+        let mut act = Act::new("an agent and a libvirtd are killed");
+        let id = "alice/exec-1";
+        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
+        let node = self.stage.node(id)?;
+        let (host, instance) = member(&node)?;
+        let address = address_of(&node)?;
+        let process = start_of(self.stage.cluster(), address)?;
+        let watch = Watch::start(self.stage.cluster(), address)?;
+        (self.say)(&format!("killing the agent of {host}, then its libvirtd"));
+        let killed = Instant::now();
+        self.stage.kill_agent(&host)?;
+        self.stage.wait("the agent is back", ACT, |_| self.stage.status_on(self.stage.host(&host)?))?;
+        act.phase("agent answers again", killed.elapsed());
+        self.stage.host(&host)?.kill_libvirtd()?;
+        self.stage.host(&host)?.start_libvirtd()?;
+        act.phase("libvirtd answers again", killed.elapsed());
+        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
+        act.phase("everything is whole", killed.elapsed());
+        let after = self.stage.node(id)?;
+        let untouched = member(&after)? == (host, instance) && after["epoch"] == node["epoch"];
+        act.judge("no VM was touched, nothing was promoted", untouched, after["primary"].to_string());
+        let same =
+            start_of(self.stage.cluster(), address)? == process && watch.seen().never_back(Duration::ZERO);
+        act.judge("the counter went on", same, process);
         Ok(act)
     }
 }

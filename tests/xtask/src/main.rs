@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod assets;
+mod bench;
 mod demo;
 #[expect(unreachable_pub, reason = "a test of agent/policy includes this file")]
 mod policies;
@@ -28,6 +29,8 @@ enum Verb {
     Demo(demo::Options),
     /// Install what is missing and run every test.
     Test(test::Options),
+    /// Measure failovers and drains as ratios to the bare tools.
+    Bench(bench::Options),
     /// Build the policies' components into target/policies/out.
     Policies,
     /// Build the guest images and print their folder.
@@ -56,6 +59,7 @@ fn run_verb(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Demo(options) => demo::run(&root, &options),
         Verb::Test(options) => test::run(&root, &options),
+        Verb::Bench(options) => bench::run(&root, &options),
         Verb::Policies => {
             for built in artifacts::policies(&root)? {
                 println!("{}", built.display());

@@ -1,0 +1,114 @@
+//! Owns the floors: the same guests moved and restored by virsh alone, with agents and guards stopped.
+//!
+//! Promises: nothing of ours runs meanwhile; permits are written by hand, because the hook stays.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use understudy_e2e::counter::{Watch, start_of};
+use understudy_e2e::stage::{Stage, address_of};
+use understudy_lab::Host;
+use understudy_lab::cluster::{AGENT, GUARD};
+
+use crate::execution::NODE;
+use crate::moving::{NODES, domain};
+
+/// Longest wait for one step.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The cluster with agents and guards stopped, and what they knew last.
+pub(crate) struct Bare<'a> {
+    stage: &'a Stage,
+    /// Host and instance of each node's primary.
+    primaries: Vec<(String, String)>,
+    /// Address of the restored guest, the host that keeps its image, and the image there.
+    kept: (std::net::Ipv4Addr, String, String),
+}
+
+impl<'a> Bare<'a> {
+    /// Stops agents and guards.
+    pub(crate) fn take(stage: &'a Stage) -> Result<Self> {
+        stage.wait_whole("alice", 1, LIMIT * 3)?;
+        let primaries = NODES.iter().map(|id| domain(stage, id)).collect::<Result<Vec<_>>>()?;
+        let node = stage.node(NODE)?;
+        let address = address_of(&node)?;
+        let backup = node["checkpoint"]["hosts"][0].as_str().context("no checkpoint")?.to_owned();
+        let id = &node["checkpoint"]["id"];
+        let name = NODE.replace('/', ".");
+        let image =
+            format!("/var/lib/understudy/checkpoints/nodes/{name}/{}.{}.image", id["epoch"], id["sequence"]);
+        for host in stage.cluster().hosts() {
+            host.service(AGENT).stop()?;
+            host.service(GUARD).stop()?;
+        }
+        Ok(Self { stage, primaries, kept: (address, backup, image) })
+    }
+
+    /// Lets libvirt start or take in this instance once.
+    fn permit(&self, host: &Host, instance: &str) -> Result<()> {
+        let boot = host.run(["cat", "/proc/sys/kernel/random/boot_id"])?;
+        let uptime = host.run(["cat", "/proc/uptime"])?;
+        let now: f64 = uptime.split_whitespace().next().context("no uptime")?.parse()?;
+        // An epoch that nobody reaches: the hook refuses older ones than it has heard of.
+        let text = format!("{instance}\n4000000000\n{}\n{}\n", boot.trim(), now as u64 + 3600);
+        std::fs::write(host.live_path(&format!("/run/understudy/permits/{instance}"))?, text)?;
+        Ok(())
+    }
+
+    /// Moves the first `count` primaries one after the other with `virsh migrate --p2p`, `runs` times there and back.
+    pub(crate) fn migrations(&self, runs: usize, count: usize) -> Result<Vec<Duration>> {
+        let mut places = self.primaries.clone();
+        let hosts: Vec<String> = self.stage.cluster().hosts().iter().map(Host::name).collect();
+        let mut times = Vec::new();
+        for _ in 0..runs {
+            let mut spent = Duration::ZERO;
+            // The execution nodes first: they are what a drain of the measured host moves.
+            for (from, instance) in places.iter_mut().rev().take(count) {
+                let to = hosts.iter().find(|host| *host != from).context("no other host")?.clone();
+                self.permit(self.stage.host(&to)?, instance)?;
+                let begun = Instant::now();
+                let (name, uri) = (format!("understudy-{instance}"), format!("qemu+tls://{to}/system"));
+                let source = self.stage.host(from)?;
+                source
+                    .command(["virsh", "-q", "migrate", "--live", "--p2p", "--tls", &name, &uri])?
+                    .limit(LIMIT)
+                    .run()?;
+                spent += begun.elapsed();
+                *from = to;
+            }
+            times.push(spent);
+        }
+        Ok(times)
+    }
+
+    /// Ends the guest and restores it with `virsh restore`, until its service answers with its state.
+    pub(crate) fn restores(&self, runs: usize) -> Result<Vec<Duration>> {
+        let (address, backup, image) = &self.kept;
+        let (_, instance) = self.primaries.get(1).context("no execution primary")?;
+        let name = format!("understudy-{instance}");
+        let process = start_of(self.stage.cluster(), *address)?;
+        let host = self.stage.host(backup)?;
+        let mut times = Vec::new();
+        for _ in 0..runs {
+            for other in self.stage.cluster().hosts() {
+                // Wherever the last step left it; it is on one host only.
+                other.exec(["virsh", "-q", "destroy", &name])?;
+            }
+            self.permit(host, instance)?;
+            let watch = Watch::start(self.stage.cluster(), *address)?;
+            let begun = watch.elapsed();
+            host.command(["virsh", "-q", "restore", image, "--running"])?.limit(LIMIT).run()?;
+            let until = Instant::now() + LIMIT;
+            let answered = loop {
+                if let Some(sample) = watch.seen().first_after(begun) {
+                    break sample.at;
+                }
+                ensure!(Instant::now() < until, "the restored guest did not answer within {LIMIT:?}");
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            ensure!(start_of(self.stage.cluster(), *address)? == process, "another process counts");
+            times.push(answered.saturating_sub(begun));
+        }
+        Ok(times)
+    }
+}

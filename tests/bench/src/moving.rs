@@ -1,0 +1,62 @@
+//! Owns `drain`: from the command to the host without primaries.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use understudy_e2e::stage::{Stage, node_of};
+use understudy_e2e::story::member;
+
+use crate::row::Row;
+
+/// Longest wait for a drain.
+const LIMIT: Duration = Duration::from_secs(300);
+/// All nodes of the terminal.
+pub(crate) const NODES: [&str; 3] = ["alice/display", "alice/exec-1", "alice/exec-2"];
+
+/// What was measured.
+pub(crate) struct Drained {
+    times: Vec<Duration>,
+    /// Instances that moved in a drain, on average, rounded up: the floor moves as many.
+    pub(crate) instances: usize,
+}
+
+impl Drained {
+    /// The row, against the bare migrations of as many guests one after the other.
+    pub(crate) fn row(&self, floor: &[Duration]) -> Row {
+        Row::times("drain", &self.times).against(floor, 1.2, 0.0)
+    }
+}
+
+/// Drains the host that has the first execution primary, again and again.
+pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<Drained> {
+    let (mut times, mut moved) = (Vec::new(), 0);
+    for run in 1..=runs {
+        stage.wait_whole("alice", 1, LIMIT)?;
+        let status = stage.status()?;
+        let (host, _) = member(&node_of(&status, "alice/exec-1")?)?;
+        let here = |status: &serde_json::Value| {
+            NODES
+                .iter()
+                .filter(|id| node_of(status, id).is_ok_and(|node| node["primary"]["host"] == host.as_str()))
+                .count()
+        };
+        moved += here(&status);
+        let begun = Instant::now();
+        stage.cli(&["host", "drain", &host])?;
+        stage.wait("no primary is left", LIMIT, |status| {
+            let left = here(status);
+            if left == 0 { Ok(()) } else { bail!("{left} primaries are left") }
+        })?;
+        times.push(begun.elapsed());
+        say(&format!("  run {run}: empty after {:.2} s", begun.elapsed().as_secs_f64()));
+        stage.cli(&["host", "undrain", &host])?;
+    }
+    let instances = moved.div_ceil(runs).max(1);
+    Ok(Drained { times, instances })
+}
+
+/// Name and host of the running instance of a node.
+pub(crate) fn domain(stage: &Stage, id: &str) -> Result<(String, String)> {
+    let (host, instance) = member(&stage.node(id)?).with_context(|| format!("{id} has no primary"))?;
+    Ok((host, instance))
+}
