@@ -8,7 +8,10 @@ const LINES_MAX: usize = 500;
 
 /// Longer files and why they are better whole.
 const LONG: [(&str, &str); 2] = [
-    ("tests/sim/src/agent.rs", "the simulated agent mirrors the daemon's driver step by step; to be divided as that is"),
+    (
+        "tests/sim/src/agent.rs",
+        "the simulated agent mirrors the daemon's driver step by step; to be divided as that is",
+    ),
     ("tests/sim/src/world.rs", "the one model of what really runs, against which every invariant is judged"),
 ];
 
