@@ -41,7 +41,7 @@ pub(crate) enum Tag {
     OpenWrite { number: u64, found: BTreeMap<InstanceId, Local>, lives: BTreeMap<InstanceId, u64> },
     Renew,
     LookAgain,
-    Facts,
+    Facts(Box<HostFacts>),
     Bid { term: u64 },
     Planned,
     Checkpoint { job: u64 },
@@ -83,6 +83,8 @@ pub(crate) struct Agent {
     planned_at: u64,
     report: Report,
     publishing: bool,
+    /// The facts that it wrote last, and their revision.
+    published: Option<(HostFacts, u64)>,
     publish_after: u64,
     pending: BTreeMap<u64, (Tag, u64)>,
     inbox: Vec<(u64, Answer)>,
@@ -120,6 +122,7 @@ impl Agent {
             planned_at: 0,
             report: Report::default(),
             publishing: false,
+            published: None,
             publish_after: 0,
             pending: BTreeMap::new(),
             inbox: Vec::new(),
@@ -266,10 +269,15 @@ impl Agent {
                 }
             },
             Tag::LookAgain => self.look_again(world, me, answer),
-            Tag::Facts => {
+            Tag::Facts(facts) => {
                 self.publishing = false;
-                if matches!(answer, Answer::Unavailable) {
-                    self.publish_after = world.now + PUBLISH_RETRY_MS;
+                match answer {
+                    Answer::Applied(revision) => self.published = Some((*facts, revision)),
+                    Answer::Refused(_) => self.published = None,
+                    Answer::Unavailable | Answer::Read(_) => {
+                        self.published = None;
+                        self.publish_after = world.now + PUBLISH_RETRY_MS;
+                    }
                 }
             }
             Tag::Bid { term } => {
@@ -513,19 +521,26 @@ impl Agent {
         }
     }
 
-    /// Compared with what the store holds, not with what was sent last: a write whose answer was lost may still come.
+    /// Written over the revision that this agent knows of: a write whose answer was lost may still come, and must not
+    /// come after a newer one.
     fn publish(&mut self, world: &mut World, me: &HostId) {
         let facts = self.facts(world, me);
         let Some(mirror) = &self.mirror else { return };
-        if self.publishing || world.now < self.publish_after || mirror.facts(me) == Some(&facts) {
+        let heard = mirror.facts_revision(me);
+        let own = self.published.as_ref().filter(|(_, revision)| *revision > heard);
+        let (known, revision) = match own {
+            Some((facts, revision)) => (Some(facts), *revision),
+            None => (mirror.facts(me), heard),
+        };
+        if self.publishing || world.now < self.publish_after || known == Some(&facts) {
             return;
         }
         self.publishing = true;
         let txn = Txn {
-            when: vec![(Key::Facts(me.clone()), mirror.facts_revision(me))],
-            writes: vec![(Key::Facts(me.clone()), Some(Value::Facts(Box::new(facts))))],
+            when: vec![(Key::Facts(me.clone()), revision)],
+            writes: vec![(Key::Facts(me.clone()), Some(Value::Facts(Box::new(facts.clone()))))],
         };
-        self.send(world, me, Tag::Facts, Body::Commit(txn));
+        self.send(world, me, Tag::Facts(Box::new(facts)), Body::Commit(txn));
     }
 }
 

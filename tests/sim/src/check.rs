@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
-use understudy_core::records::{CheckpointRecord, NodeRecord};
+use understudy_core::records::{CheckpointRecord, NodeRecord, Phase};
 use understudy_core::units::MiB;
 use understudy_core::view::{Versioned, View};
 
@@ -122,13 +122,28 @@ impl World {
             }) else {
                 continue;
             };
-            let known = *self.truth.states.entry((one.node.clone(), begun)).or_insert(state);
-            if known != state {
+            // Until its host has said that it is ready, nobody has taken it for the node's state.
+            let told = self.reports_ready(&one.host, one.instance);
+            let key = (one.node.clone(), begun);
+            let known = self.truth.states.get(&key).copied();
+            if told {
+                self.truth.states.entry(key).or_insert(state);
+            }
+            if known.is_some_and(|known| known != state) {
                 self.fail(format!("{} lost its state within epoch {begun} and nobody was told", one.node));
             }
             if self.truth.newest.insert(one.node.clone(), state) != Some(state) {
                 self.verbose(|| format!("{} runs on {} with state {state}", one.node, one.host));
             }
+        }
+    }
+
+    fn reports_ready(&self, host: &HostId, instance: InstanceId) -> bool {
+        match self.store.records.get(&Key::Facts(host.clone())).map(|known| &known.value) {
+            Some(Value::Facts(facts)) => {
+                facts.instances.get(&instance).is_some_and(|fact| fact.phase == Phase::Ready)
+            }
+            Some(_) | None => false,
         }
     }
 

@@ -5,10 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use understudy_core::admission::{Admission, admit};
 use understudy_core::ids::{HostId, NodeId, Role, TerminalId};
+use understudy_core::observe::Observer;
 use understudy_core::records::{HostIntent, NodeRecord, NodeSpec, Screen};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use understudy_core::view::Answer;
 
+use crate::Weakness;
 use crate::rng::Rng;
 use crate::store::{Key, Txn, Value};
 use crate::world::World;
@@ -72,7 +76,8 @@ impl Swarm {
         let mut weights = BTreeMap::new();
         for kind in KINDS {
             if rng.chance(550) {
-                weights.insert(kind, rng.between(20, 450));
+                let most = if kind == Kind::DeleteTerminal { 60 } else { 450 };
+                weights.insert(kind, rng.between(20, most));
             }
         }
         let some = |rng: &mut Rng, most: u64| if rng.chance(500) { rng.below(most) } else { 0 };
@@ -81,10 +86,25 @@ impl Swarm {
             lost_answers: some(rng, 60),
             lost_finishes: some(rng, 400),
             work_fails: some(rng, 150),
-            mad_policy: rng.chance(500),
+            mad_policy: rng.chance(400),
             jitter: true,
             drift: rng.chance(500),
         }
+    }
+
+    /// The faults that would come through if a protection were off.
+    pub(crate) fn against(weakness: Weakness) -> Self {
+        let (kinds, lost_finishes, lost_answers): (&[(Kind, u64)], u64, u64) = match weakness {
+            Weakness::DeadGuard => (&[(Kind::CutFromStore, 400)], 0, 0),
+            Weakness::JobsOutliveSessions => (&[(Kind::CutFromStore, 400), (Kind::KillInstance, 400)], 0, 0),
+            Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500, 0),
+            Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0, 0),
+            Weakness::BlindWrites => {
+                (&[(Kind::StoreOutage, 300), (Kind::CutFromStore, 200), (Kind::KillInstance, 300)], 0, 50)
+            }
+        };
+        let weights = kinds.iter().copied().collect();
+        Self { weights, lost_finishes, lost_answers, jitter: true, ..Self::default() }
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -216,22 +236,58 @@ impl World {
         let free = names.iter().find(|name| taken.iter().all(|terminal| terminal.as_str() != **name));
         if let Some(name) = free.filter(|_| taken.len() < self.terminals_max()) {
             let executions = u32::try_from(self.rng.between(1, 2)).unwrap_or(1);
-            self.add_terminal(name, executions);
+            self.ask_for_terminal(name, executions);
         }
     }
 
-    pub(crate) fn add_terminal(&mut self, name: &str, executions: u32) {
-        let Ok(terminal) = name.parse::<TerminalId>() else { return };
-        self.note(format!("terminal {terminal} is created"));
-        let nodes = (1..=executions).map(|number| NodeId::execution(&terminal, number));
-        for node in std::iter::once(NodeId::display(&terminal)).chain(nodes) {
+    fn nodes_of(&mut self, name: &str, executions: u32) -> BTreeMap<NodeId, NodeRecord> {
+        let Ok(terminal) = name.parse::<TerminalId>() else { return BTreeMap::new() };
+        let executions = (1..=executions).map(|number| NodeId::execution(&terminal, number));
+        let nodes: Vec<NodeId> = std::iter::once(NodeId::display(&terminal)).chain(executions).collect();
+        let mut records = BTreeMap::new();
+        for node in nodes {
             let mut spec = spec(node.role());
             if self.swarm.jitter && self.rng.chance(250) {
                 spec.protected = false;
             }
             let serial = self.next_life();
-            let record = NodeRecord::new(spec, format!("token-{serial}"));
+            records.insert(node, NodeRecord::new(spec, format!("token-{serial}")));
+        }
+        records
+    }
+
+    /// A terminal that is there before anything else is.
+    pub(crate) fn add_terminal(&mut self, name: &str, executions: u32) {
+        let records = self.nodes_of(name, executions);
+        self.create(name, records);
+    }
+
+    fn create(&mut self, name: &str, records: BTreeMap<NodeId, NodeRecord>) {
+        self.note(format!("terminal {name} is created"));
+        for (node, record) in records {
             self.write(Key::Node(node), Some(Value::Node(Box::new(record))));
+        }
+    }
+
+    /// A terminal that is created only if it fits.
+    pub(crate) fn ask_for_terminal(&mut self, name: &str, executions: u32) {
+        let records = self.nodes_of(name, executions);
+        let clock = Boottime(self.now * 1_000_000);
+        let mut view = self.store.list().view(&Observer::default(), clock);
+        let now = Now { boottime: clock, wall: UnixMillis(1_700_000_000_000 + self.now) };
+        loop {
+            match admit(&view, &records, &self.bounds, now) {
+                Admission::Admitted => return self.create(name, records),
+                Admission::Refused { missing } => {
+                    return self.note(format!("terminal {name} is refused: {}", missing.join("; ")));
+                }
+                Admission::Asks(plan) => {
+                    view.placements
+                        .extend(plan.placements.into_iter().map(|asked| (asked, Answer::Unavailable)));
+                    let counts = plan.backup_counts.into_iter().map(|asked| (asked, Answer::Unavailable));
+                    view.backup_counts.extend(counts);
+                }
+            }
         }
     }
 

@@ -10,8 +10,11 @@ mod check;
 mod fault;
 mod machine;
 mod rng;
+mod scenario;
 mod store;
 mod world;
+
+pub use scenario::{ScenarioError, golden};
 
 use fault::Swarm;
 use rng::Rng;
@@ -73,7 +76,8 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let mut rng = Rng::new(seed);
     let hosts = options.hosts.unwrap_or_else(|| usize::try_from(rng.between(1, 5)).unwrap_or(3));
     let steps = options.steps.unwrap_or(4_000);
-    let swarm = Swarm::draw(&mut rng);
+    let drawn = Swarm::draw(&mut rng);
+    let swarm = options.weakness.map_or(drawn, Swarm::against);
     let weakness = options.weakness.map_or_else(String::new, |weakness| format!(" weakness={weakness:?}"));
     let title = format!("seed={seed} hosts={hosts} steps={steps}{weakness} {}", swarm.describe());
     let mut world = World::new(rng.draw(), hosts, swarm, options.weakness);

@@ -166,14 +166,31 @@ fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Optio
     draft.change_quietly(node, |record| record.primary = None);
     let found = match rank(draft, node, Purpose::Primary) {
         Choice::Asked => None,
-        Choice::Nowhere(why) => {
-            draft.note(node, format!("no host can take the primary: {why}"));
-            None
-        }
         Choice::Ranked(hosts) => draft.seat(node, record, &hosts),
+        Choice::Nowhere(why) => {
+            let found = from_held_place(draft, node, record);
+            if found.is_none() {
+                draft.note(node, format!("no host can take the primary: {why}"));
+            }
+            found
+        }
     };
-    draft.change_quietly(node, |edited| edited.primary.clone_from(&record.primary));
+    draft.change_quietly(node, |edited| {
+        edited.primary.clone_from(&record.primary);
+        edited.backups.clone_from(&record.backups);
+    });
     found.map(|(member, action)| Successor { member, action, checkpoint: None })
+}
+
+/// Places held for backups on all hosts that are left must not keep the primary itself out: the last one gives way.
+fn from_held_place(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<(Member, String)> {
+    let gives_way = |backup: &&Member| {
+        let open = draft.view.hosts.get(&backup.host).is_some_and(HostView::accepts_work);
+        backup.instance.is_none() && open && !draft.recently_failed(record, &backup.host)
+    };
+    let host = record.backups.iter().rev().find(gives_way)?.host.clone();
+    draft.change_quietly(node, |record| record.backups.retain(|backup| backup.host != host));
+    draft.seat(node, record, &[host])
 }
 
 impl Draft<'_> {

@@ -428,6 +428,7 @@ fn send_windows(world: &mut World, me: &HostId, send: &SendWindows) -> Outcome {
         return Outcome::Failed;
     };
     domain.windows = Some((life, send.begun));
+    world.note(format!("windows of {} are sent, epoch {}", send.node, send.begun));
     let SendWindows { display, display_begun, begun, .. } = *send;
     Outcome::WindowsSent(WindowsSent { display, display_begun, begun, at })
 }

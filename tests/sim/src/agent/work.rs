@@ -118,7 +118,7 @@ impl Agent {
             life: world.next_life(),
             node: None,
             memory,
-            stage: Stage::Booting { until: world.now + world.rng.between(500, 3_000) },
+            stage: Stage::Booting { until: world.now + world.duration(500, 3_000) },
             deployed: false,
             acts: false,
             token: String::new(),

@@ -183,6 +183,20 @@ fn without_a_live_host_that_keeps_the_state_it_starts_afresh_and_the_checkpoint_
 }
 
 #[test]
+fn places_held_on_all_hosts_that_are_left_do_not_keep_the_primary_out() {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    let (dead, held) =
+        (cluster.primary_host("alice/exec-1"), cluster.backup_hosts("alice/exec-1")[0].clone());
+    cluster.view.checkpoints.clear();
+    cluster.lose(&dead);
+    cluster.facts(&held).capacity.memory = MiB(512);
+    cluster.step();
+    let record = cluster.record("alice/exec-1");
+    assert_eq!((cluster.primary_host("alice/exec-1"), &record.backups), (held, &Vec::new()));
+    assert_eq!(record.incident.as_ref().unwrap().state, StateKept::Lost);
+}
+
+#[test]
 fn a_checkpoint_of_an_earlier_life_is_never_restored() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     cluster.edit("alice/exec-1", |record| {

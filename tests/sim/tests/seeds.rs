@@ -1,0 +1,51 @@
+//! The simulation as a test: known seeds, a few new ones, and whether it would notice.
+
+use understudy_sim::{Options, REGRESSIONS, Weakness, run, run_or_panic, seeds};
+
+/// How many seeds are run here; `cargo xtask sim` runs more.
+fn count() -> u64 {
+    std::env::var("UNDERSTUDY_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
+#[test]
+fn what_failed_once_holds() {
+    let known = seeds(REGRESSIONS);
+    assert!(!known.is_empty(), "regressions.txt has no seeds");
+    for seed in known {
+        run_or_panic(seed, Options::default());
+    }
+}
+
+#[test]
+fn the_guarantees_hold_whatever_fails_and_a_healed_cluster_comes_to_rest() {
+    let mut counts = [0; 3];
+    for seed in 1..=count() {
+        let outcome = run_or_panic(seed, Options::default());
+        for (sum, count) in counts.iter_mut().zip(outcome.counts) {
+            *sum += count;
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 0), "failovers, restores and migrations happen: {counts:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_run_every_time() {
+    for seed in [3, 4] {
+        assert_eq!(run(seed, Options::default()).events, run(seed, Options::default()).events);
+    }
+}
+
+#[test]
+fn each_protection_that_is_switched_off_is_missed() {
+    for weakness in [
+        Weakness::DeadGuard,
+        Weakness::JobsOutliveSessions,
+        Weakness::EagerDestination,
+        Weakness::CarelessReceiver,
+        Weakness::BlindWrites,
+    ] {
+        let options = Options { weakness: Some(weakness), hosts: Some(3), ..Options::default() };
+        let noticed = (1..=100).find(|seed| run(*seed, options).failure.is_some());
+        assert!(noticed.is_some(), "{weakness:?} breaks nothing in 100 seeds");
+    }
+}
