@@ -14,7 +14,7 @@ fn artifacts() -> Result<Artifacts, String> {
         binaries: given("UNDERSTUDY_TEST_BINARIES")?,
         images: given("UNDERSTUDY_TEST_IMAGES")?,
         policies: given("UNDERSTUDY_TEST_POLICIES")?,
-        helper: Some(given("UNDERSTUDY_LAB_HELPER")?),
+        helper: Some(given("UNDERSTUDY_TEST_HELPER")?),
         root,
     })
 }

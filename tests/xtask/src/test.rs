@@ -47,7 +47,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     let images = ("UNDERSTUDY_TEST_IMAGES", artifacts.images.display().to_string());
     let policies = ("UNDERSTUDY_TEST_POLICIES", artifacts.policies.display().to_string());
     let binaries = ("UNDERSTUDY_TEST_BINARIES", artifacts.binaries.display().to_string());
-    let helper = ("UNDERSTUDY_LAB_HELPER", artifacts.binaries.join("lab").display().to_string());
+    let helper = ("UNDERSTUDY_TEST_HELPER", artifacts.binaries.join("lab").display().to_string());
     // One test at a time for those that raise hosts and guests: two cores carry one lab.
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
