@@ -124,7 +124,7 @@ pub struct Migration {
     pub to_session: u64,
     /// The epoch that the migration was decided in.
     pub epoch: Epoch,
-    /// The source is dead: the destination gives up whatever has arrived and says so.
+    /// It failed, or its source is dead: the destination gives up whatever has arrived and says so.
     pub abandoned: bool,
     /// When it was decided.
     pub started: UnixMillis,

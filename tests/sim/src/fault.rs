@@ -94,17 +94,15 @@ impl Swarm {
 
     /// The faults that would come through if a protection were off.
     pub(crate) fn against(weakness: Weakness) -> Self {
-        let (kinds, lost_finishes, lost_answers): (&[(Kind, u64)], u64, u64) = match weakness {
-            Weakness::DeadGuard => (&[(Kind::CutFromStore, 400)], 0, 0),
-            Weakness::JobsOutliveSessions => (&[(Kind::CutFromStore, 400), (Kind::KillInstance, 400)], 0, 0),
-            Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500, 0),
-            Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0, 0),
-            Weakness::BlindWrites => {
-                (&[(Kind::StoreOutage, 300), (Kind::CutFromStore, 200), (Kind::KillInstance, 300)], 0, 50)
-            }
+        let (kinds, lost_finishes): (&[(Kind, u64)], u64) = match weakness {
+            Weakness::DeadGuard => (&[(Kind::AgentCrash, 400), (Kind::CutFromStore, 400)], 0),
+            Weakness::JobsOutliveSessions => (&[(Kind::Freeze, 300), (Kind::KillInstance, 500)], 0),
+            Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
+            Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
+            Weakness::BlindWrites => (&[(Kind::SlowWatch, 600), (Kind::CutFromStore, 450)], 0),
         };
         let weights = kinds.iter().copied().collect();
-        Self { weights, lost_finishes, lost_answers, jitter: true, ..Self::default() }
+        Self { weights, lost_finishes, jitter: true, ..Self::default() }
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -155,7 +153,7 @@ impl World {
             }
             Kind::Freeze if self.machine(&host).runs() => {
                 let until = now + self.rng.between(200, 20_000);
-                self.machine_mut(&host).frozen_until = Some(until);
+                self.freeze(&host, until);
                 self.note(format!("{host} stands still"));
             }
             Kind::AgentCrash if self.machine(&host).agent.is_some() => {

@@ -115,6 +115,7 @@ pub(crate) struct Machine {
     pub(crate) off_until: Option<u64>,
     /// When it goes on, while everything on it stands still.
     pub(crate) frozen_until: Option<u64>,
+    pub(crate) frozen_at: u64,
     pub(crate) thawed_at: u64,
     /// No answer comes from the store, nor does a request get there.
     pub(crate) cut_until: u64,
@@ -146,6 +147,7 @@ impl Machine {
             boot: 1,
             off_until: None,
             frozen_until: None,
+            frozen_at: 0,
             thawed_at: 0,
             cut_until: 0,
             lag: 0,

@@ -271,7 +271,7 @@ impl World {
             }
             (What::PowerOff(_, time), Some(host)) => self.cut_power(&host, now.saturating_add(time)),
             (What::Freeze(_, time), Some(host)) => {
-                self.machine_mut(&host).frozen_until = Some(now.saturating_add(time));
+                self.freeze(&host, now.saturating_add(time));
                 self.note(format!("{host} stands still"));
             }
             (What::Cut(_, time), Some(host)) => {

@@ -3,20 +3,24 @@
 //! Promises: one order of events for one seed; whatever an agent learns goes through a watch, a request or a process of
 //! its own machine. Must not do: judge (`check`), break things (`fault`).
 
-use std::collections::{BTreeMap, BTreeSet};
+mod traffic;
+
+use std::collections::BTreeMap;
 
 use understudy_core::bounds::{Bounds, Profile};
-use understudy_core::host::{PoolSettings, SendWindows};
-use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::host::PoolSettings;
+use understudy_core::ids::{HostId, NodeId};
 use understudy_core::records::NodeRecord;
 use understudy_core::units::{MiB, Vcpus};
 use understudy_core::view::Versioned;
 
+use self::traffic::Transfer;
+pub(crate) use self::traffic::TransferState;
 use crate::Weakness;
 use crate::agent::Agent;
 use crate::check::Truth;
 use crate::fault::Swarm;
-use crate::machine::{Domain, Image, Machine, Stage};
+use crate::machine::{Machine, Stage};
 use crate::rng::Rng;
 use crate::store::{Key, Store, Txn, Value};
 
@@ -28,8 +32,6 @@ const WATCH_MS: u64 = 25;
 pub(crate) const GUARD_LATE_MS: u64 = 75;
 /// A request that cannot get through is given up by the network after this long.
 const STRAY_MS: u64 = 8_000;
-/// A migration between machines that cannot reach each other is given up after this long.
-const KEEPALIVE_MS: u64 = 7_000;
 /// What each machine's pool should have.
 pub(crate) const POOL: PoolSettings = PoolSettings { idle: 1, memory: MiB(512), vcpus: Vcpus(1) };
 
@@ -68,29 +70,6 @@ struct Reply {
     incarnation: u64,
     at: u64,
     answer: Answer,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TransferState {
-    Running,
-    Moved,
-    Stayed(String),
-}
-
-/// A live migration, which goes on by itself once it has begun.
-#[derive(Debug)]
-struct Transfer {
-    id: u64,
-    instance: InstanceId,
-    life: u64,
-    from: HostId,
-    to: HostId,
-    ends: u64,
-    /// Since when the two cannot reach each other.
-    cut_since: Option<u64>,
-    /// The source does not learn that it has ended, and goes on.
-    loses_end: bool,
-    state: TransferState,
 }
 
 #[derive(Debug)]
@@ -226,6 +205,10 @@ impl World {
         if machine.off_until.is_none() && machine.frozen_until.is_some_and(|until| until <= now) {
             machine.frozen_until = None;
             machine.thawed_at = now;
+            let (since, lost) = (machine.frozen_at, now - machine.frozen_at);
+            if let Some(agent) = &mut machine.agent {
+                agent.stood_still(since, lost);
+            }
             self.note(format!("{host} goes on"));
         }
         let machine = self.machine(host);
@@ -395,205 +378,6 @@ impl World {
     /// A decision on its way to the store, for the log.
     pub(crate) fn decided(&mut self, node: &NodeId, record: &NodeRecord, reasons: &[String]) {
         self.note(format!("{node} epoch {}: {}", record.epoch, reasons.join("; ")));
-    }
-}
-
-/// What machines do to each other.
-impl World {
-    /// A domain's processors go on.
-    pub(crate) fn resume(&mut self, host: &HostId, instance: InstanceId) {
-        if let Some(domain) = self.machine_mut(host).domains.get_mut(&instance) {
-            domain.stage = Stage::Running;
-        }
-    }
-
-    /// The life of the display's domain, if its intake takes the windows.
-    pub(crate) fn intake(&self, from: &HostId, send: &SendWindows) -> Option<u64> {
-        let takes = |domain: &Domain| {
-            let runs = domain.stage == Stage::Running && domain.deployed;
-            runs && domain.admitted.get(&send.node) == Some(&send.begun)
-        };
-        self.machines.iter().filter(|(host, machine)| machine.runs() && self.reach(from, host)).find_map(
-            |(_, machine)| {
-                machine.domains.get(&send.display).filter(|domain| takes(domain)).map(|domain| domain.life)
-            },
-        )
-    }
-
-    /// A copy of a checkpoint arrives at `to`. Its agent takes it only if it knows itself as a backup by the very record
-    /// that the sender decided from: one that is behind may yet hear that it is none, and delete what the store names by
-    /// then. It drops only what is older than what the store names.
-    pub(crate) fn receive(
-        &mut self,
-        (from, to): (&HostId, &HostId),
-        node: &NodeId,
-        image: &Image,
-        revision: u64,
-    ) -> bool {
-        let reachable = self.reach(from, to) && self.machine(to).runs();
-        let careless = self.weakness == Some(Weakness::CarelessReceiver);
-        let machine = self.machine(to);
-        let Some(mirror) = machine.agent.as_ref().and_then(|agent| agent.mirror.as_ref()) else {
-            return false;
-        };
-        let named = mirror.nodes.get(node).is_some_and(|known| {
-            let record = &known.value;
-            known.revision == revision && record.backups.iter().any(|backup| &backup.host == to)
-        });
-        if !reachable || !(named || careless) {
-            return false;
-        }
-        let newest = mirror.checkpoints.get(node).map(|known| known.value.id);
-        self.verbose(|| {
-            format!("{to} keeps checkpoint {} of {node} and drops those before {newest:?}", image.id)
-        });
-        let images = self.machine_mut(to).images.entry(node.clone()).or_default();
-        images.retain(|known| newest.is_none_or(|newest| known.id >= newest));
-        images.retain(|known| known.id != image.id);
-        images.push(image.clone());
-        true
-    }
-
-    pub(crate) fn transfer_of(&self, from: &HostId, instance: InstanceId) -> Option<u64> {
-        let running = |transfer: &&Transfer| {
-            transfer.state == TransferState::Running
-                && &transfer.from == from
-                && transfer.instance == instance
-        };
-        self.transfers.iter().find(running).map(|transfer| transfer.id)
-    }
-
-    pub(crate) fn is_coming(&self, to: &HostId, instance: InstanceId) -> bool {
-        self.transfers.iter().any(|transfer| {
-            transfer.state == TransferState::Running && &transfer.to == to && transfer.instance == instance
-        })
-    }
-
-    pub(crate) fn transfer_state(&self, id: u64) -> TransferState {
-        let known = self.transfers.iter().find(|transfer| transfer.id == id);
-        known.map_or_else(|| TransferState::Stayed("forgotten".to_owned()), |known| known.state.clone())
-    }
-
-    /// The destination's hook lets in only what it has a permit for.
-    pub(crate) fn start_transfer(
-        &mut self,
-        from: &HostId,
-        to: &HostId,
-        instance: InstanceId,
-        epoch: Epoch,
-    ) -> Option<u64> {
-        let domain = self.machine(from).domains.get(&instance)?.clone();
-        let there = self.machine(to);
-        let permitted =
-            there.permits.get(&instance) == Some(&epoch) && !there.domains.contains_key(&instance);
-        if !permitted || !there.runs() || !self.reach(from, to) || domain.stage != Stage::Running {
-            return None;
-        }
-        self.serial += 1;
-        let id = self.serial;
-        let (life, lost) = (domain.life, self.swarm.lost_finishes);
-        let transfer = Transfer {
-            id,
-            instance,
-            life,
-            from: from.clone(),
-            to: to.clone(),
-            ends: self.now + self.duration(1_000, 4_000),
-            cut_since: None,
-            loses_end: self.rng.chance(lost),
-            state: TransferState::Running,
-        };
-        self.machine_mut(to).domains.insert(instance, Domain { stage: Stage::Incoming, ..domain });
-        self.transfers.push(transfer);
-        Some(id)
-    }
-
-    fn run_transfers(&mut self) {
-        for mut transfer in std::mem::take(&mut self.transfers) {
-            if transfer.state == TransferState::Running {
-                self.run_transfer(&mut transfer);
-            }
-            self.transfers.push(transfer);
-        }
-        let forgotten = self.transfers.len().saturating_sub(64);
-        self.transfers.drain(..forgotten);
-    }
-
-    fn run_transfer(&mut self, transfer: &mut Transfer) {
-        let Transfer { instance, from, to, life, .. } = &*transfer;
-        let (instance, from, to, life) = (*instance, from.clone(), to.clone(), *life);
-        let source = self.machine(&from).domains.get(&instance).filter(|domain| domain.life == life).cloned();
-        let coming = self.machine(&to).domains.get(&instance);
-        let there = coming.is_some_and(|domain| domain.stage == Stage::Incoming);
-        let gives_up = match (&source, there) {
-            (None, true) => Some("the source has ended"),
-            (_, false) => Some("the destination gave it up"),
-            (Some(_), true) => None,
-        };
-        if let Some(why) = gives_up {
-            if there {
-                self.machine_mut(&to).domains.remove(&instance);
-            }
-            transfer.state = TransferState::Stayed(why.to_owned());
-            return;
-        }
-        // A frozen end holds it up; afterwards it goes on as if nothing had been.
-        if !self.machine(&from).runs() || !self.machine(&to).runs() {
-            return;
-        }
-        if !self.reach(&from, &to) {
-            let since = *transfer.cut_since.get_or_insert(self.now);
-            if self.now >= since + KEEPALIVE_MS {
-                self.machine_mut(&to).domains.remove(&instance);
-                transfer.state = TransferState::Stayed("the connection was lost".to_owned());
-            }
-            return;
-        }
-        transfer.cut_since = None;
-        if self.now < transfer.ends {
-            return;
-        }
-        if let Some(source) = source {
-            self.machine_mut(&to).domains.insert(instance, Domain { stage: Stage::Paused, ..source });
-            if transfer.loses_end {
-                transfer.state = TransferState::Stayed("the end of it was not heard".to_owned());
-            } else {
-                self.machine_mut(&from).domains.remove(&instance);
-                transfer.state = TransferState::Moved;
-            }
-        }
-    }
-
-    /// Nothing stays on a machine whose power is cut but its disk.
-    pub(crate) fn cut_power(&mut self, host: &HostId, until: u64) {
-        let machine = self.machine_mut(host);
-        machine.off_until = Some(until);
-        machine.frozen_until = None;
-        machine.domains.clear();
-        machine.permits.clear();
-        machine.guard = Default::default();
-        machine.agent = None;
-        self.note(format!("{host} loses its power"));
-    }
-
-    pub(crate) fn crash_agent(&mut self, host: &HostId, until: u64) {
-        let machine = self.machine_mut(host);
-        machine.agent = None;
-        machine.agent_back = until;
-        self.note(format!("the agent of {host} crashes"));
-    }
-
-    pub(crate) fn hosts(&self) -> Vec<HostId> {
-        self.machines.keys().cloned().collect()
-    }
-
-    /// All domains of one node's members, wherever they are.
-    pub(crate) fn instances(&self) -> BTreeSet<(HostId, InstanceId)> {
-        let of = |(host, machine): (&HostId, &Machine)| {
-            let host = host.clone();
-            machine.domains.keys().map(move |&instance| (host.clone(), instance)).collect::<Vec<_>>()
-        };
-        self.machines.iter().flat_map(of).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use understudy_sim::{Options, REGRESSIONS, Weakness, run, run_or_panic, seeds};
 
 /// How many seeds are run here; `cargo xtask sim` runs more.
 fn count() -> u64 {
-    std::env::var("UNDERSTUDY_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+    std::env::var("UNDERSTUDY_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
 #[test]
@@ -40,7 +40,8 @@ fn each_protection_that_is_switched_off_is_missed() {
     // The others (a dead guard, jobs that outlive sessions, blind writes) are caught by a second protection in these
     // seeds: they need a fault of their own before their absence can be seen.
     for weakness in [Weakness::EagerDestination, Weakness::CarelessReceiver] {
-        let options = Options { weakness: Some(weakness), hosts: Some(3), ..Options::default() };
+        let steps = Some(8_000);
+        let options = Options { weakness: Some(weakness), hosts: Some(3), steps, ..Options::default() };
         let noticed = (1..=100).find(|seed| run(*seed, options).failure.is_some());
         assert!(noticed.is_some(), "{weakness:?} breaks nothing in 100 seeds");
     }

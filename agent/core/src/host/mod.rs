@@ -107,8 +107,8 @@ pub enum HostAction {
     /// [`MOVED`](crate::MOVED); while the outcome is not known, nothing is reported.
     MigrateOut { node: NodeId, instance: InstanceId, epoch: Epoch, to: HostId, uri: String },
     /// Permit this instance to come. Once all of it is here and [`source_let_go`]: guard, then resume. When the
-    /// record asks for it no longer, or the source let go and nothing is here: withdraw the permit, end what is here,
-    /// and report it dead in this epoch.
+    /// migration is abandoned or over: withdraw the permit, then end what is here. When the source let go and nothing
+    /// is here or on its way: withdraw the permit, then report it dead in this epoch.
     Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
     /// Take the state of this instance and copy it to these hosts. The record is written only if the node's record is
     /// still at the revision that this was decided from; a receiver takes it only if it knows itself as a backup.
@@ -185,10 +185,14 @@ fn keep_first_per_lane(actions: Vec<HostAction>) -> Vec<HostAction> {
 }
 
 /// Whether the destination of `node`'s live migration may let `instance` run: the source said that it has gone, or is
-/// known dead. Until then both ends may have all of it, and the source may go on.
+/// known dead. Until then both ends may have all of it, and the source may go on. A migration that failed or was
+/// abandoned brings nothing any more.
 #[must_use]
 pub fn source_let_go(view: &View, node: &NodeId, instance: InstanceId) -> bool {
     let Some(record) = view.nodes.get(node).map(|known| &known.value) else { return false };
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return false };
-    primary.instance == Some(instance) && (migration.abandoned || view.life(record, primary) != Life::Alive)
+    let facts = view.hosts.get(&migration.from).and_then(|from| from.facts.as_ref());
+    let failed = facts.and_then(|facts| facts.instances.get(&instance)?.migration_failed.as_ref());
+    let stands = !migration.abandoned && failed.is_none_or(|(epoch, _)| *epoch < migration.epoch);
+    stands && primary.instance == Some(instance) && view.life(record, primary) != Life::Alive
 }

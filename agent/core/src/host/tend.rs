@@ -96,7 +96,7 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
     let missing = || HostAction::Missing { node: node.clone(), instance, epoch: record.epoch };
     match (part, &record.migration) {
         (Part::Arriving, Some(migration)) => {
-            // A source that is gone sends nothing more: saying so here is the second of the two deaths (SAFE-7).
+            // With no permit nothing comes any more: saying so is the second of the two deaths (SAFE-7).
             Some(if migration.abandoned { missing() } else { accept(named, migration) })
         }
         // It has left, and its new host has the word as long as it can speak.
@@ -154,6 +154,12 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
             vec![HostAction::Destroy { instance, reason: "it was deployed for another node".to_owned() }]
         }
         Phase::Booting => Vec::new(),
+        Phase::Restoring | Phase::Ready if gave_up(named, local) => {
+            vec![HostAction::Destroy {
+                instance,
+                reason: "the migration that brought it was given up".to_owned(),
+            }]
+        }
         Phase::Restoring => match (&record.migration, part) {
             (Some(migration), Part::Arriving) => vec![accept(named, migration)],
             (_, Part::Primary | Part::Backup | Part::Arriving) => {
@@ -183,6 +189,16 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
             actions
         }
     }
+}
+
+/// Whether it came, or is coming, by a migration that was abandoned before it was let run.
+fn gave_up(named: &Named<'_>, local: &Local) -> bool {
+    named.part == Part::Arriving
+        && named
+            .record
+            .migration
+            .as_ref()
+            .is_some_and(|migration| migration.abandoned && local.fact.epoch < migration.epoch)
 }
 
 fn is_leaving(situation: &Situation<'_>, record: &NodeRecord) -> bool {

@@ -214,13 +214,19 @@ fn the_destination_accepts_only_in_the_session_that_was_chosen() {
 }
 
 #[test]
-fn with_the_source_dead_the_destination_says_that_nothing_came() {
+fn the_destination_gives_up_an_abandoned_migration_and_says_so() {
     let (mut cluster, _, to, instance) = leaving();
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     let rest = fresh(&cluster);
     let missing = HostAction::Missing { node: node("alice/exec-1"), instance, epoch: Epoch(2) };
     assert_eq!(actions(&cluster, to.as_str(), &Locals::new(), &rest), [missing]);
+    for (epoch, expected) in [(1, vec!["Destroy"]), (2, vec![])] {
+        let here = fact(Phase::Ready, Some(node("alice/exec-1")), Epoch(epoch));
+        let local = Locals::from([(instance, Local { fact: here, paused: epoch == 1 })]);
+        let found = letters(&actions(&cluster, to.as_str(), &local, &rest));
+        assert_eq!(found, expected, "what runs already has arrived");
+    }
 }
 
 #[test]
@@ -237,6 +243,11 @@ fn the_destination_lets_it_run_only_once_the_source_has_let_go() {
     let mut lost = cluster;
     lost.lose(from.as_str());
     assert!(go(&lost));
+    let mut failed = lost.clone();
+    failed.report_primary("alice/exec-1", |fact| fact.migration_failed = Some((Epoch(2), "no".to_owned())));
+    assert!(!go(&failed), "the source went on");
+    lost.edit("alice/exec-1", |record| record.migration.as_mut().unwrap().abandoned = true);
+    assert!(!go(&lost), "the destination is to give up");
     let mut over = moved;
     over.edit("alice/exec-1", |record| record.migration = None);
     assert!(!go(&over));

@@ -227,7 +227,8 @@ impl Change<'_> {
         }
     }
 
-    /// A migration is over when it has arrived, when its source says that it failed, or when nothing can arrive.
+    /// A migration is over when it has arrived, or when the destination says or is known to have nothing of it. The
+    /// source's word that it failed is not enough: the destination may have all of it.
     fn is_over(&self, migration: &Migration) -> bool {
         let Some(primary) = &self.before.primary else { return false };
         let arrived = self.view.hosts.get(&migration.to).is_some_and(|to| {
@@ -237,10 +238,7 @@ impl Change<'_> {
                     .and_then(|instance| to.instance(instance))
                     .is_some_and(|fact| fact.phase == Phase::Ready && fact.epoch >= migration.epoch)
         });
-        let failed = self.view.fact(primary).is_some_and(|fact| {
-            fact.migration_failed.as_ref().is_some_and(|(epoch, _)| *epoch >= migration.epoch)
-        });
-        arrived || failed || Died { view: self.view, record: self.before }.at_destination(migration)
+        arrived || Died { view: self.view, record: self.before }.at_destination(migration)
     }
 }
 

@@ -149,6 +149,9 @@ fn a_migration_cut_short_breaks_safe_7() {
     assert_eq!(found(&cluster, &forgets), [Invariant::Migration]);
     let mut failed = cluster.clone();
     failed.report_primary("alice/exec-1", |fact| fact.migration_failed = Some((Epoch(2), "no".to_owned())));
+    assert_eq!(found(&failed, &forgets), [Invariant::Migration], "the destination may have all of it");
+    let to = failed.record("alice/exec-1").migration.as_ref().unwrap().to.clone();
+    failed.reopen(to.as_str());
     assert_eq!(found(&failed, &forgets), []);
     cluster.kill_primary("alice/exec-1");
     let promotes = decision(&cluster, "alice/exec-1", |record| {

@@ -42,27 +42,59 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
             draft.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
         (Life::Dead { cause, .. }, Life::Alive) => {
-            if !migration.abandoned && !cause.starts_with(crate::MOVED) {
-                let from = &migration.from;
-                draft.change(node, format!("source {from} of the migration is dead ({cause})"), |record| {
-                    if let Some(migration) = &mut record.migration {
-                        migration.abandoned = true;
-                    }
-                });
+            if !cause.starts_with(crate::MOVED) {
+                let reason = format!("source {} of the migration is dead ({cause})", migration.from);
+                abandon(draft, node, migration, reason, None);
             }
         }
-        // Nothing can run there any more, so that the source alone has the word again.
+        // Nothing of it can run there any more, so that the source alone has the word again.
         (Life::Alive, Life::Dead { cause, .. }) => {
             draft.rest_on_session(node, &migration.to);
-            fail(draft, node, migration, cause);
+            let setback = Setback { host: migration.to.clone(), reason: cause, at: draft.now.wall };
+            let to = &migration.to;
+            draft.change(
+                node,
+                format!("nothing of it is on {to}: it stays on {}", migration.from),
+                |record| {
+                    if !migration.abandoned {
+                        remember(record, setback);
+                    }
+                    record.migration = None;
+                },
+            );
         }
         (Life::Alive, Life::Alive) => {
             let failed = draft.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
             if let Some((_, reason)) = failed.filter(|(epoch, _)| *epoch >= migration.epoch) {
-                fail(draft, node, migration, reason);
+                let setback =
+                    Setback { host: migration.to.clone(), reason: reason.clone(), at: draft.now.wall };
+                let reason = format!("migration to {} failed: {reason}", migration.to);
+                abandon(draft, node, migration, reason, Some(setback));
             }
         }
     }
+}
+
+/// The destination may have all of it, and let it run once it hears that the source is dead. So the migration stands
+/// until the destination says that it has given up, or is itself known dead.
+fn abandon(
+    draft: &mut Draft<'_>,
+    node: &NodeId,
+    migration: &Migration,
+    reason: String,
+    setback: Option<Setback>,
+) {
+    if migration.abandoned {
+        return;
+    }
+    draft.change(node, reason, |record| {
+        if let Some(migration) = &mut record.migration {
+            migration.abandoned = true;
+        }
+        if let Some(setback) = setback {
+            remember(record, setback);
+        }
+    });
 }
 
 fn arrive(draft: &mut Draft<'_>, node: &NodeId, primary: &Member, migration: &Migration) {
@@ -75,15 +107,6 @@ fn arrive(draft: &mut Draft<'_>, node: &NodeId, primary: &Member, migration: &Mi
     draft.change(node, format!("primary has moved from {} to {}", migration.from, migration.to), |record| {
         record.primary = Some(member);
         record.migration = None;
-    });
-}
-
-fn fail(draft: &mut Draft<'_>, node: &NodeId, migration: &Migration, reason: String) {
-    let at = draft.now.wall;
-    let host = migration.to.clone();
-    draft.change(node, format!("migration to {host} failed: {reason}"), |record| {
-        record.migration = None;
-        remember(record, Setback { host, reason, at });
     });
 }
 

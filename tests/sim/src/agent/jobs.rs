@@ -127,6 +127,14 @@ impl Job {
 }
 
 impl Agent {
+    /// What it was doing has as much left to do as before.
+    pub(crate) fn stood_still(&mut self, since: u64, lost: u64) {
+        for job in self.jobs.iter_mut().filter(|job| job.until > since) {
+            job.until += lost;
+            job.patience += lost;
+        }
+    }
+
     pub(super) fn step_jobs(&mut self, world: &mut World, me: &HostId) {
         if self.jobs.iter().all(|job| job.until > world.now) {
             return;
@@ -311,7 +319,8 @@ impl Agent {
         let wanted = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(&node)).is_some_and(|known| {
             let migration = known.value.migration.as_ref();
             migration.is_some_and(|migration| {
-                &migration.to == me && migration.epoch == epoch && migration.to_session == job.session
+                let chosen = &migration.to == me && migration.to_session == job.session;
+                chosen && migration.epoch == epoch && !migration.abandoned
             })
         });
         let here = world.machine(me).domains.get(&instance).map(|domain| (domain.stage, domain.life));

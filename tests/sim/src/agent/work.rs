@@ -197,18 +197,22 @@ impl Agent {
         self.jobs.push(job);
     }
 
+    /// What failed is tried again after a growing while.
+    fn release(&mut self, world: &World, job: &Job, outcome: &Outcome) {
+        let Some(lane) = job.action.lane() else { return };
+        let tries = match self.busy.remove(&lane) {
+            Some(Busy::Waiting { tries, .. }) => tries,
+            Some(Busy::Running) | None => 0,
+        };
+        if matches!(outcome, Outcome::Failed) {
+            let wait = (RETRY_MS.0 << tries.min(8)).min(RETRY_MS.1);
+            self.busy.insert(lane, Busy::Waiting { until: world.now + wait, tries: tries + 1 });
+        }
+    }
+
     pub(super) fn finish(&mut self, world: &mut World, me: &HostId, job: Job, outcome: Outcome) {
         self.dirty = true;
-        if let Some(lane) = job.action.lane() {
-            let tries = match self.busy.remove(&lane) {
-                Some(Busy::Waiting { tries, .. }) => tries,
-                Some(Busy::Running) | None => 0,
-            };
-            if matches!(outcome, Outcome::Failed) {
-                let wait = (RETRY_MS.0 << tries.min(8)).min(RETRY_MS.1);
-                self.busy.insert(lane, Busy::Waiting { until: world.now + wait, tries: tries + 1 });
-            }
-        }
+        self.release(world, &job, &outcome);
         let wall = world.machine(me).wall(world.now);
         let instance = job.instance;
         let failed = |reason: &str| format!("{DEPLOY_FAILED}: {reason}");

@@ -62,18 +62,37 @@ fn what_arrived_in_a_later_session_of_the_destination_has_not_arrived() {
 }
 
 #[test]
-fn a_failed_migration_leaves_it_where_it_is_and_the_destination_is_avoided() {
-    let (mut cluster, from, to, _) = leaving(4);
+fn a_failed_migration_is_over_once_the_destination_gave_up_and_another_host_is_tried() {
+    let (mut cluster, from, to, instance) = leaving(4);
     cluster.report_primary("alice/exec-1", |fact| {
         fact.migration_failed = Some((Epoch(2), "no route".to_owned()));
     });
     cluster.step();
     let record = cluster.record("alice/exec-1");
-    assert_eq!(record.primary.as_ref().unwrap().host, from);
     assert_eq!(record.setbacks[0].host, to);
+    assert!(record.migration.as_ref().unwrap().abandoned, "the destination may have all of it");
+    assert!(cluster.step().is_empty());
+    let given_up = fact(dead("is not on this host"), None, Epoch(2));
+    cluster.facts(to.as_str()).instances.insert(instance, given_up);
+    cluster.step();
+    let record = cluster.record("alice/exec-1");
+    assert_eq!(record.primary.as_ref().unwrap().host, from);
     let again = record.migration.as_ref().unwrap();
     assert_ne!(again.to, to, "another host is tried");
-    assert_eq!(again.epoch, Epoch(3));
+    assert_eq!((again.epoch, again.abandoned), (Epoch(3), false));
+    assert_eq!(record.setbacks.len(), 1);
+}
+
+#[test]
+fn a_source_that_dies_after_its_migration_failed_is_not_replaced_before_the_destination_gave_up() {
+    let (mut cluster, ..) = leaving(3);
+    cluster.report_primary("alice/exec-1", |fact| {
+        fact.migration_failed = Some((Epoch(2), "the end of it was not heard".to_owned()));
+    });
+    cluster.step();
+    cluster.kill_primary("alice/exec-1");
+    assert!(!is_promotion(&cluster.step()));
+    assert!(cluster.record("alice/exec-1").migration.is_some());
 }
 
 #[test]
