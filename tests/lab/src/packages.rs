@@ -8,7 +8,7 @@
 mod apt;
 pub mod sources;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, IsTerminal, Write};
@@ -24,10 +24,12 @@ pub struct Package {
     pub name: &'static str,
     /// What for.
     pub why: &'static str,
+    /// A program that does as well where it is on the PATH, wherever it came from.
+    pub program: Option<&'static str>,
 }
 
 const fn package(name: &'static str, why: &'static str) -> Package {
-    Package { name, why }
+    Package { name, why, program: None }
 }
 
 /// Everything but QEMU, which has a rule of its own.
@@ -36,6 +38,10 @@ pub const PACKAGES: &[Package] = &[
     package("pkg-config", "finds libvirt for the build"),
     package("libvirt-dev", "headers of libvirt for the build"),
     package("protobuf-compiler", "etcd's interface for the build"),
+    // The compiler only recommends it, and the interface imports from it.
+    package("libprotobuf-dev", "etcd's interface for the build"),
+    // Node's own packages bring it too, and Debian's would collide with them.
+    Package { name: "npm", why: "fetches the terminal page's one package", program: Some("npm") },
     package("libvirt-daemon", "libvirtd of each lab host"),
     package("libvirt-daemon-driver-qemu", "libvirtd of each lab host"),
     package("libvirt-daemon-system", "libvirt's folders and configuration"),
@@ -49,7 +55,10 @@ pub const PACKAGES: &[Package] = &[
     package("cpio", "guest image: packs the initramfs"),
     package("lz4", "guest image: compresses the initramfs"),
     package("erofs-utils", "guest image: the role disk"),
-    package("mmdebstrap", "guest image: the role disk's programs"),
+    package("kmod", "guest image: which modules the initramfs needs"),
+    package("tigervnc-standalone-server", "X screens of the page's tests"),
+    package("x11-xserver-utils", "colours of the page's tests"),
+    package("xterm", "text on the page's tests"),
     package("chromium", "browser tests and screenshots"),
     package("chromium-driver", "browser tests and screenshots"),
     package("prometheus", "promtool, which tests the alert rules"),
@@ -161,6 +170,8 @@ pub struct Machine {
     pub codename: String,
     /// All entries of apt.
     pub entries: Vec<Stanza>,
+    /// Programs on the PATH, of those that packages name.
+    pub programs: BTreeSet<&'static str>,
 }
 
 impl Plan {
@@ -177,7 +188,7 @@ impl Plan {
     /// # Errors
     /// [`PackageError::NoMainEntry`] when QEMU must come from backports and no entry can be derived.
     pub fn of(wanted: &[Package], machine: &Machine) -> Result<Plan, PackageError> {
-        let missing = wanted.iter().copied().filter(|p| !machine.installed.contains_key(p.name)).collect();
+        let missing = wanted.iter().copied().filter(|package| !machine.has(package)).collect();
         Ok(Plan { missing, qemu: qemu_step(machine)? })
     }
 
@@ -299,8 +310,19 @@ impl Machine {
             candidates,
             codename: parse_codename(&release),
             entries,
+            programs: PACKAGES.iter().filter_map(|package| package.program).filter(|p| on_path(p)).collect(),
         })
     }
+
+    fn has(&self, package: &Package) -> bool {
+        self.installed.contains_key(package.name)
+            || package.program.is_some_and(|program| self.programs.contains(program))
+    }
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 fn parse_installed(dpkg: &str) -> BTreeMap<String, String> {

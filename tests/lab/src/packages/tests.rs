@@ -37,6 +37,7 @@ fn machine(installed: &[(&str, &str)], candidate: &str, entries: Vec<Stanza>) ->
         candidates: BOTH.iter().map(|name| own(&(*name, candidate))).collect(),
         codename: "bookworm".to_owned(),
         entries,
+        programs: BTreeSet::new(),
     }
 }
 
@@ -145,4 +146,25 @@ fn sample_answers_of_the_system_are_read() {
     assert_eq!(parse_codename("ID=debian\nVERSION_CODENAME=bookworm\n"), "bookworm");
     assert_eq!(major("1:10.0.2+ds-2+deb13u1~bpo12+1"), Some(10));
     assert_eq!(major("1:7.2+dfsg-7"), Some(7));
+}
+
+#[test]
+fn a_program_from_elsewhere_does_as_well_as_its_package() {
+    let wanted = [Package { name: "npm", why: "w", program: Some("npm") }, package("nodejs", "w")];
+    let mut machine = machine(&[("qemu-system-x86", NEW), ("qemu-utils", NEW)], NEW, Vec::new());
+    let missing = |machine: &Machine| {
+        let plan = Plan::of(&wanted, machine).expect("a plan");
+        plan.missing.iter().map(|package| package.name).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&machine), ["npm", "nodejs"]);
+    machine.programs.insert("npm");
+    assert_eq!(missing(&machine), ["nodejs"]);
+}
+
+#[test]
+fn what_the_compiler_of_etcds_interface_only_recommends_is_installed_too() {
+    // Installed with --no-install-recommends, the compiler comes without the files that the interface imports.
+    for name in ["protobuf-compiler", "libprotobuf-dev"] {
+        assert!(PACKAGES.iter().any(|package| package.name == name), "{name}");
+    }
 }
