@@ -107,8 +107,8 @@ impl Client {
     ///
     /// Repeating it changes nothing; a newer epoch of the same process replaces the older.
     pub fn register(&mut self, registration: &Registration<'_>) -> Result<(), ClientError> {
-        let Registration { uuid, epoch, pid, pidfd, class } = *registration;
-        self.call(&Request::Register { uuid, epoch, pid, class }, Some(pidfd.as_raw_fd())).map(drop)
+        let Registration { uuid, epoch, session, pid, pidfd, class } = *registration;
+        self.call(&Request::Register { uuid, epoch, session, pid, class }, Some(pidfd.as_raw_fd())).map(drop)
     }
 
     /// Takes an instance out of the table: it is no primary any more. `epoch` is the one in which that was decided; one

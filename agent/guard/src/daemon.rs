@@ -343,8 +343,8 @@ impl Daemon {
         self.primaries.enforce(now_ns);
         match request {
             Request::Hello | Request::Status => Ok(()),
-            Request::Register { uuid, epoch, pid, class } => {
-                let wanted = Wanted { uuid, epoch, pid, class };
+            Request::Register { uuid, epoch, session, pid, class } => {
+                let wanted = Wanted { uuid, epoch, session, pid, class };
                 self.primaries.register(&self.epoll, &wanted, fd, now_ns).inspect_err(|refusal| {
                     warning!("registration refused uuid={} epoch={epoch} reason={refusal}", Uuid(uuid));
                 })

@@ -19,6 +19,7 @@ use crate::wire::{Class, Deadline, Entry, Fired, Refusal};
 pub(crate) struct Wanted {
     pub(crate) uuid: [u8; 16],
     pub(crate) epoch: u64,
+    pub(crate) session: u64,
     pub(crate) pid: u32,
     pub(crate) class: Class,
 }
@@ -99,9 +100,7 @@ impl Primaries {
         pidfd: Option<OwnedFd>,
         now_ns: u64,
     ) -> Result<(), Refusal> {
-        if rules::expired(self.table.deadline(), now_ns) {
-            return Err(Refusal::Expired);
-        }
+        rules::asking(self.table.deadline(), wanted.session, now_ns)?;
         let pidfd = pidfd.ok_or(Refusal::WrongPidfd)?;
         if process::is_dead(pidfd.as_fd()) {
             return Err(Refusal::Dead);

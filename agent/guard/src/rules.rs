@@ -30,6 +30,18 @@ pub(crate) fn expired(current: Option<Deadline>, now_ns: u64) -> bool {
     current.is_some_and(|deadline| deadline.boottime_ns <= now_ns)
 }
 
+/// Whether a job of `session` may still bring a primary to life at `now`: not after the deadline, and not once another
+/// session was acknowledged, because what it was decided from is out of date.
+pub(crate) fn asking(current: Option<Deadline>, session: u64, now_ns: u64) -> Result<(), Refusal> {
+    match current {
+        Some(current) if expired(Some(current), now_ns) => Err(Refusal::Expired),
+        Some(current) if session < current.session => Err(Refusal::OldSession),
+        // Its deadline was never acknowledged: nothing would end what it starts.
+        Some(current) if session > current.session => Err(Refusal::NewSession),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// A process, named so that a reused pid is another one: a start time has a resolution of 10 ms, and the inode of its
 /// pidfd is unique since Linux 6.9 (before that it is the same for all, and start time and pid decide).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

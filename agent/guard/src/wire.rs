@@ -14,7 +14,7 @@
 //! | 12 | 4 | pid, as the guard sees it | register |
 //! | 16 | 16 | uuid of the instance | register, forget |
 //! | 32 | 8 | epoch (register, forget) or session (deadline) | |
-//! | 40 | 8 | deadline, ns of `CLOCK_BOOTTIME` | deadline |
+//! | 40 | 8 | deadline, ns of `CLOCK_BOOTTIME` (deadline), or the session that asks (register) | |
 //! | 48 | 16 | zero | |
 //!
 //! `register` carries exactly one descriptor by `SCM_RIGHTS`: the pidfd of that pid.
@@ -67,6 +67,8 @@ pub struct Registration<'fd> {
     pub uuid: [u8; 16],
     /// The epoch of its node in which it became primary.
     pub epoch: u64,
+    /// The host's session under which that was decided: one that is over may start nothing any more.
+    pub session: u64,
     /// Its qemu process, in the PID namespace of the guard.
     pub pid: u32,
     /// A pidfd of that process.
@@ -116,10 +118,12 @@ pub enum Refusal {
     OtherProcess = 13,
     /// The guard could not watch the process.
     Failed = 14,
+    /// The session has no acknowledged deadline yet.
+    NewSession = 15,
 }
 
 impl Refusal {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::NotRoot,
         Self::Busy,
@@ -134,6 +138,7 @@ impl Refusal {
         Self::Dead,
         Self::OtherProcess,
         Self::Failed,
+        Self::NewSession,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -160,6 +165,7 @@ impl fmt::Display for Refusal {
             Self::Dead => "the process is dead",
             Self::OtherProcess => "another live process is registered for this instance",
             Self::Failed => "the guard could not watch the process: see its log",
+            Self::NewSession => "the session has no acknowledged deadline yet",
         })
     }
 }
@@ -218,7 +224,7 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Hello,
-    Register { uuid: [u8; 16], epoch: u64, pid: u32, class: Class },
+    Register { uuid: [u8; 16], epoch: u64, session: u64, pid: u32, class: Class },
     Forget { uuid: [u8; 16], epoch: u64 },
     Deadline(Deadline),
     Status,
@@ -242,11 +248,12 @@ impl Request {
         bytes[8..12].copy_from_slice(&tag.to_le_bytes());
         match self {
             Self::Hello | Self::Status => {}
-            Self::Register { uuid, epoch, pid, class } => {
+            Self::Register { uuid, epoch, session, pid, class } => {
                 bytes[5] = class.to_byte();
                 bytes[12..16].copy_from_slice(&pid.to_le_bytes());
                 bytes[16..32].copy_from_slice(uuid);
                 bytes[32..40].copy_from_slice(&epoch.to_le_bytes());
+                bytes[40..48].copy_from_slice(&session.to_le_bytes());
             }
             Self::Forget { uuid, epoch } => {
                 bytes[16..32].copy_from_slice(uuid);
@@ -273,7 +280,13 @@ impl Request {
         let epoch = u64_at(bytes, 32);
         let request = match bytes[4] {
             1 => Self::Hello,
-            2 => Self::Register { uuid, epoch, pid: u32_at(bytes, 12), class: Class::from_byte(bytes[5])? },
+            2 => Self::Register {
+                uuid,
+                epoch,
+                session: u64_at(bytes, 40),
+                pid: u32_at(bytes, 12),
+                class: Class::from_byte(bytes[5])?,
+            },
             3 => Self::Forget { uuid, epoch },
             4 => Self::Deadline(Deadline { boottime_ns: u64_at(bytes, 40), session: epoch }),
             5 => Self::Status,

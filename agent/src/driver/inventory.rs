@@ -8,9 +8,11 @@ use std::collections::BTreeSet;
 use understudy_core::host::Local;
 use understudy_core::ids::InstanceId;
 use understudy_core::records::{HostFacts, InstanceFact, Phase};
-use understudy_hypervisor::{DestroyError, InstanceState, LifeSign, ListError};
+use understudy_hypervisor::{
+    DestroyError, EventKind, HypervisorEvent, InstanceState, LifeSign, ListError, Pid, process,
+};
 
-use super::{Driver, Parts, now};
+use super::{Driver, Event, Parts, now};
 
 /// One instance that goes on, or that is known dead.
 #[derive(Debug, Clone)]
@@ -110,5 +112,19 @@ impl Driver {
         self.leaving.clear();
         self.filling = false;
         self.adopted = true;
+        self.look_again();
+    }
+
+    /// A death between the taking of stock and its adoption told nobody: it was of an instance not known yet.
+    fn look_again(&self) {
+        let living = self.local.iter().filter(|(_, local)| !local.fact.phase.is_dead());
+        let (instances, sender) = (living.map(|(&id, _)| id).collect::<Vec<_>>(), self.sender.clone());
+        tokio::task::spawn_blocking(move || {
+            for id in instances.into_iter().filter(|&id| matches!(process::process_of(id), Ok(None))) {
+                let event =
+                    HypervisorEvent { at: process::boottime(), kind: EventKind::Died { id, pid: Pid(0) } };
+                let _ = sender.send(Event::Hypervisor(event));
+            }
+        });
     }
 }

@@ -8,6 +8,7 @@ mod inventory;
 mod jobs;
 mod lead;
 mod mirror;
+mod outcomes;
 mod own_session;
 mod publish;
 mod work;

@@ -153,6 +153,16 @@ async fn open(parts: &Arc<Parts>, previous: Option<HostFacts>, arriving: invento
         }
     };
     let same = known.as_ref().filter(|known| known.boot == parts.boot && known.ended.is_none()).cloned();
+    let same = match same {
+        Some(same) => match stands(parts, same.number).await {
+            Ok(stands) => Some(same).filter(|_| stands),
+            Err(reason) => {
+                tracing::warn!(%reason, "the guard does not say whether this host's session stands");
+                return failed(SessionEvent::Unavailable);
+            }
+        },
+        None => None,
+    };
     let adopting = same.is_some();
     let (task_parts, task_previous) = (
         parts.clone(),
@@ -186,6 +196,19 @@ async fn open(parts: &Arc<Parts>, previous: Option<HostFacts>, arriving: invento
     };
     let (outcome, revision) = write(parts, &record, entry.map(|entry| entry.modified)).await;
     Opened { outcome, session: revision.map(|revision| (record.number, revision)), found }
+}
+
+/// Whether the guard's deadline for this session is still to come. One that has passed is over, whether or not anybody
+/// wrote so: the guard has ended its members.
+async fn stands(parts: &Arc<Parts>, session: u64) -> Result<bool, String> {
+    let socket = parts.config.guard_socket.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        Client::connect(&socket, GUARD_PATIENCE).and_then(|mut guard| guard.hello())
+    });
+    let status = asked.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
+    Ok(status
+        .deadline
+        .is_some_and(|deadline| deadline.session == session && status.now_ns < deadline.boottime_ns))
 }
 
 /// Writes the session by compare-and-swap.

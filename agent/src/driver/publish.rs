@@ -127,13 +127,10 @@ fn directory(view: &View) -> Directory {
             Some((terminal.clone(), endpoint(&display)?))
         })
         .collect();
-    let gateways = view
-        .hosts
-        .values()
-        .filter(|host| host.is_open())
-        .filter_map(|host| host.facts.as_ref())
-        .map(|facts| facts.gateway.clone())
-        .filter(|gateway| !gateway.is_empty())
-        .collect();
-    Directory { terminals, gateways }
+    let gateways = |open: bool| {
+        let hosts = view.hosts.values().filter(move |host| host.is_open() == open);
+        let facts = hosts.filter_map(|host| host.facts.as_ref());
+        facts.map(|facts| facts.gateway.clone()).filter(|gateway| !gateway.is_empty()).collect()
+    };
+    Directory { terminals, gateways: gateways(true), lost: gateways(false) }
 }

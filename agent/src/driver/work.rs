@@ -1,7 +1,7 @@
-//! Owns the bookkeeping of jobs: starts what core asks for, and takes the results into the state.
+//! Owns the bookkeeping of jobs: starts what core asks for.
 //!
-//! Promises: one job per instance and lane; a failed job is tried again after a growing while; each change of an
-//! instance's phase is logged once. Must not do: the work itself.
+//! Promises: one job per instance and lane; a failed job is tried again after a growing while. Must not do: the work
+//! itself.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,17 +13,15 @@ use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::{InstanceFact, Phase};
 use understudy_core::units::{Boottime, MiB, Vcpus};
 use understudy_core::view::View;
-use understudy_hypervisor::{EventKind, HypervisorEvent, WatchdogAction};
 use uuid::Uuid;
 
-use super::event::Outcome;
 use super::jobs::Job;
 use super::{Busy, Driver, jobs, now};
 
 /// First and longest wait before a failed job is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Before another idle instance is tried after one could not be made.
-const FILL_RETRY: Duration = Duration::from_secs(15);
+pub(super) const FILL_RETRY: Duration = Duration::from_secs(15);
 
 impl Driver {
     pub(super) fn work(&mut self, view: &View, now: Boottime) {
@@ -96,10 +94,10 @@ impl Driver {
     }
 
     /// Ends an instance for good, out of turn.
-    fn end(&mut self, instance: InstanceId, reason: &str) {
+    pub(super) fn end(&mut self, instance: InstanceId, reason: &str) {
         if self.ending.insert(instance) {
             let action = HostAction::Destroy { instance, reason: reason.to_owned() };
-            self.spawn(Job { action, instance, address: None, sequence: None, memory: None });
+            self.spawn(self.job(action, instance));
         }
     }
 
@@ -113,7 +111,7 @@ impl Driver {
                 };
                 let fact = booting(Some(node.clone()), address, memory, vcpus);
                 self.local.insert(instance, Local { fact, paused: false });
-                self.spawn(Job { action, instance, address: Some(address), sequence: None, memory: None });
+                self.spawn(Job { address: Some(address), ..self.job(action, instance) });
             }
             HostAction::Forget { instance } => {
                 self.local.remove(&instance);
@@ -182,7 +180,7 @@ impl Driver {
             HostAction::Checkpoint { node, .. } => self.sequences.get(node).map(|(_, sequence)| *sequence),
             _ => None,
         };
-        self.spawn(Job { action, instance, address, sequence, memory });
+        self.spawn(Job { address, sequence, memory, ..self.job(action, instance) });
     }
 
     fn create_idle(&mut self, memory: MiB, vcpus: Vcpus, view: &View) {
@@ -197,7 +195,7 @@ impl Driver {
         self.filling = true;
         self.local.insert(instance, Local { fact: booting(None, address, memory, vcpus), paused: false });
         let action = HostAction::CreateIdle(understudy_core::host::PoolSettings { idle: 1, memory, vcpus });
-        self.spawn(Job { action, instance, address: Some(address), sequence: None, memory: None });
+        self.spawn(Job { address: Some(address), ..self.job(action, instance) });
     }
 
     /// An address of this host's range that no instance of any host has.
@@ -212,6 +210,11 @@ impl Driver {
             .filter_map(|fact| fact.address)
             .collect();
         self.parts.config.addresses.addresses().find(|address| !taken.contains(address))
+    }
+
+    fn job(&self, action: HostAction, instance: InstanceId) -> Job {
+        let session = self.session_number;
+        Job { action, instance, address: None, sequence: None, memory: None, session }
     }
 
     fn spawn(&mut self, job: Job) {
@@ -229,212 +232,7 @@ impl Driver {
         jobs::spawn(self.parts.clone(), self.snapshots.subscribe(), self.sender.clone(), job);
     }
 
-    pub(super) fn finish(&mut self, job: Job, outcome: Outcome) {
-        if let Some(lane) = job.action.lane() {
-            self.release(lane, &outcome);
-        }
-        if let Outcome::Died(reason) = &outcome {
-            tracing::warn!(instance = %job.instance, %reason, "job failed for good");
-        }
-        if let Outcome::Failed(reason) = &outcome {
-            tracing::warn!(instance = %job.instance, action = ?job.action.lane(), %reason, "job failed, trying again");
-        }
-        let instance = job.instance;
-        match (job.action, outcome) {
-            (HostAction::CreateIdle(_), outcome) => self.idle_made(instance, outcome),
-            (HostAction::Create { .. }, Outcome::Done) => self.change(instance, Phase::Idle, "booted"),
-            (HostAction::Create { node, .. }, Outcome::Failed(reason) | Outcome::Died(reason)) => {
-                self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
-            }
-            (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
-                self.edit(instance, |local| local.fact.epoch = epoch);
-            }
-            (HostAction::Deploy { .. }, Outcome::Done) => {
-                self.change(instance, Phase::Ready, "its role reported ready");
-            }
-            (HostAction::Deploy { node, .. }, Outcome::Died(reason)) => {
-                self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
-            }
-            (HostAction::Admit { node, begun, .. }, Outcome::Done) => {
-                self.edit(instance, |local| {
-                    local.fact.admitted.insert(node, begun);
-                });
-            }
-            (HostAction::SendWindows(_), Outcome::WindowsSent(sent)) => {
-                self.edit(instance, |local| local.fact.windows = Some(sent));
-            }
-            (HostAction::Restore { .. }, Outcome::Restored { address }) => {
-                self.edit(instance, |local| {
-                    local.paused = false;
-                    local.fact.address = address;
-                });
-                self.change(instance, Phase::Ready, "restored");
-            }
-            (HostAction::Restore { node, epoch, .. }, Outcome::Died(reason)) => {
-                self.dead_in_epoch(instance, Some(node), epoch, format!("{DEPLOY_FAILED}: {reason}"));
-            }
-            (HostAction::MigrateOut { .. }, Outcome::Moved) => {
-                self.leaving.remove(&instance);
-                self.local.remove(&instance);
-            }
-            (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
-                self.leaving.remove(&instance);
-                self.edit(instance, |local| local.fact.migration_failed = Some((epoch, why)));
-            }
-            (HostAction::MigrateOut { node, .. }, Outcome::Died(reason)) => {
-                self.leaving.remove(&instance);
-                self.dead(instance, Some(node), reason);
-            }
-            (HostAction::Accept { node, epoch, from, .. }, Outcome::Arrived { memory, vcpus, address }) => {
-                self.arrived(
-                    instance,
-                    node,
-                    epoch,
-                    &from,
-                    booting(None, address.unwrap_or(Ipv4Addr::UNSPECIFIED), memory, vcpus),
-                );
-            }
-            (HostAction::Destroy { reason, .. }, Outcome::Done) => {
-                self.ending.remove(&instance);
-                self.dead(instance, None, reason);
-            }
-            (HostAction::Destroy { .. }, Outcome::Failed(_)) => {
-                self.ending.remove(&instance);
-            }
-            (HostAction::Checkpoint { node, .. }, Outcome::Checkpointed { id, taken, pause_ms, bytes }) => {
-                tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
-                self.parts.metrics.checkpoint_done(&node, taken, pause_ms, bytes);
-            }
-            (_, _) => {}
-        }
-    }
-
-    fn idle_made(&mut self, instance: InstanceId, outcome: Outcome) {
-        self.filling = false;
-        match outcome {
-            Outcome::Done => {
-                self.content("pool");
-                self.change(instance, Phase::Idle, "booted");
-            }
-            Outcome::Failed(reason) | Outcome::Died(reason) => {
-                self.local.remove(&instance);
-                self.fill_after = now().boottime + FILL_RETRY;
-                self.complain("pool", format!("cannot make an idle instance: {reason}"));
-            }
-            _ => {}
-        }
-    }
-
-    /// Windows and admissions survive a live migration: what the source reported of them stays true.
-    fn arrived(
-        &mut self,
-        instance: InstanceId,
-        node: NodeId,
-        epoch: Epoch,
-        from: &understudy_core::ids::HostId,
-        fresh: InstanceFact,
-    ) {
-        let reported = self.cluster.facts(from).and_then(|facts| facts.instances.get(&instance)).cloned();
-        let fact = InstanceFact {
-            phase: Phase::Ready,
-            node: Some(node),
-            epoch,
-            since: now().wall,
-            migration_failed: None,
-            ..reported.unwrap_or(fresh)
-        };
-        tracing::info!(%instance, to = "ready", reason = "arrived by live migration", "instance changes");
-        self.local.insert(instance, Local { fact, paused: false });
-    }
-
-    fn release(&mut self, lane: (InstanceId, Lane), outcome: &Outcome) {
-        let tries = match self.busy.remove(&lane) {
-            Some(Busy::Waiting { tries, .. }) => tries,
-            Some(Busy::Running) | None => 0,
-        };
-        if let Outcome::Failed(_) = outcome {
-            let wait = RETRY.0.saturating_mul(1 << tries.min(8)).min(RETRY.1);
-            self.busy.insert(lane, Busy::Waiting { until: now().boottime + wait, tries: tries + 1 });
-        }
-    }
-
-    fn edit(&mut self, instance: InstanceId, edit: impl FnOnce(&mut Local)) {
-        if let Some(local) = self.local.get_mut(&instance) {
-            edit(local);
-        }
-    }
-
-    fn change(&mut self, instance: InstanceId, to: Phase, reason: &str) {
-        let Some(local) = self.local.get_mut(&instance) else { return };
-        if local.fact.phase.is_dead() {
-            return;
-        }
-        tracing::info!(%instance, from = local.fact.phase.as_str(), to = to.as_str(), reason, "instance changes");
-        local.fact.phase = to;
-        local.fact.since = now().wall;
-    }
-
-    fn dead(&mut self, instance: InstanceId, node: Option<NodeId>, reason: String) {
-        let epoch = self.local.get(&instance).map_or(Epoch(0), |local| local.fact.epoch);
-        self.dead_in_epoch(instance, node, epoch, reason);
-    }
-
-    fn dead_in_epoch(&mut self, instance: InstanceId, node: Option<NodeId>, epoch: Epoch, reason: String) {
-        let at = now().wall;
-        let local = self.local.entry(instance).or_insert_with(|| Local {
-            fact: InstanceFact {
-                address: None,
-                ..booting(node.clone(), Ipv4Addr::UNSPECIFIED, MiB(0), Vcpus(0))
-            },
-            paused: false,
-        });
-        if local.fact.phase.is_dead() && local.fact.epoch >= epoch {
-            return;
-        }
-        tracing::info!(%instance, from = local.fact.phase.as_str(), to = "dead", %reason, "instance changes");
-        local.fact.phase = Phase::Dead { reason, at };
-        local.fact.epoch = local.fact.epoch.max(epoch);
-        local.fact.node = node.or_else(|| local.fact.node.clone());
-        local.fact.since = at;
-        local.fact.windows = None;
-    }
-
-    pub(super) fn hypervisor_event(&mut self, event: HypervisorEvent) {
-        match event.kind {
-            EventKind::Died { id, pid } => {
-                let known = self.local.get(&id).is_some_and(|local| !local.fact.phase.is_dead());
-                // The source of a migration ends when the instance has moved: its job knows how to read that.
-                if known
-                    && !self.leaving.contains(&id)
-                    && !self.ending.contains(&id)
-                    && !self.is_in_the_making(id)
-                {
-                    self.parts.metrics.death_seen();
-                    self.dead(id, None, format!("qemu process {pid} ended"));
-                }
-            }
-            EventKind::Panicked { id } if self.is_member(id) => self.end(id, "the guest's kernel panicked"),
-            EventKind::Watchdog { id, action: WatchdogAction::None | WatchdogAction::Paused }
-                if self.is_member(id) =>
-            {
-                self.end(id, "the guest hangs: it did not feed its watchdog");
-            }
-            EventKind::ConnectionLost => {
-                self.complain(
-                    "libvirt",
-                    "libvirtd does not answer: see systemctl status libvirtd; instances run on".to_owned(),
-                );
-            }
-            EventKind::ConnectionRegained => self.content("libvirt"),
-            EventKind::Lifecycle { .. }
-            | EventKind::Agent { .. }
-            | EventKind::Watchdog { .. }
-            | EventKind::Panicked { .. }
-            | EventKind::IoError { .. } => {}
-        }
-    }
-
-    fn is_sending(&self, instance: InstanceId) -> bool {
+    pub(super) fn is_sending(&self, instance: InstanceId) -> bool {
         match self.busy.get(&(instance, Lane::Windows)) {
             Some(Busy::Running) => true,
             Some(Busy::Waiting { until, .. }) => *until == Boottime(u64::MAX),
@@ -443,20 +241,20 @@ impl Driver {
     }
 
     /// While a job makes an instance, its word on the end says more than the end of the process.
-    fn is_in_the_making(&self, instance: InstanceId) -> bool {
+    pub(super) fn is_in_the_making(&self, instance: InstanceId) -> bool {
         let running = self.busy.contains_key(&(instance, Lane::Domain));
         let phase = self.local.get(&instance).map(|local| &local.fact.phase);
         running && matches!(phase, Some(Phase::Booting | Phase::Deploying | Phase::Restoring))
     }
 
-    fn is_member(&self, instance: InstanceId) -> bool {
+    pub(super) fn is_member(&self, instance: InstanceId) -> bool {
         self.local
             .get(&instance)
             .is_some_and(|local| local.fact.node.is_some() && !local.fact.phase.is_dead())
     }
 }
 
-fn booting(node: Option<NodeId>, address: Ipv4Addr, memory: MiB, vcpus: Vcpus) -> InstanceFact {
+pub(super) fn booting(node: Option<NodeId>, address: Ipv4Addr, memory: MiB, vcpus: Vcpus) -> InstanceFact {
     InstanceFact {
         phase: Phase::Booting,
         node,

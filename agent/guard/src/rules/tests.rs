@@ -35,6 +35,20 @@ fn a_deadline_is_reached_at_its_very_nanosecond() {
 }
 
 #[test]
+fn only_the_session_whose_deadline_stands_brings_a_primary_to_life() {
+    let table = [
+        ("nothing acknowledged yet", None, 5, Ok(())),
+        ("its own", Some(at(2_000, 5)), 5, Ok(())),
+        ("an older", Some(at(2_000, 5)), 4, Err(Refusal::OldSession)),
+        ("a newer", Some(at(2_000, 5)), 6, Err(Refusal::NewSession)),
+        ("its own, past", Some(at(1_000, 5)), 5, Err(Refusal::Expired)),
+    ];
+    for (name, current, session, expected) in table {
+        assert_eq!(asking(current, session, 1_000), expected, "{name}");
+    }
+}
+
+#[test]
 fn a_registration_never_goes_back_an_epoch_and_never_doubles_a_process() {
     let process = Process { pid: 10, start_time: 77, inode: 5 };
     let reused = Process { pid: 10, start_time: 78, inode: 5 };

@@ -6,7 +6,7 @@ const UUID: [u8; 16] = *b"0123456789abcdef";
 fn requests() -> [Request; 5] {
     [
         Request::Hello,
-        Request::Register { uuid: UUID, epoch: u64::MAX, pid: 4711, class: Class::SharedDisk },
+        Request::Register { uuid: UUID, epoch: u64::MAX, session: 3, pid: 4711, class: Class::SharedDisk },
         Request::Forget { uuid: UUID, epoch: 3 },
         Request::Deadline(Deadline { boottime_ns: 1 << 60, session: 9 }),
         Request::Status,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::{Folder, Guard, LIMIT, MS, Qemu, after, refusal, uuid, wait_for};
 use nix::sys::signal::Signal;
-use understudy_guard::{Deadline, Refusal, boottime_ns};
+use understudy_guard::{Deadline, Refusal, Registration, boottime_ns};
 
 /// Lateness in µs, sorted.
 struct Lateness {
@@ -24,7 +24,8 @@ fn measure_lateness(folder: &Folder, rounds: u64) -> Lateness {
         let qemus: Vec<Qemu> = (0..4).map(|_| Qemu::start()).collect();
         client.set_deadline(after(600_000 * MS, 2 * round)).unwrap();
         for (number, qemu) in (0..).zip(&qemus) {
-            client.register(&qemu.registration(number, round)).unwrap();
+            let session = 2 * round;
+            client.register(&Registration { session, ..qemu.registration(number, round) }).unwrap();
         }
         let deadline = after(100 * MS, 2 * round + 1);
         client.set_deadline(deadline).unwrap();
@@ -164,7 +165,7 @@ fn a_successor_enforces_a_deadline_that_passed_before_it_answers_anyone() {
     let late = Qemu::start();
     assert_eq!(refusal(client.register(&late.registration(9, 9))), Refusal::Expired);
     client.set_deadline(after(600_000 * MS, 8)).unwrap();
-    client.register(&late.registration(9, 9)).unwrap();
+    client.register(&Registration { session: 8, ..late.registration(9, 9) }).unwrap();
     wait_for("only the new one in the table", || client.status().unwrap().registered == 1);
     assert!(late.is_alive());
 }

@@ -78,6 +78,20 @@ fn deadlines_and_sessions_only_move_forward() {
 }
 
 #[test]
+fn a_job_of_another_session_brings_nothing_to_life() {
+    let folder = Folder::new();
+    let _guard = Guard::start(&folder);
+    let mut client = folder.client();
+    let qemu = Qemu::start();
+    let of = |session| Registration { session, ..qemu.registration(1, 1) };
+    client.set_deadline(after(60_000 * MS, 5)).unwrap();
+    assert_eq!(refusal(client.register(&of(4))), Refusal::OldSession);
+    assert_eq!(refusal(client.register(&of(6))), Refusal::NewSession);
+    assert_eq!(client.status().unwrap().registered, 0);
+    client.register(&of(5)).unwrap();
+}
+
+#[test]
 fn a_dead_process_leaves_the_table_by_itself() {
     let folder = Folder::new();
     let _guard = Guard::start(&folder);

@@ -70,7 +70,7 @@ impl Qemu {
 
     pub(crate) fn registration(&self, number: u16, epoch: u64) -> Registration<'_> {
         let pidfd = self.pidfd.as_fd();
-        Registration { uuid: uuid(number), epoch, pid: self.pid(), pidfd, class: Class::RamOnly }
+        Registration { uuid: uuid(number), epoch, session: 1, pid: self.pid(), pidfd, class: Class::RamOnly }
     }
 
     /// When it was seen dead, or `None` when it lives on for `limit`.

@@ -16,6 +16,7 @@ use understudy_hypervisor::{InstanceSpec, Note, RestoreSpec, process};
 
 use super::super::event::Outcome;
 use super::super::{Parts, Snapshot};
+use super::Whose;
 use super::checkpoint::ADDRESS;
 use crate::exit::chain;
 
@@ -106,10 +107,11 @@ pub(super) fn restore(
     parts: &Parts,
     cluster: &watch::Receiver<Arc<Snapshot>>,
     node: &NodeId,
-    instance: InstanceId,
+    whose: Whose,
     epoch: Epoch,
     checkpoint: CheckpointId,
 ) -> Outcome {
+    let (instance, _) = whose;
     let image = match parts.images.image(node, checkpoint) {
         Ok(image) => image,
         Err(error) => return Outcome::Died(chain(&error)),
@@ -132,7 +134,7 @@ pub(super) fn restore(
     if let Err(error) = parts.hypervisor.restore(&spec) {
         return clean_up(parts, instance, chain(&error));
     }
-    match wake(parts, cluster, node, instance, epoch) {
+    match wake(parts, cluster, node, whose, epoch) {
         Ok(()) => Outcome::Restored { address },
         Err(reason) => clean_up(parts, instance, reason),
     }
@@ -142,11 +144,12 @@ fn wake(
     parts: &Parts,
     cluster: &watch::Receiver<Arc<Snapshot>>,
     node: &NodeId,
-    instance: InstanceId,
+    whose: Whose,
     epoch: Epoch,
 ) -> Result<(), String> {
+    let (instance, _) = whose;
     wait_for_intake(cluster, node, epoch);
-    super::register(parts, instance, epoch)?;
+    super::register(parts, whose, epoch)?;
     parts.hypervisor.set_link(instance, true).map_err(|error| chain(&error))?;
     parts.hypervisor.resume(instance).map_err(|error| chain(&error))?;
     if let Err(error) = parts.hypervisor.guest_set_time(instance) {

@@ -1,13 +1,15 @@
 //! Owns both ends of a live migration.
 //!
-//! Promises: what arrives stays paused until this host's guard has acknowledged it; the source is called gone only on
-//! the word of both sides. Must not do: choose.
+//! Promises: what arrives stays paused until its source has let go of it and this host's guard has acknowledged it; the
+//! source is called gone only on the word of both sides. Must not do: choose.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::host::source_let_go;
+use understudy_core::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::view::View;
 use understudy_hypervisor::{
     InstanceFact, InstanceState, LifeSign, MigrationOutcome, MigrationTarget, PauseCause, process,
 };
@@ -15,6 +17,7 @@ use understudy_hypervisor::{
 use super::super::event::Outcome;
 use super::super::work::ipv4;
 use super::super::{Parts, Snapshot};
+use super::Whose;
 use crate::exit::chain;
 
 /// Between two looks at whether it has arrived. It stands still for half of this on average.
@@ -55,47 +58,85 @@ pub(super) fn leave(parts: &Parts, instance: InstanceId, uri: &str) -> Outcome {
     }
 }
 
+/// What the destination does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Nothing yet: it is on its way, or the source may still go on with it.
+    Wait,
+    /// All of it is here and the source has let go.
+    Land,
+    /// The source has let go and nothing is here.
+    Lost,
+    /// The migration was abandoned or is over: nothing may stay.
+    Withdraw,
+}
+
+/// On the way in libvirt calls it paused for migration; once its state is complete, paused as asked. Both ends may have
+/// all of it then, and a source that did not hear of the end goes on: only its own word lets this end run (SAFE-7).
+fn next(wanted: bool, let_go: bool, seen: Option<LifeSign>) -> Next {
+    match seen {
+        _ if !wanted => Next::Withdraw,
+        Some(LifeSign::Known(InstanceState::Running | InstanceState::Paused(PauseCause::Asked)))
+            if let_go =>
+        {
+            Next::Land
+        }
+        Some(LifeSign::Gone) if let_go => Next::Lost,
+        Some(LifeSign::Known(_) | LifeSign::ProcessOnly(_) | LifeSign::Gone) | None => Next::Wait,
+    }
+}
+
 pub(super) fn accept(
     parts: &Parts,
     cluster: &watch::Receiver<Arc<Snapshot>>,
-    instance: InstanceId,
+    node: &NodeId,
+    whose: Whose,
     epoch: Epoch,
 ) -> Outcome {
+    let (instance, session) = whose;
     let patience = parts.config.bounds.migration;
     if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), patience) {
         return Outcome::Failed(chain(&error));
     }
     let until = Instant::now() + patience;
     while Instant::now() < until {
-        if !still_wanted(cluster, instance) {
-            let _ = parts.permits.revoke(instance);
-            return match parts.hypervisor.destroy(instance) {
-                Ok(()) => Outcome::Done,
-                Err(error) => Outcome::Failed(chain(&error)),
-            };
-        }
-        if has_landed(parts, instance)
-            && let Some(fact) = here(parts, instance)
-        {
-            return land(parts, &fact, epoch);
+        let view = cluster.borrow().clone();
+        let seen = parts.hypervisor.life(instance).ok();
+        match next(still_wanted(&view.view, instance), source_let_go(&view.view, node, instance), seen) {
+            Next::Wait => {}
+            Next::Withdraw => return withdraw(parts, instance),
+            Next::Lost => {
+                let _ = parts.permits.revoke(instance);
+                return Outcome::Died("it left its source and did not arrive".to_owned());
+            }
+            Next::Land => {
+                if let Some(fact) = here(parts, instance) {
+                    return land(parts, &fact, session, epoch);
+                }
+            }
         }
         std::thread::sleep(LOOK);
     }
     Outcome::Failed(format!("instance {instance} did not arrive within {patience:?}"))
 }
 
+/// The permit first: nothing may come in after what is here was ended.
+fn withdraw(parts: &Parts, instance: InstanceId) -> Outcome {
+    if let Err(error) = parts.permits.revoke(instance) {
+        return Outcome::Failed(chain(&error));
+    }
+    match parts.hypervisor.destroy(instance) {
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Failed(chain(&error)),
+    }
+}
+
 fn here(parts: &Parts, instance: InstanceId) -> Option<InstanceFact> {
     parts.hypervisor.instances().ok()?.into_iter().find(|fact| fact.id == instance)
 }
 
-/// On the way in libvirt calls it paused for migration; once its state is complete, paused as asked.
-fn has_landed(parts: &Parts, instance: InstanceId) -> bool {
-    let complete = |state| matches!(state, InstanceState::Running | InstanceState::Paused(PauseCause::Asked));
-    matches!(parts.hypervisor.life(instance), Ok(LifeSign::Known(state)) if complete(state))
-}
-
-fn land(parts: &Parts, fact: &InstanceFact, epoch: Epoch) -> Outcome {
-    if let Err(reason) = super::register(parts, fact.id, epoch) {
+fn land(parts: &Parts, fact: &InstanceFact, session: u64, epoch: Epoch) -> Outcome {
+    if let Err(reason) = super::register(parts, (fact.id, session), epoch) {
         return Outcome::Failed(reason);
     }
     if let Err(error) = parts.hypervisor.resume(fact.id) {
@@ -105,10 +146,36 @@ fn land(parts: &Parts, fact: &InstanceFact, epoch: Epoch) -> Outcome {
     Outcome::Arrived { memory: fact.memory, vcpus: fact.vcpus, address: ipv4(fact.note.address) }
 }
 
-fn still_wanted(cluster: &watch::Receiver<Arc<Snapshot>>, instance: InstanceId) -> bool {
-    cluster.borrow().view.nodes.values().any(|node| {
+fn still_wanted(view: &View, instance: InstanceId) -> bool {
+    view.nodes.values().any(|node| {
         let primary = node.value.primary.as_ref().and_then(|primary| primary.instance);
         primary == Some(instance)
             && node.value.migration.as_ref().is_some_and(|migration| !migration.abandoned)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_hypervisor::Pid;
+
+    use super::*;
+
+    #[test]
+    fn what_has_arrived_runs_only_once_the_source_has_let_go() {
+        let complete = LifeSign::Known(InstanceState::Paused(PauseCause::Asked));
+        let coming = LifeSign::Known(InstanceState::Paused(PauseCause::Migration));
+        for (wanted, let_go, seen, expected) in [
+            (true, false, Some(complete), Next::Wait),
+            (true, true, Some(complete), Next::Land),
+            (true, true, Some(coming), Next::Wait),
+            (true, false, Some(LifeSign::Gone), Next::Wait),
+            (true, true, Some(LifeSign::Gone), Next::Lost),
+            (true, true, None, Next::Wait),
+            (true, true, Some(LifeSign::ProcessOnly(Pid(7))), Next::Wait),
+            (false, true, Some(complete), Next::Withdraw),
+            (false, false, Some(LifeSign::Gone), Next::Withdraw),
+        ] {
+            assert_eq!(next(wanted, let_go, seen), expected, "{wanted} {let_go} {seen:?}");
+        }
+    }
 }

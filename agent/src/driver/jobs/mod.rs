@@ -39,7 +39,12 @@ pub struct Job {
     pub sequence: Option<u64>,
     /// Its memory, where it is known.
     pub memory: Option<MiB>,
+    /// This host's session when it started: the guard lets nothing run for one that is over.
+    pub session: u64,
 }
+
+/// An instance, and the session of this host under which it is brought to life.
+type Whose = (InstanceId, u64);
 
 /// Starts the job; its end comes as [`Event::Job`].
 pub(super) fn spawn(
@@ -52,9 +57,10 @@ pub(super) fn spawn(
         let outcome = match &job.action {
             HostAction::Checkpoint { .. } => checkpoint::run(&parts, &job).await,
             _ => {
-                let (task_parts, action, instance, address) =
-                    (parts.clone(), job.action.clone(), job.instance, job.address);
-                let task = move || run(&task_parts, &cluster, &action, instance, address);
+                let (task_parts, action, whose) =
+                    (parts.clone(), job.action.clone(), (job.instance, job.session));
+                let address = job.address;
+                let task = move || run(&task_parts, &cluster, &action, whose, address);
                 match tokio::task::spawn_blocking(task).await {
                     Ok(outcome) => outcome,
                     Err(error) => Outcome::Failed(format!("the job ended early: {error}")),
@@ -73,9 +79,10 @@ fn run(
     parts: &Parts,
     cluster: &watch::Receiver<Arc<Snapshot>>,
     action: &HostAction,
-    instance: InstanceId,
+    whose: Whose,
     address: Option<Ipv4Addr>,
 ) -> Outcome {
+    let (instance, _) = whose;
     match action {
         HostAction::CreateIdle(pool) => {
             domain::create(parts, instance, Epoch(0), address, pool.memory, pool.vcpus)
@@ -83,15 +90,15 @@ fn run(
         HostAction::Create { epoch, memory, vcpus, .. } => {
             domain::create(parts, instance, *epoch, address, *memory, *vcpus)
         }
-        HostAction::Guard { epoch, .. } => guard(parts, instance, *epoch, address),
+        HostAction::Guard { epoch, .. } => guard(parts, whose, *epoch, address),
         HostAction::Deploy { node, spec, .. } => guest::deploy(parts, instance, node, spec, address),
         HostAction::Admit { node, begun, token, .. } => guest::admit(parts, instance, node, *begun, token),
         HostAction::SendWindows(send) => guest::send_windows(parts, send),
         HostAction::Restore { node, epoch, checkpoint, .. } => {
-            domain::restore(parts, cluster, node, instance, *epoch, *checkpoint)
+            domain::restore(parts, cluster, node, whose, *epoch, *checkpoint)
         }
         HostAction::MigrateOut { uri, .. } => migrate::leave(parts, instance, uri),
-        HostAction::Accept { epoch, .. } => migrate::accept(parts, cluster, instance, *epoch),
+        HostAction::Accept { node, epoch, .. } => migrate::accept(parts, cluster, node, whose, *epoch),
         HostAction::Destroy { reason, .. } => domain::destroy(parts, instance, reason),
         HostAction::Checkpoint { .. }
         | HostAction::Forget { .. }
@@ -101,8 +108,9 @@ fn run(
 }
 
 /// Has the guard acknowledge the instance's process, then notes the epoch on the domain.
-fn guard(parts: &Parts, instance: InstanceId, epoch: Epoch, address: Option<Ipv4Addr>) -> Outcome {
-    match register(parts, instance, epoch) {
+fn guard(parts: &Parts, whose: Whose, epoch: Epoch, address: Option<Ipv4Addr>) -> Outcome {
+    let (instance, _) = whose;
+    match register(parts, whose, epoch) {
         Ok(()) => {}
         Err(reason) => return Outcome::Failed(reason),
     }
@@ -114,7 +122,7 @@ fn guard(parts: &Parts, instance: InstanceId, epoch: Epoch, address: Option<Ipv4
     Outcome::Guarded(epoch)
 }
 
-fn register(parts: &Parts, instance: InstanceId, epoch: Epoch) -> Result<(), String> {
+fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(), String> {
     let told = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
     parts.permits.raise(instance, epoch).map_err(|error| told("cannot keep the highest epoch", &error))?;
     let pid = process::process_of(instance)
@@ -126,6 +134,7 @@ fn register(parts: &Parts, instance: InstanceId, epoch: Epoch) -> Result<(), Str
     let registration = Registration {
         uuid: *instance.uuid().as_bytes(),
         epoch: epoch.0,
+        session,
         pid,
         pidfd: pidfd.as_fd(),
         class: Class::RamOnly,
