@@ -27,6 +27,8 @@ pub struct Directory {
     pub terminals: BTreeMap<TerminalId, DisplayEndpoint>,
     /// Advertised URL of every gateway (`http://host1:8443`), as a browser reaches it.
     pub gateways: Vec<String>,
+    /// Those of hosts that are lost. Nobody is sent there, but pages that were loaded from them live on.
+    pub lost: Vec<String>,
 }
 
 /// What stood against an older epoch.
@@ -78,6 +80,7 @@ mod tests {
                 DisplayEndpoint { epoch: Epoch(epoch), addr },
             )]),
             gateways: vec!["http://host1:8443".to_owned()],
+            lost: Vec::new(),
         }
     }
 

@@ -7,15 +7,18 @@
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, ORIGIN};
 
-/// Whether a request with `headers` comes from this gateway's own page, from that of another one of
-/// `gateways` (advertised URLs), or from no page at all.
-pub(super) fn allowed(headers: &HeaderMap, gateways: &[String]) -> bool {
+use super::Directory;
+
+/// Whether a request with `headers` comes from this gateway's own page, from that of another one of the cluster, be its
+/// host lost or not, or from no page at all.
+pub(super) fn allowed(headers: &HeaderMap, directory: &Directory) -> bool {
     let Some(origin) = headers.get(ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };
     let Some((_, authority)) = origin.split_once("://") else { return false };
     let own =
         headers.get(HOST).is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
-    own || gateways.iter().any(|url| origin_of(url).is_some_and(|known| known.eq_ignore_ascii_case(origin)))
+    let mut gateways = directory.gateways.iter().chain(&directory.lost);
+    own || gateways.any(|url| origin_of(url).is_some_and(|known| known.eq_ignore_ascii_case(origin)))
 }
 
 /// `scheme://host:port` of a URL, without the scheme's default port, as browsers write origins.
@@ -33,13 +36,18 @@ mod tests {
 
     #[test]
     fn only_pages_of_the_cluster_are_allowed() {
-        let gateways = ["http://10.0.0.1:8443".to_owned(), "https://host2:443/some/path".to_owned()];
+        let directory = Directory {
+            gateways: vec!["http://10.0.0.1:8443".to_owned(), "https://host2:443/some/path".to_owned()],
+            lost: vec!["http://host3:8443".to_owned()],
+            ..Directory::default()
+        };
         for (origin, host, expected) in [
             (None, "10.0.0.9:8443", true),
             (Some("http://10.0.0.9:8443"), "10.0.0.9:8443", true),
             (Some("http://10.0.0.1:8443"), "10.0.0.9:8443", true),
             (Some("https://host2"), "10.0.0.9:8443", true),
             (Some("https://HOST2"), "10.0.0.9:8443", true),
+            (Some("http://host3:8443"), "10.0.0.9:8443", true),
             (Some("http://host2"), "10.0.0.9:8443", false),
             (Some("http://10.0.0.1:8444"), "10.0.0.9:8443", false),
             (Some("http://10.0.0.1:84430"), "10.0.0.9:8443", false),
@@ -51,7 +59,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, origin.parse().unwrap());
             }
-            assert_eq!(allowed(&headers, &gateways), expected, "{origin:?}");
+            assert_eq!(allowed(&headers, &directory), expected, "{origin:?}");
         }
     }
 }

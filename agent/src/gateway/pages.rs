@@ -80,7 +80,7 @@ pub(super) async fn gateways(
     let list = GatewayList { gateways: state.directory.borrow().gateways.clone() };
     let mut response = ([(CACHE_CONTROL, "no-store"), (VARY, "Origin")], Json(&list)).into_response();
     if let Some(asking) = headers.get(ORIGIN)
-        && origin::allowed(&headers, &list.gateways)
+        && origin::allowed(&headers, &state.directory.borrow())
     {
         response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, asking.clone());
     }
@@ -98,7 +98,7 @@ pub(super) async fn websocket(
     let Ok(terminal) = terminal.parse::<TerminalId>() else {
         return (StatusCode::NOT_FOUND, "no such terminal\n").into_response();
     };
-    if !origin::allowed(&headers, &state.directory.borrow().gateways) {
+    if !origin::allowed(&headers, &state.directory.borrow()) {
         state.counters.refuse_origin();
         warn!(%terminal, origin = ?headers.get(ORIGIN), "refused a page of another site");
         return (StatusCode::FORBIDDEN, "this page is not one of the cluster's gateways\n").into_response();

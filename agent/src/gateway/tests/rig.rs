@@ -264,6 +264,7 @@ pub(super) fn alice(epoch: u64, addr: Option<SocketAddr>) -> Directory {
             DisplayEndpoint { epoch: Epoch(epoch), addr },
         )]),
         gateways: vec!["http://host1:8443".to_owned(), "http://host2:8443".to_owned()],
+        lost: vec!["http://host9:8443".to_owned()],
     }
 }
 

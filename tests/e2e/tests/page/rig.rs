@@ -175,6 +175,7 @@ pub(crate) fn alice(epoch: u64, addr: Option<SocketAddr>, gateways: &[&str]) -> 
             DisplayEndpoint { epoch: Epoch(epoch), addr },
         )]),
         gateways: gateways.iter().map(|&url| url.to_owned()).collect(),
+        lost: Vec::new(),
     }
 }
 
