@@ -89,7 +89,8 @@ pub trait Hypervisor: Send + Sync {
     /// See [`RestoreError`].
     fn restore(&self, spec: &RestoreSpec) -> Result<InstanceFact, RestoreError>;
 
-    /// Takes the links of an instance's network cards up or down.
+    /// Takes the links of an instance's network cards up or down. Cards that come up are announced, so that the
+    /// network finds them here.
     ///
     /// # Errors
     /// See [`ControlError`].

@@ -234,6 +234,7 @@ fn qemus_monitor_takes_an_open_file() {
             without.is_err() || without.is_ok_and(|answer| answer["error"].is_object()),
             "no file was passed"
         );
+        hv.announce(instance.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
         hv.destroy(instance.id).unwrap();
     });
 }
