@@ -33,12 +33,15 @@ pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Res
     }
     let wanted = |each: &str| name.is_none_or(|name| name == each);
     let stage = Stage::raise(artifacts, PREFIX)?;
-    say("waiting for a whole terminal");
-    stage.create("alice", &artifacts.root.join("config/terminals/alice.toml"))?;
     let mut rows = Vec::new();
     if wanted("agent-idle") {
         say("agent-idle");
-        rows.extend(idle::measure(&stage)?);
+        rows.extend(idle::at_rest(&stage, &std::env::temp_dir().join(PREFIX))?);
+    }
+    say("waiting for a whole terminal");
+    stage.create("alice", &artifacts.root.join("config/terminals/alice.toml"))?;
+    if wanted("agent-idle") {
+        rows.push(idle::protecting(&stage)?);
     }
     if wanted("failover-display") {
         say("failover-display");

@@ -160,6 +160,11 @@ impl Browser {
         Ok(Picture::decode(&png)?)
     }
 
+    /// What the page shows at this moment.
+    pub fn look(&self) -> Result<Picture, BrowserError> {
+        Ok(Picture::decode(&self.ask("take a screenshot", Command::Screenshot)?)?)
+    }
+
     /// Waits until `expression` is true in the page, and returns how long that took.
     pub fn wait(&self, what: &str, expression: &str, limit: Duration) -> Result<Duration, BrowserError> {
         let start = Instant::now();

@@ -146,6 +146,24 @@ pub fn start_of(lab: &Lab, address: Ipv4Addr) -> Result<String> {
     }
 }
 
+/// The number that the counter came back with when its guest was restored last: where it saw the clock jump.
+///
+/// # Errors
+/// When the guest does not answer for a long while, or saw none.
+pub fn came_back_with(lab: &Lab, address: Ipv4Addr) -> Result<u64> {
+    let (ns, until) = (lab.switch()?, Instant::now() + ANSWER);
+    loop {
+        let jumps = read(&ns, address, "/jumps");
+        let last =
+            jumps.as_ref().ok().and_then(|text| text.lines().last()?.split_whitespace().next()?.parse().ok());
+        match last {
+            Some(value) => return Ok(value),
+            None if Instant::now() < until => std::thread::sleep(STEP),
+            None => anyhow::bail!("the counter saw no jump of its clock: {jumps:?}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use understudy_lab::cluster::{AGENT, Cluster, ClusterOptions, HostFacts};
-use understudy_lab::{Forward, Host, LabOptions};
+use understudy_lab::{Forward, Host, LabOptions, Output};
 
 /// The gateway's port on each host.
 const GATEWAY_PORT: u16 = 7481;
@@ -147,6 +147,12 @@ impl Stage {
         self.cluster
     }
 
+    /// The cluster, and the way to its gateways, which is open as long as it lives.
+    #[must_use]
+    pub fn into_parts(self) -> (Cluster, Vec<Forward>) {
+        (self.cluster, self.forwards)
+    }
+
     /// The page of a terminal through the gateway of host `index` (from 1).
     #[must_use]
     pub fn page(&self, terminal: &str, index: usize) -> String {
@@ -180,14 +186,22 @@ impl Stage {
         Err(last)
     }
 
+    /// Runs `understudy` on a host, however it ends.
+    ///
+    /// # Errors
+    /// When it could not be run.
+    pub fn understudy(&self, host: &Host, words: &[&str]) -> Result<Output> {
+        let program = self.understudy.display().to_string();
+        let argv = std::iter::once(program).chain(words.iter().map(|&word| word.to_owned()));
+        Ok(host.command(argv)?.limit(Duration::from_secs(20)).output()?)
+    }
+
     /// Runs `understudy` on a host.
     ///
     /// # Errors
     /// What it said.
     pub fn cli_on(&self, host: &Host, words: &[&str]) -> Result<String> {
-        let program = self.understudy.display().to_string();
-        let argv = std::iter::once(program).chain(words.iter().map(|&word| word.to_owned()));
-        let output = host.command(argv)?.limit(Duration::from_secs(20)).output()?;
+        let output = self.understudy(host, words)?;
         if output.status.success() {
             Ok(output.text())
         } else {

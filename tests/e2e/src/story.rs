@@ -14,8 +14,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::browser::Browser;
-use crate::counter::{Watch, start_of};
-use crate::stage::{Stage, address_of, node_of};
+use crate::browser::picture::Picture;
+use crate::counter::Watch;
+use crate::stage::Stage;
+
+mod failures;
+mod upkeep;
+mod wishes;
 
 /// Until an act's outcome is there.
 const ACT: Duration = Duration::from_secs(120);
@@ -23,6 +28,12 @@ const ACT: Duration = Duration::from_secs(120);
 const REPAIR: Duration = Duration::from_secs(240);
 /// The demo's terminal.
 pub const TERMINAL: &str = "alice";
+/// Its windows.
+const WINDOWS: usize = 4;
+/// The size of its screen, and on it the insides of its two counters' windows: left, top, width, height, as
+/// `config/terminals/alice.toml` has them.
+const SCREEN: [f64; 2] = [1280.0, 800.0];
+const COUNTERS: [[f64; 4]; 2] = [[50.0, 70.0, 440.0, 160.0], [50.0, 330.0, 440.0, 160.0]];
 
 /// One verdict with what it rests on.
 #[derive(Debug, Clone)]
@@ -112,6 +123,15 @@ impl Story<'_> {
         )?)
     }
 
+    /// Opens the page through the gateway of `host`, and waits until it knows all gateways.
+    fn open_through(&self, host: &str) -> Result<String> {
+        let index = self.stage.cluster().hosts().iter().position(|known| known.name() == host);
+        self.browser.goto(&self.stage.page(TERMINAL, index.context("no such host")? + 1))?;
+        self.connected(ACT)?;
+        self.browser.wait("the page knows all gateways", "document.body.dataset.gateways === '3'", ACT)?;
+        self.browser.dataset("gateway")?.context("the page names no gateway")
+    }
+
     fn picture(&self, act: &mut Act, name: &str) -> Result<()> {
         std::fs::create_dir_all(&self.pictures)?;
         let path = self.pictures.join(format!("{name}.png"));
@@ -123,70 +143,6 @@ impl Story<'_> {
         );
         act.pictures.push(path);
         Ok(())
-    }
-
-    /// Kills the display primary's qemu.
-    ///
-    /// # Errors
-    /// When the story cannot go on.
-    pub fn display_dies(&self) -> Result<Act> {
-        let mut act = Act::new("display primary's qemu is killed");
-        let before = self.stage.status()?;
-        let display = node_of(&before, "alice/display")?;
-        let (host, instance) = member(&display)?;
-        let execs = ["alice/exec-1", "alice/exec-2"];
-        let addresses = execs.map(|id| node_of(&before, id).and_then(|node| address_of(&node)));
-        let [first, second] = addresses;
-        let watches =
-            [Watch::start(self.stage.cluster(), first?)?, Watch::start(self.stage.cluster(), second?)?];
-        self.picture(&mut act, "1-before-display-failover")?;
-        let connections = self.connections()?;
-        (self.say)(&format!("killing the display primary {instance} on {host}"));
-        let killed_at = watches.each_ref().map(Watch::elapsed);
-        let killed = Instant::now();
-        self.stage.kill_instance(&host, &instance)?;
-        let epoch = display["begun"].as_u64().unwrap_or(0);
-        let after = self.stage.wait("a backup is promoted", ACT, |status| {
-            let node = node_of(status, "alice/display")?;
-            let newer = node["begun"].as_u64().unwrap_or(0) > epoch && node["primary"]["ready"] == true;
-            if newer { Ok(node) } else { bail!("display is {}", node["primary"]) }
-        })?;
-        act.phase("promoted (seen in status)", killed.elapsed());
-        self.stage.wait("windows are sent", ACT, |status| {
-            let back =
-                execs.iter().all(|id| node_of(status, id).is_ok_and(|node| node["windows_sent"] == true));
-            if back { Ok(()) } else { bail!("not all windows are sent") }
-        })?;
-        act.phase("all windows accepted by the new display (seen in status)", killed.elapsed());
-        self.reconnected(connections, ACT)?;
-        act.phase("page shows the new display", killed.elapsed());
-        let display = self.stage.wait("the timeline is complete", ACT, |status| {
-            let node = node_of(status, "alice/display")?;
-            if node["incident"]["windows"].is_null() {
-                bail!("windows are not back")
-            }
-            Ok(node)
-        })?;
-        incident_phases(&mut act, &display);
-        let (new_host, new_instance) = member(&after)?;
-        act.judge(
-            "a warm backup on another host was promoted",
-            new_host != host && new_instance != instance,
-            format!("{host} to {new_host}"),
-        );
-        let counted = watches.iter().zip(killed_at).map(|(watch, at)| (watch.seen(), at));
-        let untouched = counted
-            .clone()
-            .all(|(seen, at)| seen.never_back(Duration::ZERO) && seen.first_after(at).is_some());
-        let gaps: Vec<String> =
-            counted.map(|(seen, at)| format!("{:.2} s", seen.longest_gap(at).as_secs_f64())).collect();
-        act.judge(
-            "applications were untouched",
-            untouched,
-            format!("longest silence of each counter {}", gaps.join(", ")),
-        );
-        self.settle_picture(&mut act, "2-after-display-failover")?;
-        Ok(act)
     }
 
     /// Waits until the page has made a new connection since `before`.
@@ -201,28 +157,60 @@ impl Story<'_> {
         Ok(self.browser.dataset("connections")?.and_then(|text| text.parse().ok()).unwrap_or(0))
     }
 
-    /// A screenshot once the windows have been drawn: sent is not yet painted.
+    /// A screenshot once the windows are there and what is in them moves: sent is not yet painted.
     fn settle_picture(&self, act: &mut Act, name: &str) -> Result<()> {
         self.connected(ACT)?;
-        let mut last = None;
         let until = Instant::now() + ACT;
-        loop {
+        let shown = loop {
             let shown = self.shown_windows();
-            if shown.as_ref().is_ok_and(|&shown| shown >= 4) || Instant::now() > until {
-                act.judge(
-                    "all four windows are on the screen",
-                    shown.as_ref().is_ok_and(|&shown| shown >= 4),
-                    format!("{shown:?}"),
-                );
-                break;
+            if shown.as_ref().is_ok_and(|&shown| shown >= WINDOWS) || Instant::now() > until {
+                break shown;
             }
-            last = Some(shown);
             std::thread::sleep(Duration::from_millis(200));
-        }
-        drop(last);
-        // What libvirt and the guest call shown still has to cross the gateway and be painted by the browser.
-        std::thread::sleep(Duration::from_millis(1500));
+        };
+        let all = shown.as_ref().is_ok_and(|&shown| shown >= WINDOWS);
+        act.judge("all four windows are on the screen", all, format!("{shown:?}"));
+        let counting = self.counters_move(ACT);
+        let seen = match &counting {
+            Ok(took) => format!("seen within {:.1} s", took.as_secs_f64()),
+            Err(error) => format!("{error:#}"),
+        };
+        act.judge("both counters count on in the browser", counting.is_ok(), seen);
         self.picture(act, name)
+    }
+
+    /// Waits until each counter's window looks different on the page than it did.
+    fn counters_move(&self, limit: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        let first = self.counters()?;
+        let mut moved = [false; COUNTERS.len()];
+        while moved.contains(&false) {
+            if begun.elapsed() > limit {
+                bail!("within {limit:?} the counters' windows moved: {moved:?}");
+            }
+            let after = self.counters()?;
+            for ((moved, first), after) in moved.iter_mut().zip(&first).zip(&after) {
+                *moved |= first.difference(after) > 0.0;
+            }
+        }
+        Ok(begun.elapsed())
+    }
+
+    /// The insides of the counters' windows, as the page shows them.
+    fn counters(&self) -> Result<Vec<Picture>> {
+        let place = "(() => { const r = document.querySelector('#screen canvas').getBoundingClientRect(); \
+                     return [r.x, r.y, r.width, r.height]; })()";
+        let place: [f64; 4] = serde_json::from_value(self.browser.eval(place)?).context("no screen")?;
+        let picture = self.browser.look()?;
+        // Pixels of a page are few and positive.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped first")]
+        let pixels = |length: f64| length.clamp(0.0, 1e6) as usize;
+        let part = |[x, y, width, height]: [f64; 4]| {
+            let (across, down) = (place[2] / SCREEN[0], place[3] / SCREEN[1]);
+            let corner = (pixels(place[0] + x * across), pixels(place[1] + y * down));
+            picture.part(corner, (pixels(width * across), pixels(height * down)))
+        };
+        Ok(COUNTERS.map(part).into())
     }
 
     /// Windows mapped on the display primary, as the guest itself says.
@@ -231,169 +219,6 @@ impl Story<'_> {
         let (host, instance) = member(&display)?;
         let lines = guest_us(self.stage, &host, &instance, &["display", "windows"])?;
         Ok(lines.lines().filter(|line| line.starts_with("alice.")).count())
-    }
-
-    /// Powers off the host of the first execution node's primary.
-    ///
-    /// # Errors
-    /// When the story cannot go on.
-    pub fn execution_host_dies(&self) -> Result<Act> {
-        let mut act = Act::new("the host of an execution primary is powered off");
-        let id = "alice/exec-1";
-        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
-        let node = self.stage.node(id)?;
-        let (host, _) = member(&node)?;
-        let address = address_of(&node)?;
-        let process = start_of(self.stage.cluster(), address)?;
-        let watch = Watch::start(self.stage.cluster(), address)?;
-        self.picture(&mut act, "3-before-power-cut")?;
-        // Power is cut when the checkpoint is a few seconds old, so that what is lost can be told from what is kept.
-        let age = self.stage.wait("a checkpoint of some age", ACT, |status| {
-            let age = ms(&node_of(status, id)?["checkpoint"]["age_ms"]).context("no checkpoint")?;
-            if (2500..6000).contains(&age) { Ok(age) } else { bail!("age is {age} ms") }
-        })?;
-        let taken = watch.elapsed().saturating_sub(Duration::from_millis(age));
-        (self.say)(&format!(
-            "powering off {host}, which runs {id}; its newest checkpoint is {:.1} s old",
-            Duration::from_millis(age).as_secs_f64()
-        ));
-        self.stage.host(&host)?.power_off()?;
-        let (cut, cut_at) = (Instant::now(), watch.elapsed());
-        let begun = node["begun"].as_u64().unwrap_or(0);
-        let after = self.stage.wait("the node is restored", ACT, |status| {
-            let node = node_of(status, id)?;
-            let newer = node["begun"].as_u64().unwrap_or(0) > begun && node["primary"]["ready"] == true;
-            if newer { Ok(node) } else { bail!("{id} is {}", node["primary"]) }
-        })?;
-        act.phase("restored and ready (seen in status)", cut.elapsed());
-        let first = wait_sample(&watch, cut_at, ACT)?;
-        act.phase("counter answers again", first.at.saturating_sub(cut_at));
-        self.stage.wait("windows are back", ACT, |status| {
-            let node = node_of(status, id)?;
-            if node["windows_sent"] == true && !node["incident"]["windows"].is_null() {
-                Ok(())
-            } else {
-                bail!("windows are not sent")
-            }
-        })?;
-        act.phase("windows accepted again (seen in status)", cut.elapsed());
-        incident_phases(&mut act, &self.stage.node(id)?);
-        let seen = watch.seen();
-        let last = seen.last_before(cut_at).map_or(0, |sample| sample.value);
-        let floor = seen.last_before(taken).map_or(0, |sample| sample.value);
-        // Samples follow the counter by one reading and one tick.
-        let holds = first.value + 3 >= floor && first.value <= last && first.value > 0;
-        act.judge(
-            "restored value is at least the checkpoint's, at most the last seen, never from 0",
-            holds,
-            format!("at the checkpoint {floor}, last seen {last}, first after the restore {}", first.value),
-        );
-        let new_host = member(&after)?.0;
-        act.judge(
-            "its state was restored on its backup's host",
-            new_host != host,
-            format!("{host} to {new_host}"),
-        );
-        let kept = &after["incident"]["state"]["checkpoint"];
-        act.judge("the record names the checkpoint and its age", !kept.is_null(), kept.to_string());
-        let same = start_of(self.stage.cluster(), address)? == process;
-        act.judge("the very same process counts on", same, process);
-        self.settle_picture(&mut act, "4-after-power-cut")?;
-        (self.say)(&format!("powering {host} on again"));
-        self.stage.host(&host)?.boot()?;
-        Ok(act)
-    }
-
-    /// Drains the host of the first execution node's primary.
-    ///
-    /// # Errors
-    /// When the story cannot go on.
-    pub fn host_is_drained(&self) -> Result<Act> {
-        let mut act = Act::new("a host is drained");
-        let id = "alice/exec-1";
-        self.stage.wait("all three hosts are open", REPAIR, |status| {
-            let hosts = status["hosts"].as_array().context("no hosts")?;
-            let open = hosts.iter().filter(|host| host["state"] == "open" && host["memory_mib"] != 0).count();
-            if open == 3 { Ok(()) } else { bail!("{open} of 3 hosts are open") }
-        })?;
-        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
-        let node = self.stage.node(id)?;
-        let (host, _) = member(&node)?;
-        let address = address_of(&node)?;
-        let process = start_of(self.stage.cluster(), address)?;
-        let watch = Watch::start(self.stage.cluster(), address)?;
-        self.picture(&mut act, "5-before-drain")?;
-        (self.say)(&format!("draining {host}"));
-        let (begun, begun_at) = (Instant::now(), watch.elapsed());
-        self.stage.cli(&["host", "drain", &host])?;
-        self.stage.wait("the host is empty", REPAIR, |status| {
-            let hosts = status["hosts"].as_array().context("no hosts")?;
-            let shown = hosts.iter().find(|shown| shown["id"] == host.as_str()).context("no such host")?;
-            let primaries = ["alice/display", "alice/exec-1", "alice/exec-2"]
-                .iter()
-                .filter(|id| node_of(status, id).is_ok_and(|node| node["primary"]["host"] == host.as_str()))
-                .count();
-            if primaries == 0 && shown["members"] == 0 {
-                Ok(())
-            } else {
-                bail!("{} members are left", shown["members"])
-            }
-        })?;
-        act.phase("host is empty", begun.elapsed());
-        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
-        act.phase("everything is whole again", begun.elapsed());
-        let moved = self.stage.node(id)?;
-        let (new_host, _) = member(&moved)?;
-        act.judge(
-            "its instances left by live migration",
-            new_host != host && moved["begun"] == node["begun"],
-            format!("{host} to {new_host}"),
-        );
-        let seen = watch.seen();
-        let gap = seen.longest_gap(begun_at);
-        let same = start_of(self.stage.cluster(), address)? == process;
-        act.judge(
-            "the counter never stopped",
-            same && seen.never_back(Duration::ZERO),
-            format!("longest silence {:.2} s, no step back", gap.as_secs_f64()),
-        );
-        self.settle_picture(&mut act, "6-after-drain")?;
-        self.stage.cli(&["host", "undrain", &host])?;
-        Ok(act)
-    }
-}
-
-impl Story<'_> {
-    /// Kills the agent, then libvirtd, on the host of the first execution node's primary.
-    ///
-    /// # Errors
-    /// When the story cannot go on.
-    pub fn agent_and_libvirtd_die(&self) -> Result<Act> {
-        let mut act = Act::new("an agent and a libvirtd are killed");
-        let id = "alice/exec-1";
-        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
-        let node = self.stage.node(id)?;
-        let (host, instance) = member(&node)?;
-        let address = address_of(&node)?;
-        let process = start_of(self.stage.cluster(), address)?;
-        let watch = Watch::start(self.stage.cluster(), address)?;
-        (self.say)(&format!("killing the agent of {host}, then its libvirtd"));
-        let killed = Instant::now();
-        self.stage.kill_agent(&host)?;
-        self.stage.wait("the agent is back", ACT, |_| self.stage.status_on(self.stage.host(&host)?))?;
-        act.phase("agent answers again", killed.elapsed());
-        self.stage.host(&host)?.kill_libvirtd()?;
-        self.stage.host(&host)?.start_libvirtd()?;
-        act.phase("libvirtd answers again", killed.elapsed());
-        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
-        act.phase("everything is whole", killed.elapsed());
-        let after = self.stage.node(id)?;
-        let untouched = member(&after)? == (host, instance) && after["epoch"] == node["epoch"];
-        act.judge("no VM was touched, nothing was promoted", untouched, after["primary"].to_string());
-        let same =
-            start_of(self.stage.cluster(), address)? == process && watch.seen().never_back(Duration::ZERO);
-        act.judge("the counter went on", same, process);
-        Ok(act)
     }
 }
 

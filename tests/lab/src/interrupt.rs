@@ -44,9 +44,13 @@ pub(crate) fn release<T>(journal: &Arc<Journal>, work: impl FnOnce() -> T) -> T 
     done
 }
 
-/// The thread that handles signals ends the process.
 fn wait_for_the_end(owned: MutexGuard<'_, Owned>) -> ! {
     drop(owned);
+    wait_for_signal()
+}
+
+/// Stays until a signal ends the process, by the thread that [`tear_down_on_signals`] started.
+pub fn wait_for_signal() -> ! {
     loop {
         thread::park();
     }
@@ -66,12 +70,14 @@ pub fn tear_down_on_signals() -> Result<(), LabError> {
     signals.thread_block().doing("block the signals that end a process")?;
     thread::spawn(move || {
         let Ok(signal) = signals.wait() else { return };
-        eprintln!("{signal}: taking the lab down");
         let journals = {
             let mut owned = owned();
             owned.interrupted = true;
             std::mem::take(&mut owned.journals)
         };
+        if !journals.is_empty() {
+            eprintln!("{signal}: taking the lab down");
+        }
         for journal in journals {
             journal.close();
             if let Err(error) = sweep::tear_down(journal.run_dir()) {

@@ -55,7 +55,7 @@ pub use exec::{HostChild, HostCommand, Output};
 pub use forward::Forward;
 pub use helper::init_if_asked;
 pub use host::{Host, Service};
-pub use interrupt::tear_down_on_signals;
+pub use interrupt::{tear_down_on_signals, wait_for_signal};
 pub use lab::Lab;
 pub use net::{Net, NetNs};
 pub use options::LabOptions;

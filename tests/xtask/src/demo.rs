@@ -65,7 +65,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     let holds = acts.iter().all(Act::holds);
     println!("{}", if holds { "every verdict holds" } else { "NOT every verdict holds" });
     if options.keep {
-        keep(stage)?;
+        keep(stage, &artifacts.binaries)?;
     } else {
         stage.into_cluster().into_lab().down()?;
     }
@@ -88,16 +88,20 @@ fn tell(stage: &Stage, pictures: &Path, root: &Path, say: &dyn Fn(&str)) -> Resu
     Ok(acts)
 }
 
-fn keep(stage: Stage) -> Result<()> {
-    println!("left standing; the pages are reachable while this runs, Ctrl-C ends it and keeps the hosts");
-    println!(
-        "look with: target/release/xtask ... or `cargo run -p understudy-lab -- --prefix {PREFIX} sh 1 understudy status`"
-    );
-    println!("take it down with: cargo xtask demo --tear-down");
-    let (page, cluster) = (stage.page("alice", 1), stage.into_cluster());
-    println!("page: {page}");
+/// Keeps the hosts, and the way to their pages for as long as this runs.
+fn keep(stage: Stage, binaries: &Path) -> Result<()> {
+    let page = stage.page("alice", 1);
+    // Named, so that the way to the pages stays open until a signal comes.
+    let (cluster, _pages) = stage.into_parts();
     cluster.into_lab().keep()?;
-    Ok(())
+    let understudy = binaries.join("understudy");
+    println!("left standing. While this runs, alice's screen is at {page}");
+    println!(
+        "commands: cargo run -q -p understudy-lab -- --prefix {PREFIX} sh 1 {} status",
+        understudy.display()
+    );
+    println!("Ctrl-C ends this and keeps the hosts; cargo xtask demo --tear-down takes them down");
+    understudy_lab::wait_for_signal()
 }
 
 fn nix_is_root() -> bool {

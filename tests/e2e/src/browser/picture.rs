@@ -85,6 +85,16 @@ impl Picture {
         (x < self.width).then(|| self.pixels.get(y * self.width + x).copied()).flatten()
     }
 
+    /// The part that begins `left` from the left and `top` from the top; what lies outside is left out.
+    #[must_use]
+    pub fn part(&self, (left, top): (usize, usize), (width, height): (usize, usize)) -> Self {
+        let (all, rows) = self.size();
+        let (right, bottom) = ((left + width).min(all), (top + height).min(rows));
+        let left = left.min(right);
+        let row = |y: usize| &self.pixels[y * all + left..y * all + right];
+        Self { width: right - left, pixels: (top..bottom).flat_map(row).copied().collect() }
+    }
+
     /// Share of the pixels, 0 to 1, that look like `colour`.
     #[must_use]
     pub fn share_of(&self, colour: Colour) -> f64 {
@@ -157,6 +167,19 @@ mod tests {
         assert!(one.difference(&picture(&[12, 9, 30, 10])) < 1e-9);
         assert!((one.difference(&picture(&[10, 10, 10, 99])) - 0.25).abs() < 1e-9);
         assert!((one.difference(&picture(&[10, 10])) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_part_ends_where_the_picture_does() {
+        let bytes: Vec<u8> = (0..12).map(|n| n * 20).collect();
+        let picture = Picture::decode(&encoded(4, png::ColorType::Grayscale, &bytes)).unwrap();
+        let part = picture.part((1, 1), (2, 2));
+        assert_eq!(
+            (part.size(), part.pixel(0, 0), part.pixel(1, 1)),
+            ((2, 2), Some([100; 3]), Some([200; 3]))
+        );
+        assert_eq!(picture.part((3, 2), (9, 9)).size(), (1, 1));
+        assert_eq!(picture.part((9, 9), (1, 1)).size(), (0, 0));
     }
 
     #[test]

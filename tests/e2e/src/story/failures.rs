@@ -1,0 +1,163 @@
+//! Owns the acts in which something dies: a display, the host of an execution node.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{ACT, Act, REPAIR, Story, TERMINAL, incident_phases, member, ms, wait_sample};
+use crate::counter::{Watch, came_back_with, start_of};
+use crate::stage::{address_of, node_of};
+
+impl Story<'_> {
+    /// Kills the display primary's qemu.
+    ///
+    /// # Errors
+    /// When the story cannot go on.
+    pub fn display_dies(&self) -> Result<Act> {
+        let mut act = Act::new("display primary's qemu is killed");
+        let before = self.stage.status()?;
+        let display = node_of(&before, "alice/display")?;
+        let (host, instance) = member(&display)?;
+        let execs = ["alice/exec-1", "alice/exec-2"];
+        let addresses = execs.map(|id| node_of(&before, id).and_then(|node| address_of(&node)));
+        let [first, second] = addresses;
+        let watches =
+            [Watch::start(self.stage.cluster(), first?)?, Watch::start(self.stage.cluster(), second?)?];
+        self.picture(&mut act, "1-before-display-failover")?;
+        let connections = self.connections()?;
+        (self.say)(&format!("killing the display primary {instance} on {host}"));
+        let killed_at = watches.each_ref().map(Watch::elapsed);
+        let killed = Instant::now();
+        self.stage.kill_instance(&host, &instance)?;
+        let epoch = display["begun"].as_u64().unwrap_or(0);
+        let after = self.stage.wait("a backup is promoted", ACT, |status| {
+            let node = node_of(status, "alice/display")?;
+            let newer = node["begun"].as_u64().unwrap_or(0) > epoch && node["primary"]["ready"] == true;
+            if newer { Ok(node) } else { bail!("display is {}", node["primary"]) }
+        })?;
+        act.phase("promoted (seen in status)", killed.elapsed());
+        self.stage.wait("windows are sent", ACT, |status| {
+            let back =
+                execs.iter().all(|id| node_of(status, id).is_ok_and(|node| node["windows_sent"] == true));
+            if back { Ok(()) } else { bail!("not all windows are sent") }
+        })?;
+        act.phase("all windows accepted by the new display (seen in status)", killed.elapsed());
+        self.reconnected(connections, ACT)?;
+        act.phase("page shows the new display", killed.elapsed());
+        let display = self.stage.wait("the timeline is complete", ACT, |status| {
+            let node = node_of(status, "alice/display")?;
+            if node["incident"]["windows"].is_null() {
+                bail!("windows are not back")
+            }
+            Ok(node)
+        })?;
+        incident_phases(&mut act, &display);
+        let (new_host, new_instance) = member(&after)?;
+        act.judge(
+            "a warm backup on another host was promoted",
+            new_host != host && new_instance != instance,
+            format!("{host} to {new_host}"),
+        );
+        let counted = watches.iter().zip(killed_at).map(|(watch, at)| (watch.seen(), at));
+        let untouched = counted
+            .clone()
+            .all(|(seen, at)| seen.never_back(Duration::ZERO) && seen.first_after(at).is_some());
+        let gaps: Vec<String> =
+            counted.map(|(seen, at)| format!("{:.2} s", seen.longest_gap(at).as_secs_f64())).collect();
+        act.judge(
+            "applications were untouched",
+            untouched,
+            format!("longest silence of each counter {}", gaps.join(", ")),
+        );
+        self.settle_picture(&mut act, "2-after-display-failover")?;
+        Ok(act)
+    }
+
+    /// Powers off the host of the first execution node's primary.
+    ///
+    /// # Errors
+    /// When the story cannot go on.
+    pub fn execution_host_dies(&self) -> Result<Act> {
+        let mut act = Act::new("the host of an execution primary is powered off");
+        let id = "alice/exec-1";
+        self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
+        let node = self.stage.node(id)?;
+        let (host, _) = member(&node)?;
+        let address = address_of(&node)?;
+        let process = start_of(self.stage.cluster(), address)?;
+        let watch = Watch::start(self.stage.cluster(), address)?;
+        let gateway = self.open_through(&host)?;
+        self.picture(&mut act, "3-before-power-cut")?;
+        // Power is cut when the checkpoint is a few seconds old, so that what is lost can be told from what is kept.
+        let age = self.stage.wait("a checkpoint of some age", ACT, |status| {
+            let age = ms(&node_of(status, id)?["checkpoint"]["age_ms"]).context("no checkpoint")?;
+            let watched = watch.elapsed() > Duration::from_millis(age + 300);
+            if watched && (2500..6000).contains(&age) { Ok(age) } else { bail!("age is {age} ms") }
+        })?;
+        let taken = watch.elapsed().saturating_sub(Duration::from_millis(age));
+        (self.say)(&format!(
+            "powering off {host}, which runs {id}; its newest checkpoint is {:.1} s old",
+            Duration::from_millis(age).as_secs_f64()
+        ));
+        self.stage.host(&host)?.power_off()?;
+        let (cut, cut_at) = (Instant::now(), watch.elapsed());
+        let elsewhere = format!(
+            "document.body.dataset.state === 'connected' && document.body.dataset.gateway !== '{gateway}'"
+        );
+        let moved = self.browser.wait("the page goes on through another gateway", &elsewhere, ACT);
+        act.judge(
+            "the page, which came through that very host, went on through another gateway by itself",
+            moved.is_ok(),
+            moved
+                .as_ref()
+                .map_or_else(ToString::to_string, |_| format!("{:.1} s", cut.elapsed().as_secs_f64())),
+        );
+        act.phase("page shows a display through another gateway", cut.elapsed());
+        let begun = node["begun"].as_u64().unwrap_or(0);
+        let after = self.stage.wait("the node is restored", ACT, |status| {
+            let node = node_of(status, id)?;
+            let newer = node["begun"].as_u64().unwrap_or(0) > begun && node["primary"]["ready"] == true;
+            if newer { Ok(node) } else { bail!("{id} is {}", node["primary"]) }
+        })?;
+        act.phase("restored and ready (seen in status)", cut.elapsed());
+        let first = wait_sample(&watch, cut_at, ACT)?;
+        act.phase("counter answers again", first.at.saturating_sub(cut_at));
+        self.stage.wait("windows are back", ACT, |status| {
+            let node = node_of(status, id)?;
+            if node["windows_sent"] == true && !node["incident"]["windows"].is_null() {
+                Ok(())
+            } else {
+                bail!("windows are not sent")
+            }
+        })?;
+        act.phase("windows accepted again (seen in status)", cut.elapsed());
+        incident_phases(&mut act, &self.stage.node(id)?);
+        let seen = watch.seen();
+        let last = seen.last_before(cut_at).map_or(0, |sample| sample.value);
+        let floor = seen.last_before(taken).map_or(0, |sample| sample.value);
+        let restored = came_back_with(self.stage.cluster(), address)?;
+        let holds = floor > 0 && restored >= floor && restored <= last;
+        act.judge(
+            "restored value is at least the checkpoint's, at most the last seen, never from 0",
+            holds,
+            format!(
+                "at the checkpoint {floor}, restored {restored}, last seen {last}, first seen after {}",
+                first.value
+            ),
+        );
+        let new_host = member(&after)?.0;
+        act.judge(
+            "its state was restored on its backup's host",
+            new_host != host,
+            format!("{host} to {new_host}"),
+        );
+        let kept = &after["incident"]["state"]["checkpoint"];
+        act.judge("the record names the checkpoint and its age", !kept.is_null(), kept.to_string());
+        let same = start_of(self.stage.cluster(), address)? == process;
+        act.judge("the very same process counts on", same, process);
+        self.settle_picture(&mut act, "4-after-power-cut")?;
+        (self.say)(&format!("powering {host} on again"));
+        self.stage.host(&host)?.boot()?;
+        Ok(act)
+    }
+}
