@@ -40,6 +40,8 @@ pub struct Bounds {
     pub setback: Duration,
     /// A migration that takes longer is looked at from both sides.
     pub migration: Duration,
+    /// How long after a failover was decided the repair of backups waits for the windows.
+    pub windows_first: Duration,
 }
 
 impl Profile {
@@ -58,6 +60,8 @@ impl Profile {
             checkpoint_interval: Duration::from_secs(5),
             setback: Duration::from_secs(30),
             migration: Duration::from_secs(120),
+            // Hardware brings windows back in well under a second, emulation in one to nine.
+            windows_first: Duration::from_secs(10),
         }
     }
 }
@@ -114,6 +118,11 @@ impl Bounds {
             ),
             ("setback", self.setback, "a host where a member failed is avoided this long"),
             ("migration", self.migration, "a live migration that takes longer is looked at from both sides"),
+            (
+                "windows_first",
+                self.windows_first,
+                "after a failover backups are booted once the windows are back, at the latest then",
+            ),
         ]
     }
 }

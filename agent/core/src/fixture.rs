@@ -366,7 +366,8 @@ impl Cluster {
             pool: rest.pool,
             filling: false,
             free: MiB(4096),
-            now: self.now.boottime,
+            now: self.now,
+            windows_first: self.bounds.windows_first,
         }
     }
 

@@ -292,7 +292,7 @@ impl Driver {
         if self.synced {
             let view = self.cluster.view(&self.observer, now.boottime);
             if self.adopted {
-                self.work(&view, now.boottime);
+                self.work(&view, now);
                 self.publish_facts(now);
                 self.lead(&view, now);
             }

@@ -11,7 +11,7 @@ use understudy_core::DEPLOY_FAILED;
 use understudy_core::host::{HostAction, Lane, Local, Situation, converge};
 use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::{InstanceFact, Phase};
-use understudy_core::units::{Boottime, MiB, Vcpus};
+use understudy_core::units::{Boottime, MiB, Now, Vcpus};
 use understudy_core::view::View;
 use uuid::Uuid;
 
@@ -24,20 +24,20 @@ pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(200), Dura
 pub(super) const FILL_RETRY: Duration = Duration::from_secs(15);
 
 impl Driver {
-    pub(super) fn work(&mut self, view: &View, now: Boottime) {
+    pub(super) fn work(&mut self, view: &View, now: Now) {
         let busy: BTreeSet<(InstanceId, Lane)> = self
             .busy
             .iter()
             .filter(|(_, busy)| match busy {
                 Busy::Running => true,
-                Busy::Waiting { until, .. } => *until > now,
+                Busy::Waiting { until, .. } => *until > now.boottime,
             })
             .map(|(&lane, _)| lane)
             .collect();
         let me = &self.parts.config.host;
         let actions = converge(&Situation {
             me,
-            session: self.session.is_open(now).then_some(self.session_number),
+            session: self.session.is_open(now.boottime).then_some(self.session_number),
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
             nodes: &view.nodes,
             hosts: &view.hosts,
@@ -48,9 +48,10 @@ impl Driver {
             taken: &self.taken,
             checkpoint_interval: self.parts.config.bounds.checkpoint_interval,
             pool: self.parts.config.pool,
-            filling: self.filling || self.fill_after > now,
+            filling: self.filling || self.fill_after > now.boottime,
             free: self.free_memory(view),
             now,
+            windows_first: self.parts.config.bounds.windows_first,
         });
         for action in actions {
             self.start(action, view);

@@ -31,38 +31,50 @@ pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Res
     if let Some(name) = name.filter(|name| !NAMES.contains(name)) {
         bail!("there is no benchmark '{name}': use one of {}", NAMES.join(", "));
     }
-    let wanted = |each: &str| name.is_none_or(|name| name == each);
     let stage = Stage::raise(artifacts, PREFIX)?;
+    let rows = measure(&stage, artifacts, name, say);
+    // A figure that surprises is explained by the agents' own clocks.
+    let logs = artifacts.root.join("target/bench/logs");
+    match stage.save_logs(&logs) {
+        Ok(()) => say(&format!("the logs of all hosts are in {}", logs.display())),
+        Err(error) => say(&format!("the logs could not be kept: {error:#}")),
+    }
+    stage.into_cluster().into_lab().down()?;
+    rows
+}
+
+fn measure(stage: &Stage, artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
+    let wanted = |each: &str| name.is_none_or(|name| name == each);
     let mut rows = Vec::new();
     if wanted("agent-idle") {
         say("agent-idle");
-        rows.extend(idle::at_rest(&stage, &std::env::temp_dir().join(PREFIX))?);
+        rows.extend(idle::at_rest(stage, &std::env::temp_dir().join(PREFIX))?);
     }
     say("waiting for a whole terminal");
     stage.create("alice", &artifacts.root.join("config/terminals/alice.toml"))?;
     if wanted("agent-idle") {
-        rows.push(idle::protecting(&stage)?);
+        rows.push(idle::protecting(stage)?);
     }
     if wanted("failover-display") {
         say("failover-display");
-        rows.extend(display::measure(&stage, RUNS, say)?);
+        rows.extend(display::measure(stage, RUNS, say)?);
     }
     // What is compared with the bare tools goes first on all counts: the bare tools need the agents out of the way.
     let restored = if wanted("failover-execution") {
         say("failover-execution");
-        Some(execution::measure(&stage, RUNS, say)?)
+        Some(execution::measure(stage, RUNS, say)?)
     } else {
         None
     };
     let drained = if wanted("drain") {
         say("drain");
-        Some(moving::measure(&stage, RUNS, say)?)
+        Some(moving::measure(stage, RUNS, say)?)
     } else {
         None
     };
     if restored.is_some() || drained.is_some() {
         say("the bare tools, with agents and guards stopped");
-        let bare = bare::Bare::take(&stage)?;
+        let bare = bare::Bare::take(stage)?;
         if let Some(drained) = drained {
             let floor = bare.migrations(RUNS, drained.instances)?;
             rows.push(drained.row(&floor));
@@ -72,6 +84,5 @@ pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Res
             rows.push(Row::times("failover-execution", &times).against(&floor, 2.0, 0.0));
         }
     }
-    stage.into_cluster().into_lab().down()?;
     Ok(rows)
 }

@@ -260,26 +260,34 @@ fn incident_phases(act: &mut Act, node: &Value) {
     }
 }
 
+/// What libvirt says of a guest that stands still.
+const NOT_RUNNING: &str = "domain is not running";
+
 /// Runs `us` in a guest, past the agents: for looking only.
 ///
 /// # Errors
 /// When the guest does not answer or the command fails.
 pub fn guest_us(stage: &Stage, host: &str, instance: &str, words: &[&str]) -> Result<String> {
     let host = stage.host(host)?;
-    let argv = |json: Value| {
-        ["virsh", "-q", "qemu-agent-command", &format!("understudy-{instance}")]
-            .map(str::to_owned)
-            .into_iter()
-            .chain([json.to_string()])
-            .collect::<Vec<String>>()
+    let domain = format!("understudy-{instance}");
+    let until = Instant::now() + Duration::from_secs(20);
+    // libvirt refuses to ask a guest that stands still for a checkpoint: it is asked again.
+    let ask = |json: &Value| loop {
+        let argv = ["virsh", "-q", "qemu-agent-command", &domain, &json.to_string()];
+        match host.run(argv) {
+            Ok(answer) => return Ok::<Value, anyhow::Error>(serde_json::from_str(&answer)?),
+            Err(error) if Instant::now() > until || !error.chain().contains(NOT_RUNNING) => {
+                return Err(error.into());
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
     };
     let start = serde_json::json!({ "execute": "guest-exec", "arguments": { "path": "/sbin/us", "arg": words, "capture-output": true } });
-    let answer: Value = serde_json::from_str(&host.run(argv(start))?)?;
+    let answer = ask(&start)?;
     let pid = answer["return"]["pid"].as_u64().context("no pid")?;
-    let ask = serde_json::json!({ "execute": "guest-exec-status", "arguments": { "pid": pid } });
-    let until = Instant::now() + Duration::from_secs(20);
+    let status = serde_json::json!({ "execute": "guest-exec-status", "arguments": { "pid": pid } });
     loop {
-        let answer: Value = serde_json::from_str(&host.run(argv(ask.clone()))?)?;
+        let answer = ask(&status)?;
         if answer["return"]["exited"] == true {
             if answer["return"]["exitcode"] != 0 {
                 bail!("us {} ended with {}", words.join(" "), answer["return"]["exitcode"]);

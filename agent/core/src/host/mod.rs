@@ -13,9 +13,9 @@ mod windows;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use crate::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::records::{CheckpointId, CheckpointRecord, InstanceFact, NodeRecord, NodeSpec};
-use crate::units::{Boottime, MiB, Vcpus};
+use crate::units::{Boottime, MiB, Now, Vcpus};
 use crate::view::{HostView, Life, Versioned, View};
 
 /// What of an instance an action occupies. Actions of different lanes go on side by side.
@@ -80,8 +80,25 @@ pub struct Situation<'a> {
     pub filling: bool,
     /// Memory that is neither taken nor promised.
     pub free: MiB,
-    /// This host's clock.
-    pub now: Boottime,
+    /// This host's clocks.
+    pub now: Now,
+    /// How long after a failover was decided the repair of backups waits for the windows.
+    pub windows_first: std::time::Duration,
+}
+
+impl Situation<'_> {
+    /// Whether the terminal's person still waits for windows after a failover: what only a second failure would need does
+    /// not compete with them for the processors. Bounded, because windows may never come back. The times are the
+    /// leader's, so that a clock which is off shortens or lengthens the wait, and no more.
+    fn is_waiting_for_windows(&self, terminal: &TerminalId) -> bool {
+        let waits = |(node, known): (&NodeId, &Versioned<NodeRecord>)| {
+            let incident = known.value.incident.as_ref().filter(|_| node.terminal() == terminal);
+            incident.is_some_and(|incident| {
+                incident.windows.is_none() && self.now.wall.since(incident.decided) < self.windows_first
+            })
+        };
+        self.nodes.iter().any(waits)
+    }
 }
 
 /// One thing to do on this host. `node`, `instance` and `epoch` say of what and under which decision; whoever

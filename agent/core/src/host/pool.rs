@@ -68,12 +68,14 @@ fn excess(situation: &Situation<'_>) -> MiB {
     (here + promised).saturating_sub(facts.capacity.memory)
 }
 
-/// One more idle instance, where the pool is short and there is room.
+/// One more idle instance, where the pool is short and there is room, and nobody waits for windows.
 pub(super) fn fill(situation: &Situation<'_>) -> Option<HostAction> {
     let idle = situation.local.values().filter(|local| is_spare(local)).count();
     let short = idle < usize::try_from(situation.pool.idle).unwrap_or(usize::MAX);
     let room = situation.free >= situation.pool.memory;
-    (short && room && !situation.draining && !situation.filling)
+    let terminals = situation.nodes.keys().map(NodeId::terminal);
+    let waiting = terminals.into_iter().any(|terminal| situation.is_waiting_for_windows(terminal));
+    (short && room && !waiting && !situation.draining && !situation.filling)
         .then_some(HostAction::CreateIdle(situation.pool))
 }
 

@@ -106,6 +106,7 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
         // Only what was ready once is ever moved: to make it again would lose its state and tell nobody.
         (Part::Primary, _) if record.epoch > record.begun => Some(missing()),
         (Part::Primary | Part::Backup | Part::Arriving, _) => match member?.origin {
+            Origin::Created if yields(situation, named) => None,
             Origin::Created => {
                 let NodeSpec { memory, vcpus, .. } = record.spec;
                 let (node, epoch) = (node.clone(), record.epoch);
@@ -116,6 +117,11 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
             Origin::Held => None,
         },
     }
+}
+
+/// Whether it is a backup whose making waits until the person at the terminal has the windows back.
+fn yields(situation: &Situation<'_>, named: &Named<'_>) -> bool {
+    named.part == Part::Backup && situation.is_waiting_for_windows(named.node.terminal())
 }
 
 fn may_speak(situation: &Situation<'_>, instance: InstanceId, migration: &Migration) -> bool {
@@ -166,6 +172,7 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
                 restore(situation, named).into_iter().collect()
             }
         },
+        Phase::Idle if yields(situation, named) => Vec::new(),
         Phase::Idle | Phase::Deploying if local.fact.epoch < epoch => vec![guard()],
         Phase::Idle | Phase::Deploying => {
             let spec = Box::new(record.spec.clone());
@@ -228,7 +235,7 @@ fn checkpoint(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Op
     let due = situation
         .taken
         .get(node)
-        .is_none_or(|taken| situation.now.since(*taken) >= situation.checkpoint_interval);
+        .is_none_or(|taken| situation.now.boottime.since(*taken) >= situation.checkpoint_interval);
     if !record.spec.protected || record.migration.is_some() || local.paused || !due {
         return None;
     }

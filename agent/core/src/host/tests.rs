@@ -464,3 +464,31 @@ fn images_of_a_node_without_a_place_here_are_dropped() {
     cluster.view.checkpoints.clear();
     assert!(dropped(&cluster, &held));
 }
+
+#[test]
+fn a_backup_is_made_once_the_windows_are_back_or_the_wait_is_over() {
+    let mut cluster = Cluster::of(3);
+    for each in ["host1", "host2", "host3"] {
+        cluster.idle(each, 1);
+    }
+    let mut cluster = cluster.with(&["alice/display", "alice/exec-1"]);
+    cluster.kill_primary("alice/display");
+    cluster.step();
+    let backup = cluster.record("alice/display").backups.last().unwrap().clone();
+    let (me, instance) = (backup.host.to_string(), backup.instance.unwrap());
+    let idle = fact(Phase::Idle, None, Epoch(0));
+    let local = Locals::from([(instance, Local { fact: idle, paused: false })]);
+    let mut rest = fresh(&cluster);
+    rest.pool.idle = 2;
+    let made = |cluster: &Cluster| letters(&actions(cluster, &me, &local, &rest));
+    assert_eq!(made(&cluster), [""; 0], "somebody waits for windows");
+    let mut back = cluster.clone();
+    back.edit("alice/display", |record| {
+        let incident = record.incident.as_mut().unwrap();
+        incident.windows = Some(incident.decided);
+    });
+    assert_eq!(made(&back), ["Guard", "CreateIdle"]);
+    let mut over = cluster.clone();
+    over.now.wall = UnixMillis(over.now.wall.0 + 10_000);
+    assert_eq!(made(&over), ["Guard", "CreateIdle"]);
+}

@@ -112,6 +112,7 @@ pub(super) fn restore(
     checkpoint: CheckpointId,
 ) -> Outcome {
     let (instance, _) = whose;
+    let mut steps = Steps::new(instance);
     let image = match parts.images.image(node, checkpoint) {
         Ok(image) => image,
         Err(error) => return Outcome::Died(chain(&error)),
@@ -131,10 +132,12 @@ pub(super) fn restore(
         role_disk,
         note: Note { epoch, address: address.map(Into::into) },
     };
+    steps.done("image found");
     if let Err(error) = parts.hypervisor.restore(&spec) {
         return clean_up(parts, instance, chain(&error));
     }
-    match wake(parts, cluster, node, whose, epoch) {
+    steps.done("restored, paused");
+    match wake(parts, cluster, node, whose, epoch, &mut steps) {
         Ok(()) => Outcome::Restored { address },
         Err(reason) => clean_up(parts, instance, reason),
     }
@@ -146,16 +149,39 @@ fn wake(
     node: &NodeId,
     whose: Whose,
     epoch: Epoch,
+    steps: &mut Steps,
 ) -> Result<(), String> {
     let (instance, _) = whose;
     wait_for_intake(cluster, node, epoch);
+    steps.done("the display lets it in");
     super::register(parts, whose, epoch)?;
+    steps.done("guard acknowledged");
     parts.hypervisor.set_link(instance, true).map_err(|error| chain(&error))?;
+    steps.done("link up");
     parts.hypervisor.resume(instance).map_err(|error| chain(&error))?;
+    steps.done("resumed");
     if let Err(error) = parts.hypervisor.guest_set_time(instance) {
         tracing::warn!(%instance, error = %chain(&error), "the restored guest's clock could not be set");
     }
+    steps.done("clock set");
     Ok(())
+}
+
+/// What each step of a restore took, for whoever wants to know where the time went.
+struct Steps {
+    instance: InstanceId,
+    last: Instant,
+}
+
+impl Steps {
+    fn new(instance: InstanceId) -> Self {
+        Self { instance, last: Instant::now() }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        let took = std::mem::replace(&mut self.last, Instant::now()).elapsed();
+        tracing::debug!(instance = %self.instance, step, ?took, "restoring");
+    }
 }
 
 /// Waits until the terminal's display lets nothing of an older epoch in any more.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use understudy_core::host::{HostAction, Lane, Local, Situation, converge};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, InstanceFact, Phase, WindowsSent};
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::units::{MiB, Now, UnixMillis, Vcpus};
 use understudy_core::view::View;
 use understudy_core::{DEPLOY_FAILED, MOVED};
 use uuid::Uuid;
@@ -60,7 +60,8 @@ impl Agent {
             pool: POOL,
             filling: self.filling || self.fill_after > world.now,
             free: self.free_memory(world, me, view),
-            now: clock,
+            now: Now { boottime: clock, wall: world.machine(me).wall(world.now) },
+            windows_first: world.bounds.windows_first,
         });
         for action in actions {
             self.start(world, me, action, view);
