@@ -8,6 +8,8 @@ mod demo;
 mod policies;
 mod run;
 mod setup;
+mod sim;
+mod soak;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +33,12 @@ enum Verb {
     Test(test::Options),
     /// Measure failovers and drains as ratios to the bare tools.
     Bench(bench::Options),
+    /// Simulate clusters under faults: seeds of your own, or more of them than the tests run.
+    Sim(sim::Options),
+    /// Tell the stories of tests/scenarios; with --accept their logs are written anew.
+    Golden(sim::GoldenOptions),
+    /// Run what takes longer than the tests may: thousands of seeds, the main job again and again.
+    Soak(soak::Options),
     /// Build the policies' components into target/policies/out.
     Policies,
     /// Build the guest images and print their folder.
@@ -60,6 +68,9 @@ fn run_verb(verb: Verb) -> Result<bool> {
         Verb::Demo(options) => demo::run(&root, &options),
         Verb::Test(options) => test::run(&root, &options),
         Verb::Bench(options) => bench::run(&root, &options),
+        Verb::Sim(options) => sim::run(&root, &options),
+        Verb::Golden(options) => sim::golden(&root, &options),
+        Verb::Soak(options) => soak::run(&root, &options),
         Verb::Policies => {
             for built in artifacts::policies(&root)? {
                 println!("{}", built.display());

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use understudy_e2e::stage::Artifacts;
 
 use crate::artifacts::{self, Profile};
 use crate::run::cargo;
@@ -44,16 +45,21 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         )?,
     ];
     let artifacts = artifacts::all(root, Profile::Test)?;
-    let images = ("UNDERSTUDY_TEST_IMAGES", artifacts.images.display().to_string());
-    let policies = ("UNDERSTUDY_TEST_POLICIES", artifacts.policies.display().to_string());
-    let binaries = ("UNDERSTUDY_TEST_BINARIES", artifacts.binaries.display().to_string());
-    let helper = ("UNDERSTUDY_TEST_HELPER", artifacts.binaries.join("lab").display().to_string());
     // One test at a time for those that raise hosts and guests: two cores carry one lab.
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
-    tests.current_dir(root).envs([images, policies, binaries, helper]);
-    stages.push(stage("tests", &mut tests)?);
+    stages.push(stage("tests", with(&mut tests, root, &artifacts))?);
     Ok(summary(&stages))
+}
+
+/// Tells tests where everything is that they run.
+pub(crate) fn with<'c>(tests: &'c mut Command, root: &Path, artifacts: &Artifacts) -> &'c mut Command {
+    tests.current_dir(root).envs([
+        ("UNDERSTUDY_TEST_IMAGES", artifacts.images.clone()),
+        ("UNDERSTUDY_TEST_POLICIES", artifacts.policies.clone()),
+        ("UNDERSTUDY_TEST_BINARIES", artifacts.binaries.clone()),
+        ("UNDERSTUDY_TEST_HELPER", artifacts.binaries.join("lab")),
+    ])
 }
 
 /// Runs a command, shows what it prints, and gathers what was skipped.

@@ -1,0 +1,47 @@
+//! Owns `cargo xtask soak`: what takes longer than the tests may.
+//!
+//! Promises: bounded in rounds and seeds; ends at the first failure, which is named.
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::artifacts::{self, Profile};
+use crate::run::cargo;
+use crate::{setup, sim, test};
+
+/// How long is soaked.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Seeds of the simulator, from the first one that the tests do not run.
+    #[arg(long, default_value_t = 5_000)]
+    seeds: u64,
+    /// How often the end-to-end tests are run.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    #[command(flatten)]
+    setup: setup::Options,
+}
+
+/// The tests run the seeds up to this one.
+const TESTED: u64 = 200;
+
+pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
+    setup::ensure(&options.setup)?;
+    println!("== simulator, {} seeds", options.seeds);
+    let seeds = ["--seed", &(TESTED + 1).to_string(), "--seeds", &options.seeds.to_string()].map(str::to_owned);
+    if !sim::run(root, &sim::Options::of(seeds.into()))? {
+        return Ok(false);
+    }
+    let artifacts = artifacts::all(root, Profile::Test)?;
+    for round in 1..=options.rounds {
+        println!("== end to end, round {round} of {}", options.rounds);
+        let mut tests = cargo();
+        tests.args(["test", "--package", "understudy-e2e", "--", "--nocapture", "--test-threads=1"]);
+        if !test::with(&mut tests, root, &artifacts).status()?.success() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
