@@ -97,6 +97,32 @@ filter = "info,understudy=debug"
     )
 }
 
+/// The shipped configuration with what only a lab needs: its addresses, emulation, an API that can be asked from
+/// outside.
+fn minimal_toml(shipped: &str, facts: &HostFacts, gateway_port: u16) -> String {
+    let HostFacts { mgmt, .. } = facts;
+    let lab = shipped
+        .replace("192.168.122.200-192.168.122.219", "10.77.1.32-10.77.1.47")
+        .replace("127.0.0.1:7481", &format!("{mgmt}:{GATEWAY_PORT}"));
+    format!(
+        r#"{lab}advertise = "http://127.0.0.1:{gateway_port}"
+
+[libvirt]
+accelerator = "qemu"
+
+[api]
+listen = "{mgmt}:{API_PORT}"
+
+[policies]
+dir = "/etc/understudy/no-policies"
+
+[log]
+format = "plain"
+filter = "info,understudy=debug"
+"#
+    )
+}
+
 fn memory_of_machine_mib() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
@@ -113,12 +139,34 @@ impl Stage {
         let ports = (0..3).map(|_| free_port()).collect::<Result<Vec<u16>>>()?;
         let reserved = memory_of_machine_mib()?.saturating_sub(MEMORY_MIB);
         let toml = |facts: &HostFacts| agent_toml(facts, ports[usize::from(facts.index) - 1], reserved, "");
+        Self::with(artifacts, prefix, &ports, &toml)
+    }
+
+    /// Raises one host without etcd, as `config/agent.minimal.toml` describes it.
+    ///
+    /// # Errors
+    /// What is missing or did not start.
+    pub fn raise_one(artifacts: &Artifacts, prefix: &str) -> Result<Self> {
+        let shipped = std::fs::read_to_string(artifacts.root.join("config/agent.minimal.toml"))?;
+        let ports = [free_port()?];
+        let toml = |facts: &HostFacts| minimal_toml(&shipped, facts, ports[0]);
+        Self::with(artifacts, prefix, &ports, &toml)
+    }
+
+    fn with(
+        artifacts: &Artifacts,
+        prefix: &str,
+        ports: &[u16],
+        toml: &(dyn Fn(&HostFacts) -> String + Sync),
+    ) -> Result<Self> {
         let hook = artifacts.root.join("config/libvirt/qemu-hook");
         let mut options =
-            ClusterOptions::new(&artifacts.binaries, &artifacts.images, &artifacts.policies, &hook, &toml);
+            ClusterOptions::new(&artifacts.binaries, &artifacts.images, &artifacts.policies, &hook, toml);
+        let hosts = u8::try_from(ports.len()).context("too many hosts")?;
         options.lab = LabOptions {
             prefix: prefix.to_owned(),
-            hosts: 3,
+            hosts,
+            etcd: hosts > 1,
             replace_kept: true,
             helper: artifacts.helper.clone(),
             ..LabOptions::default()
@@ -129,7 +177,7 @@ impl Stage {
         let forwards = cluster
             .hosts()
             .iter()
-            .zip(&ports)
+            .zip(ports)
             .map(|(host, &port)| cluster.forward(port, SocketAddr::from((host.mgmt(), GATEWAY_PORT))))
             .collect::<Result<Vec<Forward>, _>>()?;
         Ok(Self { cluster, forwards, understudy })
@@ -274,11 +322,13 @@ impl Stage {
         self.wait("pools are filled", RAISE, |status| {
             let hosts = status["hosts"].as_array().context("no hosts")?;
             let filled = hosts.iter().filter(|host| host["idle"].as_u64().unwrap_or(0) >= 1).count();
-            if filled == 3 { Ok(()) } else { bail!("{filled} of 3 hosts have an idle instance") }
+            let all = self.cluster.hosts().len();
+            if filled == all { Ok(()) } else { bail!("{filled} of {all} hosts have an idle instance") }
         })?;
         let file = description.display().to_string();
         self.cli(&["terminal", "create", terminal, "--from", &file])?;
-        self.wait_whole(terminal, 1, RAISE)
+        // On one host there is no place for a backup.
+        self.wait_whole(terminal, self.cluster.hosts().len().saturating_sub(1).min(1), RAISE)
     }
 
     /// The secret of a node's windows, out of the store.

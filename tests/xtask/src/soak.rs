@@ -30,7 +30,8 @@ const TESTED: u64 = 200;
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     setup::ensure(&options.setup)?;
     println!("== simulator, {} seeds", options.seeds);
-    let seeds = ["--seed", &(TESTED + 1).to_string(), "--seeds", &options.seeds.to_string()].map(str::to_owned);
+    let seeds =
+        ["--seed", &(TESTED + 1).to_string(), "--seeds", &options.seeds.to_string()].map(str::to_owned);
     if !sim::run(root, &sim::Options::of(seeds.into()))? {
         return Ok(false);
     }

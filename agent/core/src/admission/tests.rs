@@ -76,8 +76,13 @@ fn without_room_for_the_backups_it_is_refused_too() {
 }
 
 #[test]
-fn one_host_has_no_place_for_backups() {
-    let missing = missing(ask(&mut Cluster::of(1), &terminal("alice")));
+fn one_host_has_no_place_for_backups_and_takes_a_terminal_that_asks_for_none() {
+    let mut wanting = terminal("alice");
+    assert_eq!(ask(&mut Cluster::of(1), &wanting), Admission::Admitted);
+    for record in wanting.values_mut() {
+        record.spec.labels.insert("backups".to_owned(), "1".to_owned());
+    }
+    let missing = missing(ask(&mut Cluster::of(1), &wanting));
     assert!(missing[0].contains("0 of 1 backups"), "{missing:?}");
 }
 

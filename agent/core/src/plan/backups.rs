@@ -157,9 +157,11 @@ fn wanted(draft: &mut Draft<'_>, node: &NodeId) -> Option<u32> {
     }
 }
 
-/// Without a policy: the label `backups` of the terminal, else one.
+/// Without a policy: the label `backups` of the terminal, whether it can be had or not; else one, where there is
+/// another host.
 fn built_in(question: &BackupCountQuestion) -> u32 {
-    question.terminal_labels.get("backups").and_then(|text| text.parse().ok()).unwrap_or(1).min(BACKUPS_MAX)
+    let label = question.terminal_labels.get("backups").and_then(|text| text.parse().ok());
+    label.unwrap_or(u32::from(question.cluster.hosts > 1)).min(BACKUPS_MAX)
 }
 
 fn question(draft: &Draft<'_>, node: &NodeId) -> BackupCountQuestion {

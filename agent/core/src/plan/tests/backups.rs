@@ -47,6 +47,10 @@ fn a_held_place_without_the_newest_state_is_no_whole_backup() {
 fn with_too_few_hosts_no_backup_shares_the_primarys() {
     let mut cluster = Cluster::of(1).with(&["alice/display"]);
     assert_eq!(cluster.record("alice/display").backups, Vec::new());
+    assert!(cluster.report.lacks.is_empty(), "one host is asked for none: {:?}", cluster.report.lacks);
+    cluster.edit("alice/display", |record| {
+        record.spec.labels.insert("backups".to_owned(), "1".to_owned());
+    });
     cluster.plan();
     let notes = cluster.report.notes[&node("alice/display")].join(" ");
     assert!(notes.contains("no host can take another backup: host1 has a member of this node"), "{notes}");
