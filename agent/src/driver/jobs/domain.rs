@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
 use understudy_core::records::CheckpointId;
 use understudy_core::units::{MiB, Vcpus};
-use understudy_hypervisor::{InstanceSpec, Note, RestoreSpec, process};
+use understudy_hypervisor::{GuestError, InstanceSpec, Note, RestoreSpec, process};
 
 use super::super::event::Outcome;
 use super::super::{Parts, Snapshot};
@@ -24,6 +24,8 @@ use crate::exit::chain;
 const PERMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take to boot. Emulated ones take 4 to 12 s, several at once 24 s.
 const BOOT: Duration = Duration::from_secs(120);
+/// How long a restored guest's agent is waited for to set the clock; it answers within a second when it does at all.
+const CLOCK: Duration = Duration::from_secs(10);
 /// One try to reach the guest's agent.
 const PING: Duration = Duration::from_secs(5);
 /// Between two tries.
@@ -160,11 +162,22 @@ fn wake(
     steps.done("link up");
     parts.hypervisor.resume(instance).map_err(|error| chain(&error))?;
     steps.done("resumed");
-    if let Err(error) = parts.hypervisor.guest_set_time(instance) {
+    if let Err(error) = set_clock(parts, instance) {
         tracing::warn!(%instance, error = %chain(&error), "the restored guest's clock could not be set");
     }
     steps.done("clock set");
     Ok(())
+}
+
+/// libvirt hears of the agent's channel a moment after the guest went on: until then it refuses to ask.
+fn set_clock(parts: &Parts, instance: InstanceId) -> Result<(), GuestError> {
+    let until = Instant::now() + CLOCK;
+    loop {
+        match parts.hypervisor.guest_set_time(instance) {
+            Err(GuestError::Silent { .. }) if Instant::now() < until => std::thread::sleep(PAUSE / 4),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// What each step of a restore took, for whoever wants to know where the time went.
