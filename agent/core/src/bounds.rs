@@ -60,8 +60,8 @@ impl Profile {
             checkpoint_interval: Duration::from_secs(5),
             setback: Duration::from_secs(30),
             migration: Duration::from_secs(120),
-            // Hardware brings windows back in well under a second, emulation in one to nine.
-            windows_first: Duration::from_secs(10),
+            // Hardware draws windows in about a second, emulation in nine to fourteen.
+            windows_first: Duration::from_secs(15),
         }
     }
 }

@@ -482,13 +482,19 @@ fn a_backup_is_made_once_the_windows_are_back_or_the_wait_is_over() {
     rest.pool.idle = 2;
     let made = |cluster: &Cluster| letters(&actions(cluster, &me, &local, &rest));
     assert_eq!(made(&cluster), [""; 0], "somebody waits for windows");
-    let mut back = cluster.clone();
-    back.edit("alice/display", |record| {
+    let later = |cluster: &Cluster, ms: u64| {
+        let mut later = cluster.clone();
+        later.now.wall = UnixMillis(later.now.wall.0 + ms);
+        made(&later)
+    };
+    assert_eq!(later(&cluster, 14_999), [""; 0]);
+    assert_eq!(later(&cluster, 15_000), ["Guard", "CreateIdle"], "they may never come");
+    // Accepted after one second, they are drawn after four.
+    let mut accepted = cluster.clone();
+    accepted.edit("alice/display", |record| {
         let incident = record.incident.as_mut().unwrap();
-        incident.windows = Some(incident.decided);
+        incident.windows = Some(UnixMillis(incident.decided.0 + 1_000));
     });
-    assert_eq!(made(&back), ["Guard", "CreateIdle"]);
-    let mut over = cluster.clone();
-    over.now.wall = UnixMillis(over.now.wall.0 + 10_000);
-    assert_eq!(made(&over), ["Guard", "CreateIdle"]);
+    assert_eq!(later(&accepted, 3_999), [""; 0]);
+    assert_eq!(later(&accepted, 4_000), ["Guard", "CreateIdle"]);
 }
