@@ -161,6 +161,10 @@ impl Driver {
             ..reported.unwrap_or(fresh)
         };
         tracing::info!(%instance, to = "ready", reason = "arrived by live migration", "instance changes");
+        // Its newest checkpoint is good for it still: the next one is due as after one that was taken here.
+        if let Some(node) = fact.node.clone() {
+            self.taken.insert(node, now().boottime);
+        }
         self.local.insert(instance, Local { fact, paused: false });
     }
 

@@ -32,6 +32,8 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
     let (mut times, mut moved) = (Vec::new(), 0);
     for run in 1..=runs {
         stage.wait_whole("alice", 1, LIMIT)?;
+        // An idle instance that boots takes part of the processors; nothing boots beside the bare migrations.
+        stage.wait_pools(LIMIT)?;
         let status = stage.status()?;
         let (host, _) = member(&node_of(&status, "alice/exec-1")?)?;
         let here = |status: &serde_json::Value| {

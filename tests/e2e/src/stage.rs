@@ -319,16 +319,24 @@ impl Stage {
     /// # Errors
     /// When it does not come to be.
     pub fn create(&self, terminal: &str, description: &Path) -> Result<Duration> {
-        self.wait("pools are filled", RAISE, |status| {
-            let hosts = status["hosts"].as_array().context("no hosts")?;
-            let filled = hosts.iter().filter(|host| host["idle"].as_u64().unwrap_or(0) >= 1).count();
-            let all = self.cluster.hosts().len();
-            if filled == all { Ok(()) } else { bail!("{filled} of {all} hosts have an idle instance") }
-        })?;
+        self.wait_pools(RAISE)?;
         let file = description.display().to_string();
         self.cli(&["terminal", "create", terminal, "--from", &file])?;
         // On one host there is no place for a backup.
         self.wait_whole(terminal, self.cluster.hosts().len().saturating_sub(1).min(1), RAISE)
+    }
+
+    /// Waits until every host has an idle instance.
+    ///
+    /// # Errors
+    /// When the limit passed.
+    pub fn wait_pools(&self, limit: Duration) -> Result<()> {
+        self.wait("pools are filled", limit, |status| {
+            let hosts = status["hosts"].as_array().context("no hosts")?;
+            let filled = hosts.iter().filter(|host| host["idle"].as_u64().unwrap_or(0) >= 1).count();
+            let all = self.cluster.hosts().len();
+            if filled == all { Ok(()) } else { bail!("{filled} of {all} hosts have an idle instance") }
+        })
     }
 
     /// The secret of a node's windows, out of the store.

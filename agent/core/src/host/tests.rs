@@ -7,7 +7,7 @@ use super::{HostAction, Lane, Local, converge, source_let_go};
 use crate::MOVED;
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
-use crate::records::{Origin, Phase, WindowsSent};
+use crate::records::{Migration, Origin, Phase, WindowsSent};
 use crate::units::{MiB, UnixMillis};
 
 type Locals = BTreeMap<InstanceId, Local>;
@@ -374,6 +374,16 @@ fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_move
     let mut lost = cluster.clone();
     lost.lose(backup.as_str());
     assert_eq!(due(&lost), None);
+    let mut beside = cluster.clone();
+    beside.add(&["bob/display"]);
+    beside.edit("bob/display", |record| {
+        let (from, to) = (host("host9"), host(&me));
+        let (epoch, started) = (Epoch(2), UnixMillis(0));
+        record.migration = Some(Migration { from, to, to_session: 1, epoch, abandoned: false, started });
+    });
+    assert_eq!(due(&beside), None, "another comes here");
+    beside.pass(beside.bounds.checkpoint_interval * 2);
+    assert!(due(&beside).is_some(), "three intervals at the most");
     cluster.seen(&me).intent.drain = true;
     cluster.step();
     assert_eq!(due(&cluster), None);

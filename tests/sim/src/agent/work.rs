@@ -261,7 +261,8 @@ impl Agent {
                 self.leaving.remove(&instance);
                 self.dead(world, me, instance, Some(node), reason);
             }
-            (HostAction::Accept { .. }, Outcome::Arrived(fact)) => {
+            (HostAction::Accept { node, .. }, Outcome::Arrived(fact)) => {
+                self.taken.insert(node, world.machine(me).boottime(world.now));
                 self.local.insert(instance, Local { fact: *fact, paused: false });
             }
             (HostAction::Accept { node, epoch, .. }, Outcome::Died(reason)) => {
