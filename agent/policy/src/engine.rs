@@ -9,8 +9,8 @@ use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
 use wasmtime::{Config, Engine, ResourceLimiter, Store, Trap};
 
 use crate::bindings::{self, understudy::policy::log::Level};
-use crate::config::PolicyConfig;
-use crate::fault::{LoadFault, PolicyFault};
+use crate::fault::{EngineFault, PolicyFault};
+use crate::limits::Limits;
 use crate::log::PolicyLog;
 use crate::text::one_line;
 use crate::ticker::Ticker;
@@ -28,12 +28,41 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 512;
 /// answer too large would see a change of this text.
 const FUEL_TEXT: &str = "fuel allocated for hostcalls has been exhausted";
 
-/// The engine and the limits of every question.
+/// What ends a question that takes too long.
+enum Meter {
+    /// Time: of all, it disturbs the guest's code least.
+    Clock(Ticker),
+    /// A count of instructions: the same everywhere, however busy the machine.
+    Fuel(u64),
+}
+
+/// The engine of one process.
 pub(crate) struct Sandbox {
     pub(crate) engine: Engine,
     pub(crate) linker: Linker<Guest>,
-    ticker: Ticker,
-    limits: PolicyConfig,
+    meter: Meter,
+}
+
+/// Who is asked, and what it may use.
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
+    pub(crate) log: Arc<PolicyLog>,
+}
+
+impl Subject {
+    pub(crate) fn new(name: &str, limits: Limits) -> Self {
+        Self { name: name.to_owned(), limits, log: Arc::new(PolicyLog::new(name.into())) }
+    }
+}
+
+/// What one question took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Bytes of memories and tables.
+    pub(crate) memory: usize,
+    /// Instructions, where they are counted.
+    pub(crate) fuel: u64,
 }
 
 /// What the host keeps for one question.
@@ -100,65 +129,88 @@ impl ResourceLimiter for Budget {
 }
 
 impl Sandbox {
-    pub(crate) fn new(limits: &PolicyConfig) -> Result<Self, LoadFault> {
-        let fault = |message: String| LoadFault::Engine { message };
-        // Threads and the async extensions are left out at build time, see the features in Cargo.toml.
-        let mut config = Config::new();
-        config
-            .epoch_interruption(true)
-            .max_wasm_stack(STACK_BYTES)
-            .cranelift_nan_canonicalization(true)
-            .wasm_relaxed_simd(false)
-            .relaxed_simd_deterministic(true);
-        let engine = Engine::new(&config).map_err(|e| fault(format!("{e:#}")))?;
-        let mut linker = Linker::new(&engine);
-        bindings::Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest)
-            .map_err(|e| fault(format!("{e:#}")))?;
-        let ticker = Ticker::start(&engine).map_err(|e| fault(e.to_string()))?;
-        Ok(Self { engine, linker, ticker, limits: limits.clone() })
+    /// Ends questions by the clock.
+    pub(crate) fn clocked() -> Result<Self, EngineFault> {
+        let mut config = config();
+        config.epoch_interruption(true);
+        let (engine, linker) = set_up(&config)?;
+        let ticker = Ticker::start(&engine).map_err(|e| EngineFault { message: e.to_string() })?;
+        Ok(Self { engine, linker, meter: Meter::Clock(ticker) })
+    }
+
+    /// Ends questions after `fuel` instructions, whatever the time.
+    pub(crate) fn fueled(fuel: u64) -> Result<Self, EngineFault> {
+        let mut config = config();
+        config.consume_fuel(true);
+        let (engine, linker) = set_up(&config)?;
+        Ok(Self { engine, linker, meter: Meter::Fuel(fuel) })
     }
 
     /// Put one question to a fresh instance: `call` makes the one call of an export.
     pub(crate) fn ask<R>(
         &self,
-        policy: &str,
-        log: &Arc<PolicyLog>,
+        subject: &Subject,
         pre: &InstancePre<Guest>,
         call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<Result<R, String>>,
-    ) -> Result<R, PolicyFault> {
-        let budget = Budget { left: bytes(self.limits.memory), exceeded: false };
+    ) -> (Result<R, PolicyFault>, Usage) {
+        let Subject { name, limits, log } = subject;
+        let budget = Budget { left: bytes(limits.memory), exceeded: false };
         let mut store = Store::new(&self.engine, Guest { log: Arc::clone(log), budget, said: None });
         store.limiter(|guest| &mut guest.budget);
-        store.set_hostcall_fuel(bytes(self.limits.answer_size));
-        let ticking = self.ticker.question();
-        store.set_epoch_deadline(Ticker::ticks(self.limits.deadline));
-        let outcome = pre.instantiate(&mut store).and_then(|instance| call(&mut store, &instance));
-        drop(ticking);
-        match outcome {
+        store.set_hostcall_fuel(bytes(limits.answer_size));
+        let outcome = match &self.meter {
+            Meter::Clock(ticker) => {
+                let _ticking = ticker.question();
+                store.set_epoch_deadline(Ticker::ticks(limits.deadline));
+                pre.instantiate(&mut store).and_then(|instance| call(&mut store, &instance))
+            }
+            Meter::Fuel(fuel) => store
+                .set_fuel(*fuel)
+                .and_then(|()| pre.instantiate(&mut store))
+                .and_then(|instance| call(&mut store, &instance)),
+        };
+        let usage = self.usage(&store, limits);
+        let outcome = match outcome {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(message)) => Err(PolicyFault::Guest {
-                policy: policy.to_owned(),
+                policy: name.clone(),
                 message: one_line(&message, MESSAGE_BYTES_MAX),
             }),
             Err(error) => {
-                tracing::debug!(policy, ?error, "policy broke off");
-                Err(self.fault(policy, store.into_data(), &error))
+                tracing::debug!(policy = name, ?error, "policy broke off");
+                Err(self.fault(subject, store.into_data(), &error))
             }
-        }
+        };
+        (outcome, usage)
     }
 
-    fn fault(&self, policy: &str, guest: Guest, error: &wasmtime::Error) -> PolicyFault {
-        let policy = policy.to_owned();
+    fn usage(&self, store: &Store<Guest>, limits: &Limits) -> Usage {
+        let fuel = match &self.meter {
+            Meter::Clock(_) => 0,
+            Meter::Fuel(fuel) => fuel.saturating_sub(store.get_fuel().unwrap_or(0)),
+        };
+        Usage { memory: bytes(limits.memory).saturating_sub(store.data().budget.left), fuel }
+    }
+
+    fn fault(&self, subject: &Subject, guest: Guest, error: &wasmtime::Error) -> PolicyFault {
+        let Limits { deadline, memory, answer_size, .. } = subject.limits;
+        let policy = subject.name.clone();
         if guest.budget.exceeded {
-            return PolicyFault::Memory { policy, limit: self.limits.memory };
+            return PolicyFault::Memory { policy, limit: memory };
         }
         let trap = error.downcast_ref::<Trap>().copied();
-        if trap == Some(Trap::Interrupt) {
-            return PolicyFault::Deadline { policy, limit: self.limits.deadline };
+        match (&self.meter, trap) {
+            (Meter::Clock(_), Some(Trap::Interrupt)) => {
+                return PolicyFault::Deadline { policy, limit: deadline };
+            }
+            (Meter::Fuel(limit), Some(Trap::OutOfFuel)) => {
+                return PolicyFault::Fuel { policy, limit: *limit };
+            }
+            (Meter::Clock(_) | Meter::Fuel(_), _) => {}
         }
         let what = trap.map_or_else(|| error.root_cause().to_string(), |t| t.to_string());
         if trap.is_none() && what.contains(FUEL_TEXT) {
-            return PolicyFault::TooLarge { policy, limit: self.limits.answer_size };
+            return PolicyFault::TooLarge { policy, limit: answer_size };
         }
         let message = match guest.said {
             Some(said) => format!("{said} ({what})"),
@@ -166,6 +218,27 @@ impl Sandbox {
         };
         PolicyFault::Trap { policy, message: one_line(&message, MESSAGE_BYTES_MAX) }
     }
+}
+
+/// What makes a question's result depend on the component and the question alone. Threads and the async extensions
+/// are left out at build time, see the features in Cargo.toml.
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .max_wasm_stack(STACK_BYTES)
+        .cranelift_nan_canonicalization(true)
+        .wasm_relaxed_simd(false)
+        .relaxed_simd_deterministic(true);
+    config
+}
+
+fn set_up(config: &Config) -> Result<(Engine, Linker<Guest>), EngineFault> {
+    let fault = |error: wasmtime::Error| EngineFault { message: format!("{error:#}") };
+    let engine = Engine::new(config).map_err(fault)?;
+    let mut linker = Linker::new(&engine);
+    bindings::Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest)
+        .map_err(fault)?;
+    Ok((engine, linker))
 }
 
 fn bytes(size: MiB) -> usize {

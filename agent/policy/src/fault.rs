@@ -1,10 +1,23 @@
 //! Owns what can go wrong, in words for the operator.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::policy::Interface;
 use understudy_core::units::MiB;
+
+use crate::library::LibraryFault;
+use crate::names::Digest;
+use crate::settings::Mode;
+
+/// The WebAssembly engine could not be set up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("policies cannot run on this machine: {message}")]
+pub struct EngineFault {
+    /// What the engine said.
+    pub message: String,
+}
 
 /// Why a question got no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +35,14 @@ pub enum PolicyFault {
         policy: String,
         /// The time that it had.
         limit: Duration,
+    },
+    /// It took more instructions than it may; only where those are counted.
+    #[error("policy {policy} did not answer within {limit} instructions")]
+    Fuel {
+        /// The policy.
+        policy: String,
+        /// The instructions that it had.
+        limit: u64,
     },
     /// It asked for more memory than it may have.
     #[error("policy {policy} asked for more than {limit} of memory")]
@@ -64,6 +85,7 @@ impl PolicyFault {
         match self {
             Self::Unavailable { .. } => "unavailable",
             Self::Deadline { .. } => "deadline",
+            Self::Fuel { .. } => "fuel",
             Self::Memory { .. } => "memory",
             Self::Trap { .. } => "trap",
             Self::TooLarge { .. } => "too-large",
@@ -73,14 +95,8 @@ impl PolicyFault {
 }
 
 /// Why a policy, or a choice of one, is not in use.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadFault {
-    /// The WebAssembly engine could not be set up.
-    #[error("policies cannot run on this machine: {message}")]
-    Engine {
-        /// What the engine said.
-        message: String,
-    },
     /// The folder could not be listed.
     #[error("policies folder {} cannot be read", dir.display())]
     Folder {
@@ -88,7 +104,7 @@ pub enum LoadFault {
         dir: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// A file is not in use.
     #[error("policy file {} is not used", file.display())]
@@ -99,8 +115,23 @@ pub enum LoadFault {
         #[source]
         source: FileFault,
     },
+    /// A component is not in use.
+    #[error("policy {policy} ({:.12}) is not used", digest.as_str())]
+    Policy {
+        /// Its name.
+        policy: String,
+        /// Its component.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: FileFault,
+    },
     /// Several policies could decide.
-    #[error("{} all answer {interface}: choose one in the configuration or remove the others", policies.join(", "))]
+    #[error(
+        "{} all answer {interface}: set choice.{interface} in policies.toml, or remove the others or set their \
+         mode to shadow or off",
+        policies.join(", ")
+    )]
     Ambiguous {
         /// What they answer.
         interface: Interface,
@@ -108,42 +139,55 @@ pub enum LoadFault {
         policies: Vec<String>,
     },
     /// The chosen policy is not there.
-    #[error("policy {policy} is to answer {interface}, but no file {policy}.wasm that does was loaded")]
+    #[error("choice.{interface}: there is no policy {policy} that answers it")]
     Chosen {
         /// What it was chosen for.
         interface: Interface,
         /// The name that was configured.
         policy: String,
     },
-    /// Parameters for a policy that is not there.
-    #[error("parameters are configured for policy {policy}, but there is no file {policy}.wasm")]
-    Parameters {
+    /// The chosen policy may not decide.
+    #[error("choice.{interface}: policy {policy} cannot decide while its mode is {mode}")]
+    ChosenMode {
+        /// What it was chosen for.
+        interface: Interface,
+        /// The name that was configured.
+        policy: String,
+        /// Its mode.
+        mode: Mode,
+    },
+    /// Settings for a policy that is not there.
+    #[error("policy.{policy}: there is no file {policy}.wasm")]
+    Stray {
         /// The name that was configured.
         policy: String,
     },
 }
 
 impl LoadFault {
-    /// The file at fault, where it is one file's.
+    /// The name of the policy at fault, where it is one policy's and its file's name is one.
     #[must_use]
-    pub fn file(&self) -> Option<&Path> {
+    pub fn policy(&self) -> Option<&str> {
         match self {
-            Self::File { file, .. } => Some(file),
-            Self::Engine { .. }
-            | Self::Folder { .. }
-            | Self::Ambiguous { .. }
-            | Self::Chosen { .. }
-            | Self::Parameters { .. } => None,
+            Self::File { file, .. } => file
+                .file_name()
+                .and_then(|name| name.to_str()?.strip_suffix(".wasm"))
+                .filter(|name| crate::names::is_name(name)),
+            Self::Policy { policy, .. }
+            | Self::Chosen { policy, .. }
+            | Self::ChosenMode { policy, .. }
+            | Self::Stray { policy } => Some(policy),
+            Self::Folder { .. } | Self::Ambiguous { .. } => None,
         }
     }
 }
 
 /// Why a file is not in use.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum FileFault {
     /// The file could not be read.
     #[error("cannot be read")]
-    Read(#[source] std::io::Error),
+    Read(#[source] Arc<std::io::Error>),
     /// The name is not one that can be shown and configured.
     #[error("its name is not one: use a-z, 0-9, '-' and '_'")]
     Name,
@@ -159,6 +203,18 @@ pub enum FileFault {
         /// The size that is allowed.
         limit: MiB,
     },
+    /// The settings are not text.
+    #[error("is no text in UTF-8")]
+    NoText,
+    /// The library did not take it.
+    #[error("cannot be kept")]
+    Keep(#[source] LibraryFault),
+    /// The component is not in this host's library.
+    #[error("is not in the library of this host")]
+    Absent,
+    /// What lies in the library under a digest has another.
+    #[error("has been altered: its content is not what its digest says")]
+    Altered,
     /// Not WebAssembly, or not all of it.
     #[error("is no whole WebAssembly component: {message}")]
     Damaged {

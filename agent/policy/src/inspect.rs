@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use understudy_core::policy::Interface;
 use wasmparser::{Encoding, Parser, Payload};
+use wasmtime::Engine;
+use wasmtime::component::Component;
 
 use crate::fault::FileFault;
 
@@ -15,9 +17,53 @@ const VERSION_TRACK: &str = "0.1.";
 /// What a component may import: `types` holds no functions.
 const IMPORTS: [&str; 2] = ["log", "types"];
 
-/// The interfaces that the component in `bytes` exports, if it may be compiled at all.
-pub(crate) fn inspect(bytes: &[u8]) -> Result<BTreeSet<Interface>, FileFault> {
-    let mut exports = BTreeSet::new();
+/// What a component has to do with the world outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Faces {
+    pub(crate) imports: Vec<String>,
+    pub(crate) exports: Vec<String>,
+    pub(crate) answers: BTreeSet<Interface>,
+}
+
+impl Faces {
+    fn import(&mut self, name: &str) -> Result<(), FileFault> {
+        self.imports.push(name.to_owned());
+        check_import(name)
+    }
+
+    fn export(&mut self, name: &str) -> Result<(), FileFault> {
+        self.exports.push(name.to_owned());
+        self.answers.extend(check_export(name)?);
+        Ok(())
+    }
+
+    pub(crate) fn checked(self) -> Result<Self, FileFault> {
+        if self.answers.is_empty() { Err(FileFault::NoInterface) } else { Ok(self) }
+    }
+}
+
+/// The faces of the component in `bytes`, if it may be compiled at all.
+pub(crate) fn inspect(bytes: &[u8]) -> Result<Faces, FileFault> {
+    let mut faces = Faces::default();
+    look(bytes, &mut faces)?;
+    faces.checked()
+}
+
+/// The faces of a component that is compiled: it may come from a cache that was filled by another release.
+pub(crate) fn faces_of(engine: &Engine, component: &Component) -> Result<Faces, FileFault> {
+    let mut faces = Faces::default();
+    let kind = component.component_type();
+    for (name, _) in kind.imports(engine) {
+        faces.import(name)?;
+    }
+    for (name, _) in kind.exports(engine) {
+        faces.export(name)?;
+    }
+    faces.checked()
+}
+
+/// Gather the faces of the component in `bytes`, as far as the first fault.
+pub(crate) fn look(bytes: &[u8], faces: &mut Faces) -> Result<(), FileFault> {
     let mut outer = None;
     // How many modules and components we are inside of, the outermost not counted.
     let mut depth = 0_usize;
@@ -33,18 +79,18 @@ pub(crate) fn inspect(bytes: &[u8]) -> Result<BTreeSet<Interface>, FileFault> {
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ComponentImportSection(section) if depth == 0 => {
                 for import in section {
-                    check_import(import.map_err(damaged)?.name.name)?;
+                    faces.import(import.map_err(damaged)?.name.name)?;
                 }
             }
             Payload::ComponentExportSection(section) if depth == 0 => {
                 for export in section {
-                    exports.extend(check_export(export.map_err(damaged)?.name.name)?);
+                    faces.export(export.map_err(damaged)?.name.name)?;
                 }
             }
             _ => {}
         }
     }
-    if exports.is_empty() { Err(FileFault::NoInterface) } else { Ok(exports) }
+    Ok(())
 }
 
 fn damaged(error: wasmparser::BinaryReaderError) -> FileFault {

@@ -8,18 +8,33 @@
 //! Loading and asking block the calling thread: inside an async runtime, call them where blocking is allowed.
 
 mod bindings;
+mod check;
 mod columns;
-mod config;
+mod compiled;
+mod conduct;
 mod engine;
 mod fault;
-mod host;
+mod folder;
 mod inspect;
+mod library;
+mod limits;
 mod load;
 mod log;
+mod names;
+mod replay;
+mod set;
+mod settings;
 mod text;
 mod ticker;
 mod trial;
 
-pub use config::PolicyConfig;
-pub use fault::{FileFault, LoadFault, PolicyFault};
-pub use host::{PolicyHost, PolicyInfo};
+pub use check::{CheckReport, TrialReport, check};
+pub use conduct::{Conduct, HOLD_OFF, Outcome, STRIKES_MAX, Standing};
+pub use fault::{EngineFault, FileFault, LoadFault, PolicyFault};
+pub use folder::{Folder, FolderWatch, SETTINGS_FILE};
+pub use library::{Library, LibraryFault};
+pub use limits::Limits;
+pub use names::{Digest, NoDigest};
+pub use replay::{FUEL, ReplayFault, Replayer};
+pub use set::{Asked, By, PolicyInfo, PolicySet};
+pub use settings::{KeyFault, Mode, PolicySettings, Settings, SettingsFault};

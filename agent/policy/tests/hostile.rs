@@ -9,67 +9,67 @@ mod common;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{Folder, component, placement_guest, question};
+use common::{Site, component, placement_guest, question, settings};
 use understudy_core::policy::{Interface, Pick, PlacementAnswer};
 use understudy_core::units::MiB;
-use understudy_policy::{LoadFault, PolicyConfig, PolicyFault, PolicyHost};
+use understudy_policy::{LoadFault, PolicyFault, PolicySet, Settings};
 
 /// Generous: on a busy machine a thread may wait for its turn much longer than a deadline lasts.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn config() -> PolicyConfig {
-    // Long enough that a guest that behaves is never late, however busy the machine.
-    PolicyConfig { deadline: Duration::from_secs(1), ..PolicyConfig::default() }
-}
+/// Long enough that a guest that behaves is never late, however busy the machine.
+const DEADLINE: Duration = Duration::from_secs(1);
 
-/// A host with this one guest, which has passed its trial.
-fn host_with(body: &str) -> PolicyHost {
-    let folder = Folder::new();
-    folder.add("hostile", &placement_guest(body));
-    let (host, faults) = PolicyHost::load(folder.path(), &config());
+/// A set of this one guest, which has passed its trial.
+fn set_with(body: &str) -> PolicySet {
+    let site = Site::new();
+    site.add("hostile", &placement_guest(body));
+    let (set, faults) = site.load(&settings(DEADLINE));
     assert!(faults.is_empty(), "{faults:?}");
-    host
+    set
 }
 
 /// What comes of a question that the guest misbehaves at; afterwards it must answer one that it likes.
 fn misbehave(body: &str) -> Result<PlacementAnswer, PolicyFault> {
-    let host = host_with(body);
-    let outcome = host.ask_placement(&question("villain"));
-    assert_eq!(host.ask_placement(&question("trial")), Ok(PlacementAnswer::default()), "after {outcome:?}");
+    let set = set_with(body);
+    let outcome = set.ask_placement(&question("villain")).outcome;
+    assert_eq!(
+        set.ask_placement(&question("trial")).outcome,
+        Ok(PlacementAnswer::default()),
+        "after {outcome:?}"
+    );
     outcome
 }
 
 #[test]
 fn an_endless_loop_ends_at_the_deadline() {
-    let host = host_with("(loop $l (br $l))");
+    let set = set_with("(loop $l (br $l))");
     let start = Instant::now();
-    let fault = host.ask_placement(&question("villain")).unwrap_err();
-    assert_eq!(fault, PolicyFault::Deadline { policy: "hostile".to_owned(), limit: config().deadline });
-    assert!(start.elapsed() >= config().deadline, "{:?}", start.elapsed());
+    let fault = set.ask_placement(&question("villain")).outcome.unwrap_err();
+    assert_eq!(fault, PolicyFault::Deadline { policy: "hostile".to_owned(), limit: DEADLINE });
+    assert!(start.elapsed() >= DEADLINE, "{:?}", start.elapsed());
     assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
     assert_eq!(fault.to_string(), "policy hostile did not answer within 1000 ms");
 }
 
 #[test]
 fn an_endless_loop_holds_up_no_other_question() {
-    let folder = Folder::new();
-    folder.add("hostile", &placement_guest("(loop $l (br $l))"));
-    folder.add("honest", &placement_guest(""));
-    let choice = |name: &str| PolicyConfig {
-        deadline: PATIENCE,
+    let site = Site::new();
+    site.add("hostile", &placement_guest("(loop $l (br $l))"));
+    site.add("honest", &placement_guest(""));
+    let choose = |name: &str, deadline: Duration| Settings {
         choice: [(Interface::Placement, name.to_owned())].into(),
-        ..PolicyConfig::default()
+        ..settings(deadline)
     };
-    let short = PolicyConfig { deadline: Duration::from_millis(500), ..choice("hostile") };
-    let (hostile, _) = PolicyHost::load(folder.path(), &short);
-    let (honest, _) = PolicyHost::load(folder.path(), &choice("honest"));
+    let (hostile, _) = site.load(&choose("hostile", Duration::from_millis(500)));
+    let (honest, _) = site.load(&choose("honest", PATIENCE));
     let (done, looped) = mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(|| done.send(hostile.ask_placement(&question("villain"))));
+        scope.spawn(|| done.send(hostile.ask_placement(&question("villain")).outcome));
         // Until the loop has ended, the other policy is asked again and again.
         let mut answers = 0;
         let outcome = loop {
-            assert!(honest.ask_placement(&question("villain")).is_ok());
+            assert!(honest.ask_placement(&question("villain")).outcome.is_ok());
             answers += 1;
             if let Ok(outcome) = looped.try_recv() {
                 break outcome;
@@ -164,12 +164,12 @@ fn lies_are_passed_on_for_core_to_refuse() {
 
 #[test]
 fn picks_beyond_those_wanted_are_cut_off() {
-    let host = host_with(
+    let set = set_with(
         "(i32.store (i32.const 1028) (i32.const 2048)) (i32.store (i32.const 1032) (i32.const 100))",
     );
     let mut asked = question("villain");
     asked.wanted = 2;
-    assert_eq!(host.ask_placement(&asked).unwrap().picks.len(), 2);
+    assert_eq!(set.ask_placement(&asked).outcome.unwrap().picks.len(), 2);
 }
 
 #[test]
@@ -183,20 +183,20 @@ fn an_error_of_the_guest_is_its_own_words_on_one_line() {
 
 #[test]
 fn a_guest_that_fails_its_trial_is_not_used() {
-    let folder = Folder::new();
+    let site = Site::new();
     let at_trial = |body: &str| component(&common::module(body, "if (i32.const 1)"), "placement-policy");
-    folder.add("loops", &at_trial("(loop $l (br $l))"));
-    folder.add("hogs", &at_trial("(drop (memory.grow (i32.const 60000)))"));
-    folder.add("traps", &at_trial("unreachable"));
-    folder.add("honest", &placement_guest(""));
-    let (host, faults) = PolicyHost::load(folder.path(), &config());
+    site.add("loops", &at_trial("(loop $l (br $l))"));
+    site.add("hogs", &at_trial("(drop (memory.grow (i32.const 60000)))"));
+    site.add("traps", &at_trial("unreachable"));
+    site.add("honest", &placement_guest(""));
+    let (set, faults) = site.load(&settings(DEADLINE));
     let said: Vec<String> = faults.iter().map(|f| common::chain(f)).collect();
     for (name, part) in [("hogs", "64 MiB"), ("loops", "within 1000 ms"), ("traps", "unreachable")] {
-        let hits = said.iter().filter(|s| s.contains(&format!("{name}.wasm")) && s.contains(part)).count();
+        let hits = said.iter().filter(|s| s.contains(&format!("policy {name} ")) && s.contains(part)).count();
         assert_eq!(hits, 1, "{name}: {said:#?}");
     }
     assert_eq!(faults.len(), 3, "{said:#?}");
-    assert!(faults.iter().all(|f| matches!(f, LoadFault::File { .. })));
-    assert_eq!(host.deciding(Interface::Placement).unwrap().name, "honest");
-    assert!(host.ask_placement(&question("anyone")).is_ok());
+    assert!(faults.iter().all(|f| matches!(f, LoadFault::Policy { .. })));
+    assert_eq!(set.deciding(Interface::Placement).unwrap().name, "honest");
+    assert!(set.ask_placement(&question("anyone")).outcome.is_ok());
 }

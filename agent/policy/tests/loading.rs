@@ -4,11 +4,14 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use common::{Folder, chain, component, placement_guest, question};
+use common::{Site, chain, component, placement_guest, question, settings};
 use understudy_core::policy::{Interface, PlacementAnswer};
 use understudy_core::units::MiB;
-use understudy_policy::{LoadFault, PolicyConfig, PolicyFault, PolicyHost};
+use understudy_policy::{Digest, Limits, LoadFault, Mode, PolicyFault, Settings};
+
+const DEADLINE: Duration = Duration::from_secs(10);
 
 fn honest() -> Vec<u8> {
     placement_guest("")
@@ -67,22 +70,24 @@ fn broken_files(good: &[u8]) -> [(&'static str, Vec<u8>, &'static str); 13] {
 fn what_is_no_policy_is_named_with_its_reason_and_the_rest_goes_on() {
     let good = honest();
     let broken = broken_files(&good);
-    let folder = Folder::new();
-    folder.add("honest", &good);
+    let site = Site::new();
+    site.add("honest", &good);
     for (name, bytes, _) in &broken {
-        folder.add(name, bytes);
+        site.add(name, bytes);
     }
-    std::fs::write(folder.path().join("README.md"), "no policy at all").unwrap();
-    let config = PolicyConfig { file_size: MiB(1), ..PolicyConfig::default() };
-    let (host, faults) = PolicyHost::load(folder.path(), &config);
+    std::fs::write(site.path().join("README.md"), "no policy at all").unwrap();
+    let limits = Limits { file_size: MiB(1), deadline: DEADLINE, ..Limits::default() };
+    let (set, faults) = site.load(&Settings::without_file(limits));
     let said: Vec<String> = faults.iter().map(|f| chain(f)).collect();
     for (name, _, part) in &broken {
-        let hits =
-            said.iter().filter(|s| s.contains(&format!("/{name}.wasm is")) && s.contains(part)).count();
+        let is_named =
+            |s: &&String| s.contains(&format!("/{name}.wasm is")) || s.contains(&format!("policy {name} ("));
+        let hits = said.iter().filter(|s| is_named(s) && s.contains(part)).count();
         assert_eq!(hits, 1, "{name}: {said:#?}");
     }
     assert_eq!(faults.len(), broken.len(), "{said:#?}");
-    assert_eq!(host.ask_placement(&question("anyone")), Ok(PlacementAnswer::default()));
+    assert!(faults.iter().all(|fault| fault.policy().is_some()), "{said:#?}");
+    assert_eq!(set.ask_placement(&question("anyone")).outcome, Ok(PlacementAnswer::default()));
 }
 
 /// Turn the call of `log` into an instruction that does not exist.
@@ -96,106 +101,160 @@ fn invalid_inside(good: &[u8]) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn files_that_are_not_files_of_the_folder_are_refused() {
-    let (folder, elsewhere) = (Folder::new(), Folder::new());
-    let link = |to: &std::path::Path, name: &str| {
-        std::os::unix::fs::symlink(to, folder.path().join(format!("{name}.wasm"))).unwrap();
-    };
-    elsewhere.add("outside", &honest());
-    folder.add("honest", &honest());
-    folder.add("Bad Name", &honest());
-    link(&elsewhere.path().join("outside.wasm"), "escape");
-    link(&folder.path().join("gone"), "dangling");
-    std::fs::create_dir(folder.path().join("folder.wasm")).unwrap();
-    // Opening this one would wait for ever.
-    let socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket.wasm")).unwrap();
-    let (host, faults) = PolicyHost::load(folder.path(), &PolicyConfig::default());
-    drop(socket);
-    let said: Vec<String> = faults.iter().map(|f| chain(f)).collect();
-    for part in [
-        "Bad Name.wasm is not used: its name is not one",
-        "escape.wasm is not used: leads out of the folder",
-        "dangling.wasm is not used: cannot be read",
-        "folder.wasm is not used: is no regular file",
-        "socket.wasm is not used: is no regular file",
-    ] {
-        assert!(said.iter().any(|s| s.contains(part)), "{part}: {said:#?}");
+fn choose(name: &str) -> Settings {
+    Settings { choice: BTreeMap::from([(Interface::Placement, name.to_owned())]), ..settings(DEADLINE) }
+}
+
+/// Settings in which the policies have these modes.
+fn modes(of: Settings, modes: &[(&str, Mode)]) -> Settings {
+    let mut settings = of;
+    for &(name, mode) in modes {
+        let mut policy = settings.of(name);
+        policy.mode = mode;
+        settings.policies.insert(name.to_owned(), policy);
     }
-    assert_eq!(faults.len(), 5, "{said:#?}");
-    assert!(faults.iter().all(|f| f.file().is_some()));
-    assert_eq!(host.policies().count(), 1);
+    settings
 }
 
 #[test]
 fn of_several_none_decides_until_one_is_chosen() {
-    let folder = Folder::new();
-    folder.add("one", &honest());
-    folder.add("two", &honest());
-    let (host, faults) = PolicyHost::load(folder.path(), &PolicyConfig::default());
-    assert_eq!(host.deciding(Interface::Placement), None);
-    assert_eq!(
-        host.ask_placement(&question("anyone")),
-        Err(PolicyFault::Unavailable { interface: Interface::Placement })
-    );
+    let site = Site::new();
+    site.add("one", &honest());
+    site.add("two", &honest());
+    let (set, faults) = site.load(&settings(DEADLINE));
+    assert_eq!(set.deciding(Interface::Placement), None);
+    let asked = set.ask_placement(&question("anyone"));
+    assert_eq!(asked.outcome, Err(PolicyFault::Unavailable { interface: Interface::Placement }));
+    assert_eq!(asked.by, None);
     let [fault] = &faults[..] else { panic!("{faults:?}") };
     assert_eq!(
         fault.to_string(),
-        "one, two all answer placement: choose one in the configuration or remove the others"
+        "one, two all answer placement: set choice.placement in policies.toml, or remove the others or set their \
+         mode to shadow or off"
     );
 
-    let choose = |name: &str| PolicyConfig {
-        choice: BTreeMap::from([(Interface::Placement, name.to_owned())]),
-        ..PolicyConfig::default()
-    };
-    let (host, faults) = PolicyHost::load(folder.path(), &choose("two"));
+    let (set, faults) = site.load(&choose("two"));
     assert!(faults.is_empty(), "{faults:?}");
-    assert_eq!(host.deciding(Interface::Placement).unwrap().name, "two");
+    assert_eq!(set.deciding(Interface::Placement).unwrap().name, "two");
+    assert_eq!(set.ask_placement(&question("anyone")).by.unwrap().name, "two");
 
-    let (host, faults) = PolicyHost::load(folder.path(), &choose("three"));
+    let (set, faults) = site.load(&choose("three"));
     assert!(matches!(&faults[..], [LoadFault::Chosen { policy, .. }] if policy == "three"), "{faults:?}");
-    assert_eq!(host.deciding(Interface::Placement), None);
+    assert_eq!(set.deciding(Interface::Placement), None);
+}
+
+#[test]
+fn a_shadow_answers_beside_the_one_that_decides_and_makes_no_choice_necessary() {
+    let site = Site::new();
+    site.add("one", &honest());
+    site.add("two", &honest());
+    site.add("three", &honest());
+    let settings = modes(settings(DEADLINE), &[("two", Mode::Shadow), ("three", Mode::Off)]);
+    let (set, faults) = site.load(&settings);
+    assert!(faults.is_empty(), "{faults:?}");
+    assert_eq!(set.deciding(Interface::Placement).unwrap().name, "one");
+    let shadows = set.shadow_placement(&question("anyone"));
+    let [shadow] = &shadows[..] else { panic!("{shadows:?}") };
+    assert_eq!(shadow.by.as_ref().unwrap().name, "two");
+    assert_eq!(shadow.outcome, Ok(PlacementAnswer::default()));
+    let off = set.policies().find(|info| info.name == "three").unwrap();
+    assert!(off.mode == Mode::Off && off.exports.is_empty());
+
+    for (name, mode) in [("two", Mode::Shadow), ("three", Mode::Off)] {
+        let settings = Settings { choice: choose(name).choice, ..settings.clone() };
+        let (set, faults) = site.load(&settings);
+        assert!(matches!(&faults[..], [LoadFault::ChosenMode { mode: m, .. }] if *m == mode), "{faults:?}");
+        assert_eq!(set.deciding(Interface::Placement), None);
+    }
+}
+
+#[test]
+fn what_is_off_is_not_loaded_so_that_a_broken_policy_can_be_turned_off() {
+    let site = Site::new();
+    site.add("broken", &invalid_inside(&honest()));
+    let (_, faults) = site.load(&settings(DEADLINE));
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    let (_, faults) = site.load(&modes(settings(DEADLINE), &[("broken", Mode::Off)]));
+    assert!(faults.is_empty(), "{faults:?}");
+}
+
+#[test]
+fn a_policy_set_aside_decides_nothing_and_no_other_takes_its_place() {
+    let site = Site::new();
+    let dir = site.path().join("library");
+    let library = understudy_policy::Library::open(&dir).unwrap();
+    let digest = library.add(&honest(), MiB(1)).unwrap();
+    let components = ["one", "two"].map(|name| (name.to_owned(), digest.clone())).into();
+    let aside = BTreeSet::from(["two".to_owned()]);
+    let (set, faults) = understudy_policy::PolicySet::load(&library, &components, &choose("two"), &aside);
+    assert!(faults.is_empty(), "{faults:?}");
+    assert_eq!(set.deciding(Interface::Placement), None);
+    assert!(set.policies().all(|info| info.set_aside == (info.name == "two")));
+    assert_eq!(set.ask_placement(&question("anyone")).by, None);
+}
+
+#[test]
+fn a_chosen_policy_that_is_broken_is_one_fault_not_two() {
+    let site = Site::new();
+    site.add("one", &honest());
+    site.add("two", &invalid_inside(&honest()));
+    let (set, faults) = site.load(&choose("two"));
+    assert!(matches!(&faults[..], [LoadFault::Policy { policy, .. }] if policy == "two"), "{faults:?}");
+    assert_eq!(set.deciding(Interface::Placement), None);
 }
 
 #[test]
 fn a_loaded_policy_is_known_by_name_digest_and_size() {
-    let folder = Folder::new();
+    let site = Site::new();
     let bytes = honest();
-    folder.add("honest", &bytes);
-    let (host, _) = PolicyHost::load(folder.path(), &PolicyConfig::default());
-    let info = host.policies().next().unwrap();
+    site.add("honest", &bytes);
+    let (set, _) = site.load(&settings(DEADLINE));
+    let info = set.policies().next().unwrap();
     assert_eq!(info.name, "honest");
-    assert_eq!(info.digest, blake3::hash(&bytes).to_hex().to_string());
+    assert_eq!(info.digest, Digest::of(&bytes));
     assert_eq!(info.bytes, bytes.len() as u64);
     assert_eq!(info.exports, BTreeSet::from([Interface::Placement]));
     assert_eq!(info.decides, info.exports);
-    assert_eq!(host.deciding(Interface::BackupCount), None);
+    assert!(info.compiled.is_some());
+    assert_eq!(set.deciding(Interface::BackupCount), None);
+    let (set, _) = site.load(&settings(DEADLINE));
+    assert!(set.policies().all(|info| info.compiled.is_none()), "the second time it is in the cache");
 }
 
 #[test]
-fn parameters_for_a_policy_that_is_not_there_are_reported() {
-    let folder = Folder::new();
-    let mut config = PolicyConfig::default();
-    config.parameters.insert("spraed".to_owned(), BTreeMap::new());
-    let (_, faults) = PolicyHost::load(folder.path(), &config);
-    assert!(matches!(&faults[..], [LoadFault::Parameters { policy }] if policy == "spraed"), "{faults:?}");
+fn settings_for_a_policy_that_is_not_there_are_reported() {
+    let site = Site::new();
+    let (_, faults) = site.load(&modes(settings(DEADLINE), &[("spraed", Mode::Decide)]));
+    assert!(matches!(&faults[..], [LoadFault::Stray { policy }] if policy == "spraed"), "{faults:?}");
 }
 
 #[test]
-fn without_a_folder_there_are_no_policies_and_one_fault() {
-    let folder = Folder::new();
-    let (host, faults) = PolicyHost::load(&folder.path().join("absent"), &PolicyConfig::default());
-    assert!(matches!(&faults[..], [LoadFault::Folder { .. }]), "{faults:?}");
-    assert_eq!(host.policies().count(), 0);
+fn each_policy_has_its_own_deadline_and_memory() {
+    let site = Site::new();
+    site.add("hog", &placement_guest("(drop (memory.grow (i32.const 64)))"));
+    site.add("slow", &placement_guest("(loop $l (br $l))"));
+    let mut settings = choose("slow");
+    settings.policies.insert("hog".to_owned(), settings.of("hog"));
+    settings.policies.get_mut("hog").unwrap().limits.memory = MiB(2);
+    settings.policies.get_mut("hog").unwrap().mode = Mode::Shadow;
+    let mut slow = settings.of("slow");
+    slow.limits.deadline = Duration::from_millis(300);
+    settings.policies.insert("slow".to_owned(), slow);
+    let (set, faults) = site.load(&settings);
+    assert!(faults.is_empty(), "{faults:?}");
+    let fault = set.ask_placement(&question("villain")).outcome.unwrap_err();
+    assert_eq!(fault, PolicyFault::Deadline { policy: "slow".to_owned(), limit: Duration::from_millis(300) });
+    let fault = set.shadow_placement(&question("villain")).remove(0).outcome.unwrap_err();
+    assert_eq!(fault, PolicyFault::Memory { policy: "hog".to_owned(), limit: MiB(2) });
 }
 
 #[test]
 fn imports_are_looked_at_before_anything_is_compiled() {
     // A function that no compiler would accept: it promises an i32 and gives an i64.
     let broken = "(core module (func (result i32) (i64.const 0)))";
-    let folder = Folder::new();
-    folder.add("wasi", &text(&format!(r#"(component (import "wasi:io/poll@0.2.9" (instance)) {broken})"#)));
-    let (_, faults) = PolicyHost::load(folder.path(), &PolicyConfig::default());
+    let site = Site::new();
+    site.add("wasi", &text(&format!(r#"(component (import "wasi:io/poll@0.2.9" (instance)) {broken})"#)));
+    let (_, faults) = site.load(&settings(DEADLINE));
     assert!(chain(&faults[0]).contains("imports wasi:io/poll"), "{faults:?}");
 }
 
@@ -205,10 +264,11 @@ fn both_interfaces_of_one_component_are_used() {
     // A count of no primaries and no backups, without a reason, is all zeros as well.
     let counts = r#"(func (export "understudy:policy/backup-count@0.1.0#count") (param i32) (result i32) (i32.const 1024)))"#;
     let module = module.trim_end().strip_suffix(')').unwrap().to_owned() + counts;
-    let folder = Folder::new();
-    folder.add("both", &component(&module, "policy"));
-    let (host, faults) = PolicyHost::load(folder.path(), &PolicyConfig::default());
+    let site = Site::new();
+    site.add("both", &component(&module, "policy"));
+    let (set, faults) = site.load(&settings(DEADLINE));
     assert!(faults.is_empty(), "{faults:?}");
-    assert_eq!(host.policies().next().unwrap().decides, Interface::ALL.into());
-    assert!(host.ask_placement(&question("anyone")).is_ok());
+    assert_eq!(set.policies().next().unwrap().decides, Interface::ALL.into());
+    assert!(set.ask_placement(&question("anyone")).outcome.is_ok());
+    assert!(set.deciding(Interface::BackupCount).is_some());
 }

@@ -8,13 +8,14 @@ mod policies;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use common::{chain, question, row};
+use common::{chain, load, question, row};
 use understudy_core::policy::{
     BackupCountQuestion, ClusterRow, HostState, Interface, NodeMember, Part, Purpose,
 };
 use understudy_core::units::MiB;
-use understudy_policy::{PolicyConfig, PolicyHost};
+use understudy_policy::{Library, LoadFault, PolicySet, Settings};
 
 /// The folder of built policies; none, and a line that says why, where they cannot be built.
 fn shipped(test: &str) -> Option<PathBuf> {
@@ -30,17 +31,26 @@ fn shipped(test: &str) -> Option<PathBuf> {
     Some(out)
 }
 
-fn host(folder: &Path) -> PolicyHost {
-    let (host, faults) = PolicyHost::load(folder, &PolicyConfig::default());
+fn loaded(folder: &Path, settings: &Settings) -> (PolicySet, Vec<LoadFault>) {
+    let library = tempfile::tempdir().unwrap();
+    load(folder, &Library::open(&library.path().join("library")).unwrap(), settings)
+}
+
+fn settings() -> Settings {
+    common::settings(Duration::from_secs(10))
+}
+
+fn set(folder: &Path) -> PolicySet {
+    let (set, faults) = loaded(folder, &settings());
     assert!(faults.is_empty(), "{faults:?}");
-    host
+    set
 }
 
 #[test]
 fn spread_places_by_room_anti_affinity_and_load() {
     let Some(folder) = shipped("spread_places_by_room_anti_affinity_and_load") else { return };
-    let host = host(&folder);
-    assert_eq!(host.deciding(Interface::Placement).unwrap().name, "spread");
+    let set = set(&folder);
+    assert_eq!(set.deciding(Interface::Placement).unwrap().name, "spread");
     let mut asked = question("alice");
     asked.purpose = Purpose::WarmBackup;
     asked.hosts = ["primary", "busy", "calm", "draining", "full", "idle"].map(row).into();
@@ -51,14 +61,14 @@ fn spread_places_by_room_anti_affinity_and_load() {
     asked.hosts[4].free_memory = MiB(100);
     asked.hosts[5].load_permille = 950;
     asked.hosts[5].idle.insert("standard".to_owned(), 1);
-    let answer = host.ask_placement(&asked).unwrap();
+    let answer = set.ask_placement(&asked).outcome.unwrap();
     let rows: Vec<u32> = answer.picks.iter().map(|p| p.index).collect();
     assert_eq!(rows, [5, 2, 1, 0], "{answer:?}");
     assert_eq!(
         answer.picks[3].reason.as_deref(),
         Some("no idle instance, has the node's primary, strain 0, 65536 MiB free")
     );
-    assert_eq!(host.ask_placement(&asked).unwrap(), answer, "the same question");
+    assert_eq!(set.ask_placement(&asked).outcome.unwrap(), answer, "the same question");
 }
 
 #[test]
@@ -66,7 +76,7 @@ fn count_answers_by_role_and_label_and_refuses_what_it_cannot_read() {
     let Some(folder) = shipped("count_answers_by_role_and_label_and_refuses_what_it_cannot_read") else {
         return;
     };
-    let host = host(&folder);
+    let set = set(&folder);
     let mut asked = BackupCountQuestion {
         node: "alice/display".parse().unwrap(),
         protected: false,
@@ -78,7 +88,7 @@ fn count_answers_by_role_and_label_and_refuses_what_it_cannot_read() {
     };
     let mut backups = |label: Option<&str>| {
         asked.terminal_labels = label.map(|l| ("backups".to_owned(), l.to_owned())).into_iter().collect();
-        host.ask_backup_count(&asked).map(|a| (a.primaries, a.backups))
+        set.ask_backup_count(&asked).outcome.map(|a| (a.primaries, a.backups))
     };
     assert_eq!(backups(None), Ok((1, 1)));
     assert_eq!(backups(Some("2")), Ok((1, 2)));
@@ -94,14 +104,16 @@ fn a_parameter_that_a_policy_does_not_know_keeps_it_from_being_used() {
     let Some(folder) = shipped("a_parameter_that_a_policy_does_not_know_keeps_it_from_being_used") else {
         return;
     };
-    let mut config = PolicyConfig::default();
-    let parameter = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
-    config.parameters.insert("count".to_owned(), parameter("display", "2"));
-    config.parameters.insert("spread".to_owned(), parameter("wieght", "2"));
-    let (host, faults) = PolicyHost::load(&folder, &config);
+    let mut settings = settings();
+    for (name, key) in [("count", "display"), ("spread", "wieght")] {
+        let mut policy = settings.of(name);
+        policy.parameters.insert(key.to_owned(), "2".to_owned());
+        settings.policies.insert(name.to_owned(), policy);
+    }
+    let (set, faults) = loaded(&folder, &settings);
     let said: Vec<String> = faults.iter().map(|f| chain(f)).collect();
     assert!(said.len() == 1 && said[0].contains("parameter 'wieght' is unknown"), "{said:?}");
-    assert_eq!(host.policies().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["count"]);
+    assert_eq!(set.policies().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["count"]);
 }
 
 #[test]

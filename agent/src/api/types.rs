@@ -174,7 +174,7 @@ impl Status {
         let view = &snapshot.view;
         let policies = parts.policies.policies().map(|policy| PolicyStatus {
             name: policy.name.clone(),
-            digest: policy.digest.clone(),
+            digest: policy.digest.to_string(),
             decides: policy.decides.iter().map(ToString::to_string).collect(),
         });
         Self {

@@ -203,7 +203,7 @@ fn ask(parts: &Parts, plan: Plan) -> Answers {
         let started = std::time::Instant::now();
         let answer = match parts.policies.deciding(Interface::Placement) {
             None => Answer::Unavailable,
-            Some(_) => match parts.policies.ask_placement(&question) {
+            Some(_) => match parts.policies.ask_placement(&question).outcome {
                 Ok(answer) => Answer::Given(answer),
                 Err(fault) => {
                     judged(Interface::Placement, Some(chain(&fault)));
@@ -220,7 +220,7 @@ fn ask(parts: &Parts, plan: Plan) -> Answers {
         let started = std::time::Instant::now();
         let answer = match parts.policies.deciding(Interface::BackupCount) {
             None => Answer::Unavailable,
-            Some(_) => match parts.policies.ask_backup_count(&question) {
+            Some(_) => match parts.policies.ask_backup_count(&question).outcome {
                 Ok(answer) => Answer::Given(answer),
                 Err(fault) => {
                     judged(Interface::BackupCount, Some(chain(&fault)));

@@ -30,7 +30,7 @@ use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::View;
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
-use understudy_policy::PolicyHost;
+use understudy_policy::PolicySet;
 use understudy_store::election::Leadership;
 use understudy_store::{Revision, Store};
 
@@ -60,7 +60,7 @@ pub struct Parts {
     /// Permits for libvirt's hook.
     pub permits: Permits,
     /// The sites' policies.
-    pub policies: Arc<PolicyHost>,
+    pub policies: Arc<PolicySet>,
     /// Checkpoints kept for others.
     pub images: Arc<ImageStore>,
     /// Where images are made before they are sent: a tmpfs.

@@ -15,8 +15,8 @@ const LONG: [(&str, &str); 2] = [
     ("tests/sim/src/world.rs", "the one model of what really runs, against which every invariant is judged"),
 ];
 
-/// Modules that may hold unsafe code: one per crate, plus tests that need it.
-const UNSAFE: [&str; 1] = ["agent/guard/src/primaries/tests.rs"];
+/// Modules that may hold unsafe code: one per crate, plus tests that need it and what a macro generates.
+const UNSAFE: [&str; 2] = ["agent/guard/src/primaries/tests.rs", "agent/policy/src/bindings.rs"];
 
 fn head_fault(name: &str, text: &str) -> Option<String> {
     let headed =

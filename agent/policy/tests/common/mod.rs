@@ -1,29 +1,52 @@
 //! What the tests of this crate share: a folder of policies, guests from text, a question.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use understudy_core::policy::{HostRow, HostState, MemberCounts, PlacementQuestion, Purpose, Traffic};
 use understudy_core::units::{MiB, Vcpus};
+use understudy_policy::{FolderWatch, Library, Limits, LoadFault, PolicySet, Settings};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
-/// A folder of policies that goes away with the test.
-pub(crate) struct Folder(tempfile::TempDir);
+/// A site: a folder of policies and a library, which go away with the test.
+pub(crate) struct Site {
+    folder: tempfile::TempDir,
+    library: tempfile::TempDir,
+}
 
-impl Folder {
+impl Site {
     pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self { folder: tempfile::tempdir().unwrap(), library: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.0.path()
+        self.folder.path()
     }
 
     pub(crate) fn add(&self, name: &str, bytes: &[u8]) {
         std::fs::write(self.path().join(format!("{name}.wasm")), bytes).unwrap();
     }
+
+    /// As an agent that starts: what lies in the folder decides.
+    pub(crate) fn load(&self, settings: &Settings) -> (PolicySet, Vec<LoadFault>) {
+        let library = Library::open(&self.library.path().join("library")).unwrap();
+        load(self.path(), &library, settings)
+    }
+}
+
+pub(crate) fn load(folder: &Path, library: &Library, settings: &Settings) -> (PolicySet, Vec<LoadFault>) {
+    let mut watch = FolderWatch::new(folder, settings.defaults.file_size);
+    let folder = watch.look(library).or_else(|| watch.look(library)).unwrap();
+    let (set, faults) = PolicySet::load(library, &folder.components, settings, &BTreeSet::new());
+    (set, folder.faults.into_iter().chain(faults).collect())
+}
+
+/// Limits that no guest that behaves runs into, however busy the machine.
+pub(crate) fn settings(deadline: Duration) -> Settings {
+    Settings::without_file(Limits { deadline, ..Limits::default() })
 }
 
 /// A component from a core module in text form.

@@ -1,14 +1,12 @@
-//! Owns the limits of a question and their defaults.
+//! Owns what one question, one answer and one component may be at most, and the defaults of that.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::policy::Interface;
 use understudy_core::units::MiB;
 
-/// What a policy may use, which one decides, and its parameters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PolicyConfig {
+/// What a policy may use. The deadline and the memory can be set for each policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
     /// The longest that one question may take; a failover waits for it.
     pub deadline: Duration,
     /// Memory of one question, all memories and tables of the component together.
@@ -17,14 +15,9 @@ pub struct PolicyConfig {
     pub file_size: MiB,
     /// Size of what a component hands over at once: an answer, or one line to the log.
     pub answer_size: MiB,
-    /// Which policy decides, by its name (the file's name without `.wasm`). Needed where several export the same
-    /// interface.
-    pub choice: BTreeMap<Interface, String>,
-    /// Parameters by policy name, given to it with every question.
-    pub parameters: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-impl Default for PolicyConfig {
+impl Default for Limits {
     fn default() -> Self {
         Self {
             // Python needs hundreds of milliseconds for 10 000 hosts; a Rust policy needs one.
@@ -34,8 +27,6 @@ impl Default for PolicyConfig {
             file_size: MiB(32),
             // 10 000 picks with a reason of 100 bytes are 1.2 MiB.
             answer_size: MiB(4),
-            choice: BTreeMap::new(),
-            parameters: BTreeMap::new(),
         }
     }
 }

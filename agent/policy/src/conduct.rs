@@ -1,0 +1,257 @@
+//! Owns how often a policy failed, and what follows: it is left in peace for a while, or set aside.
+//!
+//! ```text
+//!             fault or refusal (strikes + 1)            at the third in a row
+//!   trusted ---------------------------------> struck ------------------------> set aside
+//!      ^                                          |                                 |
+//!      +----- an answer that core could use ------+          restored, or another component
+//!
+//!   a deadline fault also holds it off: it is not asked until the time is over
+//! ```
+//!
+//! Promises: a failover waits for one deadline, not for one per question; a policy that fails now and then is asked on,
+//! one that fails in a row is not. Must not do: look at clocks, or write the record that sets a policy aside for the
+//! cluster.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use understudy_core::policy::Interface;
+use understudy_core::units::Boottime;
+
+use crate::fault::PolicyFault;
+use crate::set::By;
+
+/// Failures in a row after which a policy is set aside: one may be a busy machine, two a coincidence.
+pub const STRIKES_MAX: u32 = 3;
+/// How long a policy that overran its deadline is not asked: longer than a failover with all its questions lasts.
+pub const HOLD_OFF: Duration = Duration::from_secs(30);
+
+/// What became of a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Core could use the answer.
+    Used,
+    /// Core refused the whole answer, for this reason.
+    Refused(String),
+    /// There was no answer.
+    Failed(PolicyFault),
+}
+
+/// Whether a policy may be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It may.
+    Asked,
+    /// Not before this time: it overran its deadline a while ago.
+    HeldOff {
+        /// When it may again.
+        until: Boottime,
+    },
+    /// Not any more.
+    SetAside {
+        /// What it did, for the operator.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Record {
+    /// By what was asked: good answers to one question do not make up for failures at another.
+    strikes: BTreeMap<Interface, u32>,
+    held_off: Option<Boottime>,
+    set_aside: Option<String>,
+}
+
+/// What this host saw of its policies. One component under one name is one policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conduct {
+    records: BTreeMap<By, Record>,
+}
+
+impl Conduct {
+    /// Whether a policy may be asked at `at`.
+    #[must_use]
+    pub fn standing(&self, policy: &By, at: Boottime) -> Standing {
+        match self.records.get(policy) {
+            Some(Record { set_aside: Some(reason), .. }) => Standing::SetAside { reason: reason.clone() },
+            Some(Record { held_off: Some(until), .. }) if at < *until => Standing::HeldOff { until: *until },
+            Some(_) | None => Standing::Asked,
+        }
+    }
+
+    /// Note what became of a question. Returns the reason when this is what sets the policy aside; write it down for
+    /// the cluster and raise an alert.
+    ///
+    /// An error that a policy gives as its answer is no strike: `wit/` lets it refuse what it cannot answer, such as a
+    /// label that it cannot read.
+    pub fn note(
+        &mut self,
+        policy: &By,
+        interface: Interface,
+        outcome: &Outcome,
+        at: Boottime,
+    ) -> Option<String> {
+        let what = match outcome {
+            Outcome::Used => {
+                if let Some(record) = self.records.get_mut(policy) {
+                    record.strikes.remove(&interface);
+                }
+                return None;
+            }
+            Outcome::Failed(PolicyFault::Unavailable { .. } | PolicyFault::Guest { .. }) => return None,
+            Outcome::Refused(reason) => reason.clone(),
+            Outcome::Failed(fault) => fault.to_string(),
+        };
+        let record = self.records.entry(policy.clone()).or_default();
+        if matches!(outcome, Outcome::Failed(PolicyFault::Deadline { .. })) {
+            record.held_off = Some(at + HOLD_OFF);
+        }
+        let strikes = record.strikes.entry(interface).or_default();
+        *strikes += 1;
+        if *strikes < STRIKES_MAX || record.set_aside.is_some() {
+            return None;
+        }
+        let reason = format!("failed {strikes} times in a row at {interface}, the last time: {what}");
+        record.set_aside = Some(reason.clone());
+        Some(reason)
+    }
+
+    /// Forget what policies of this name did: an operator trusts it again.
+    pub fn restore(&mut self, name: &str) {
+        self.records.retain(|policy, _| policy.name != name);
+    }
+
+    /// Forget policies that are not among these: a changed file starts anew.
+    pub fn keep<'a>(&mut self, policies: impl IntoIterator<Item = &'a By>) {
+        let kept: Vec<&By> = policies.into_iter().collect();
+        self.records.retain(|policy, _| kept.contains(&policy));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::Digest;
+
+    fn policy(mark: &str) -> By {
+        By { name: "p".to_owned(), digest: Digest::of(mark.as_bytes()) }
+    }
+
+    fn trap() -> Outcome {
+        Outcome::Failed(PolicyFault::Trap { policy: "p".to_owned(), message: "unreachable".to_owned() })
+    }
+
+    fn deadline() -> Outcome {
+        Outcome::Failed(PolicyFault::Deadline { policy: "p".to_owned(), limit: Duration::from_millis(500) })
+    }
+
+    fn refused() -> Outcome {
+        Outcome::Refused("b is full".to_owned())
+    }
+
+    fn error() -> Outcome {
+        Outcome::Failed(PolicyFault::Guest { policy: "p".to_owned(), message: "what?".to_owned() })
+    }
+
+    fn at(seconds: u64) -> Boottime {
+        Boottime::default() + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn three_failures_in_a_row_set_a_policy_aside_and_nothing_else_does() {
+        use Interface::{BackupCount, Placement};
+        let cases: [(&str, Vec<(Interface, Outcome)>, bool); 8] = [
+            ("three traps", vec![(Placement, trap()), (Placement, trap()), (Placement, trap())], true),
+            ("all kinds", vec![(Placement, trap()), (Placement, refused()), (Placement, deadline())], true),
+            ("two traps", vec![(Placement, trap()), (Placement, trap())], false),
+            (
+                "an answer between",
+                vec![
+                    (Placement, trap()),
+                    (Placement, trap()),
+                    (Placement, Outcome::Used),
+                    (Placement, trap()),
+                ],
+                false,
+            ),
+            (
+                "an answer to another question between",
+                vec![
+                    (Placement, trap()),
+                    (Placement, trap()),
+                    (BackupCount, Outcome::Used),
+                    (Placement, trap()),
+                ],
+                true,
+            ),
+            (
+                "failures at both questions",
+                vec![(Placement, trap()), (BackupCount, trap()), (Placement, trap()), (BackupCount, trap())],
+                false,
+            ),
+            ("errors are answers", vec![(Placement, error()); 9], false),
+            (
+                "an error does not make up for traps",
+                vec![(Placement, trap()), (Placement, trap()), (Placement, error()), (Placement, trap())],
+                true,
+            ),
+        ];
+        for (what, outcomes, aside) in cases {
+            let mut conduct = Conduct::default();
+            let mut told = 0;
+            for (interface, outcome) in &outcomes {
+                told += usize::from(conduct.note(&policy("1"), *interface, outcome, at(0)).is_some());
+            }
+            assert_eq!(told, usize::from(aside), "{what}");
+            let is_aside = matches!(conduct.standing(&policy("1"), at(1_000)), Standing::SetAside { .. });
+            assert_eq!(is_aside, aside, "{what}");
+        }
+    }
+
+    #[test]
+    fn it_is_told_once_with_what_happened_last() {
+        let mut conduct = Conduct::default();
+        let mut note = |outcome| conduct.note(&policy("1"), Interface::Placement, &outcome, at(0));
+        assert_eq!((note(trap()), note(trap())), (None, None));
+        let reason = note(refused()).unwrap();
+        assert_eq!(reason, "failed 3 times in a row at placement, the last time: b is full");
+        assert_eq!(note(trap()), None, "questions that were under way already");
+        assert_eq!(conduct.standing(&policy("1"), at(0)), Standing::SetAside { reason });
+    }
+
+    #[test]
+    fn a_deadline_holds_a_policy_off_and_a_trap_does_not() {
+        let mut conduct = Conduct::default();
+        conduct.note(&policy("1"), Interface::Placement, &trap(), at(10));
+        assert_eq!(conduct.standing(&policy("1"), at(10)), Standing::Asked);
+        conduct.note(&policy("1"), Interface::Placement, &deadline(), at(10));
+        let until = at(10) + HOLD_OFF;
+        assert_eq!(conduct.standing(&policy("1"), at(10)), Standing::HeldOff { until });
+        assert_eq!(conduct.standing(&policy("1"), Boottime(until.0 - 1)), Standing::HeldOff { until });
+        assert_eq!(conduct.standing(&policy("1"), until), Standing::Asked);
+        assert_eq!(conduct.standing(&policy("2"), at(10)), Standing::Asked, "another component");
+    }
+
+    #[test]
+    fn a_new_file_or_an_operator_makes_a_policy_trusted_again() {
+        let aside = || {
+            let mut conduct = Conduct::default();
+            for _ in 0..STRIKES_MAX {
+                conduct.note(&policy("1"), Interface::Placement, &trap(), at(0));
+            }
+            conduct
+        };
+        let mut conduct = aside();
+        conduct.keep(&[policy("1")]);
+        assert_eq!(conduct, aside());
+        assert_eq!(conduct.standing(&policy("2"), at(0)), Standing::Asked);
+        conduct.keep(&[policy("2")]);
+        assert_eq!(conduct, Conduct::default());
+        let mut conduct = aside();
+        conduct.restore("q");
+        assert_eq!(conduct, aside());
+        conduct.restore("p");
+        assert_eq!(conduct, Conduct::default());
+    }
+}
