@@ -99,7 +99,9 @@ impl Conduct {
                 }
                 return None;
             }
-            Outcome::Failed(PolicyFault::Unavailable { .. } | PolicyFault::Guest { .. }) => return None,
+            Outcome::Failed(
+                PolicyFault::Unavailable { .. } | PolicyFault::Guest { .. } | PolicyFault::Parameters { .. },
+            ) => return None,
             Outcome::Refused(reason) => reason.clone(),
             Outcome::Failed(fault) => fault.to_string(),
         };
@@ -134,6 +136,9 @@ mod tests {
     use super::*;
     use crate::names::Digest;
 
+    /// What happens, in which order, and whether the policy is set aside.
+    type Case = (&'static str, Vec<(Interface, Outcome)>, bool);
+
     fn policy(mark: &str) -> By {
         By { name: "p".to_owned(), digest: Digest::of(mark.as_bytes()) }
     }
@@ -161,7 +166,7 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_set_a_policy_aside_and_nothing_else_does() {
         use Interface::{BackupCount, Placement};
-        let cases: [(&str, Vec<(Interface, Outcome)>, bool); 8] = [
+        let cases: [Case; 8] = [
             ("three traps", vec![(Placement, trap()), (Placement, trap()), (Placement, trap())], true),
             ("all kinds", vec![(Placement, trap()), (Placement, refused()), (Placement, deadline())], true),
             ("two traps", vec![(Placement, trap()), (Placement, trap())], false),

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use understudy_core::units::MiB;
 use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
-use wasmtime::{Config, Engine, ResourceLimiter, Store, Trap};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter,
+};
+use wasmtime::{Store, Trap};
 
-use crate::bindings::{self, understudy::policy::log::Level};
+use crate::bindings::{v01, v02};
 use crate::fault::{EngineFault, PolicyFault};
 use crate::limits::Limits;
-use crate::log::PolicyLog;
+use crate::log::{Level, PolicyLog};
 use crate::text::one_line;
 use crate::ticker::Ticker;
 
@@ -20,6 +23,12 @@ use crate::ticker::Ticker;
 const STACK_BYTES: usize = 512 << 10;
 /// A Python component has some 30 core instances, a few tables each.
 const INSTANCES_MAX: usize = 128;
+/// Core instances, memories and tables of an ordinary component, with room.
+const PARTS_MAX: u32 = 64;
+/// Questions at a time: the leader's own, and one for each admission that is being asked for.
+const QUESTIONS_MAX: u32 = 32;
+/// Memory that stays from one question to the next: what a Rust policy takes for 10 000 hosts.
+const KEPT_BYTES: usize = 4 << 20;
 /// What the host keeps for one element of a table, rounded up.
 const TABLE_ELEMENT_BYTES: usize = 16;
 /// Text of a guest that a fault carries.
@@ -73,15 +82,45 @@ pub(crate) struct Guest {
     said: Option<String>,
 }
 
-impl bindings::understudy::policy::types::Host for Guest {}
-
-impl bindings::understudy::policy::log::Host for Guest {
-    fn write(&mut self, level: Level, message: String) {
+impl Guest {
+    fn write(&mut self, level: Level, message: &str) {
         if level == Level::Error {
-            self.said = Some(one_line(&message, MESSAGE_BYTES_MAX));
+            self.said = Some(one_line(message, MESSAGE_BYTES_MAX));
         }
-        self.log.write(level, &message);
+        self.log.write(level, message);
     }
+}
+
+/// The imports of each version are the same one function.
+macro_rules! imports {
+    ($version:ident) => {
+        impl $version::understudy::policy::types::Host for Guest {}
+
+        impl $version::understudy::policy::log::Host for Guest {
+            fn write(&mut self, level: $version::understudy::policy::log::Level, message: String) {
+                use $version::understudy::policy::log::Level as Its;
+                let level = match level {
+                    Its::Error => Level::Error,
+                    Its::Warn => Level::Warn,
+                    Its::Info => Level::Info,
+                    Its::Debug => Level::Debug,
+                    Its::Trace => Level::Trace,
+                };
+                Guest::write(self, level, &message);
+            }
+        }
+    };
+}
+
+imports!(v01);
+imports!(v02);
+
+/// Why a guest gave no answer, in its own words.
+pub(crate) enum Refusal {
+    /// This question cannot be answered.
+    Question(String),
+    /// No question can be, with these parameters.
+    Parameters(String),
 }
 
 /// Bytes that are left for the memories and tables of one question.
@@ -133,7 +172,13 @@ impl Sandbox {
     pub(crate) fn clocked() -> Result<Self, EngineFault> {
         let mut config = config();
         config.epoch_interruption(true);
-        let (engine, linker) = set_up(&config)?;
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+        let (engine, linker) = set_up(&config).or_else(|fault| {
+            // A machine may forbid that much of the address space. What was compiled fits both.
+            tracing::warn!(%fault, "policies run without a pool of memory: each question takes longer");
+            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+            set_up(&config)
+        })?;
         let ticker = Ticker::start(&engine).map_err(|e| EngineFault { message: e.to_string() })?;
         Ok(Self { engine, linker, meter: Meter::Clock(ticker) })
     }
@@ -151,7 +196,7 @@ impl Sandbox {
         &self,
         subject: &Subject,
         pre: &InstancePre<Guest>,
-        call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<Result<R, String>>,
+        call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<Result<R, Refusal>>,
     ) -> (Result<R, PolicyFault>, Usage) {
         let Subject { name, limits, log } = subject;
         let budget = Budget { left: bytes(limits.memory), exceeded: false };
@@ -172,7 +217,11 @@ impl Sandbox {
         let usage = self.usage(&store, limits);
         let outcome = match outcome {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(message)) => Err(PolicyFault::Guest {
+            Ok(Err(Refusal::Question(message))) => Err(PolicyFault::Guest {
+                policy: name.clone(),
+                message: one_line(&message, MESSAGE_BYTES_MAX),
+            }),
+            Ok(Err(Refusal::Parameters(message))) => Err(PolicyFault::Parameters {
                 policy: name.clone(),
                 message: one_line(&message, MESSAGE_BYTES_MAX),
             }),
@@ -232,12 +281,35 @@ fn config() -> Config {
     config
 }
 
+/// Memory that stays mapped from one question to the next. Of a fresh mapping every page is a fault, which costs a
+/// question about a thousand hosts more than its answer does; here what was used is zeroed instead.
+fn pool() -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(QUESTIONS_MAX)
+        .total_core_instances(QUESTIONS_MAX * PARTS_MAX)
+        .total_memories(QUESTIONS_MAX * 2)
+        .total_tables(QUESTIONS_MAX * PARTS_MAX)
+        .max_core_instances_per_component(PARTS_MAX * 2)
+        .max_memories_per_component(PARTS_MAX)
+        .max_tables_per_component(PARTS_MAX * 2)
+        .max_tables_per_module(PARTS_MAX)
+        .max_core_instance_size(16 << 20)
+        .max_component_instance_size(16 << 20)
+        .max_memory_size(1 << 30)
+        .table_elements(1 << 20)
+        .linear_memory_keep_resident(KEPT_BYTES)
+        .table_keep_resident(64 << 10)
+        .max_unused_warm_slots(4)
+        .pagemap_scan(Enabled::Auto);
+    pool
+}
+
 fn set_up(config: &Config) -> Result<(Engine, Linker<Guest>), EngineFault> {
     let fault = |error: wasmtime::Error| EngineFault { message: format!("{error:#}") };
     let engine = Engine::new(config).map_err(fault)?;
     let mut linker = Linker::new(&engine);
-    bindings::Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest)
-        .map_err(fault)?;
+    v01::Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest).map_err(fault)?;
+    v02::Policy::add_to_linker::<_, HasSelf<_>>(&mut linker, |guest: &mut Guest| guest).map_err(fault)?;
     Ok((engine, linker))
 }
 

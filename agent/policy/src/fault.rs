@@ -68,6 +68,14 @@ pub enum PolicyFault {
         /// The size that was allowed.
         limit: MiB,
     },
+    /// It cannot answer anything with its parameters.
+    #[error("policy {policy} cannot use its parameters: {message}")]
+    Parameters {
+        /// The policy.
+        policy: String,
+        /// Its words.
+        message: String,
+    },
     /// It answered with an error.
     #[error("policy {policy} says: {message}")]
     Guest {
@@ -89,6 +97,7 @@ impl PolicyFault {
             Self::Memory { .. } => "memory",
             Self::Trap { .. } => "trap",
             Self::TooLarge { .. } => "too-large",
+            Self::Parameters { .. } => "parameters",
             Self::Guest { .. } => "error",
         }
     }
@@ -234,10 +243,18 @@ pub enum FileFault {
         name: String,
     },
     /// Made for another version of the interface.
-    #[error("uses {name}, but this daemon speaks version 0.1: build it against this daemon's wit/")]
+    #[error("uses {name}, but this daemon speaks versions 0.1 and 0.2: build it against this daemon's wit/")]
     Version {
         /// The import or export.
         name: String,
+    },
+    /// Speaks several versions, which may differ in what they mean.
+    #[error("uses {one} and {other}: build all of it against one version of wit/")]
+    Mixed {
+        /// An import or export.
+        one: String,
+        /// One of another version.
+        other: String,
     },
     /// Answers nothing.
     #[error("exports neither understudy:policy/placement nor understudy:policy/backup-count")]

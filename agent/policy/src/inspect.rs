@@ -12,8 +12,25 @@ use crate::fault::FileFault;
 
 /// The package of `wit/`.
 const PACKAGE: &str = "understudy:policy/";
-/// Components made for another 0.1.x are compatible: see the rules for change in `wit/types.wit`.
-const VERSION_TRACK: &str = "0.1.";
+
+/// Versions of the interface that are compatible: see the rules for change in `wit/README.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Track {
+    /// 0.1.x.
+    V01,
+    /// 0.2.x, on trial.
+    V02,
+}
+
+impl Track {
+    const ALL: [(&str, Self); 2] = [("0.1.", Self::V01), ("0.2.", Self::V02)];
+
+    fn of(version: &str) -> Option<Self> {
+        let is_patch = |rest: &str| rest.parse::<u32>().is_ok_and(|patch| patch.to_string() == rest);
+        let fits = |start: &str| version.strip_prefix(start).is_some_and(is_patch);
+        Self::ALL.into_iter().find(|(start, _)| fits(start)).map(|(_, track)| track)
+    }
+}
 /// What a component may import: `types` holds no functions.
 const IMPORTS: [&str; 2] = ["log", "types"];
 
@@ -23,18 +40,42 @@ pub(crate) struct Faces {
     pub(crate) imports: Vec<String>,
     pub(crate) exports: Vec<String>,
     pub(crate) answers: BTreeSet<Interface>,
+    /// The version that it speaks, and the name that says so.
+    pub(crate) speaks: Option<(Track, String)>,
 }
 
 impl Faces {
     fn import(&mut self, name: &str) -> Result<(), FileFault> {
         self.imports.push(name.to_owned());
-        check_import(name)
+        match ours(name) {
+            Some((interface, version)) if IMPORTS.contains(&interface) => self.speak(name, version),
+            Some(_) | None => Err(FileFault::Import { name: name.to_owned() }),
+        }
     }
 
     fn export(&mut self, name: &str) -> Result<(), FileFault> {
         self.exports.push(name.to_owned());
-        self.answers.extend(check_export(name)?);
+        // What is no question of ours is nobody's business.
+        let Some((interface, version)) = ours(name) else { return Ok(()) };
+        if let Some(found) = Interface::ALL.into_iter().find(|i| i.as_str() == interface) {
+            self.speak(name, version)?;
+            self.answers.insert(found);
+        }
         Ok(())
+    }
+
+    fn speak(&mut self, name: &str, version: &str) -> Result<(), FileFault> {
+        let track = Track::of(version).ok_or_else(|| FileFault::Version { name: name.to_owned() })?;
+        match &self.speaks {
+            Some((known, one)) if *known != track => {
+                Err(FileFault::Mixed { one: one.clone(), other: name.to_owned() })
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.speaks = Some((track, name.to_owned()));
+                Ok(())
+            }
+        }
     }
 
     pub(crate) fn checked(self) -> Result<Self, FileFault> {
@@ -102,59 +143,45 @@ fn ours(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix(PACKAGE)?.split_once('@')
 }
 
-fn is_spoken(version: &str) -> bool {
-    version.strip_prefix(VERSION_TRACK).is_some_and(|patch| patch.parse::<u32>().is_ok())
-}
-
-fn check_import(name: &str) -> Result<(), FileFault> {
-    match ours(name) {
-        Some((interface, version)) if IMPORTS.contains(&interface) => {
-            if is_spoken(version) {
-                Ok(())
-            } else {
-                Err(FileFault::Version { name: name.to_owned() })
-            }
-        }
-        Some(_) | None => Err(FileFault::Import { name: name.to_owned() }),
-    }
-}
-
-/// The interface that an export stands for; none for exports that are no question of ours.
-fn check_export(name: &str) -> Result<Option<Interface>, FileFault> {
-    let Some((interface, version)) = ours(name) else { return Ok(None) };
-    let found = Interface::ALL.into_iter().find(|i| i.as_str() == interface);
-    if found.is_some() && !is_spoken(version) {
-        return Err(FileFault::Version { name: name.to_owned() });
-    }
-    Ok(found)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_compatible_within_0_1() {
-        for (version, spoken) in [
-            ("0.1.0", true),
-            ("0.1.17", true),
-            ("0.1", false),
-            ("0.2.0", false),
-            ("0.1.0-rc1", false),
-            ("0.10.0", false),
+    fn versions_are_compatible_within_0_1_and_within_0_2() {
+        for (version, track) in [
+            ("0.1.0", Some(Track::V01)),
+            ("0.1.17", Some(Track::V01)),
+            ("0.2.0", Some(Track::V02)),
+            ("0.1", None),
+            ("0.3.0", None),
+            ("0.1.+1", None),
+            ("0.1.01", None),
+            ("0.1.0-rc1", None),
+            ("0.10.0", None),
         ] {
-            assert_eq!(is_spoken(version), spoken, "{version}");
+            assert_eq!(Track::of(version), track, "{version}");
         }
     }
 
     #[test]
+    fn a_component_speaks_one_version() {
+        let mut faces = Faces::default();
+        faces.import("understudy:policy/log@0.2.0").unwrap();
+        faces.export("understudy:policy/placement@0.2.7").unwrap();
+        let fault = faces.export("understudy:policy/backup-count@0.1.0").unwrap_err().to_string();
+        assert!(fault.contains("log@0.2.0 and understudy:policy/backup-count@0.1.0"), "{fault}");
+    }
+
+    #[test]
     fn only_our_log_and_types_can_be_imported() {
+        let check_import = |name: &str| Faces::default().import(name);
         assert!(check_import("understudy:policy/log@0.1.0").is_ok());
         assert!(check_import("understudy:policy/types@0.1.3").is_ok());
         for (name, part) in [
             ("wasi:io/poll@0.2.9", "wasm32-unknown-unknown"),
             ("understudy:policy/placement@0.1.0", "may import only"),
-            ("understudy:policy/log@0.2.0", "0.1"),
+            ("understudy:policy/log@0.3.0", "0.1 and 0.2"),
             ("log", "may import only"),
         ] {
             let fault = check_import(name).unwrap_err().to_string();

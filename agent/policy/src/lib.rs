@@ -7,6 +7,7 @@
 //!
 //! Loading and asking block the calling thread: inside an async runtime, call them where blocking is allowed.
 
+mod bench;
 mod bindings;
 mod check;
 mod columns;
@@ -24,10 +25,12 @@ mod names;
 mod replay;
 mod set;
 mod settings;
+mod speak;
 mod text;
 mod ticker;
 mod trial;
 
+pub use bench::{BENCH_HOSTS, BENCH_WANTED, BenchFault, BenchRow, Native, bench, built_in};
 pub use check::{CheckReport, TrialReport, check};
 pub use conduct::{Conduct, HOLD_OFF, Outcome, STRIKES_MAX, Standing};
 pub use fault::{EngineFault, FileFault, LoadFault, PolicyFault};
@@ -38,3 +41,11 @@ pub use names::{Digest, NoDigest};
 pub use replay::{FUEL, ReplayFault, Replayer};
 pub use set::{Asked, By, PolicyInfo, PolicySet};
 pub use settings::{KeyFault, Mode, PolicySettings, Settings, SettingsFault};
+
+/// The columns of a question as they cross into a component of version 0.1, for code that is measured beside it.
+pub mod wire {
+    pub use crate::bindings::v01::exports::understudy::policy::placement::{
+        HostState, Hosts, NodeMember, Purpose, Request, SiblingMember,
+    };
+    pub use crate::bindings::v01::understudy::policy::types::{Label, Part, Role};
+}

@@ -4,22 +4,18 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use understudy_core::policy::{
-    BackupCountAnswer, BackupCountQuestion, Interface, Pick, PlacementAnswer, PlacementQuestion,
+    BackupCountAnswer, BackupCountQuestion, Interface, PlacementAnswer, PlacementQuestion,
 };
 use wasmtime::component::{Component, InstancePre};
 
-use crate::bindings::exports::understudy::policy::{backup_count, placement};
-use crate::bindings::understudy::policy::types::Parameter;
 use crate::columns;
 use crate::engine::{Guest, Sandbox, Subject, Usage};
 use crate::fault::{FileFault, PolicyFault};
 use crate::inspect;
 use crate::settings::PolicySettings;
-use crate::text::one_line;
+use crate::speak::{Asker, Speaks, Told, speaker};
 use crate::trial;
 
-/// Longest reason for a pick.
-const REASON_BYTES_MAX: usize = 256;
 /// A trial decides whether a cluster takes a set of policies: a machine that is busy for a moment, with compiling this
 /// very policy for example, is not to refuse it.
 const TRIALS_MAX: u32 = 3;
@@ -29,9 +25,7 @@ pub(crate) struct Policy {
     subject: Subject,
     answers: BTreeSet<Interface>,
     pre: InstancePre<Guest>,
-    placement: Option<placement::GuestIndices>,
-    backup_count: Option<backup_count::GuestIndices>,
-    parameters: Vec<Parameter>,
+    speaker: Box<dyn Speaks>,
 }
 
 /// What came of the trial question for one interface.
@@ -58,28 +52,13 @@ impl Policy {
         component: &Component,
         settings: &PolicySettings,
     ) -> Result<Self, FileFault> {
-        let answers = inspect::faces_of(&sandbox.engine, component)?.answers;
+        let faces = inspect::faces_of(&sandbox.engine, component)?;
+        let (track, _) = faces.speaks.ok_or(FileFault::NoInterface)?;
         let link = |e: wasmtime::Error| FileFault::Link { message: format!("{e:#}") };
         let pre = sandbox.linker.instantiate_pre(component).map_err(link)?;
-        let has = |interface| answers.contains(&interface);
-        let placement = has(Interface::Placement)
-            .then(|| placement::GuestIndices::new(&pre))
-            .transpose()
-            .map_err(link)?;
-        let backup_count = has(Interface::BackupCount)
-            .then(|| backup_count::GuestIndices::new(&pre))
-            .transpose()
-            .map_err(link)?;
-        let parameter =
-            |(key, value): (&String, &String)| Parameter { key: key.clone(), value: value.clone() };
-        Ok(Self {
-            subject: Subject::new(name, settings.limits),
-            answers,
-            pre,
-            placement,
-            backup_count,
-            parameters: settings.parameters.iter().map(parameter).collect(),
-        })
+        let has = |interface| faces.answers.contains(&interface);
+        let speaker = speaker(track, &pre, has, settings).map_err(link)?;
+        Ok(Self { subject: Subject::new(name, settings.limits), answers: faces.answers, pre, speaker })
     }
 
     pub(crate) fn answers(&self) -> &BTreeSet<Interface> {
@@ -111,56 +90,41 @@ impl Policy {
                     (outcome.map(drop), usage)
                 }
             };
+            let outcome = match outcome {
+                // It could use the parameters: this one question is not for it.
+                Err(PolicyFault::Guest { .. }) if self.speaker.tells_refusals_apart() => Ok(()),
+                outcome => outcome,
+            };
             if left == 0 || !matches!(outcome, Err(PolicyFault::Deadline { .. })) {
                 return Trial { interface, outcome, took: start.elapsed(), usage };
             }
         }
     }
 
-    pub(crate) fn place(
+    pub(crate) fn place(&self, sandbox: &Sandbox, question: &PlacementQuestion) -> Told<PlacementAnswer> {
+        self.place_columns(sandbox, columns::placement(question))
+    }
+
+    /// As [`Self::place`], from columns that are there already.
+    pub(crate) fn place_columns(
         &self,
         sandbox: &Sandbox,
-        q: &PlacementQuestion,
-    ) -> (Result<PlacementAnswer, PolicyFault>, Usage) {
-        let Some(indices) = self.placement.as_ref() else {
-            let fault = PolicyFault::Unavailable { interface: Interface::Placement };
-            return (Err(fault), Usage::default());
-        };
-        let (request, hosts) = columns::placement(q);
-        let (picks, usage) = sandbox.ask(&self.subject, &self.pre, |store, instance| {
-            let guest = indices.load(&mut *store, instance)?;
-            guest.call_place(&mut *store, &request, &hosts, &self.parameters)
+        columns: columns::Placement,
+    ) -> Told<PlacementAnswer> {
+        let wanted = usize::try_from(columns.0.wanted).unwrap_or(usize::MAX);
+        let (picks, usage) = self.speaker.place(&self.asker(sandbox), columns);
+        let answer = picks.map(|mut picks| {
+            picks.truncate(wanted);
+            PlacementAnswer { picks }
         });
-        let wanted = usize::try_from(q.wanted).unwrap_or(usize::MAX);
-        let pick = |p: placement::Pick| Pick { index: p.host, reason: reason(p.reason) };
-        let answer =
-            picks.map(|picks| PlacementAnswer { picks: picks.into_iter().take(wanted).map(pick).collect() });
         (answer, usage)
     }
 
-    pub(crate) fn count(
-        &self,
-        sandbox: &Sandbox,
-        q: &BackupCountQuestion,
-    ) -> (Result<BackupCountAnswer, PolicyFault>, Usage) {
-        let Some(indices) = self.backup_count.as_ref() else {
-            let fault = PolicyFault::Unavailable { interface: Interface::BackupCount };
-            return (Err(fault), Usage::default());
-        };
-        let (request, cluster) = columns::backup_count(q);
-        let (counts, usage) = sandbox.ask(&self.subject, &self.pre, |store, instance| {
-            let guest = indices.load(&mut *store, instance)?;
-            guest.call_count(&mut *store, &request, cluster, &self.parameters)
-        });
-        let answer = counts.map(|counts| BackupCountAnswer {
-            primaries: counts.primaries,
-            backups: counts.backups,
-            reason: reason(counts.reason),
-        });
-        (answer, usage)
+    pub(crate) fn count(&self, sandbox: &Sandbox, question: &BackupCountQuestion) -> Told<BackupCountAnswer> {
+        self.speaker.count(&self.asker(sandbox), question)
     }
-}
 
-fn reason(text: Option<String>) -> Option<String> {
-    text.map(|text| one_line(&text, REASON_BYTES_MAX))
+    fn asker<'a>(&'a self, sandbox: &'a Sandbox) -> Asker<'a> {
+        Asker { sandbox, subject: &self.subject, pre: &self.pre }
+    }
 }

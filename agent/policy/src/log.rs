@@ -6,8 +6,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::bindings::understudy::policy::log::Level;
 use crate::text::one_line;
+
+/// How much a line matters, in any version of `wit/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
 
 /// About a line per second: enough to follow a policy, too little to fill a disk (20 MB a day).
 const LINES_PER_MINUTE: u32 = 60;

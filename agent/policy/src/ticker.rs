@@ -1,5 +1,5 @@
-//! Owns the clock of deadlines: a thread that advances the engine's epoch while a question is being asked, and
-//! sleeps otherwise.
+//! Owns the clock of deadlines: a thread that advances the engine's epoch while questions are being asked and for a
+//! moment after, and sleeps otherwise.
 //!
 //! Promises: a store that may run for `n` ticks is interrupted between `n - 1` and `n` ticks after it began (later
 //! when the machine gives the thread no time). Must not do: wake an idle daemon.
@@ -13,11 +13,16 @@ use wasmtime::Engine;
 /// How far apart ticks are. Each costs a wake-up and no question waits for one, so it need not be finer than
 /// what a deadline in tens of milliseconds asks for.
 const TICK: Duration = Duration::from_millis(10);
+/// How many ticks go on without a question: one question comes after another, and to wake a thread for each would cost
+/// more than most of them take.
+const IDLE_TICKS: u32 = 100;
 
 #[derive(Debug, Default)]
 struct State {
     /// Questions being asked.
     asking: usize,
+    /// The thread waits to be woken.
+    asleep: bool,
     stop: bool,
 }
 
@@ -35,9 +40,13 @@ impl Shared {
 
     fn run(&self, engine: &Engine) {
         let mut state = self.lock();
+        let mut idle = 0;
         while !state.stop {
-            if state.asking == 0 {
+            idle = if state.asking == 0 { idle + 1 } else { 0 };
+            if idle > IDLE_TICKS {
+                state.asleep = true;
                 state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.asleep = false;
                 continue;
             }
             let (next, waited) = self.wake.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +80,7 @@ impl Ticker {
     pub(crate) fn question(&self) -> Question<'_> {
         let mut state = self.shared.lock();
         state.asking += 1;
-        if state.asking == 1 {
+        if state.asleep {
             // Only then: a wake-up in the middle of a tick would start that tick again.
             self.shared.wake.notify_one();
         }
@@ -112,6 +121,23 @@ impl Drop for Question<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idle_clock_sleeps_and_a_question_wakes_it() {
+        let ticker = Ticker::start(&Engine::default()).unwrap();
+        let give_up = std::time::Instant::now() + Duration::from_secs(30);
+        let until = |asleep: bool| {
+            while ticker.shared.lock().asleep != asleep {
+                assert!(std::time::Instant::now() < give_up, "asleep is not {asleep}");
+                std::thread::yield_now();
+            }
+        };
+        until(true);
+        let question = ticker.question();
+        until(false);
+        drop(question);
+        until(true);
+    }
 
     #[test]
     fn a_deadline_is_never_shorter_than_asked() {

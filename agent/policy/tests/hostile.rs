@@ -163,6 +163,49 @@ fn lies_are_passed_on_for_core_to_refuse() {
 }
 
 #[test]
+fn a_number_that_is_none_is_the_same_on_every_machine() {
+    // The interface has no numbers with a point, but a guest may make an answer out of the bits of one: picks the upper
+    // half of 0/0 and of the square root of -1, whose bits are the processor's to choose.
+    let upper = |nan: &str| format!("(i32.wrap_i64 (i64.shr_u (i64.reinterpret_f64 {nan}) (i64.const 32)))");
+    let zeros = upper("(f64.div (f64.const 0) (f64.const 0))");
+    let root = upper("(f64.neg (f64.neg (f64.sqrt (f64.const -1))))");
+    let answer = misbehave(&format!(
+        "(i32.store (i32.const 1028) (i32.const 2048)) (i32.store (i32.const 1032) (i32.const 2))
+         (i32.store (i32.const 2048) {zeros}) (i32.store (i32.const 2064) {root})"
+    ))
+    .unwrap();
+    let rows: Vec<u32> = answer.picks.iter().map(|pick| pick.index).collect();
+    assert_eq!(rows, [0x7ff8_0000, 0x7ff8_0000], "{rows:x?}");
+}
+
+#[test]
+fn what_happens_before_the_first_question_is_limited_as_well() {
+    let honest = common::module("", "if (i32.const 0)");
+    let with = |from: &str, to: &str| {
+        let module = honest.replace(from, to);
+        assert_ne!(module, honest);
+        component(&module, "placement-policy")
+    };
+    let site = Site::new();
+    site.add("starts", &with("(table $t", "(func $s (loop $l (br $l))) (start $s) (table $t"));
+    site.add("hoards", &with(r#"(memory (export "memory") 16)"#, r#"(memory (export "memory") 2000)"#));
+    site.add("vast", &with(r#"(memory (export "memory") 16)"#, r#"(memory (export "memory") 65536)"#));
+    site.add("tables", &with("(table $t 1 ", "(table $t 1000000 "));
+    let mut settings = settings(Duration::from_millis(200));
+    settings.defaults.memory = MiB(8);
+    let (set, faults) = site.load(&settings);
+    let said: Vec<String> = faults.iter().map(|f| common::chain(f)).collect();
+    // No policy may have the memory that `vast` asks for, whatever its settings: it does not even get to a trial.
+    let expected =
+        [("hoards", "8 MiB"), ("starts", "within 200 ms"), ("tables", "8 MiB"), ("vast", "does not compile")];
+    for (name, part) in expected {
+        let hits = said.iter().filter(|s| s.contains(&format!("policy {name} ")) && s.contains(part)).count();
+        assert_eq!(hits, 1, "{name}: {said:#?}");
+    }
+    assert_eq!(set.policies().count(), 0);
+}
+
+#[test]
 fn picks_beyond_those_wanted_are_cut_off() {
     let set = set_with(
         "(i32.store (i32.const 1028) (i32.const 2048)) (i32.store (i32.const 1032) (i32.const 100))",

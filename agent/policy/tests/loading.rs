@@ -22,7 +22,7 @@ fn text(component: &str) -> Vec<u8> {
 }
 
 /// Name, content, and a part of the reason.
-fn broken_files(good: &[u8]) -> [(&'static str, Vec<u8>, &'static str); 13] {
+fn broken_files(good: &[u8]) -> [(&'static str, Vec<u8>, &'static str); 14] {
     let placement = "understudy:policy/placement";
     [
         ("empty", Vec::new(), "no whole WebAssembly component"),
@@ -44,13 +44,21 @@ fn broken_files(good: &[u8]) -> [(&'static str, Vec<u8>, &'static str); 13] {
         ),
         (
             "newer",
-            text(&format!(r#"(component (instance $i) (export "{placement}@0.2.0" (instance $i)))"#)),
-            "placement@0.2.0, but this daemon speaks version 0.1",
+            text(&format!(r#"(component (instance $i) (export "{placement}@0.3.0" (instance $i)))"#)),
+            "placement@0.3.0, but this daemon speaks versions 0.1 and 0.2",
         ),
         (
             "hollow",
             text(&format!(r#"(component (instance $i) (export "{placement}@0.1.0" (instance $i)))"#)),
             "does not fit wit/",
+        ),
+        (
+            "two-tongues",
+            text(&format!(
+                r#"(component (import "understudy:policy/log@0.1.0" (instance)) (instance $i)
+                    (export "{placement}@0.2.0" (instance $i)))"#
+            )),
+            "uses understudy:policy/log@0.1.0 and understudy:policy/placement@0.2.0",
         ),
         // The name of an import that is allowed, with a function that is not there.
         (

@@ -12,6 +12,9 @@ struct Place {
     watch: FolderWatch,
 }
 
+/// What is done to a file, and how that is called.
+type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+
 /// A component, told from others by a section that means nothing.
 fn component(mark: &str) -> Vec<u8> {
     let text = format!(
@@ -129,7 +132,7 @@ fn a_bad_file_is_told_and_its_name_stays_taken() {
 #[test]
 fn a_file_that_is_replaced_or_grows_while_it_is_read_is_not_told_until_it_is_settled() {
     let (one, two) = (component("1"), component("22"));
-    let meanwhile: [(&str, &dyn Fn(&Path)); 4] = [
+    let meanwhile: [Change<'_>; 4] = [
         ("written over", &|path| fs::write(path, component("2")).unwrap()),
         ("longer", &|path| fs::write(path, component("22")).unwrap()),
         ("shorter", &|path| fs::write(path, "").unwrap()),

@@ -51,9 +51,18 @@ pub(crate) fn settings(deadline: Duration) -> Settings {
 
 /// A component from a core module in text form.
 pub(crate) fn component(module: &str, world: &str) -> Vec<u8> {
+    component_of(module, world, concat!(env!("CARGO_MANIFEST_DIR"), "/../../wit"))
+}
+
+/// The same for the trial version of the interface.
+pub(crate) fn component_v02(module: &str, world: &str) -> Vec<u8> {
+    component_of(module, world, concat!(env!("CARGO_MANIFEST_DIR"), "/../../wit/0.2"))
+}
+
+fn component_of(module: &str, world: &str, wit: &str) -> Vec<u8> {
     let mut bytes = wat::parse_str(module).unwrap();
     let mut resolve = Resolve::default();
-    let (package, _) = resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../wit")).unwrap();
+    let (package, _) = resolve.push_dir(wit).unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
     wit_component::embed_component_metadata(&mut bytes, &resolve, world, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().module(&bytes).unwrap().validate(true).encode().unwrap()
@@ -62,9 +71,13 @@ pub(crate) fn component(module: &str, world: &str) -> Vec<u8> {
 /// A module that exports `place`: runs `body` where `condition` holds, then returns the result at 1024, which is
 /// an empty list of picks unless `body` wrote another.
 pub(crate) fn module(body: &str, condition: &str) -> String {
+    module_of("0.1.0", body, condition)
+}
+
+pub(crate) fn module_of(version: &str, body: &str, condition: &str) -> String {
     format!(
         r#"(module
-            (import "understudy:policy/log@0.1.0" "write" (func $log (param i32 i32 i32)))
+            (import "understudy:policy/log@{version}" "write" (func $log (param i32 i32 i32)))
             (memory (export "memory") 16)
             (table $t 1 funcref)
             (global $top (mut i32) (i32.const 4096))
@@ -75,17 +88,19 @@ pub(crate) fn module(body: &str, condition: &str) -> String {
                 (global.set $top (i32.add (local.get $at) (local.get 3)))
                 (local.get $at))
             (func $deep (call $deep) (call $deep))
-            (func (export "understudy:policy/placement@0.1.0#place") (param $request i32) (result i32)
+            (func (export "understudy:policy/placement@{version}#place") (param $request i32) (result i32)
                 ({condition} (then {body}))
                 (i32.const 1024)))"#
     )
 }
 
-/// A policy that behaves while the terminal's name has five letters. A record is laid out in the order of its
-/// fields, and the name is the first: its address at 0, its length at 4.
+/// Whether the terminal's name is another than that of the trial question, five letters long. A record is laid out in
+/// the order of its fields, and the name is the first: its address at 0, its length at 4.
+pub(crate) const NOT_TRIAL: &str = "if (i32.ne (i32.load offset=4 (local.get $request)) (i32.const 5))";
+
+/// A policy that behaves while the terminal's name has five letters.
 pub(crate) fn placement_guest(body: &str) -> Vec<u8> {
-    let condition = "if (i32.ne (i32.load offset=4 (local.get $request)) (i32.const 5))";
-    component(&module(body, condition), "placement-policy")
+    component(&module(body, NOT_TRIAL), "placement-policy")
 }
 
 pub(crate) fn row(name: &str) -> HostRow {
