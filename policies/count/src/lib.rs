@@ -6,15 +6,11 @@
 #[cfg(test)]
 mod tests;
 
-/// What `wit/` says, as Rust.
-#[allow(missing_docs, unsafe_code, unreachable_pub, clippy::all, reason = "generated from wit/")]
-pub mod wit {
-    wit_bindgen::generate!({ path: "../../wit", world: "backup-count-policy" });
-}
+use understudy_policy_sdk::Role;
+use understudy_policy_sdk::backup_count::{Answer, Counts, Question};
+use understudy_policy_sdk::parameters::Parameters;
 
-use wit::exports::understudy::policy::backup_count::{
-    Cluster, Counts, Guest, Label, Parameter, Request, Role,
-};
+understudy_policy_sdk::backup_count!(answer);
 
 /// What a site can set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,21 +33,23 @@ impl Defaults {
     /// What a site asked for; the rest keeps its default.
     ///
     /// # Errors
-    /// A text for the operator where a key is unknown or a value is no number.
-    pub fn read(parameters: &[Parameter]) -> Result<Self, String> {
-        let mut defaults = Self::default();
-        for Parameter { key, value } in parameters {
-            let field = match key.as_str() {
-                "display" => &mut defaults.display,
-                "execution" => &mut defaults.execution,
-                "failures" => &mut defaults.failures,
-                _ => return Err(format!("parameter '{key}' is unknown: use display, execution or failures")),
-            };
-            *field =
-                value.parse().map_err(|_| format!("parameter {key}='{value}' is no number from 0 on"))?;
-        }
-        Ok(defaults)
+    /// A text for the operator where a value is no number.
+    pub fn read(parameters: &mut Parameters<'_>) -> Result<Self, String> {
+        let default = Self::default();
+        Ok(Self {
+            display: parameters.number("display", default.display, 0..=u32::MAX)?,
+            execution: parameters.number("execution", default.execution, 0..=u32::MAX)?,
+            failures: parameters.number("failures", default.failures, 0..=u32::MAX)?,
+        })
     }
+}
+
+/// How many members the node should have, with the site's defaults.
+///
+/// # Errors
+/// A text for the operator where a label or a parameter cannot be read.
+pub fn answer(question: &Question<'_>) -> Answer {
+    count(question, question.parameters(Defaults::read)?)
 }
 
 /// How many members the node should have. The label of the nearest thing wins: the terminal's for this role,
@@ -59,60 +57,29 @@ impl Defaults {
 ///
 /// # Errors
 /// A text for the operator where a label holds no number.
-pub fn count(request: &Request, cluster: &Cluster, defaults: Defaults) -> Result<Counts, String> {
-    let (role, default) = match request.role {
+pub fn count(question: &Question<'_>, defaults: Defaults) -> Answer {
+    let (role, default) = match question.request.role {
         Role::Display => ("display", defaults.display),
         Role::Execution => ("execution", defaults.execution),
     };
     let role_key = format!("backups.{role}");
-    let label = find(&request.terminal_labels, &role_key)
-        .or_else(|| find(&request.terminal_labels, "backups"))
-        .or_else(|| find(&request.environment_labels, "backups"));
+    let of_terminal = |key| Some((key, question.terminal_label(key)?));
+    let label = of_terminal(role_key.as_str())
+        .or_else(|| of_terminal("backups"))
+        .or_else(|| Some(("backups", question.environment_label("backups")?)));
+    let failures = question.cluster.failures_last_day;
     let (asked, why) = match label {
-        Some(Label { key, value }) => {
-            let asked = value
-                .parse::<u32>()
-                .map_err(|_| format!("label {key}='{value}' of {} is no number from 0 on", request.node))?;
+        Some((key, value)) => {
+            let asked = question.number(key, value)?;
             (asked, format!("label {key}={asked}"))
         }
-        None if defaults.failures > 0 && cluster.failures_last_day >= defaults.failures => {
-            let why =
-                format!("{role} default {default}, one more after {} failures", cluster.failures_last_day);
+        None if defaults.failures > 0 && failures >= defaults.failures => {
+            let why = format!("{role} default {default}, one more after {failures} failures");
             (default.saturating_add(1), why)
         }
         None => (default, format!("{role} default {default}")),
     };
-    // Known hosts, not ready ones: a host that is down for an hour must show as a deficit.
-    let others = cluster.hosts.saturating_sub(1);
+    let others = question.other_hosts();
     let reason = if asked > others { format!("{why}, but only {others} other host(s)") } else { why };
-    Ok(Counts { primaries: 1, backups: asked.min(others), reason: Some(reason) })
-}
-
-fn find<'a>(labels: &'a [Label], key: &str) -> Option<&'a Label> {
-    labels.iter().find(|label| label.key == key)
-}
-
-/// The component.
-struct Count;
-
-impl Guest for Count {
-    fn count(request: Request, cluster: Cluster, parameters: Vec<Parameter>) -> Result<Counts, String> {
-        #[cfg(target_family = "wasm")]
-        component::report_panics();
-        count(&request, &cluster, Defaults::read(&parameters)?)
-    }
-}
-
-#[cfg(target_family = "wasm")]
-#[allow(unsafe_code, reason = "generated from wit/")]
-mod component {
-    use super::Count;
-    use super::wit::understudy::policy::log::{Level, write};
-
-    super::wit::export!(Count with_types_in super::wit);
-
-    /// A trap says only `unreachable`; the daemon adds the last error of the log to it.
-    pub(super) fn report_panics() {
-        std::panic::set_hook(Box::new(|panic| write(Level::Error, &panic.to_string())));
-    }
+    Ok(Counts::of_backups(asked.min(others), reason))
 }

@@ -1,7 +1,10 @@
 //! The number of backups, as sentences.
 
-use crate::wit::exports::understudy::policy::backup_count::{Cluster, Label, Parameter, Request, Role};
-use crate::{Defaults, count};
+use understudy_policy_sdk::backup_count::{Answer, Cluster, Question, Request, Role};
+use understudy_policy_sdk::parameters::{self, Parameter};
+use understudy_policy_sdk::{Label, testing};
+
+use crate::Defaults;
 
 type Pairs = &'static [(&'static str, &'static str)];
 
@@ -11,19 +14,18 @@ fn labels(pairs: &[(&str, &str)]) -> Vec<Label> {
 
 fn request(role: Role, terminal: &[(&str, &str)], environment: &[(&str, &str)]) -> Request {
     Request {
-        terminal: "alice".to_owned(),
-        node: "alice/display".to_owned(),
-        role,
-        protected: false,
         terminal_labels: labels(terminal),
         environment_labels: labels(environment),
-        backups: 0,
-        deficit: 0,
+        ..testing::backup_count(0).role(role).request
     }
 }
 
 fn cluster(hosts: u32, failures_last_day: u32) -> Cluster {
-    Cluster { hosts, hosts_ready: hosts, failures_last_day, deficit: 0 }
+    testing::backup_count(hosts).failures_last_day(failures_last_day).cluster
+}
+
+fn count(request: &Request, cluster: &Cluster, defaults: Defaults) -> Answer {
+    crate::count(&Question::new(request, *cluster, &[]), defaults)
 }
 
 #[test]
@@ -92,7 +94,8 @@ fn a_label_that_is_no_number_is_named() {
 #[test]
 fn parameters_set_defaults_and_bad_ones_are_refused() {
     let read = |key: &str, value: &str| {
-        Defaults::read(&[Parameter { key: key.to_owned(), value: value.to_owned() }])
+        let given = [Parameter { key: key.to_owned(), value: value.to_owned() }];
+        parameters::read(&given, Defaults::read)
     };
     assert_eq!(read("display", "2"), Ok(Defaults { display: 2, ..Defaults::default() }));
     assert_eq!(read("execution", "0"), Ok(Defaults { execution: 0, ..Defaults::default() }));

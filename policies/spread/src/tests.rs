@@ -1,40 +1,16 @@
 //! The order of hosts, as sentences.
 
-use crate::wit::exports::understudy::policy::placement::{
-    HostState, Hosts, NodeMember, Parameter, Part, Purpose, Request, Role, SiblingMember,
+use understudy_policy_sdk::parameters::{self, Parameter};
+use understudy_policy_sdk::placement::{
+    HostState, Hosts, NodeMember, Part, Purpose, Question, Request, Role, SiblingMember,
 };
+use understudy_policy_sdk::testing;
+
 use crate::{Weights, rank};
 
 /// `n` equal, empty hosts.
 fn hosts(n: usize) -> Hosts {
-    Hosts {
-        state: vec![HostState::Ready; n],
-        zone: vec![0; n],
-        zones: vec![String::new()],
-        rack: vec![0; n],
-        racks: vec![String::new()],
-        label_start: vec![0; n + 1],
-        label_ids: Vec::new(),
-        labels: Vec::new(),
-        total_vcpus: vec![16; n],
-        free_vcpus: vec![16; n],
-        total_memory_mib: vec![65_536; n],
-        free_memory_mib: vec![65_536; n],
-        load_permille: vec![0; n],
-        idle_start: vec![0; n + 1],
-        idle_template: Vec::new(),
-        idle_count: Vec::new(),
-        templates: vec!["standard".to_owned()],
-        display_primaries: vec![0; n],
-        display_backups: vec![0; n],
-        execution_primaries: vec![0; n],
-        execution_backups: vec![0; n],
-        migrations_in: vec![0; n],
-        migrations_out: vec![0; n],
-        restores: vec![0; n],
-        checkpoint_in_kib_s: vec![0; n],
-        checkpoint_out_kib_s: vec![0; n],
-    }
+    testing::placement(n).hosts
 }
 
 /// The same with one idle instance on each of `rows`.
@@ -50,26 +26,12 @@ fn with_idle(mut hosts: Hosts, rows: &[usize]) -> Hosts {
 }
 
 fn request(purpose: Purpose) -> Request {
-    Request {
-        terminal: "alice".to_owned(),
-        node: "alice/exec-1".to_owned(),
-        role: Role::Execution,
-        purpose,
-        wanted: 10,
-        reasons: false,
-        vcpus: 2,
-        memory_mib: 2048,
-        environment: "desktop".to_owned(),
-        template: Some(0),
-        terminal_labels: Vec::new(),
-        environment_labels: Vec::new(),
-        members: Vec::new(),
-        siblings: Vec::new(),
-    }
+    testing::placement(0).purpose(purpose).request
 }
 
 fn order(request: &Request, hosts: &Hosts) -> Vec<u32> {
-    rank(request, hosts, Weights::default()).iter().map(|p| p.host).collect()
+    let question = Question::new(request, hosts, &[]);
+    rank(&question, Weights::default()).iter().map(|p| p.host).collect()
 }
 
 #[test]
@@ -148,7 +110,8 @@ fn load_room_and_traffic_count_by_their_weights() {
     hosts.load_permille[1] = 700;
     hosts.migrations_in[2] = 3;
     let order = |room, load, traffic| {
-        let picks = rank(&request(Purpose::HeldBackup), &hosts, Weights { room, load, traffic });
+        let request = request(Purpose::HeldBackup);
+        let picks = rank(&Question::new(&request, &hosts, &[]), Weights { room, load, traffic });
         picks.iter().map(|p| p.host).collect::<Vec<_>>()
     };
     assert_eq!(order(2, 1, 1), [2, 1, 0]);
@@ -183,7 +146,8 @@ fn reasons_come_only_when_they_are_read() {
     let mut request = request(Purpose::WarmBackup);
     request.members = vec![NodeMember { host: 1, part: Part::Primary }];
     let reasons = |request: &Request| {
-        rank(request, &hosts, Weights::default()).into_iter().map(|p| p.reason).collect::<Vec<_>>()
+        let question = Question::new(request, &hosts, &[]);
+        rank(&question, Weights::default()).into_iter().map(|p| p.reason).collect::<Vec<_>>()
     };
     assert_eq!(reasons(&request), [None, None]);
     request.reasons = true;
@@ -198,9 +162,11 @@ fn reasons_come_only_when_they_are_read() {
 
 #[test]
 fn parameters_set_weights_and_bad_ones_are_refused() {
-    let read =
-        |key: &str, value: &str| Weights::read(&[Parameter { key: key.to_owned(), value: value.to_owned() }]);
-    assert_eq!(Weights::read(&[]), Ok(Weights::default()));
+    let read = |key: &str, value: &str| {
+        let given = [Parameter { key: key.to_owned(), value: value.to_owned() }];
+        parameters::read(&given, Weights::read)
+    };
+    assert_eq!(parameters::read(&[], Weights::read), Ok(Weights::default()));
     assert_eq!(read("load-weight", "7"), Ok(Weights { load: 7, ..Weights::default() }));
     for (key, value, part) in [
         ("weight", "1", "'weight' is unknown"),

@@ -1,5 +1,5 @@
 //! Who may depend on whom: the walls for which the crates exist.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use toml::Table;
 
@@ -58,7 +58,8 @@ fn allowed(path: &str) -> Allowed {
         "agent/checkpoint" | "agent/hypervisor" | "agent/policy" | "agent/store" => {
             Allowed::Only(&["understudy-core"])
         }
-        path if path.starts_with("policies/") => Allowed::Folder("policies/"),
+        "policies/sdk" => Allowed::Only(&[]),
+        path if path.starts_with("policies/") => Allowed::Only(&["understudy-policy-sdk"]),
         path if path.starts_with("tests/") => Allowed::AllButAgent,
         _ => Allowed::Unknown,
     }
@@ -66,7 +67,6 @@ fn allowed(path: &str) -> Allowed {
 
 enum Allowed {
     Only(&'static [&'static str]),
-    Folder(&'static str),
     All,
     /// Nothing is built upon the agent; a test may link a part of it, as a dependency of tests.
     AllButAgent,
@@ -74,14 +74,15 @@ enum Allowed {
 }
 
 fn arrow_faults(members: &[Member]) -> Vec<String> {
-    let ours: BTreeMap<&str, &str> = members.iter().map(|member| (&*member.name, &*member.path)).collect();
+    let ours: BTreeSet<&str> = members.iter().map(|member| &*member.name).collect();
     let mut faults = Vec::new();
     for member in members {
         for used in member.uses.union(&member.tests_use) {
-            let Some(used_path) = ours.get(&**used).filter(|_| *used != member.name) else { continue };
+            if !ours.contains(&**used) || *used == member.name {
+                continue;
+            }
             let fine = match allowed(&member.path) {
                 Allowed::Only(list) => list.contains(&&**used),
-                Allowed::Folder(folder) => used_path.starts_with(folder),
                 Allowed::All => true,
                 Allowed::AllButAgent => used != AGENT || !member.uses.contains(used),
                 Allowed::Unknown => false,
@@ -102,15 +103,14 @@ const WALLS: [(&[&str], &str); 4] = [
     (&["virt", "virt-sys"], "agent/hypervisor"),
     (&["wasmtime", "wasmtime-wasi"], "agent/policy"),
     (&["etcd-client", "redb"], "agent/store"),
-    (&["wit-bindgen"], "policies/"),
+    (&["wit-bindgen"], "policies/sdk"),
 ];
 
 fn wall_faults(members: &[Member]) -> Vec<String> {
     let mut faults = Vec::new();
     for member in members {
         for (crates, owner) in WALLS {
-            let inside =
-                if owner.ends_with('/') { member.path.starts_with(owner) } else { member.path == owner };
+            let inside = member.path == owner;
             for named in crates.iter().filter(|name| !inside && member.uses.contains(**name)) {
                 faults.push(format!("{} must not name {named}: only {owner} does", member.path));
             }
@@ -119,9 +119,13 @@ fn wall_faults(members: &[Member]) -> Vec<String> {
     faults
 }
 
-/// Members whose outside dependencies are a closed list: what decides, and what must not fail.
-const CLOSED: [(&str, &[&str]); 2] =
-    [("agent/core", &["serde", "thiserror", "uuid"]), ("agent/guard", &["nix"])];
+/// Members whose outside dependencies are a closed list: what decides, what must not fail, and what every site builds
+/// for its policies.
+const CLOSED: [(&str, &[&str]); 3] = [
+    ("agent/core", &["serde", "thiserror", "uuid"]),
+    ("agent/guard", &["nix"]),
+    ("policies/sdk", &["wit-bindgen"]),
+];
 
 fn closed_faults(members: &[Member]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -173,7 +177,7 @@ fn walled_off_crates_are_named_by_their_owner_alone() {
 }
 
 #[test]
-fn core_and_guard_keep_their_short_lists() {
+fn core_guard_and_sdk_keep_their_short_lists() {
     expect_none(&closed_faults(&members()));
 }
 
@@ -199,7 +203,14 @@ fn wrong_arrows_are_found() {
             "agent/store",
             "[package]\nname='understudy-store'\n[build-dependencies]\nunderstudy-guard={}\n[dependencies]\nredb={}",
         ),
-        parse("policies/a", "[package]\nname='policy-a'\n[dependencies]\nunderstudy-core={}\nwit-bindgen={}"),
+        parse(
+            "policies/a",
+            "[package]\nname='policy-a'\n[dependencies]\nunderstudy-core={}\nunderstudy-policy-sdk={}\nwit-bindgen={}",
+        ),
+        parse(
+            "policies/sdk",
+            "[package]\nname='understudy-policy-sdk'\n[dependencies]\nserde={}\nwit-bindgen={}\n[dev-dependencies]\npolicy-a={}",
+        ),
         parse(
             "tests/e2e",
             "[package]\nname='understudy-e2e'\n[dependencies]\nunderstudy={}\nunderstudy-core={}",
@@ -212,14 +223,23 @@ fn wrong_arrows_are_found() {
             "agent/core must not depend on understudy-store",
             "agent/store must not depend on understudy-guard",
             "policies/a must not depend on understudy-core",
+            "policies/sdk must not depend on policy-a",
             "tests/e2e must not depend on understudy",
             "tools: say in tests/tidy what it may depend on",
         ]
     );
-    assert_eq!(wall_faults(&members), ["agent must not name virt: only agent/hypervisor does"]);
+    assert_eq!(
+        wall_faults(&members),
+        [
+            "agent must not name virt: only agent/hypervisor does",
+            "policies/a must not name wit-bindgen: only policies/sdk does",
+        ]
+    );
     let closed = closed_faults(&members);
-    assert_eq!(closed.len(), 2, "{closed:?}");
-    assert!(closed[0].contains("tokio") && closed[1].contains("libc"), "{closed:?}");
+    assert_eq!(closed.len(), 3, "{closed:?}");
+    for (fault, named) in closed.iter().zip(["tokio", "libc", "serde"]) {
+        assert!(fault.contains(named), "{closed:?}");
+    }
     let inheritance = inheritance_faults(&members[2..3]);
     assert!(inheritance.iter().any(|fault| fault.contains("[lints]")), "{inheritance:?}");
     assert!(inheritance.iter().any(|fault| fault.contains("publish")), "{inheritance:?}");

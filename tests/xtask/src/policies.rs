@@ -24,7 +24,7 @@ const TARGET: &str = "wasm32-unknown-unknown";
 /// Ships with every rustup toolchain; makes a component out of what wasm-ld links.
 const LINKER: &str = "wasm-component-ld";
 /// Inputs of every policy, besides its own folder.
-const SHARED_INPUTS: [&str; 3] = ["wit", "Cargo.toml", "Cargo.lock"];
+const SHARED_INPUTS: [&str; 4] = ["wit", "policies/sdk", "Cargo.toml", "Cargo.lock"];
 
 /// What compiles a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,15 +85,20 @@ pub fn toolchain(install: bool) -> Result<Toolchain> {
     Ok(Toolchain::Unpacked(script))
 }
 
-/// Every folder of `policies/` with a manifest, by name.
+/// Every policy of `policies/`, by name: the folders whose package is `policy-<folder>`.
 fn names(root: &Path) -> Result<Vec<String>> {
     let dir = root.join("policies");
     let mut names = Vec::new();
     for entry in fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
-        let entry = entry?;
-        if entry.path().join("Cargo.toml").is_file() {
-            let name = entry.file_name().into_string();
-            names.push(name.map_err(|n| anyhow::anyhow!("policy folder {} is no text", n.display()))?);
+        let folder = entry?.file_name().into_string();
+        let folder = folder.map_err(|n| anyhow::anyhow!("policy folder {} is no text", n.display()))?;
+        let manifest = dir.join(&folder).join("Cargo.toml");
+        match fs::read_to_string(&manifest) {
+            Ok(text) if text.contains(&format!("name = \"policy-{folder}\"")) => names.push(folder),
+            // The SDK and the template are no policies.
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(e) => return Err(e).with_context(|| format!("read {}", manifest.display())),
         }
     }
     names.sort();
