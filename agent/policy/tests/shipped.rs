@@ -17,7 +17,7 @@ use understudy_core::policy::{
 use understudy_core::units::MiB;
 use understudy_policy::{Library, LoadFault, PolicySet, Settings};
 
-/// The folder of built policies; none, and a line that says why, where they cannot be built.
+/// A folder with one built policy for each question; none, and a line that says why, where they cannot be built.
 fn shipped(test: &str) -> Option<PathBuf> {
     if let Err(missing) = policies::toolchain(false) {
         eprintln!("SKIPPED: {test}: {missing:#}");
@@ -27,8 +27,16 @@ fn shipped(test: &str) -> Option<PathBuf> {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("policies");
     let built = policies::build(&root, &out, false).unwrap();
     let names: Vec<_> = built.iter().map(|b| b.file_stem().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["count", "spread"]);
-    Some(out)
+    assert_eq!(names, ["affinity", "count", "pack", "spread", "zones"]);
+    // Several that answer one question would have to be chosen from.
+    let deciding = out.with_file_name("deciding");
+    std::fs::create_dir_all(&deciding).unwrap();
+    for file in ["count.wasm", "spread.wasm"] {
+        let partial = deciding.join(format!("{file}.{}.partial", std::process::id()));
+        std::fs::copy(out.join(file), &partial).unwrap();
+        std::fs::rename(&partial, deciding.join(file)).unwrap();
+    }
+    Some(deciding)
 }
 
 fn loaded(folder: &Path, settings: &Settings) -> (PolicySet, Vec<LoadFault>) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use understudy_e2e::stage::Artifacts;
 
 use crate::run::{cargo, output, run};
@@ -39,13 +39,13 @@ pub(crate) fn all(root: &Path, profile: Profile) -> Result<Artifacts> {
     };
     run(&mut build)?;
     println!("building the policies");
-    policies(root)?;
+    let policies = deciding(root)?;
     println!("building the guest images");
     let images = images(root)?;
     Ok(Artifacts {
         binaries: target(root).join(folder),
         images,
-        policies: policies_folder(root),
+        policies,
         root: root.to_path_buf(),
         helper: None,
     })
@@ -56,13 +56,26 @@ pub(crate) fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
-fn policies_folder(root: &Path) -> PathBuf {
-    root.join("target/policies/out")
-}
-
 /// Builds the policies' components.
 pub(crate) fn policies(root: &Path) -> Result<Vec<PathBuf>> {
-    guests::build(root, &policies_folder(root), true)
+    guests::build(root, &root.join("target/policies/out"), true)
+}
+
+/// What a cluster of the tests runs: one policy for each question, so that none has to be chosen.
+const DECIDING: [&str; 2] = ["count.wasm", "spread.wasm"];
+
+/// Builds the policies, and gives a folder with those that decide.
+fn deciding(root: &Path) -> Result<PathBuf> {
+    let folder = root.join("target/policies/deciding");
+    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    for built in policies(root)? {
+        let name = built.file_name().unwrap_or_default();
+        if DECIDING.iter().any(|deciding| name == *deciding) {
+            let to = folder.join(name);
+            std::fs::copy(&built, &to).with_context(|| format!("write {}", to.display()))?;
+        }
+    }
+    Ok(folder)
 }
 
 /// Builds the guest images, or finds them in the cache; gives the folder.
