@@ -28,3 +28,8 @@ pub fn place(question: &Question<'_>) -> Answer {
         },
     ))
 }
+
+/// The text that shows this policy shows what compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Shown;

@@ -47,3 +47,10 @@ fn reasons_name_the_label_and_unknown_parameters_are_refused() {
     let bad = asked().parameter("lable", "team").rows(place);
     assert_eq!(bad, Err("parameter 'lable' is unknown: use label".to_owned()));
 }
+
+#[test]
+fn the_first_page_shows_what_the_page_of_policies_compiles() {
+    let (first, policies) = (include_str!("../../../README.md"), include_str!("../../README.md"));
+    let code = policies.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert!(first.contains(code), "README.md lacks\n{code}");
+}

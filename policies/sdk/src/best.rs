@@ -12,12 +12,10 @@ pub(crate) struct Best<T> {
     full: bool,
 }
 
-/// More room than this is not taken at once: `wanted` may be a number without meaning.
-const ROOM_MAX: usize = 1024;
-
 impl<T: Ord> Best<T> {
-    pub(crate) fn new(wanted: usize) -> Self {
-        Self { wanted, kept: Vec::with_capacity(wanted.saturating_mul(2).min(ROOM_MAX)), full: false }
+    /// At most `offers` will come.
+    pub(crate) fn new(wanted: usize, offers: usize) -> Self {
+        Self { wanted, kept: Vec::with_capacity(wanted.saturating_mul(2).min(offers)), full: false }
     }
 
     #[inline]
@@ -60,7 +58,7 @@ mod tests {
         let numbers: Vec<u32> = (0..1000).map(|i| (i * 7919 + 13) % 1009).collect();
         for n in [0, 1, 2, 3, 10, 999, 1000] {
             for wanted in [0, 1, 2, 3, 16, 500, 999, 1000, 5000, usize::MAX] {
-                let mut best = Best::new(wanted);
+                let mut best = Best::new(wanted, n);
                 numbers[..n].iter().for_each(|number| best.offer(*number));
                 let mut expected = numbers[..n].to_vec();
                 expected.sort_unstable();

@@ -155,7 +155,8 @@ impl<'a> Question<'a> {
     }
 
     fn lowest<K: Ord>(&self, mut key: impl FnMut(Host<'_>) -> Option<K>) -> Vec<(K, u32)> {
-        let mut best = Best::new(usize::try_from(self.request.wanted).unwrap_or(usize::MAX));
+        let wanted = usize::try_from(self.request.wanted).unwrap_or(usize::MAX);
+        let mut best = Best::new(wanted, self.hosts.state.len());
         for (row, host) in (0..).zip(self.hosts()) {
             if let Some(key) = key(host) {
                 best.offer((key, row));

@@ -62,6 +62,7 @@ pub const PACKAGES: &[Package] = &[
     package("chromium", "browser tests and screenshots"),
     package("chromium-driver", "browser tests and screenshots"),
     package("prometheus", "promtool, which tests the alert rules"),
+    package("python3-pip", "the example policy in Python"),
 ];
 
 /// QEMU, installed from backports where the machine's own suites are too old.

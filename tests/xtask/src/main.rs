@@ -4,7 +4,8 @@ mod artifacts;
 mod assets;
 mod bench;
 mod demo;
-#[expect(unreachable_pub, reason = "a test of agent/policy includes this file")]
+mod languages;
+#[allow(dead_code, unreachable_pub, reason = "tests of agent/policy include this file")]
 mod policies;
 mod run;
 mod setup;
@@ -40,13 +41,21 @@ enum Verb {
     /// Run what takes longer than the tests may: thousands of seeds, the main job again and again.
     Soak(soak::Options),
     /// Build the policies' components into target/policies/out.
-    Policies,
+    Policies(PolicyOptions),
     /// Build the guest images and print their folder.
     Images,
     /// Install the terminal page's packages.
     Assets,
     /// Install the system packages that are missing.
     Setup(setup::Options),
+}
+
+/// What of the policies is built.
+#[derive(Debug, clap::Args)]
+struct PolicyOptions {
+    /// Instead build the example in another language, into target/policies/languages.
+    #[arg(long = "language", value_name = "LANGUAGE")]
+    languages: Vec<languages::Language>,
 }
 
 fn main() -> ExitCode {
@@ -71,9 +80,9 @@ fn run_verb(verb: Verb) -> Result<bool> {
         Verb::Sim(options) => sim::run(&root, &options),
         Verb::Golden(options) => sim::golden(&root, &options),
         Verb::Soak(options) => soak::run(&root, &options),
-        Verb::Policies => {
-            for built in artifacts::policies(&root)? {
-                println!("{}", built.display());
+        Verb::Policies(options) => {
+            for written in policy_files(&root, &options)? {
+                println!("{}", written.display());
             }
             Ok(true)
         }
@@ -83,6 +92,15 @@ fn run_verb(verb: Verb) -> Result<bool> {
         }
         Verb::Assets => assets::ensure(&root).map(|()| true),
         Verb::Setup(options) => setup::ensure(&options).map(|()| true),
+    }
+}
+
+/// Builds or writes what is asked for, and gives the files.
+fn policy_files(root: &Path, options: &PolicyOptions) -> Result<Vec<PathBuf>> {
+    if options.languages.is_empty() {
+        artifacts::policies(root)
+    } else {
+        options.languages.iter().map(|language| languages::build(root, *language)).collect()
     }
 }
 

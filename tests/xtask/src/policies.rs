@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 /// Ships with every rustup toolchain; makes a component out of what wasm-ld links.
-const LINKER: &str = "wasm-component-ld";
+pub const LINKER: &str = "wasm-component-ld";
 /// Inputs of every policy, besides its own folder.
 const SHARED_INPUTS: [&str; 4] = ["wit", "policies/sdk", "Cargo.toml", "Cargo.lock"];
 
@@ -110,7 +110,10 @@ fn component(target_dir: &Path, name: &str) -> PathBuf {
 }
 
 /// Copy where the content differs; a reader sees the old file or the new one.
-fn place(from: &Path, to: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn place(from: &Path, to: &Path) -> Result<PathBuf> {
     let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
     if fs::read(to).ok().as_ref() != Some(&bytes) {
         let partial = to.with_extension(format!("{}.partial", std::process::id()));
@@ -120,19 +123,25 @@ fn place(from: &Path, to: &Path) -> Result<PathBuf> {
     Ok(to.to_owned())
 }
 
-/// A hash over everything that the components are made of. It need not resist an attacker: who can choose the
-/// sources can choose the components.
+/// A hash over everything that the components are made of.
 fn fingerprint(root: &Path, names: &[String], toolchain: &Toolchain) -> Result<String> {
+    let shared = SHARED_INPUTS.iter().map(|input| root.join(input));
+    let own = names.iter().map(|name| root.join("policies").join(name));
+    // This file says how to build.
+    let recipe = (toolchain, output(rustc().arg("-vV"))?, include_str!("policies.rs"));
+    fingerprint_of(&recipe, &shared.chain(own).collect::<Vec<_>>())
+}
+
+/// A hash over a recipe, and over all files at and below the paths. It need not resist an attacker: who can choose
+/// the sources can choose the components.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn fingerprint_of(recipe: &impl Hash, paths: &[PathBuf]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    toolchain.hash(&mut hasher);
-    output(rustc().arg("-vV"))?.hash(&mut hasher);
-    // What this file says of how to build.
-    include_str!("policies.rs").hash(&mut hasher);
-    for input in SHARED_INPUTS {
-        hash_tree(&root.join(input), &mut hasher)?;
-    }
-    for name in names {
-        hash_tree(&root.join("policies").join(name), &mut hasher)?;
+    recipe.hash(&mut hasher);
+    for path in paths {
+        hash_tree(path, &mut hasher)?;
     }
     Ok(format!("{:016x}", hasher.finish()))
 }
@@ -153,13 +162,38 @@ fn hash_tree(path: &Path, hasher: &mut DefaultHasher) -> Result<()> {
 }
 
 fn compile(root: &Path, target_dir: &Path, names: &[String], toolchain: &Toolchain) -> Result<()> {
+    let packages: Vec<String> = names.iter().map(|name| format!("policy-{name}")).collect();
+    cargo_build(root, root, target_dir, &packages, toolchain)
+}
+
+/// Build the policy of a folder outside of the repository at `root`, and return the component. Std is that of the
+/// policies of the repository, built once.
+///
+/// # Errors
+/// When it does not build.
+pub fn build_crate(root: &Path, folder: &Path, package: &str, toolchain: &Toolchain) -> Result<PathBuf> {
+    let target_dir = root.join("target/policies");
+    fs::create_dir_all(&target_dir).with_context(|| format!("create {}", target_dir.display()))?;
+    let _lock = locked(&target_dir.join("lock"))?;
+    cargo_build(root, folder, &target_dir, &[package.to_owned()], toolchain)?;
+    let file = format!("{}.wasm", package.replace('-', "_"));
+    Ok(target_dir.join(TARGET).join("release").join(file))
+}
+
+fn cargo_build(
+    root: &Path,
+    folder: &Path,
+    target_dir: &Path,
+    packages: &[String],
+    toolchain: &Toolchain,
+) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .current_dir(root)
+        .current_dir(folder)
         .args(["build", "--release", "--lib", "--target", TARGET, "--target-dir"])
         .arg(target_dir);
-    for name in names {
-        cargo.args(["--package", &format!("policy-{name}")]);
+    for package in packages {
+        cargo.args(["--package", package]);
     }
     cargo
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", LINKER)
@@ -172,21 +206,9 @@ fn compile(root: &Path, target_dir: &Path, names: &[String], toolchain: &Toolcha
         .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "none");
     if let Toolchain::Unpacked(script) = toolchain {
-        // The linkers are those of rustup's own toolchain.
-        let bin = rustup_bin()?;
-        ensure!(
-            bin.join(LINKER).is_file(),
-            "{} is missing: install Rust with rustup",
-            bin.join(LINKER).display()
-        );
-        let mut path = OsString::from(&bin);
-        path.push(":");
-        path.push(bin.join("gcc-ld"));
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
         cargo
             .arg("-Zbuild-std=std,panic_abort")
-            .env("PATH", path)
+            .env("PATH", linkers_path()?)
             .env("RUSTC", script)
             .env("RUSTC_BOOTSTRAP", "1");
     }
@@ -219,18 +241,46 @@ fn home() -> Result<PathBuf> {
 
 /// Where Debian's compiler is unpacked.
 fn cache() -> Result<PathBuf> {
+    Ok(cache_base()?.join("wasm-rust"))
+}
+
+/// Where all tools are unpacked.
+///
+/// # Errors
+/// When the home folder is not known.
+pub fn cache_base() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME") {
         Some(base) => PathBuf::from(base),
         None => home()?.join(".cache"),
     };
-    Ok(base.join("understudy/wasm-rust"))
+    Ok(base.join("understudy"))
 }
 
-fn rustup_bin() -> Result<PathBuf> {
+/// Where rustup's toolchain has its linkers.
+///
+/// # Errors
+/// When rustc does not say.
+pub fn rustup_bin() -> Result<PathBuf> {
     let sysroot = output(rustc().args(["--print", "sysroot"]))?;
     let version = output(rustc().arg("-vV"))?;
     let host = version.lines().find_map(|l| l.strip_prefix("host: ")).context("`rustc -vV` names no host")?;
     Ok(Path::new(&sysroot).join("lib/rustlib").join(host).join("bin"))
+}
+
+/// The search path with the linkers of rustup's own toolchain first.
+///
+/// # Errors
+/// When they are missing.
+pub fn linkers_path() -> Result<OsString> {
+    let bin = rustup_bin()?;
+    let linker = bin.join(LINKER);
+    ensure!(linker.is_file(), "{} is missing: install Rust with rustup", linker.display());
+    let mut path = OsString::from(&bin);
+    path.push(":");
+    path.push(bin.join("gcc-ld"));
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    Ok(path)
 }
 
 fn rustc() -> Command {
@@ -246,7 +296,10 @@ fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Held until the file is closed, also when this process is killed.
-fn locked(path: &Path) -> Result<fs::File> {
+///
+/// # Errors
+/// When the file cannot be created.
+pub fn locked(path: &Path) -> Result<fs::File> {
     let lock = fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
     lock.lock().with_context(|| format!("wait for {}", path.display()))?;
     Ok(lock)
@@ -258,24 +311,29 @@ fn unpack(cache: &Path) -> Result<()> {
     let std_dev = "libstd-rust-web-dev";
     let std = dependency(std_dev, "libstd-rust-web-")?;
     let llvm = dependency(&std, "libllvm")?;
-    let (debs, files) = (cache.join("debs"), cache.join("root"));
+    let files = cache.join("root");
     // What an attempt left that was interrupted.
-    for dir in [&debs, &files] {
-        match fs::remove_dir_all(dir) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                return Err(e).context("remove an unfinished attempt");
-            }
-            Ok(()) | Err(_) => {}
-        }
+    match fs::remove_dir_all(&files) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).context("remove an unfinished attempt"),
+        Ok(()) | Err(_) => {}
     }
-    fs::create_dir(&debs).with_context(|| format!("create {}", debs.display()))?;
-    let packages = ["rustc-web", "rust-web-src", std_dev, &std, &llvm];
-    output(Command::new("apt-get").current_dir(&debs).args(["-qq", "download"]).args(packages))?;
-    for deb in fs::read_dir(&debs).context("list the packages")? {
-        output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&files))?;
-    }
-    fs::remove_dir_all(&debs).context("remove the packages")?;
+    unpack_packages(&["rustc-web", "rust-web-src", std_dev, &std, &llvm], &files)?;
     write_script(cache)
+}
+
+/// Fetch Debian packages, which apt verifies, and unpack them below `folder`; nothing is installed.
+///
+/// # Errors
+/// When apt knows no such package, or cannot fetch it.
+pub fn unpack_packages(packages: &[&str], folder: &Path) -> Result<()> {
+    let debs = folder.join("debs");
+    fs::create_dir_all(&debs).with_context(|| format!("create {}", debs.display()))?;
+    output(Command::new("apt-get").current_dir(&debs).args(["-qq", "download"]).args(packages))
+        .context("run `apt-get update` where a package is not found")?;
+    for deb in fs::read_dir(&debs).context("list the packages")? {
+        output(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(folder))?;
+    }
+    fs::remove_dir_all(&debs).context("remove the packages")
 }
 
 /// The first package with `prefix` that `package` depends on.

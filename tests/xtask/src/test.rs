@@ -12,6 +12,7 @@ use clap::Args;
 use understudy_e2e::stage::Artifacts;
 
 use crate::artifacts::{self, Profile};
+use crate::languages::{self, Language};
 use crate::run::cargo;
 use crate::{assets, setup};
 
@@ -45,6 +46,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         )?,
     ];
     let artifacts = artifacts::all(root, Profile::Test)?;
+    // The others take longer: `cargo xtask soak` builds them too.
+    if let Err(missing) = languages::build(root, Language::Python) {
+        println!("the example policy in Python is left out: {missing:#}");
+    }
     // One test at a time for those that raise hosts and guests: two cores carry one lab.
     let mut tests = cargo();
     tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
@@ -57,6 +62,7 @@ pub(crate) fn with<'c>(tests: &'c mut Command, root: &Path, artifacts: &Artifact
     tests.current_dir(root).envs([
         ("UNDERSTUDY_TEST_IMAGES", artifacts.images.clone()),
         ("UNDERSTUDY_TEST_POLICIES", artifacts.policies.clone()),
+        ("UNDERSTUDY_TEST_LANGUAGES", languages::folder(root)),
         ("UNDERSTUDY_TEST_BINARIES", artifacts.binaries.clone()),
         ("UNDERSTUDY_TEST_HELPER", artifacts.binaries.join("lab")),
     ])

@@ -1,0 +1,32 @@
+//! Policies as sites write them: the shipped ones, the example in every language, and the template of a new one. All
+//! are built as sites build them, and asked through the host.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod languages;
+mod one;
+#[path = "../../../../tests/xtask/src/policies.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a module of xtask, included because xtask is a program")]
+mod policies;
+mod questions;
+mod rules;
+
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).canonicalize().unwrap()
+}
+
+/// What builds for WebAssembly; none, and a line that says why, where nothing does.
+fn toolchain(test: &str) -> Option<policies::Toolchain> {
+    policies::toolchain(false).map_err(|missing| eprintln!("SKIPPED: {test}: {missing:#}")).ok()
+}
+
+/// A shipped policy as a component.
+fn shipped(test: &str, name: &str) -> Option<Vec<u8>> {
+    toolchain(test)?;
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("policies");
+    policies::build(&root(), &out, false).unwrap();
+    Some(std::fs::read(out.join(format!("{name}.wasm"))).unwrap())
+}
