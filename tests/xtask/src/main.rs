@@ -7,6 +7,7 @@ mod demo;
 mod languages;
 #[allow(dead_code, unreachable_pub, reason = "tests of agent/policy include this file")]
 mod policies;
+mod reference;
 mod run;
 mod setup;
 mod sim;
@@ -56,6 +57,9 @@ struct PolicyOptions {
     /// Instead build the example in another language, into target/policies/languages.
     #[arg(long = "language", value_name = "LANGUAGE")]
     languages: Vec<languages::Language>,
+    /// Instead write the reference pages of wit/.
+    #[arg(long, conflicts_with = "languages")]
+    reference: bool,
 }
 
 fn main() -> ExitCode {
@@ -97,7 +101,9 @@ fn run_verb(verb: Verb) -> Result<bool> {
 
 /// Builds or writes what is asked for, and gives the files.
 fn policy_files(root: &Path, options: &PolicyOptions) -> Result<Vec<PathBuf>> {
-    if options.languages.is_empty() {
+    if options.reference {
+        reference::write(root)
+    } else if options.languages.is_empty() {
         artifacts::policies(root)
     } else {
         options.languages.iter().map(|language| languages::build(root, *language)).collect()
