@@ -11,6 +11,7 @@ mod one;
 mod policies;
 mod questions;
 mod rules;
+mod template;
 
 use std::path::{Path, PathBuf};
 
