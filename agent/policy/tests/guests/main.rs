@@ -12,6 +12,7 @@ mod policies;
 mod questions;
 mod rules;
 mod template;
+mod versions;
 
 use std::path::{Path, PathBuf};
 
