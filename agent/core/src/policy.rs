@@ -5,6 +5,8 @@
 //!
 //! The wire form of the same is `wit/`, where rows become columns; a change there is a change here.
 
+mod verdict;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{HostId, NodeId, Role};
 use crate::records::Labels;
 use crate::units::{MiB, Vcpus};
+
+pub use verdict::{BuiltIn, CountVerdict, Judged, PlacementVerdict, RefusedPick, Unusable};
 
 /// What can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,7 +6,9 @@
 use super::place::{Choice, rank};
 use super::{Draft, remember};
 use crate::ids::{HostId, NodeId};
-use crate::policy::{BackupCountAnswer, BackupCountQuestion, ClusterRow, Interface, Purpose};
+use crate::policy::{
+    BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
+};
 use crate::records::{Labels, Member, NodeRecord, Origin, Setback};
 use crate::units::UnixMillis;
 use crate::view::{Answer, HostView, Life};
@@ -94,6 +96,7 @@ fn add(draft: &mut Draft<'_>, node: &NodeId) -> bool {
         }
     };
     let Some((member, reason)) = member else { return false };
+    draft.chosen(node, &member.host);
     draft.change(node, reason, |record| record.backups.push(member));
     true
 }
@@ -136,25 +139,32 @@ fn drop_surplus(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
 /// The number of backups wanted; none while the policy has to be asked first.
 fn wanted(draft: &mut Draft<'_>, node: &NodeId) -> Option<u32> {
     let question = question(draft, node);
-    let answer = draft.view.backup_counts.get(&question).cloned();
-    match answer {
-        None => {
-            draft.plan.backup_counts.push(question);
-            None
-        }
-        Some(Answer::Unavailable) => Some(built_in(&question)),
-        Some(Answer::Given(BackupCountAnswer { primaries: 1, backups, .. })) if backups <= BACKUPS_MAX => {
-            Some(backups)
-        }
-        Some(Answer::Given(answer)) => {
-            let reason = format!(
-                "backup count of {node}: {} primaries and {} backups, where 1 and at most {BACKUPS_MAX} can be had",
-                answer.primaries, answer.backups
-            );
-            draft.report.refusals.push((Interface::BackupCount, reason));
-            Some(built_in(&question))
-        }
+    let Some(answer) = draft.view.backup_counts.get(&question) else {
+        draft.plan.backup_counts.push(question);
+        return None;
+    };
+    let verdict = judge(&question, answer);
+    if let (Answer::Given(answer), Some(BuiltIn::OutOfBounds)) = (answer, verdict.built_in) {
+        let reason = format!(
+            "backup count of {node}: {} primaries and {} backups, where 1 and at most {BACKUPS_MAX} can be had",
+            answer.primaries, answer.backups
+        );
+        draft.report.refusals.push((Interface::BackupCount, reason));
     }
+    draft.report.judged.backup_counts.push((question, verdict.clone()));
+    Some(verdict.backups)
+}
+
+/// What an answer comes to. The built-in rule decides where it cannot be had.
+fn judge(question: &BackupCountQuestion, answer: &Answer<BackupCountAnswer>) -> CountVerdict {
+    let (backups, why) = match answer {
+        Answer::Given(BackupCountAnswer { primaries: 1, backups, .. }) if *backups <= BACKUPS_MAX => {
+            (*backups, None)
+        }
+        Answer::Given(_) => (built_in(question), Some(BuiltIn::OutOfBounds)),
+        Answer::Unavailable => (built_in(question), Some(BuiltIn::NoAnswer)),
+    };
+    CountVerdict { backups, built_in: why }
 }
 
 /// Without a policy: the label `backups` of the terminal, whether it can be had or not; else one, where there is

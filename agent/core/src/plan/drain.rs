@@ -57,7 +57,10 @@ fn target(draft: &mut Draft<'_>, node: &NodeId, primary: &Member) -> Target {
     let why = match rank(draft, node, Purpose::Migration) {
         Choice::Asked => return Target::Asked,
         Choice::Ranked(hosts) => match hosts.into_iter().next() {
-            Some(host) => return Target::Host(host),
+            Some(host) => {
+                draft.chosen(node, &host);
+                return Target::Host(host);
+            }
             None => "no host was ranked".to_owned(),
         },
         Choice::Nowhere(why) => why,

@@ -7,8 +7,10 @@
 
 mod backups;
 mod drain;
+mod explain;
 mod place;
 mod primary;
+mod question;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -17,10 +19,12 @@ use std::collections::BTreeMap;
 
 use crate::bounds::Bounds;
 use crate::ids::{HostId, InstanceId, NodeId};
-use crate::policy::{BackupCountQuestion, Interface, PlacementQuestion};
+use crate::policy::{BackupCountQuestion, Interface, Judged, PlacementQuestion};
 use crate::records::{CheckpointRecord, InstanceFact, NodeRecord, SessionEnd, SessionRecord, Setback};
 use crate::units::{MiB, Now, UnixMillis};
 use crate::view::{HostView, Versioned, View};
+
+pub use explain::{Explanation, explain};
 
 /// Ends a silent session, by compare-and-swap on the very revision that was silent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +98,8 @@ pub struct Report {
     pub wanted: BTreeMap<NodeId, u32>,
     /// Answers of policies that core refused or did without, with the reason.
     pub refusals: Vec<(Interface, String)>,
+    /// What became of every answer that the plan used.
+    pub judged: Judged,
 }
 
 impl Plan {

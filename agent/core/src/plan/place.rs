@@ -6,16 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Draft;
-use crate::ids::{HostId, NodeId, Role};
+use super::question::question;
+use crate::ids::{HostId, NodeId};
 use crate::policy::{
-    HostRow, HostState, Interface, MemberCounts, NodeMember, Part, PlacementAnswer, PlacementQuestion,
-    Purpose, SiblingMember, Traffic,
+    BuiltIn, HostRow, Interface, MemberCounts, PlacementAnswer, PlacementQuestion, PlacementVerdict, Purpose,
+    RefusedPick, Unusable,
 };
-use crate::records::{Labels, NodeRecord, Phase};
-use crate::view::{Answer, HostView, View};
-
-/// The one template that pools are filled from.
-const TEMPLATE: &str = "default";
+use crate::view::{Answer, HostView};
 
 /// The outcome of looking for a host.
 pub(super) enum Choice {
@@ -27,26 +24,45 @@ pub(super) enum Choice {
     Nowhere(String),
 }
 
-/// Ranks the hosts on which a member of `node` may be put.
+/// Why each host that may not take a member may not.
+pub(super) type Excluded = BTreeMap<HostId, String>;
+
+/// Ranks the hosts on which a member of `node` may be put. Who takes one of them says so with [`Draft::chosen`].
 pub(super) fn rank(draft: &mut Draft<'_>, node: &NodeId, purpose: Purpose) -> Choice {
     let (eligible, excluded) = eligible(draft, node);
     if eligible.is_empty() {
         return Choice::Nowhere(describe(&excluded));
     }
     let question = question(&draft.view, node, purpose);
-    match draft.view.placements.get(&question) {
-        None => {
-            draft.plan.placements.push(question);
-            Choice::Asked
+    let Some(answer) = draft.view.placements.get(&question) else {
+        draft.plan.placements.push(question);
+        return Choice::Asked;
+    };
+    let (ranked, verdict) = judge(&question, answer, &eligible, &excluded);
+    if let Some(why) = verdict.built_in.filter(|why| why.is_refusal()) {
+        draft.report.refusals.push((Interface::Placement, refusal(&question, &verdict, why)));
+    }
+    draft.report.judged.placements.push((question, verdict));
+    Choice::Ranked(ranked)
+}
+
+/// Why an answer was refused as a whole, for people.
+fn refusal(question: &PlacementQuestion, verdict: &PlacementVerdict, why: BuiltIn) -> String {
+    let picks: Vec<String> = verdict.refused.iter().map(ToString::to_string).collect();
+    let why = match why {
+        BuiltIn::NothingPicked => "it picked nothing".to_owned(),
+        BuiltIn::NoAnswer | BuiltIn::NothingUsable | BuiltIn::OutOfBounds => picks.join(", "),
+    };
+    format!("placement of {}: {why}", question.node)
+}
+
+impl Draft<'_> {
+    /// Says which host was taken of those that were ranked last.
+    pub(super) fn chosen(&mut self, node: &NodeId, host: &HostId) {
+        let last = self.report.judged.placements.last_mut();
+        if let Some((_, verdict)) = last.filter(|(question, _)| question.node == *node) {
+            verdict.chosen = Some(host.clone());
         }
-        Some(Answer::Unavailable) => Choice::Ranked(built_in(&question, &eligible)),
-        Some(Answer::Given(answer)) => match check(&question, answer, &eligible) {
-            Ok(ranked) => Choice::Ranked(ranked),
-            Err(reason) => {
-                draft.report.refusals.push((Interface::Placement, reason));
-                Choice::Ranked(built_in(&question, &eligible))
-            }
-        },
     }
 }
 
@@ -58,7 +74,7 @@ fn describe(excluded: &BTreeMap<HostId, String>) -> String {
 }
 
 /// Hosts that may take a member, and why the others may not.
-fn eligible(draft: &Draft<'_>, node: &NodeId) -> (BTreeSet<HostId>, BTreeMap<HostId, String>) {
+pub(super) fn eligible(draft: &Draft<'_>, node: &NodeId) -> (BTreeSet<HostId>, Excluded) {
     let record = draft.record(node);
     let mut eligible = BTreeSet::new();
     let mut excluded = BTreeMap::new();
@@ -99,30 +115,58 @@ fn exclusion(draft: &Draft<'_>, node: &NodeId, host: &HostId, seen: &HostView) -
     None
 }
 
-/// Takes an answer apart: only eligible hosts, each once. An answer with nothing usable is refused whole.
+/// What an answer comes to: only eligible hosts, each once, best first. The built-in rule decides where nothing of it is
+/// of use.
+pub(super) fn judge(
+    question: &PlacementQuestion,
+    answer: &Answer<PlacementAnswer>,
+    eligible: &BTreeSet<HostId>,
+    excluded: &Excluded,
+) -> (Vec<HostId>, PlacementVerdict) {
+    let (ranked, refused, built_in) = match answer {
+        Answer::Unavailable => (Vec::new(), Vec::new(), Some(BuiltIn::NoAnswer)),
+        Answer::Given(answer) => {
+            let (ranked, refused) = check(question, answer, eligible, excluded);
+            let built_in = match (ranked.is_empty(), refused.is_empty()) {
+                (false, _) => None,
+                (true, true) => Some(BuiltIn::NothingPicked),
+                (true, false) => Some(BuiltIn::NothingUsable),
+            };
+            (ranked, refused, built_in)
+        }
+    };
+    let ranked = if built_in.is_some() { self::built_in(question, eligible) } else { ranked };
+    (ranked, PlacementVerdict { chosen: None, refused, built_in })
+}
+
+/// Takes an answer apart.
 fn check(
     question: &PlacementQuestion,
     answer: &PlacementAnswer,
     eligible: &BTreeSet<HostId>,
-) -> Result<Vec<HostId>, String> {
+    excluded: &Excluded,
+) -> (Vec<HostId>, Vec<RefusedPick>) {
     let mut ranked: Vec<HostId> = Vec::new();
+    let mut taken = BTreeSet::new();
     let mut refused = Vec::new();
     for pick in &answer.picks {
         let row = usize::try_from(pick.index).ok().and_then(|index| question.hosts.get(index));
-        match row {
-            None => refused.push(format!("pick {} is no host", pick.index)),
-            Some(row) if !eligible.contains(&row.host) => {
-                refused.push(format!("{} may not take it", row.host));
+        let host = row.map(|row| row.host.clone());
+        let (why, detail) = match &host {
+            None => (Unusable::NoHost, format!("is not one of {} hosts", question.hosts.len())),
+            Some(host) if !eligible.contains(host) => {
+                (Unusable::NotEligible, excluded.get(host).cloned().unwrap_or_default())
             }
-            Some(row) if ranked.contains(&row.host) => refused.push(format!("{} was picked twice", row.host)),
-            Some(row) => ranked.push(row.host.clone()),
-        }
+            Some(host) if taken.contains(host) => (Unusable::Repeated, "was picked before".to_owned()),
+            Some(host) => {
+                taken.insert(host.clone());
+                ranked.push(host.clone());
+                continue;
+            }
+        };
+        refused.push(RefusedPick { index: pick.index, host, why, detail });
     }
-    if ranked.is_empty() {
-        let why = if refused.is_empty() { "it picked nothing".to_owned() } else { refused.join(", ") };
-        return Err(format!("placement of {}: {why}", question.node));
-    }
-    Ok(ranked)
+    (ranked, refused)
 }
 
 /// Without a policy: few members of this terminal first, then few members, then much free memory, then the name.
@@ -136,108 +180,4 @@ fn built_in(question: &PlacementQuestion, eligible: &BTreeSet<HostId>) -> Vec<Ho
         (siblings(&row.host), members, std::cmp::Reverse(row.free_memory), &row.host)
     });
     rows.into_iter().map(|row| row.host.clone()).collect()
-}
-
-fn question(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
-    let record = &view.nodes[node].value;
-    let siblings = view
-        .nodes
-        .iter()
-        .filter(|(other, _)| *other != node && other.terminal() == node.terminal())
-        .flat_map(|(other, sibling)| {
-            members(&sibling.value).map(|(host, part)| SiblingMember { host, role: other.role(), part })
-        })
-        .collect();
-    PlacementQuestion {
-        node: node.clone(),
-        purpose,
-        wanted: u32::try_from(view.hosts.len()).unwrap_or(u32::MAX),
-        reasons: false,
-        vcpus: record.spec.vcpus,
-        memory: record.spec.memory,
-        environment: record.spec.environment.clone(),
-        template: matches!(purpose, Purpose::Primary | Purpose::WarmBackup).then(|| TEMPLATE.to_owned()),
-        terminal_labels: record.spec.labels.clone(),
-        environment_labels: Labels::new(),
-        members: members(record).map(|(host, part)| NodeMember { host, part }).collect(),
-        siblings,
-        hosts: view.hosts.keys().map(|host| row(view, host)).collect(),
-    }
-}
-
-fn members(record: &NodeRecord) -> impl Iterator<Item = (HostId, Part)> + '_ {
-    let primary = record.primary.iter().map(|member| (member.host.clone(), Part::Primary));
-    primary.chain(record.backups.iter().map(|member| (member.host.clone(), Part::Backup)))
-}
-
-fn row(view: &View, host: &HostId) -> HostRow {
-    let seen = &view.hosts[host];
-    let facts = seen.current_facts();
-    let state = match facts {
-        None if seen.is_open() => HostState::Unknown,
-        None => HostState::Fenced,
-        Some(_) if seen.intent.drain => HostState::Draining,
-        Some(facts) if !facts.complaints.is_empty() => HostState::Degraded,
-        Some(_) => HostState::Ready,
-    };
-    let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
-    let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();
-    let idle = u32::try_from(view.idle(host).count()).unwrap_or(u32::MAX);
-    HostRow {
-        host: host.clone(),
-        state,
-        zone: labels.remove("zone").unwrap_or_default(),
-        rack: labels.remove("rack").unwrap_or_default(),
-        labels,
-        total_vcpus: capacity.vcpus,
-        free_vcpus: view.free_vcpus(host),
-        total_memory: capacity.memory,
-        free_memory: view.free_memory(host),
-        load_permille: facts.map_or(0, |facts| facts.load_milli / capacity.vcpus.0.max(1)),
-        idle: if idle == 0 { BTreeMap::new() } else { BTreeMap::from([(TEMPLATE.to_owned(), idle)]) },
-        members: member_counts(view, host),
-        traffic: traffic(view, host),
-    }
-}
-
-fn member_counts(view: &View, host: &HostId) -> MemberCounts {
-    let mut counts = MemberCounts::default();
-    for (node, record) in &view.nodes {
-        for (at, part) in members(&record.value) {
-            if &at == host {
-                match (node.role(), part) {
-                    (Role::Display, Part::Primary) => counts.display_primaries += 1,
-                    (Role::Display, Part::Backup) => counts.display_backups += 1,
-                    (Role::Execution, Part::Primary) => counts.execution_primaries += 1,
-                    (Role::Execution, Part::Backup) => counts.execution_backups += 1,
-                }
-            }
-        }
-    }
-    counts
-}
-
-fn traffic(view: &View, host: &HostId) -> Traffic {
-    let mut traffic = Traffic::default();
-    for migration in view.nodes.values().filter_map(|node| node.value.migration.as_ref()) {
-        traffic.migrations_in += u32::from(&migration.to == host);
-        traffic.migrations_out += u32::from(&migration.from == host);
-    }
-    let facts = view.hosts.get(host).and_then(HostView::current_facts);
-    let restoring = |facts: &crate::records::HostFacts| {
-        facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count()
-    };
-    traffic.restores = u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX);
-    for (node, checkpoint) in &view.checkpoints {
-        // Without a history of copies the newest one over one interval is the best figure at hand.
-        let rate = u32::try_from(checkpoint.value.bytes / 1024 / 5).unwrap_or(u32::MAX);
-        if checkpoint.value.hosts.contains(host) {
-            traffic.checkpoint_in_kib_s = traffic.checkpoint_in_kib_s.saturating_add(rate);
-        }
-        let primary = view.nodes.get(node).and_then(|node| node.value.primary.as_ref());
-        if primary.is_some_and(|primary| &primary.host == host) {
-            traffic.checkpoint_out_kib_s = traffic.checkpoint_out_kib_s.saturating_add(rate);
-        }
-    }
-    traffic
 }

@@ -166,7 +166,13 @@ fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Optio
     draft.change_quietly(node, |record| record.primary = None);
     let found = match rank(draft, node, Purpose::Primary) {
         Choice::Asked => None,
-        Choice::Ranked(hosts) => draft.seat(node, record, &hosts),
+        Choice::Ranked(hosts) => {
+            let found = draft.seat(node, record, &hosts);
+            if let Some((member, _)) = &found {
+                draft.chosen(node, &member.host);
+            }
+            found
+        }
         Choice::Nowhere(why) => {
             let found = from_held_place(draft, node, record);
             if found.is_none() {
@@ -195,7 +201,7 @@ fn from_held_place(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) ->
 
 impl Draft<'_> {
     /// Changes a record for the time of a question only.
-    fn change_quietly(&mut self, node: &NodeId, edit: impl FnOnce(&mut NodeRecord)) {
+    pub(super) fn change_quietly(&mut self, node: &NodeId, edit: impl FnOnce(&mut NodeRecord)) {
         if let Some(known) = self.view.nodes.get_mut(node) {
             edit(&mut known.value);
         }

@@ -1,8 +1,10 @@
 //! Tables of policies' answers.
 
 use crate::fixture::{Cluster, Policy, host};
+use crate::plan::explain;
 use crate::policy::{
-    BackupCountAnswer, BackupCountQuestion, Interface, Pick, PlacementAnswer, PlacementQuestion,
+    BackupCountAnswer, BackupCountQuestion, BuiltIn, Interface, Pick, PlacementAnswer, PlacementQuestion,
+    PlacementVerdict, Purpose, Unusable,
 };
 use crate::view::Answer;
 
@@ -120,4 +122,133 @@ fn a_question_names_the_hosts_in_order_and_what_is_free() {
         assert_eq!(row.free_memory, cluster.view.free_memory(&row.host), "{}", row.host);
     }
     assert_eq!(question.siblings, Vec::new(), "bob has no other node");
+}
+
+/// What became of the first placement question of the last plan.
+fn first_verdict(cluster: &Cluster) -> &PlacementVerdict {
+    &cluster.report.judged.placements[0].1
+}
+
+#[test]
+fn the_report_says_what_became_of_each_pick() {
+    let mut cluster = Cluster::of(4);
+    cluster.seen("host2").intent.drain = true;
+    cluster.add(&["alice/display"]);
+    let plan = cluster.plan_with(&mut Says { picks: vec![1, 9, 3, 3, 0], count: Some((1, 0)) });
+    cluster.apply(&plan);
+    let verdict = first_verdict(&cluster);
+    assert_eq!(verdict.chosen, Some(host("host4")));
+    assert_eq!(verdict.built_in, None, "the policy's own pick was used");
+    let refused: Vec<_> =
+        verdict.refused.iter().map(|pick| (pick.index, pick.host.clone(), pick.why)).collect();
+    assert_eq!(
+        refused,
+        [
+            (1, Some(host("host2")), Unusable::NotEligible),
+            (9, None, Unusable::NoHost),
+            (3, Some(host("host4")), Unusable::Repeated),
+        ]
+    );
+    assert_eq!(verdict.refused[0].detail, "is draining");
+    assert_eq!(cluster.report.refusals, Vec::new(), "an answer of which something is of use is no refusal");
+}
+
+#[test]
+fn the_report_says_which_built_in_rule_decided_and_why() {
+    let nothing = || Says { picks: Vec::new(), count: Some((1, 0)) };
+    let cases: [(Box<dyn Policy>, Option<BuiltIn>); 4] = [
+        (Box::new(crate::fixture::BuiltIn), Some(BuiltIn::NoAnswer)),
+        (Box::new(nothing()), Some(BuiltIn::NothingPicked)),
+        (Box::new(Says { picks: vec![7, 8], ..nothing() }), Some(BuiltIn::NothingUsable)),
+        (Box::new(Says { picks: vec![7, 0], ..nothing() }), None),
+    ];
+    for (mut policy, why) in cases {
+        let mut cluster = Cluster::of(2);
+        cluster.add(&["alice/display"]);
+        cluster.plan_with(policy.as_mut());
+        assert_eq!(first_verdict(&cluster).built_in, why);
+        assert_eq!(first_verdict(&cluster).chosen, Some(host("host1")));
+    }
+    for (answer, why, backups) in
+        [((1, 2), None, 2), ((1, 17), Some(BuiltIn::OutOfBounds), 1), ((2, 0), Some(BuiltIn::OutOfBounds), 1)]
+    {
+        let mut cluster = Cluster::of(3);
+        cluster.add(&["alice/display"]);
+        cluster.plan_with(&mut Says { picks: vec![0, 1, 2], count: Some(answer) });
+        let (question, verdict) = &cluster.report.judged.backup_counts[0];
+        assert_eq!(question.node, crate::fixture::node("alice/display"));
+        assert_eq!((verdict.built_in, verdict.backups), (why, backups), "{answer:?}");
+    }
+}
+
+#[test]
+fn the_chosen_host_is_where_the_member_went_not_the_first_pick() {
+    let mut cluster = Cluster::of(3);
+    cluster.idle("host3", 1);
+    cluster.add(&["alice/display"]);
+    let plan = cluster.plan_with(&mut Says { picks: vec![0, 2], count: Some((1, 0)) });
+    cluster.apply(&plan);
+    assert_eq!(cluster.primary_host("alice/display"), "host3", "it has an idle instance");
+    assert_eq!(first_verdict(&cluster).chosen, Some(host("host3")));
+}
+
+#[test]
+fn explain_shows_the_question_of_the_next_member_and_each_host_with_its_verdict() {
+    let mut cluster = Cluster::of(5).with(&["alice/exec-1"]);
+    let (primary, backup) =
+        (cluster.primary_host("alice/exec-1"), cluster.backup_hosts("alice/exec-1").remove(0));
+    let free: Vec<String> =
+        (1..=5).map(|n| format!("host{n}")).filter(|h| *h != primary && *h != backup).collect();
+    cluster.seen(&free[0]).intent.drain = true;
+    cluster.facts(&free[1]).capacity.memory = crate::units::MiB(100);
+    let id = crate::fixture::node("alice/exec-1");
+    let shown = explain(&cluster.view, &id, &cluster.bounds, cluster.now).unwrap();
+    assert_eq!((shown.question.purpose, shown.question.reasons), (Purpose::HeldBackup, true));
+    assert_eq!(shown.question.hosts.len(), 5);
+    assert_eq!(shown.eligible.iter().map(ToString::to_string).collect::<Vec<_>>(), [free[2].clone()]);
+    for (name, why) in [
+        (&primary, "has a member of this node"),
+        (&backup, "has a member of this node"),
+        (&free[0], "is draining"),
+        (&free[1], "free of"),
+    ] {
+        assert!(shown.excluded[&host(name)].contains(why), "{name}: {:?}", shown.excluded);
+    }
+    // It is the plan's own question, but for the reasons.
+    let mut asked = None;
+    struct Sees<'a>(&'a mut Option<PlacementQuestion>);
+    impl Policy for Sees<'_> {
+        fn place(&mut self, question: &PlacementQuestion) -> Answer<PlacementAnswer> {
+            self.0.get_or_insert_with(|| question.clone());
+            Answer::Unavailable
+        }
+        fn count(&mut self, _: &BackupCountQuestion) -> Answer<BackupCountAnswer> {
+            Answer::Given(BackupCountAnswer { primaries: 1, backups: 2, reason: None })
+        }
+    }
+    cluster.plan_with(&mut Sees(&mut asked));
+    assert_eq!(asked, Some(PlacementQuestion { reasons: false, ..shown.question.clone() }));
+    let answer =
+        PlacementAnswer { picks: vec![Pick { index: 0, reason: None }, Pick { index: 99, reason: None }] };
+    let (ranked, verdict) = shown.judge(Some(&answer));
+    assert_eq!(ranked, [host(&free[2])], "the built-in rule");
+    assert_eq!((verdict.built_in, verdict.refused.len()), (Some(BuiltIn::NothingUsable), 2));
+    assert!(
+        explain(&cluster.view, &crate::fixture::node("bob/display"), &cluster.bounds, cluster.now).is_none()
+    );
+}
+
+#[test]
+fn explain_asks_for_a_primary_where_there_is_none_that_lives() {
+    let mut cluster = Cluster::of(2).with(&["alice/display"]);
+    let id = crate::fixture::node("alice/display");
+    let purpose = |cluster: &Cluster| {
+        explain(&cluster.view, &id, &cluster.bounds, cluster.now).unwrap().question.purpose
+    };
+    assert_eq!(purpose(&cluster), Purpose::WarmBackup);
+    cluster.kill_primary("alice/display");
+    assert_eq!(purpose(&cluster), Purpose::Primary);
+    let primary = host(&cluster.primary_host("alice/display"));
+    let shown = explain(&cluster.view, &id, &cluster.bounds, cluster.now).unwrap();
+    assert!(shown.eligible.contains(&primary), "the dead primary's host may take the new one");
 }

@@ -9,7 +9,10 @@ use proptest::prelude::*;
 use crate::fixture::{BuiltIn, Cluster, Policy, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, NodeId};
 use crate::plan::plan;
-use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
+use crate::policy::{
+    BackupCountAnswer, BackupCountQuestion, BuiltIn as Rule, HostState, Pick, PlacementAnswer,
+    PlacementQuestion, Unusable,
+};
 use crate::records::Phase;
 use crate::units::MiB;
 use crate::view::{Answer, View};
@@ -69,25 +72,45 @@ impl Fuzzed {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
     }
+
+    /// Mostly a host, by preference one that takes no work; else just behind the list, or far from it.
+    fn pick(&mut self, question: &PlacementQuestion, before: &[Pick]) -> u32 {
+        let hosts = u64::try_from(question.hosts.len()).unwrap();
+        let busy = |state: HostState| state != HostState::Ready;
+        let barred =
+            question.hosts.iter().position(|row| busy(row.state) || row.free_memory < question.memory);
+        match (self.draw(8), barred, before.last()) {
+            (0, _, _) => u32::MAX,
+            (1, _, _) => u32::try_from(hosts).unwrap(),
+            (2, _, Some(last)) => last.index,
+            (3, Some(at), _) => u32::try_from(at).unwrap(),
+            (_, _, _) => u32::try_from(self.draw(hosts)).unwrap(),
+        }
+    }
 }
 
 impl Policy for Fuzzed {
-    fn place(&mut self, _: &PlacementQuestion) -> Answer<PlacementAnswer> {
-        if self.draw(4) == 0 {
+    fn place(&mut self, question: &PlacementQuestion) -> Answer<PlacementAnswer> {
+        if self.draw(5) == 0 {
             return Answer::Unavailable;
         }
-        let picks = (0..self.draw(5)).map(|_| Pick { index: self.draw(7) as u32, reason: None }).collect();
+        let mut picks = Vec::new();
+        for _ in 0..self.draw(7) {
+            let index = self.pick(question, &picks);
+            picks.push(Pick { index, reason: None });
+        }
         Answer::Given(PlacementAnswer { picks })
     }
     fn count(&mut self, _: &BackupCountQuestion) -> Answer<BackupCountAnswer> {
-        match self.draw(4) {
-            0 => Answer::Unavailable,
-            1 => Answer::Given(BackupCountAnswer { primaries: 0, backups: u32::MAX, reason: None }),
-            _ => {
-                let backups = self.draw(4) as u32;
-                Answer::Given(BackupCountAnswer { primaries: 1, backups, reason: None })
-            }
-        }
+        let (primaries, backups) = match self.draw(8) {
+            0 => return Answer::Unavailable,
+            1 => (0, u32::MAX),
+            2 => (2, 1),
+            3 => (1, 17),
+            4 => (1, 16),
+            _ => (1, u32::try_from(self.draw(4)).unwrap()),
+        };
+        Answer::Given(BackupCountAnswer { primaries, backups, reason: None })
     }
 }
 
@@ -158,10 +181,34 @@ fn checked_step(cluster: &mut Cluster, policy: &mut dyn Policy) {
         let (old_epoch, old_begun) = epochs(&before)[&node];
         assert!(epoch >= old_epoch && begun >= old_begun, "{node}: epochs never fall");
     }
+    new_members_are_where_they_may_be(&before, cluster);
     for (name, seen) in &cluster.view.hosts {
         let Some(facts) = seen.current_facts() else { continue };
         let (was, is) = (promised(&before, name), promised(&cluster.view, name));
         assert!(is <= was.max(facts.capacity.memory), "{name} holds {is} of {}", facts.capacity.memory);
+    }
+}
+
+/// SAFE-5 in its own words, beside the predicate that the fixture checks every assignment with. A backup that is promoted
+/// and a place that is restored into were there before.
+fn new_members_are_where_they_may_be(before: &View, cluster: &Cluster) {
+    for (node, known) in &cluster.view.nodes {
+        let (was, is) = (&before.nodes[node].value, &known.value);
+        let mut hosts: Vec<&HostId> = is.members().map(|member| &member.host).collect();
+        hosts.extend(is.migration.as_ref().map(|migration| &migration.to));
+        let all = hosts.len();
+        hosts.sort();
+        hosts.dedup();
+        assert_eq!(hosts.len(), all, "{node}: each member has a host of its own");
+        let kept = |host: &HostId| {
+            was.touches(host)
+                || before.checkpoints.get(node).is_some_and(|known| known.value.hosts.contains(host))
+        };
+        for host in hosts.into_iter().filter(|host| !kept(host)) {
+            let seen = &before.hosts[host];
+            assert!(seen.accepts_work(), "{node}: {host} takes no work");
+        }
+        assert!(is.backups.len() <= 16, "{node}: {} backups", is.backups.len());
     }
 }
 
@@ -259,5 +306,35 @@ proptest! {
                 prop_assert!(member.host != host(&drained) && member.host != host(&lost), "{}", name);
             }
         }
+    }
+}
+
+/// The property above is worth what its answers are: every kind of refusal must come up, and be survived.
+#[test]
+fn the_fuzzed_answers_reach_every_kind_of_refusal() {
+    let (mut picks, mut rules) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    let mut details = String::new();
+    for seed in 0..400 {
+        let mut cluster = Cluster::of(5);
+        cluster.seen("host2").intent.drain = true;
+        cluster.facts("host3").capacity.memory = MiB(600);
+        cluster.lose("host4");
+        cluster.add(&NODES);
+        checked_step(&mut cluster, &mut Fuzzed(seed));
+        cluster.obey();
+        checked_step(&mut cluster, &mut Fuzzed(seed + 1_000));
+        let judged = &cluster.report.judged;
+        for (_, verdict) in &judged.placements {
+            picks.extend(verdict.refused.iter().map(|pick| pick.why));
+            rules.extend(verdict.built_in);
+            details.extend(verdict.refused.iter().map(|pick| format!("{}; ", pick.detail)));
+        }
+        rules.extend(judged.backup_counts.iter().filter_map(|(_, verdict)| verdict.built_in));
+    }
+    assert_eq!(picks.into_iter().collect::<Vec<_>>(), Unusable::ALL);
+    let all = [Rule::NoAnswer, Rule::NothingPicked, Rule::NothingUsable, Rule::OutOfBounds];
+    assert_eq!(rules.into_iter().collect::<Vec<_>>(), all);
+    for why in ["is draining", "free of", "is lost", "has a member of this node"] {
+        assert!(details.contains(why), "no answer picked a host that {why}");
     }
 }
