@@ -106,6 +106,7 @@ impl Cluster {
             load_milli: 0,
             instances: BTreeMap::new(),
             complaints: Vec::new(),
+            policies: Default::default(),
             version: String::new(),
         };
         let seen = HostView {

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod policy;
 pub mod records;
 pub mod session;
+pub mod sets;
 pub mod units;
 pub mod view;
 

@@ -9,6 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
+use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
 
 /// Free-form `key=value` pairs that policies read.
@@ -381,6 +382,9 @@ pub struct HostFacts {
     pub instances: BTreeMap<InstanceId, InstanceFact>,
     /// What is wrong with this host that an operator should know, for people.
     pub complaints: Vec<String>,
+    /// What it has of the sets of policies.
+    #[serde(default)]
+    pub policies: SetFacts,
     /// Version of the agent.
     pub version: String,
 }

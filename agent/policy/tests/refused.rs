@@ -33,6 +33,7 @@ fn host(memory: MiB, drain: bool) -> HostView {
         load_milli: 0,
         instances: BTreeMap::new(),
         complaints: Vec::new(),
+        policies: Default::default(),
         version: String::new(),
     };
     HostView {

@@ -45,6 +45,7 @@ impl Driver {
             load_milli,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
+            policies: understudy_core::sets::SetFacts::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -331,6 +331,7 @@ impl Agent {
             load_milli: 0,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: Vec::new(),
+            policies: understudy_core::sets::SetFacts::default(),
             version: String::new(),
         }
     }
