@@ -156,7 +156,7 @@ fn wanted(draft: &mut Draft<'_>, node: &NodeId) -> Option<u32> {
 }
 
 /// What an answer comes to. The built-in rule decides where it cannot be had.
-fn judge(question: &BackupCountQuestion, answer: &Answer<BackupCountAnswer>) -> CountVerdict {
+pub(super) fn judge(question: &BackupCountQuestion, answer: &Answer<BackupCountAnswer>) -> CountVerdict {
     let (backups, why) = match answer {
         Answer::Given(BackupCountAnswer { primaries: 1, backups, .. }) if *backups <= BACKUPS_MAX => {
             (*backups, None)

@@ -5,11 +5,15 @@
 use std::collections::BTreeSet;
 
 use super::Draft;
+use super::backups;
 use super::place::{Excluded, eligible, judge};
 use super::question::question;
 use crate::bounds::Bounds;
 use crate::ids::{HostId, NodeId};
-use crate::policy::{PlacementAnswer, PlacementQuestion, PlacementVerdict, Purpose};
+use crate::policy::{
+    BackupCountAnswer, BackupCountQuestion, CountVerdict, PlacementAnswer, PlacementQuestion,
+    PlacementVerdict, Purpose,
+};
 use crate::units::Now;
 use crate::view::{Answer, Life, View};
 
@@ -55,4 +59,23 @@ impl Explanation {
         verdict.chosen = ranked.first().cloned();
         (ranked, verdict)
     }
+}
+
+/// What would have become of another answer to an old question, where the same hosts were eligible.
+#[must_use]
+pub fn replace(
+    question: &PlacementQuestion,
+    eligible: &[u32],
+    answer: Option<&PlacementAnswer>,
+) -> PlacementVerdict {
+    let host = |&place: &u32| question.hosts.get(usize::try_from(place).ok()?).map(|row| row.host.clone());
+    let eligible = eligible.iter().filter_map(host).collect();
+    let answer = answer.map_or(Answer::Unavailable, |answer| Answer::Given(answer.clone()));
+    judge(question, &answer, &eligible, &Excluded::new()).1
+}
+
+/// What would have become of another answer to an old question.
+#[must_use]
+pub fn recount(question: &BackupCountQuestion, answer: Option<&BackupCountAnswer>) -> CountVerdict {
+    backups::judge(question, &answer.map_or(Answer::Unavailable, |answer| Answer::Given(answer.clone())))
 }

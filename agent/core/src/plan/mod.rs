@@ -24,7 +24,7 @@ use crate::records::{CheckpointRecord, InstanceFact, NodeRecord, SessionEnd, Ses
 use crate::units::{MiB, Now, UnixMillis};
 use crate::view::{HostView, Versioned, View};
 
-pub use explain::{Explanation, explain};
+pub use explain::{Explanation, explain, recount, replace};
 
 /// Ends a silent session, by compare-and-swap on the very revision that was silent.
 #[derive(Debug, Clone, PartialEq, Eq)]

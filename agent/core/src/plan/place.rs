@@ -136,7 +136,12 @@ pub(super) fn judge(
         }
     };
     let ranked = if built_in.is_some() { self::built_in(question, eligible) } else { ranked };
-    (ranked, PlacementVerdict { chosen: None, refused, built_in })
+    let places = question.hosts.iter().zip(0..).filter(|(row, _)| eligible.contains(&row.host));
+    let eligible = places.map(|(_, place)| place).collect();
+    (
+        ranked.clone(),
+        PlacementVerdict { eligible, first: ranked.into_iter().next(), chosen: None, refused, built_in },
+    )
 }
 
 /// Takes an answer apart.

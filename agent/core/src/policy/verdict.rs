@@ -56,6 +56,7 @@ impl fmt::Display for RefusedPick {
         match (&self.host, self.why) {
             (None, _) => write!(f, "pick {} is no host", self.index),
             (Some(host), Unusable::Repeated) => write!(f, "{host} was picked twice"),
+            (Some(host), _) if self.detail.is_empty() => write!(f, "{host} may not take it"),
             (Some(host), _) => write!(f, "{host} may not take it: it {}", self.detail),
         }
     }
@@ -101,8 +102,12 @@ impl BuiltIn {
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementVerdict {
-    /// The host that the member was put on. It need not be the first usable pick: an idle instance further down the
-    /// list comes before a new one at its top. None where the member was not placed after all.
+    /// Hosts that could take the member, by their places in the question's list.
+    pub eligible: Vec<u32>,
+    /// The first of them by the answer, or by the built-in rule.
+    pub first: Option<HostId>,
+    /// The host that the member was put on. It need not be the first: an idle instance further down the list comes
+    /// before a new one at its top. None where the member was not placed after all.
     pub chosen: Option<HostId>,
     /// Picks that were not used.
     pub refused: Vec<RefusedPick>,

@@ -1,7 +1,7 @@
 //! Tables of policies' answers.
 
 use crate::fixture::{Cluster, Policy, host};
-use crate::plan::explain;
+use crate::plan::{explain, recount, replace};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, Interface, Pick, PlacementAnswer, PlacementQuestion,
     PlacementVerdict, Purpose, Unusable,
@@ -251,4 +251,32 @@ fn explain_asks_for_a_primary_where_there_is_none_that_lives() {
     let primary = host(&cluster.primary_host("alice/display"));
     let shown = explain(&cluster.view, &id, &cluster.bounds, cluster.now).unwrap();
     assert!(shown.eligible.contains(&primary), "the dead primary's host may take the new one");
+}
+
+#[test]
+fn an_old_question_is_judged_again_as_it_was_then() {
+    let mut cluster = Cluster::of(4);
+    cluster.seen("host2").intent.drain = true;
+    cluster.add(&["alice/display"]);
+    cluster.plan_with(&mut Says { picks: vec![1, 3], count: Some((1, 0)) });
+    let (question, verdict) = cluster.report.judged.placements[0].clone();
+    assert_eq!((verdict.eligible.as_slice(), verdict.first.clone()), (&[0, 2, 3][..], Some(host("host4"))));
+    let said = |picks: &[u32]| PlacementAnswer {
+        picks: picks.iter().map(|&index| Pick { index, reason: None }).collect(),
+    };
+    for (picks, first, rule) in [
+        (&[1, 3][..], "host4", None),
+        (&[1, 2], "host3", None),
+        (&[1, 9], "host1", Some(BuiltIn::NothingUsable)),
+        (&[], "host1", Some(BuiltIn::NothingPicked)),
+    ] {
+        let again = replace(&question, &verdict.eligible, Some(&said(picks)));
+        assert_eq!((again.first, again.built_in), (Some(host(first)), rule), "{picks:?}");
+    }
+    assert_eq!(replace(&question, &verdict.eligible, None).built_in, Some(BuiltIn::NoAnswer));
+    let (question, _) = &cluster.report.judged.backup_counts[0];
+    let said = |primaries, backups| BackupCountAnswer { primaries, backups, reason: None };
+    assert_eq!(recount(question, Some(&said(1, 3))).backups, 3);
+    assert_eq!(recount(question, Some(&said(0, 3))).built_in, Some(BuiltIn::OutOfBounds));
+    assert_eq!(recount(question, None).backups, 1);
 }
