@@ -3,7 +3,6 @@
 //! Promises: everything that can be found wrong before the first instance is touched is found here, with what to do.
 //! Must not do: anything of its own.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +16,6 @@ use understudy_core::records::Capacity;
 use understudy_core::units::Vcpus;
 use understudy_hypervisor::permit::{Permits, boot_id};
 use understudy_hypervisor::{Hypervisor, Libvirt, LibvirtConfig, Template};
-use understudy_policy::{FolderWatch, Library, PolicySet, Settings};
 use understudy_store::{
     Credentials, Embedded, EmbeddedLimits, Etcd, EtcdConfig, IdentityFiles, Store, TlsFiles,
 };
@@ -28,11 +26,10 @@ use crate::driver::{Driver, Event, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, Directory, GatewayState, Limits};
 use crate::metrics::Metrics;
+use crate::policies::Policies;
 
 /// Between two attempts at something that the agent cannot do without at its start.
 const RETRY: Duration = Duration::from_secs(1);
-/// Between the two looks at the policies.
-const POLICIES_SETTLE: Duration = Duration::from_millis(300);
 /// How often the load is read.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
 
@@ -85,8 +82,8 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
     let scratch = config.runtime_dir.join("scratch");
     std::fs::create_dir_all(&scratch)
         .map_err(|error| failed(&format!("cannot make {}", scratch.display()), &error))?;
-    let metrics = Metrics::new().map_err(|error| failed("metrics", &error))?;
-    let policies = policies(&config).await?;
+    let metrics = Arc::new(Metrics::new().map_err(|error| failed("metrics", &error))?);
+    let policies = Arc::new(Policies::open(&config, &metrics));
     let hypervisor = hypervisor(&config)?;
     let store = store(&config).await?;
     Ok(Parts {
@@ -95,51 +92,12 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
         hypervisor,
         template: Arc::new(template),
         permits,
-        policies: Arc::new(policies),
+        policies,
         images: Arc::new(images),
         scratch,
-        metrics: Arc::new(metrics),
+        metrics,
         config,
     })
-}
-
-async fn policies(config: &Config) -> Result<PolicySet, Failure> {
-    let choice = config.policy_choice.iter().filter_map(|(interface, name)| {
-        let all = understudy_core::policy::Interface::ALL;
-        let interface = all.into_iter().find(|known| known.as_str() == interface)?;
-        Some((interface, name.clone()))
-    });
-    let limits = understudy_policy::Limits::default();
-    let limits = understudy_policy::Limits { deadline: config.policy_deadline, ..limits };
-    let mut settings = Settings { choice: choice.collect(), ..Settings::without_file(limits) };
-    for (name, parameters) in &config.policy_parameters {
-        let mut policy = settings.of(name);
-        policy.parameters.clone_from(parameters);
-        settings.policies.insert(name.clone(), policy);
-    }
-    let (dir, library) = (config.policies_dir.clone(), config.state_dir.join("policies"));
-    let loaded = tokio::task::spawn_blocking(move || {
-        let library = Library::open(&library)?;
-        let mut watch = FolderWatch::new(&dir, limits.file_size);
-        // Twice: what is found the same at a second look is not being written.
-        let folder = watch.look(&library).or_else(|| {
-            std::thread::sleep(POLICIES_SETTLE);
-            watch.look(&library)
-        });
-        let folder = folder.unwrap_or_default();
-        let (set, faults) = PolicySet::load(&library, &folder.components, &settings, &BTreeSet::new());
-        Ok((set, folder.faults.into_iter().chain(faults).collect::<Vec<_>>()))
-    });
-    let loaded = loaded.await.map_err(|error| failed("loading the policies failed", &error))?;
-    let (policies, faults) =
-        loaded.map_err(|error: understudy_policy::LibraryFault| failed("policies", &error))?;
-    for fault in &faults {
-        tracing::error!(fault = %chain(fault), "a policy is not used, the built-in rule decides in its place");
-    }
-    for policy in policies.policies() {
-        tracing::info!(name = policy.name, digest = %policy.digest, decides = ?policy.decides, "policy loaded");
-    }
-    Ok(policies)
 }
 
 fn hypervisor(config: &Config) -> Result<Arc<dyn Hypervisor>, Failure> {

@@ -13,6 +13,7 @@ use understudy_core::observe::Observer;
 use understudy_core::records::{
     CheckpointRecord, HostFacts, HostIntent, NodeRecord, SessionRecord, TerminalRecord,
 };
+use understudy_core::sets::PolicySets;
 use understudy_core::units::Boottime;
 use understudy_core::view::{HostView, Versioned, View};
 use understudy_store::election::Leadership;
@@ -35,6 +36,8 @@ pub struct Cluster {
     pub revision: Revision,
     /// Who leads.
     pub leader: Option<Leadership>,
+    /// The sets of policies.
+    pub policies: PolicySets,
     hosts: BTreeMap<HostId, HostRecords>,
     terminals: BTreeMap<TerminalId, TerminalRecord>,
     nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
@@ -165,6 +168,9 @@ impl Cluster {
             Key::Failover(node) => {
                 self.failovers.insert(node, read(entry)?);
             }
+            Key::PolicyActive => self.policies.active = Some(versioned(entry)?),
+            Key::PolicyCandidate => self.policies.candidate = Some(versioned(entry)?),
+            Key::PolicyRefused => self.policies.refused = Some(versioned(entry)?),
         }
         Ok(())
     }
@@ -188,6 +194,9 @@ impl Cluster {
             Some(Key::Failover(node)) => {
                 self.failovers.remove(&node);
             }
+            Some(Key::PolicyActive) => self.policies.active = None,
+            Some(Key::PolicyCandidate) => self.policies.candidate = None,
+            Some(Key::PolicyRefused) => self.policies.refused = None,
             None => {}
         }
     }

@@ -30,6 +30,12 @@ pub enum Key {
     Checkpoint(NodeId),
     /// An operator's wish for a failover of a node.
     Failover(NodeId),
+    /// The set of policies that decides.
+    PolicyActive,
+    /// The set that is to take its place.
+    PolicyCandidate,
+    /// The last set that was refused.
+    PolicyRefused,
 }
 
 impl Key {
@@ -43,6 +49,12 @@ impl Key {
         match kind {
             "terminals" => name.parse().ok().map(Self::Terminal),
             "nodes" => name.parse().ok().map(Self::Node),
+            "policies" => match name {
+                "active" => Some(Self::PolicyActive),
+                "candidate" => Some(Self::PolicyCandidate),
+                "refused" => Some(Self::PolicyRefused),
+                _ => None,
+            },
             "failovers" => name.parse().ok().map(Self::Failover),
             "checkpoints" => name.parse().ok().map(Self::Checkpoint),
             "hosts" => {
@@ -72,6 +84,9 @@ impl std::fmt::Display for Key {
             Self::Node(node) => write!(f, "{ALL}nodes/{node}"),
             Self::Checkpoint(node) => write!(f, "{ALL}checkpoints/{node}"),
             Self::Failover(node) => write!(f, "{ALL}failovers/{node}"),
+            Self::PolicyActive => write!(f, "{ALL}policies/active"),
+            Self::PolicyCandidate => write!(f, "{ALL}policies/candidate"),
+            Self::PolicyRefused => write!(f, "{ALL}policies/refused"),
         }
     }
 }
@@ -118,10 +133,21 @@ mod tests {
             Key::Node(node.clone()),
             Key::Checkpoint(node.clone()),
             Key::Failover(node),
+            Key::PolicyActive,
+            Key::PolicyCandidate,
+            Key::PolicyRefused,
         ] {
             assert_eq!(Key::parse(&key.to_string()), Some(key));
         }
-        for unknown in ["", "v1/", "v1/hosts/host1", "v1/hosts/host1/else", "v1/nodes/alice", "v2/leader"] {
+        for unknown in [
+            "",
+            "v1/",
+            "v1/hosts/host1",
+            "v1/hosts/host1/else",
+            "v1/nodes/alice",
+            "v1/policies/x",
+            "v2/leader",
+        ] {
             assert_eq!(Key::parse(unknown), None, "{unknown}");
         }
     }

@@ -12,4 +12,5 @@ pub mod gateway;
 pub mod keys;
 pub mod metrics;
 pub mod peers;
+pub mod policies;
 pub mod telemetry;

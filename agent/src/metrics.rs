@@ -3,6 +3,8 @@
 //! Promises: a scrape reads memory only; labels are enums or ids of ours, never error text. Must not do: measure
 //! anything itself.
 
+mod policies;
+
 use std::time::Duration;
 
 use prometheus::{
@@ -11,10 +13,11 @@ use prometheus::{
 };
 use understudy_core::ids::NodeId;
 use understudy_core::plan::Report;
-use understudy_core::policy::Interface;
 use understudy_core::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
 use understudy_core::units::UnixMillis;
 use understudy_core::view::View;
+
+pub use policies::PolicyMetrics;
 
 /// Phases of a failover in seconds: milliseconds for a promotion, seconds for a deployment.
 const PHASE_BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
@@ -35,9 +38,8 @@ pub struct Metrics {
     checkpoints: IntCounterVec,
     session_remaining: Gauge,
     leader: IntGauge,
-    policy_seconds: HistogramVec,
-    policy_failures: IntCounterVec,
-    policy_refusals: IntCounterVec,
+    /// Those of the sites' policies.
+    pub policies: PolicyMetrics,
     invariants: IntCounterVec,
     gateway_sockets: IntGauge,
     gateway_connections: IntGauge,
@@ -127,22 +129,7 @@ impl Metrics {
             checkpoints: counters(&["node"], "checkpoints_total", "Complete checkpoints")?,
             session_remaining,
             leader: gauge("leader", "1 where this agent leads")?,
-            policy_seconds: histogram(
-                &["interface"],
-                "policy_question_seconds",
-                "Time to answer one question",
-                &[0.000_1, 0.001, 0.01, 0.1, 0.5, 1.0],
-            )?,
-            policy_failures: counters(
-                &["interface", "kind"],
-                "policy_failures_total",
-                "Questions that a policy did not answer, by kind of fault",
-            )?,
-            policy_refusals: counters(
-                &["interface"],
-                "policy_refusals_total",
-                "Answers of policies that core refused",
-            )?,
+            policies: PolicyMetrics::register(&registry)?,
             invariants: counters(
                 &["invariant"],
                 "invariant_violations_total",
@@ -182,18 +169,6 @@ impl Metrics {
             .with_label_values(&[&node])
             .observe(Duration::from_millis(pause_ms).as_secs_f64());
         self.checkpoint_bytes.with_label_values(&[&node]).set(i64::try_from(bytes).unwrap_or(i64::MAX));
-    }
-
-    pub(crate) fn policy_asked(&self, interface: Interface, took: Duration) {
-        self.policy_seconds.with_label_values(&[interface.as_str()]).observe(took.as_secs_f64());
-    }
-
-    pub(crate) fn policy_failed(&self, interface: Interface, kind: &str) {
-        self.policy_failures.with_label_values(&[interface.as_str(), kind]).inc();
-    }
-
-    pub(crate) fn policy_refused(&self, interface: Interface) {
-        self.policy_refusals.with_label_values(&[interface.as_str()]).inc();
     }
 
     pub(crate) fn invariant_broken(&self, invariant: &str) {

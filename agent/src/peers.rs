@@ -1,6 +1,7 @@
-//! Owns the talk between agents: a checkpoint goes to a backup's host.
+//! Owns the talk between agents: a checkpoint goes to a backup's host, a policy comes from whoever has it.
 //!
-//! Promises: an answer of success means that the peer has the image durably. Must not do: choose peers.
+//! Promises: an answer of success means that the peer has the image durably; a component is what its digest says and no
+//! larger than a policy may be. Must not do: choose peers.
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 use understudy_checkpoint::{Description, Digest};
 use understudy_core::ids::NodeId;
 use understudy_core::records::CheckpointId;
+use understudy_core::units::MiB;
 
 use crate::exit::chain;
 
@@ -94,4 +96,48 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     let said =
         answer.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
     Err(format!("refused the image ({status}): {said}"))
+}
+
+/// Fetches a component from the agent at `peer` (`host:port`).
+///
+/// # Errors
+/// A text that says what did not work: not reached, not there, larger than `limit`, or not what the digest says.
+pub async fn fetch_component(
+    peer: &str,
+    digest: &understudy_policy::Digest,
+    limit: MiB,
+) -> Result<Bytes, String> {
+    match timeout(SEND, get_component(peer, digest, limit)).await {
+        Ok(fetched) => fetched,
+        Err(_) => Err(format!("did not send it within {SEND:?}")),
+    }
+}
+
+async fn get_component(peer: &str, digest: &understudy_policy::Digest, limit: MiB) -> Result<Bytes, String> {
+    let stream = timeout(CONNECT, TcpStream::connect(peer))
+        .await
+        .map_err(|_| format!("{peer} does not answer"))?
+        .map_err(|error| format!("cannot reach {peer}: {error}"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(format!("/v1/policies/{digest}"))
+        .header(hyper::header::HOST, peer)
+        .body(http_body_util::Empty::<Bytes>::new())
+        .map_err(|error| chain(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| chain(&error))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), usize::try_from(limit.bytes()).unwrap_or(usize::MAX));
+    let body = body.collect().await;
+    connection.abort();
+    if status != StatusCode::OK {
+        return Err(format!("does not have it ({status})"));
+    }
+    let bytes = body.map_err(|error| format!("cannot be taken: {error}"))?.to_bytes();
+    if understudy_policy::Digest::of(&bytes) != *digest {
+        return Err("sent something else than its digest says".to_owned());
+    }
+    Ok(bytes)
 }

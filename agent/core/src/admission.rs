@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use crate::bounds::Bounds;
 use crate::ids::NodeId;
 use crate::plan::{Plan, Report, plan};
+use crate::policy::Judged;
 use crate::records::NodeRecord;
 use crate::units::Now;
 use crate::view::{Versioned, View};
@@ -19,14 +20,16 @@ use crate::view::{Versioned, View};
 /// Whether new nodes fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
-    /// They do.
-    Admitted,
+    /// They do; with what became of the answers.
+    Admitted(Judged),
     /// Policies have to be asked first: put the answers into the view, then ask again.
     Asks(Plan),
     /// They do not.
     Refused {
         /// What is missing, for people: a line per primary and per set of backups.
         missing: Vec<String>,
+        /// What became of the answers.
+        judged: Judged,
     },
 }
 
@@ -52,7 +55,8 @@ pub fn admit(view: &View, new: &BTreeMap<NodeId, NodeRecord>, bounds: &Bounds, n
         return Admission::Asks(of_new);
     }
     let missing: Vec<String> = new.keys().filter_map(|node| missing(node, &of_new, &report)).collect();
-    if missing.is_empty() { Admission::Admitted } else { Admission::Refused { missing } }
+    let judged = report.judged;
+    if missing.is_empty() { Admission::Admitted(judged) } else { Admission::Refused { missing, judged } }
 }
 
 /// What `node` would lack; none when it would be whole.

@@ -55,7 +55,7 @@ pub(super) async fn create_terminal(
     if snapshot.view.terminals.contains_key(&record.id) {
         return Err(exists());
     }
-    admission(&state.parts, snapshot.view.clone(), &nodes).await.map_err(|missing| {
+    admission(&state.parts, &snapshot, &nodes).await.map_err(|missing| {
         let text = format!("terminal '{}' does not fit:\n  {}", record.id, missing.join("\n  "));
         Refusal::new(StatusCode::CONFLICT, text)
     })?;

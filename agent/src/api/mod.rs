@@ -6,6 +6,7 @@
 
 mod change;
 mod images;
+mod policies;
 pub mod types;
 
 use std::sync::Arc;
@@ -70,6 +71,8 @@ pub fn local(state: ApiState) -> Router {
         .route("/v1/terminals", post(change::create_terminal))
         .route("/v1/terminals/{terminal}", delete(change::delete_terminal))
         .route("/v1/hosts/{host}/drain", put(change::drain).delete(change::undrain))
+        .route("/v1/nodes/{terminal}/{node}/explain", get(policies::explain))
+        .route("/v1/policies/{name}/restore", post(policies::restore))
         .route("/v1/nodes/{terminal}/{node}/failover", post(change::failover))
         .with_state(state.clone())
         .merge(public(state))
@@ -80,6 +83,8 @@ pub fn public(state: ApiState) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/terminals/{terminal}", get(terminal))
+        .route("/v1/policies", get(policies::status))
+        .route("/v1/policies/{name}", get(policies::component))
         .route("/v1/checkpoints", put(images::receive))
         .route("/metrics", get(metrics))
         .with_state(state)

@@ -8,6 +8,7 @@ use understudy_core::records::{Application, CheckpointId, Incident, Labels, Memb
 use understudy_core::view::{HostView, View};
 
 use crate::driver::{Parts, Snapshot, now};
+use crate::policies::status::PoliciesStatus;
 
 /// A terminal to create, as a file or request says it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,23 +58,12 @@ pub struct Status {
     pub leader: Option<String>,
     /// How long primaries may still run on this host without another renewal, in milliseconds.
     pub session_remaining_ms: Option<u64>,
-    /// The policies that decide.
-    pub policies: Vec<PolicyStatus>,
+    /// The sites' policies.
+    pub policies: PoliciesStatus,
     /// All hosts.
     pub hosts: Vec<Host>,
     /// All terminals.
     pub terminals: Vec<Terminal>,
-}
-
-/// A loaded policy.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PolicyStatus {
-    /// Its name.
-    pub name: String,
-    /// Its digest.
-    pub digest: String,
-    /// What it decides.
-    pub decides: Vec<String>,
 }
 
 /// One host.
@@ -172,16 +162,11 @@ fn millis(duration: std::time::Duration) -> u64 {
 impl Status {
     pub(crate) fn of(snapshot: &Snapshot, parts: &Parts) -> Self {
         let view = &snapshot.view;
-        let policies = parts.policies.policies().map(|policy| PolicyStatus {
-            name: policy.name.clone(),
-            digest: policy.digest.to_string(),
-            decides: policy.decides.iter().map(ToString::to_string).collect(),
-        });
         Self {
             host: parts.config.host.clone(),
             leader: snapshot.leader.clone(),
             session_remaining_ms: snapshot.session_remaining.map(millis),
-            policies: policies.collect(),
+            policies: PoliciesStatus::of(snapshot, &parts.policies),
             hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host)).collect(),
             terminals: view
                 .terminals

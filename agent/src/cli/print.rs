@@ -1,5 +1,7 @@
 //! Owns how answers look on a terminal.
 
+pub(super) mod policies;
+
 use std::fmt::Write;
 
 use understudy_core::records::StateKept;
@@ -15,14 +17,7 @@ pub(super) fn status(status: &Status) -> String {
     let leader = status.leader.as_deref().unwrap_or("nobody");
     let session = status.session_remaining_ms.map_or_else(|| "none".to_owned(), seconds);
     let _ = writeln!(text, "host {}, leader {leader}, session for another {session}", status.host);
-    for policy in &status.policies {
-        let decides =
-            if policy.decides.is_empty() { "nothing".to_owned() } else { policy.decides.join(", ") };
-        let _ = writeln!(text, "policy {} decides {decides}", policy.name);
-    }
-    if status.policies.is_empty() {
-        let _ = writeln!(text, "no policy is loaded, the built-in rules decide");
-    }
+    text.push_str(&policies::deciding(&status.policies));
     text.push('\n');
     text.push_str(&hosts(&status.hosts));
     for shown in &status.terminals {

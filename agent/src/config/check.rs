@@ -94,8 +94,7 @@ pub(super) fn checked(file: &Path, raw: raw::Raw) -> Result<Config, ConfigError>
             addresses,
             policies_dir: raw.policies.dir,
             policy_deadline: Duration::from_millis(raw.policies.deadline_ms),
-            policy_choice: raw.policies.choice,
-            policy_parameters: raw.policies.parameters,
+            policy_records: MiB(raw.policies.records_mib),
             api_socket: raw.api.socket.unwrap_or_else(|| runtime.join("api.sock")),
             api_advertise: advertised(raw.api.advertise, api_listen, &host),
             api_listen,
@@ -228,14 +227,7 @@ fn libvirt(faults: &mut Faults<'_>, raw: &raw::Libvirt, environments: &BTreeMap<
 fn policies(faults: &mut Faults<'_>, raw: &raw::Policies) {
     faults.absolute("policies.dir", &raw.dir);
     faults.range("policies.deadline_ms", raw.deadline_ms, 5, 10_000);
-    for interface in raw.choice.keys() {
-        if !["placement", "backup-count"].contains(&interface.as_str()) {
-            faults.add(
-                &format!("policies.choice.{interface}"),
-                "is no interface: use placement or backup-count",
-            );
-        }
-    }
+    faults.range("policies.records_mib", raw.records_mib, 0, 1 << 16);
 }
 
 fn bounds(faults: &mut Faults<'_>, raw: &raw::Cluster) -> Bounds {

@@ -156,18 +156,12 @@ fn default_prefix() -> u8 {
 pub(super) struct Policies {
     pub(super) dir: PathBuf,
     pub(super) deadline_ms: u64,
-    pub(super) choice: BTreeMap<String, String>,
-    pub(super) parameters: BTreeMap<String, BTreeMap<String, String>>,
+    pub(super) records_mib: u64,
 }
 
 impl Default for Policies {
     fn default() -> Self {
-        Self {
-            dir: "/etc/understudy/policies".into(),
-            deadline_ms: 500,
-            choice: BTreeMap::new(),
-            parameters: BTreeMap::new(),
-        }
+        Self { dir: "/etc/understudy/policies".into(), deadline_ms: 500, records_mib: 64 }
     }
 }
 

@@ -53,7 +53,7 @@ addresses = "10.0.0.9-10.0.0.1"
 prefix_length = 40
 [policies]
 deadline_ms = 1
-choice = { nothing = "x" }
+records_mib = 1000000
 [log]
 format = "xml"
 "#;
@@ -69,7 +69,7 @@ format = "xml"
         "network.addresses",
         "network.prefix_length",
         "policies.deadline_ms",
-        "policies.choice.nothing",
+        "policies.records_mib",
         "log.format",
         "api.listen",
         "environments",
@@ -100,4 +100,27 @@ fn the_commented_defaults_are_the_defaults() {
     let plain = Config::parse(Path::new("x"), FULL).unwrap();
     let set = Config::parse(Path::new("x"), &uncommented).unwrap();
     assert_eq!(format!("{plain:?}"), format!("{set:?}"));
+}
+
+/// They moved to `policies.toml`, beside the components that they are about.
+#[test]
+fn who_decides_is_no_key_of_the_agents_own_file() {
+    for key in ["choice = { placement = \"spread\" }", "parameters = { count = { display = \"1\" } }"] {
+        let found = faults(&format!("{MINIMAL}\n[policies]\n{key}\n"));
+        assert!(found.iter().any(|fault| fault.contains(key.split(' ').next().unwrap())), "{found:?}");
+    }
+}
+
+#[test]
+fn the_shipped_settings_of_policies_are_valid_and_name_every_key() {
+    use understudy_policy::{Limits, Mode, Settings};
+    let text = include_str!("../../../config/policies.toml");
+    let settings = Settings::parse(Path::new("policies.toml"), text, &Limits::default()).unwrap();
+    assert_eq!(settings.choice.len(), 2);
+    let spread = settings.of("spread");
+    assert_eq!(spread.mode, Mode::Decide);
+    assert_eq!(spread.limits, Limits::default(), "the file shows the defaults");
+    for key in ["choice", "mode", "deadline_ms", "memory_mib", "parameters"] {
+        assert!(text.contains(key), "{key} is not documented");
+    }
 }

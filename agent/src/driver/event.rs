@@ -13,6 +13,7 @@ use understudy_store::{Batch, Listing, Revision};
 use super::inventory::Found;
 use super::jobs::Job;
 use super::lead::Planned;
+use crate::policies::Told;
 
 /// Something happened.
 #[derive(Debug)]
@@ -51,6 +52,12 @@ pub enum Event {
     Planned(Box<Planned>),
     /// The facts were written, or were not.
     Published(Option<Box<HostFacts>>),
+    /// What the keeper of the policies says.
+    Policies(Box<Told>),
+    /// A change of the set of policies was written at this revision, or was not.
+    Settled(Option<Revision>),
+    /// The leadership was given up, as far as the store answered.
+    Resigned,
     /// The load of the host's processors, in thousandths of one.
     Load(u32),
 }

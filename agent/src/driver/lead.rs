@@ -7,16 +7,16 @@ use std::sync::Arc;
 
 use understudy_core::invariants;
 use understudy_core::plan::{Assignment, CheckpointChange, Plan, Report, SessionEnding, plan};
-use understudy_core::policy::Interface;
 use understudy_core::units::{Boottime, Now};
-use understudy_core::view::{Answer, View};
+use understudy_core::view::View;
 use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
 use understudy_store::{Committed, Condition, Revision, Txn};
 
 use super::event::Event;
-use super::{Driver, Parts, now};
+use super::{Driver, Parts, Snapshot, now};
 use crate::exit::chain;
 use crate::keys::{self, Key, LEADER};
+use crate::policies::{Answers, Round};
 
 /// More rounds of questions than this mean that answers lead to ever new questions: a defect.
 const ROUNDS_MAX: u32 = 1_000;
@@ -34,7 +34,7 @@ pub struct Planned {
 
 impl Driver {
     pub(super) fn lead(&mut self, view: &View, now: Now) {
-        if !self.session.is_open(now.boottime) {
+        if !self.session.is_open(now.boottime) || !self.may_lead(view) {
             return;
         }
         let mine = self.leading.as_ref().filter(|mine| self.cluster.leader.as_ref() == Some(*mine)).cloned();
@@ -47,6 +47,9 @@ impl Driver {
                 tracing::warn!("another agent leads");
                 self.leading = None;
             }
+        }
+        if let Some(mine) = mine.as_ref().filter(|_| self.sets_are_seen()) {
+            self.settle_sets(view, mine, now);
         }
         match &self.leading {
             Some(mine) if self.plan_is_due(now.boottime) => self.plan(view, mine.clone(), now),
@@ -105,8 +108,9 @@ impl Driver {
         self.planning = true;
         self.last_plan = (self.cluster.revision, now.boottime);
         let (parts, sender, view) = (self.parts.clone(), self.sender.clone(), view.clone());
+        let asking = Round::new(parts.policies.deciding(&self.cluster.policies), Some(mine.term().0));
         tokio::spawn(async move {
-            let planned = round(&parts, view, &mine, now).await;
+            let planned = round(&parts, view, asking, &mine, now).await;
             let _ = sender.send(Event::Planned(Box::new(planned)));
         });
     }
@@ -124,7 +128,6 @@ impl Driver {
             if !self.report.refusals.contains(&(*interface, reason.clone())) {
                 tracing::warn!(%interface, %reason, "a policy's answer was refused, the built-in rule decided");
             }
-            self.parts.metrics.policy_refused(*interface);
         }
         self.report = planned.report;
     }
@@ -139,8 +142,8 @@ impl Driver {
     }
 }
 
-async fn round(parts: &Arc<Parts>, mut view: View, mine: &Leadership, at: Now) -> Planned {
-    let (plan, report) = match answered(parts, &mut view, at).await {
+async fn round(parts: &Arc<Parts>, mut view: View, asking: Round, mine: &Leadership, at: Now) -> Planned {
+    let (plan, report) = match answered(parts, &mut view, asking, at).await {
         Ok(planned) => planned,
         Err(reason) => {
             tracing::error!(%reason, "no plan could be made");
@@ -172,67 +175,34 @@ async fn round(parts: &Arc<Parts>, mut view: View, mine: &Leadership, at: Now) -
 }
 
 /// Plans, asks what the plan wants to know, and plans again, until it wants to know nothing.
-async fn answered(parts: &Arc<Parts>, view: &mut View, at: Now) -> Result<(Plan, Report), String> {
+async fn answered(
+    parts: &Arc<Parts>,
+    view: &mut View,
+    mut asking: Round,
+    at: Now,
+) -> Result<(Plan, Report), String> {
     for _ in 0..ROUNDS_MAX {
-        let (plan, report) = plan(view, &parts.config.bounds, at);
+        let (plan, mut report) = plan(view, &parts.config.bounds, at);
         if !plan.has_questions() {
+            asking.conclude(&parts.policies, std::mem::take(&mut report.judged));
             return Ok((plan, report));
         }
-        let task_parts = parts.clone();
-        let answers = tokio::task::spawn_blocking(move || ask(&task_parts, plan)).await;
-        let (placements, counts) = answers.map_err(|error| format!("asking the policies failed: {error}"))?;
+        let (placements, counts);
+        (asking, (placements, counts)) = ask(parts, asking, plan).await?;
         view.placements.extend(placements);
         view.backup_counts.extend(counts);
     }
     Err(format!("the plan still has questions after {ROUNDS_MAX} rounds"))
 }
 
-type Answers = (
-    Vec<(understudy_core::policy::PlacementQuestion, Answer<understudy_core::policy::PlacementAnswer>)>,
-    Vec<(understudy_core::policy::BackupCountQuestion, Answer<understudy_core::policy::BackupCountAnswer>)>,
-);
-
-/// Asks the policies. Blocks for as long as they compute, bounded by their deadline.
-fn ask(parts: &Parts, plan: Plan) -> Answers {
-    let judged = |interface: Interface, problem: Option<String>| {
-        if let Some(problem) = problem {
-            tracing::warn!(%interface, %problem, "a policy did not answer, the built-in rule decides");
-        }
-    };
-    let placements = plan.placements.into_iter().map(|question| {
-        let started = std::time::Instant::now();
-        let answer = match parts.policies.deciding(Interface::Placement) {
-            None => Answer::Unavailable,
-            Some(_) => match parts.policies.ask_placement(&question).outcome {
-                Ok(answer) => Answer::Given(answer),
-                Err(fault) => {
-                    judged(Interface::Placement, Some(chain(&fault)));
-                    parts.metrics.policy_failed(Interface::Placement, fault.kind());
-                    Answer::Unavailable
-                }
-            },
-        };
-        parts.metrics.policy_asked(Interface::Placement, started.elapsed());
-        (question, answer)
+/// Puts a plan's questions where blocking is allowed.
+async fn ask(parts: &Arc<Parts>, mut asking: Round, plan: Plan) -> Result<(Round, Answers), String> {
+    let parts = parts.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let answers = asking.ask(&parts.policies, plan);
+        (asking, answers)
     });
-    let placements = placements.collect();
-    let counts = plan.backup_counts.into_iter().map(|question| {
-        let started = std::time::Instant::now();
-        let answer = match parts.policies.deciding(Interface::BackupCount) {
-            None => Answer::Unavailable,
-            Some(_) => match parts.policies.ask_backup_count(&question).outcome {
-                Ok(answer) => Answer::Given(answer),
-                Err(fault) => {
-                    judged(Interface::BackupCount, Some(chain(&fault)));
-                    parts.metrics.policy_failed(Interface::BackupCount, fault.kind());
-                    Answer::Unavailable
-                }
-            },
-        };
-        parts.metrics.policy_asked(Interface::BackupCount, started.elapsed());
-        (question, answer)
-    });
-    (placements, counts.collect())
+    asked.await.map_err(|error| format!("asking the policies failed: {error}"))
 }
 
 fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
@@ -288,23 +258,28 @@ async fn write(parts: &Parts, mine: &Leadership, txn: &Txn, planned: &mut Planne
 /// For admission: plans for a view with more nodes, asking the policies as the leader would.
 pub async fn admission(
     parts: &Arc<Parts>,
-    mut view: View,
+    snapshot: &Snapshot,
     new: &std::collections::BTreeMap<understudy_core::ids::NodeId, understudy_core::records::NodeRecord>,
 ) -> Result<(), Vec<String>> {
     use understudy_core::admission::{Admission, admit};
+    let mut view = snapshot.view.clone();
+    let mut asking = Round::new(parts.policies.deciding(&snapshot.sets), None);
     for _ in 0..ROUNDS_MAX {
-        match admit(&view, new, &parts.config.bounds, now()) {
-            Admission::Admitted => return Ok(()),
-            Admission::Refused { missing } => return Err(missing),
-            Admission::Asks(plan) => {
-                let task_parts = parts.clone();
-                let answers = tokio::task::spawn_blocking(move || ask(&task_parts, plan)).await;
-                let (placements, counts) =
-                    answers.map_err(|error| vec![format!("asking the policies failed: {error}")])?;
-                view.placements.extend(placements);
-                view.backup_counts.extend(counts);
+        let plan = match admit(&view, new, &parts.config.bounds, now()) {
+            Admission::Admitted(judged) => {
+                asking.conclude(&parts.policies, judged);
+                return Ok(());
             }
-        }
+            Admission::Refused { missing, judged } => {
+                asking.conclude(&parts.policies, judged);
+                return Err(missing);
+            }
+            Admission::Asks(plan) => plan,
+        };
+        let (placements, counts);
+        (asking, (placements, counts)) = ask(parts, asking, plan).await.map_err(|error| vec![error])?;
+        view.placements.extend(placements);
+        view.backup_counts.extend(counts);
     }
     Err(vec!["the policies' answers lead to ever new questions".to_owned()])
 }

@@ -11,6 +11,7 @@ mod mirror;
 mod outcomes;
 mod own_session;
 mod publish;
+mod sets;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,21 +27,23 @@ use understudy_core::observe::Observer;
 use understudy_core::plan::Report;
 use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::session::Session;
+use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::View;
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
-use understudy_policy::PolicySet;
 use understudy_store::election::Leadership;
 use understudy_store::{Revision, Store};
 
 pub use event::Event;
 pub use lead::admission;
+pub(crate) use sets::waits;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::gateway::Directory;
 use crate::metrics::Metrics;
+use crate::policies::{Policies, Seen};
 
 /// The longest that the driver sleeps when nothing happens: silence of other hosts has no event of its own.
 const TICK: Duration = Duration::from_millis(250);
@@ -60,7 +63,7 @@ pub struct Parts {
     /// Permits for libvirt's hook.
     pub permits: Permits,
     /// The sites' policies.
-    pub policies: Arc<PolicySet>,
+    pub policies: Arc<Policies>,
     /// Checkpoints kept for others.
     pub images: Arc<ImageStore>,
     /// Where images are made before they are sent: a tmpfs.
@@ -86,6 +89,8 @@ pub struct Snapshot {
     pub session_remaining: Option<Duration>,
     /// What this host reports.
     pub facts: Option<HostFacts>,
+    /// The sets of policies.
+    pub sets: PolicySets,
 }
 
 /// What is under way on one lane of one instance.
@@ -129,6 +134,10 @@ pub struct Driver {
     publish_after: Boottime,
     complaints: BTreeMap<&'static str, String>,
     load_milli: u32,
+    policy_facts: SetFacts,
+    settling: bool,
+    settled_at: Revision,
+    seen: watch::Sender<Arc<Seen>>,
     directory: watch::Sender<Directory>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
@@ -191,6 +200,10 @@ impl Driver {
             publish_after: Boottime::default(),
             complaints: BTreeMap::new(),
             load_milli: 0,
+            policy_facts: SetFacts::default(),
+            settling: false,
+            settled_at: Revision(0),
+            seen: watch::Sender::new(Arc::default()),
             directory,
             snapshots,
         }
@@ -206,6 +219,7 @@ impl Driver {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         mirror::start(self.parts.store.clone(), self.sender.clone());
         self.listen_to_hypervisor();
+        crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.images = kept_images(&self.parts.images);
         loop {
             let event = tokio::select! {
@@ -259,6 +273,9 @@ impl Driver {
             Event::Bid(bid) => self.bid_ended(bid),
             Event::Planned(planned) => self.plan_ended(*planned),
             Event::Published(facts) => self.published(facts),
+            Event::Policies(told) => self.policies_told(*told),
+            Event::Settled(written) => self.sets_settled(written),
+            Event::Resigned => self.bidding = false,
             Event::Load(milli) => self.load_milli = milli,
         }
     }
@@ -291,6 +308,7 @@ impl Driver {
         self.advance_session(now.boottime);
         if self.synced {
             let view = self.cluster.view(&self.observer, now.boottime);
+            self.tell_keeper(&view);
             if self.adopted {
                 self.work(&view, now);
                 self.publish_facts(now);

@@ -45,7 +45,7 @@ impl Driver {
             load_milli,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
-            policies: understudy_core::sets::SetFacts::default(),
+            policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -101,6 +101,7 @@ impl Driver {
             report: self.report.clone(),
             session_remaining: remaining,
             facts: Some(self.facts()),
+            sets: self.cluster.policies.clone(),
             view,
         }));
     }

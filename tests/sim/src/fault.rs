@@ -275,8 +275,8 @@ impl World {
         let now = Now { boottime: clock, wall: UnixMillis(1_700_000_000_000 + self.now) };
         loop {
             match admit(&view, &records, &self.bounds, now) {
-                Admission::Admitted => return self.create(name, records),
-                Admission::Refused { missing } => {
+                Admission::Admitted(_) => return self.create(name, records),
+                Admission::Refused { missing, .. } => {
                     return self.note(format!("terminal {name} is refused: {}", missing.join("; ")));
                 }
                 Admission::Asks(plan) => {

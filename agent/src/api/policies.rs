@@ -1,0 +1,100 @@
+//! Owns the policies' part of the interface: their status, their components for peers, explanations, restoring.
+//!
+//! Promises: a peer gets a component by its digest and nothing else of this host's files. Must not do: load anything.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use understudy_core::ids::NodeId;
+use understudy_core::plan;
+use understudy_policy::Digest;
+use understudy_store::{Committed, Txn};
+
+use super::{ApiState, Refusal};
+use crate::driver::now;
+use crate::exit::chain;
+use crate::keys::{Key, encode};
+use crate::policies::explain::{Explained, explained};
+use crate::policies::status::PoliciesStatus;
+use crate::policies::unchanged;
+
+pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<PoliciesStatus>, Refusal> {
+    Ok(Json(PoliciesStatus::of(state.snapshot()?.as_ref(), &state.parts.policies)))
+}
+
+/// A component, for a peer. What comes is not trusted: it is a digest, or refused before any file is looked at.
+pub(super) async fn component(
+    State(state): State<ApiState>,
+    Path(digest): Path<String>,
+) -> Result<Bytes, Refusal> {
+    let digest: Digest = digest.parse().map_err(|error: understudy_policy::NoDigest| {
+        Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
+    })?;
+    let absent =
+        || Refusal::new(StatusCode::NOT_FOUND, format!("there is no component {digest} on this host"));
+    let library = state.parts.policies.library().cloned().ok_or_else(absent)?;
+    let (limit, wanted) = (state.parts.policies.defaults().file_size, digest.clone());
+    let read = tokio::task::spawn_blocking(move || library.read(&wanted, limit)).await;
+    match read {
+        Ok(Ok(bytes)) => Ok(bytes.into()),
+        Ok(Err(understudy_policy::FileFault::Absent)) => Err(absent()),
+        Ok(Err(fault)) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&fault))),
+        Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+pub(super) async fn explain(
+    State(state): State<ApiState>,
+    Path((terminal, node)): Path<(String, String)>,
+) -> Result<Json<Explained>, Refusal> {
+    let text = format!("{terminal}/{node}");
+    let node: NodeId = text.parse().map_err(|error: understudy_core::ids::NameError| {
+        Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
+    })?;
+    let snapshot = state.snapshot()?;
+    let bounds = &state.parts.config.bounds;
+    let explanation = plan::explain(&snapshot.view, &node, bounds, now()).ok_or_else(|| {
+        Refusal::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no node '{node}': see `understudy terminal list`"),
+        )
+    })?;
+    let deciding = state.parts.policies.deciding(&snapshot.sets);
+    let ready = deciding.generation == 0 || state.parts.policies.is_ready(deciding.generation);
+    let asked = tokio::task::spawn_blocking(move || explained(&deciding, ready, &explanation)).await;
+    asked.map(Json).map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+/// A policy that was set aside is asked again.
+pub(super) async fn restore(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let snapshot = state.snapshot()?;
+    let active = snapshot.sets.active.as_ref();
+    if !active.is_some_and(|set| set.value.components.contains_key(&name)) {
+        let text = format!("there is no policy '{name}': see `understudy policy list`");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, text));
+    }
+    let Some(record) = snapshot.sets.restored(&name) else {
+        let text = format!("policy '{name}' is not set aside: see `understudy policy list`");
+        return Err(Refusal::new(StatusCode::CONFLICT, text));
+    };
+    // What this host saw of it must be forgotten first, or it is set aside again by what is past.
+    state.parts.policies.trust(&name);
+    let txn = Txn::new()
+        .when(unchanged(&Key::PolicyActive, active.map(|set| set.revision)))
+        .put(Key::PolicyActive.to_string(), encode(&record));
+    match state.parts.store.commit(&txn).await {
+        Ok(Committed::Applied { .. }) => Ok(StatusCode::NO_CONTENT),
+        Ok(Committed::Refused { .. }) => Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "the set of policies changed at this very moment: look, then ask again",
+        )),
+        Err(error) => Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the store did not take it: {}", chain(&error)),
+        )),
+    }
+}

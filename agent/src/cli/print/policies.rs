@@ -1,0 +1,244 @@
+//! Owns how policies, explanations and replays look on a terminal.
+
+use std::fmt::Write;
+
+use understudy_core::policy::Purpose;
+use understudy_policy::{BenchRow, CheckReport};
+
+use crate::exit::chain;
+use crate::policies::explain::Explained;
+use crate::policies::replay::Replayed;
+use crate::policies::status::PoliciesStatus;
+
+/// Who decides, and what an operator should look at.
+pub(crate) fn deciding(status: &PoliciesStatus) -> String {
+    let mut text = String::new();
+    for (interface, name) in &status.deciding {
+        let name =
+            name.as_ref().map_or_else(|| "the built-in rule".to_owned(), |name| format!("policy {name}"));
+        let _ = writeln!(text, "{interface} is decided by {name}");
+    }
+    for policy in &status.policies {
+        if let Some(reason) = &policy.set_aside {
+            let _ = writeln!(text, "policy {} is set aside: it {reason}", policy.name);
+            let _ = writeln!(
+                text,
+                "    it comes back with a new file, or by `understudy policy restore {}`",
+                policy.name
+            );
+        }
+    }
+    if let Some(candidate) = &status.candidate {
+        let waits =
+            if candidate.waits.is_empty() { "the leader".to_owned() } else { candidate.waits.join(", ") };
+        let _ = writeln!(
+            text,
+            "set {} of {} takes over as soon as {waits} has it",
+            candidate.generation, candidate.by
+        );
+    }
+    if let Some(refused) = &status.refused {
+        let _ =
+            writeln!(text, "set {} of {} was refused: {}", refused.generation, refused.by, refused.reason);
+    }
+    if !status.ready {
+        let _ = writeln!(text, "this host cannot lead: set {} is not ready on it", status.generation);
+    }
+    for fault in &status.faults {
+        let _ = writeln!(text, "    {fault}");
+    }
+    text
+}
+
+/// All of it.
+pub(crate) fn list(status: &PoliciesStatus) -> String {
+    let mut text = match (&status.by, status.generation) {
+        (Some(by), generation) => format!("set {generation}, from the folder of {by}\n"),
+        (None, _) => "no set of policies decides\n".to_owned(),
+    };
+    if !status.policies.is_empty() {
+        let _ = writeln!(
+            text,
+            "{:16} {:12} {:9} {:24} {:24} {:>8} {:>8}",
+            "POLICY", "DIGEST", "MODE", "DECIDES", "SHADOWS", "DEADLINE", "MEMORY"
+        );
+    }
+    for policy in &status.policies {
+        let mode = if policy.set_aside.is_some() { "set aside" } else { &policy.mode };
+        let or_none = |words: Vec<String>| if words.is_empty() { "-".to_owned() } else { words.join(",") };
+        let shadow = |shadow: &crate::policies::status::ShadowStatus| {
+            format!("{} ({} of {} differ)", shadow.interface, shadow.differences, shadow.answers)
+        };
+        let _ = writeln!(
+            text,
+            "{:16} {:12.12} {mode:9} {:24} {:24} {:>5} ms {:>4} MiB",
+            policy.name,
+            policy.digest,
+            or_none(policy.decides.clone()),
+            or_none(policy.shadows.iter().map(shadow).collect()),
+            policy.deadline_ms,
+            policy.memory_mib
+        );
+    }
+    text.push_str(&deciding(status));
+    if !status.differs.is_empty() {
+        let _ = writeln!(text, "this host's folder differs from what decides: {}", status.differs.join(", "));
+    }
+    text
+}
+
+/// Each host with its verdict.
+pub(crate) fn explained(shown: &Explained) -> String {
+    let what = match shown.purpose {
+        Purpose::Primary => "a primary",
+        Purpose::WarmBackup => "another backup",
+        Purpose::HeldBackup => "another backup (a held place)",
+        Purpose::Migration => "a migration",
+    };
+    let mut text = format!("{} needs {} for {what}\n", shown.node, shown.memory);
+    let asked = shown.said.policy.as_ref();
+    let _ = match (asked, &shown.said.fault, shown.built_in) {
+        (Some(policy), None, None) => {
+            writeln!(
+                text,
+                "policy {} ({:.12}) answered in {} us",
+                policy.name, policy.digest, shown.said.took_us
+            )
+        }
+        (Some(policy), None, Some(why)) => {
+            writeln!(text, "policy {} answered and the built-in rule decides: {}", policy.name, why.as_str())
+        }
+        (_, Some(fault), _) => writeln!(text, "the built-in rule decides: {}", fault.message),
+        (None, None, _) => writeln!(text, "the built-in rule decides"),
+    };
+    let _ = writeln!(text, "{:>4} {:16} {:9} {:>12}  WHY", "RANK", "HOST", "STATE", "FREE");
+    let mut hosts: Vec<_> = shown.hosts.iter().collect();
+    hosts.sort_by_key(|host| (host.rank.unwrap_or(usize::MAX), host.host.clone()));
+    for host in hosts {
+        let rank = host.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+        let why = match (&host.excluded, &host.reason, host.rank) {
+            (Some(excluded), Some(reason), _) => format!("not eligible: it {excluded} (policy: {reason})"),
+            (Some(excluded), None, _) => format!("not eligible: it {excluded}"),
+            (None, Some(reason), _) => reason.clone(),
+            (None, None, Some(_)) => String::new(),
+            (None, None, None) => "eligible, not picked".to_owned(),
+        };
+        let state = format!("{:?}", host.state).to_lowercase();
+        let free = host.free_memory.to_string();
+        let _ = writeln!(text, "{rank:>4} {:16} {state:9} {free:>12}  {why}", host.host);
+    }
+    for pick in &shown.refused {
+        let _ = writeln!(text, "refused: {pick}");
+    }
+    text
+}
+
+/// What would have been otherwise.
+pub(crate) fn replayed(replayed: &Replayed) -> String {
+    let mut text = String::new();
+    for difference in &replayed.differences {
+        let why = difference.why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+        let _ = writeln!(
+            text,
+            "{} {} of {}: {} by {}, would be {}{why}",
+            utc(difference.at.0),
+            difference.interface,
+            difference.node,
+            difference.was,
+            difference.by,
+            difference.would
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{} questions: {} alike, {} otherwise, {} not answered; {} passed over, {} lines unreadable",
+        replayed.questions,
+        replayed.same,
+        replayed.differences.len(),
+        replayed.failures,
+        replayed.passed_over,
+        replayed.unreadable
+    );
+    text
+}
+
+/// A time as `2026-01-31T23:59:59Z`.
+fn utc(millis: u64) -> String {
+    let (days, second) = (millis / 86_400_000, millis / 1_000 % 86_400);
+    // Days since 0000-03-01 in eras of 400 years, so that the leap day is the last of its year.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year + era * 400 + carry;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3_600, second / 60 % 60, second % 60)
+}
+
+/// What there is to know of a file.
+pub(crate) fn checked(report: &CheckReport) -> String {
+    let mut text = String::new();
+    let or_none = |words: &[String]| if words.is_empty() { "nothing".to_owned() } else { words.join(", ") };
+    let _ = writeln!(text, "{}: {} bytes", report.file.display(), report.bytes);
+    if let Some(digest) = &report.digest {
+        let _ = writeln!(text, "  digest   {digest}");
+    }
+    let _ = writeln!(text, "  imports  {}", or_none(&report.imports));
+    let _ = writeln!(text, "  exports  {}", or_none(&report.exports));
+    if let Some(compiled) = report.compiled {
+        let _ = writeln!(text, "  compiled in {} ms", compiled.as_millis());
+    }
+    for trial in &report.trials {
+        let outcome =
+            trial.outcome.as_ref().err().map_or_else(|| "answered".to_owned(), |fault| chain(fault));
+        let (took, memory) = (trial.took.as_micros(), trial.memory / 1024);
+        let _ = writeln!(text, "  trial of {}: {outcome}, {took} us, {memory} KiB", trial.interface);
+    }
+    let _ = writeln!(
+        text,
+        "  limits   {} ms, {} for a question, {} for the file",
+        report.limits.deadline.as_millis(),
+        report.limits.memory,
+        report.limits.file_size
+    );
+    match &report.fault {
+        None => text.push_str("  usable\n"),
+        Some(fault) => {
+            let _ = writeln!(text, "  not usable: {}", chain(fault));
+        }
+    }
+    text
+}
+
+/// Questions per second.
+pub(crate) fn benched(rows: &[BenchRow]) -> String {
+    let mut text =
+        format!("{:>7} {:>12} {:>12} {:>12} {:>7}\n", "HOSTS", "PER SECOND", "POLICY", "BUILT-IN", "RATIO");
+    for row in rows {
+        let micros = |took: std::time::Duration| format!("{:.1} us", took.as_secs_f64() * 1e6);
+        let (policy, built_in) = (micros(row.policy), micros(row.native));
+        let (second, ratio) = (row.per_second(), row.ratio());
+        let _ = writeln!(text, "{:>7} {second:>12.0} {policy:>12} {built_in:>12} {ratio:>7.2}", row.hosts);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn times_are_shown_in_utc() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399_999, "2000-02-28T23:59:59Z"),
+            (951_782_400_000, "2000-02-29T00:00:00Z"),
+            (1_798_761_599_000, "2026-12-31T23:59:59Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(millis), text);
+        }
+    }
+}

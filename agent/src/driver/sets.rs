@@ -1,0 +1,156 @@
+//! Owns the driver's part in the sets of policies: it tells the keeper what stands in the store, keeps who may not lead
+//! from leading, and writes as leader what becomes of a candidate and of a policy that failed.
+//!
+//! Promises: every write rests on the leadership and on the records that it was decided from. Must not do: load, ask or
+//! judge (the keeper, `policies` and core do).
+
+use std::sync::Arc;
+
+use understudy_core::records::HostFacts;
+use understudy_core::sets::{PolicySetRecord, RefusedSet, Verdict};
+use understudy_core::units::Now;
+use understudy_core::view::{HostView, View};
+use understudy_store::election::{Leadership, resign};
+use understudy_store::{Committed, Txn};
+
+use super::event::Event;
+use super::{Driver, Parts};
+use crate::exit::chain;
+use crate::keys::{Key, encode};
+use crate::policies::{Seen, Told, unchanged};
+
+impl Driver {
+    /// What the keeper says.
+    pub(super) fn policies_told(&mut self, told: Told) {
+        self.policy_facts = told.facts;
+        match told.complaint {
+            Some(complaint) => self.complain("policies", complaint),
+            None => self.content("policies"),
+        }
+    }
+
+    /// Tells the keeper what stands.
+    pub(super) fn tell_keeper(&self, view: &View) {
+        let me = &self.parts.config.host;
+        let api = |facts: &HostFacts| Some(facts.api.clone()).filter(|api| !api.is_empty());
+        let peers = view
+            .hosts
+            .iter()
+            .filter(|(host, seen)| *host != me && seen.is_open())
+            .filter_map(|(host, seen)| Some((host.clone(), seen.facts.as_ref().and_then(api)?)))
+            .collect();
+        let seen = Seen { synced: true, sets: self.cluster.policies.clone(), peers };
+        self.seen.send_if_modified(|old| {
+            let changed = **old != seen;
+            if changed {
+                *old = Arc::new(seen);
+            }
+            changed
+        });
+    }
+
+    /// Whether this agent may lead by its policies. One that may not and has the leadership, or had it in an earlier
+    /// life, gives it up: nobody else would bid while its session is open.
+    pub(super) fn may_lead(&mut self, view: &View) -> bool {
+        if self.cluster.policies.may_lead(&self.policy_facts, &view.hosts) {
+            return true;
+        }
+        let me = &self.parts.config.host;
+        let recorded = self.cluster.leader.clone().filter(|leader| leader.host() == Some(me));
+        if let Some(mine) = self.leading.take().or(recorded)
+            && !self.bidding
+        {
+            tracing::warn!(term = %mine.term(), "this agent gives up the leadership: the policies that decide are not ready on this host");
+            self.bidding = true;
+            let (parts, sender) = (self.parts.clone(), self.sender.clone());
+            tokio::spawn(async move {
+                if let Err(error) = resign(parts.store.as_ref(), &mine).await {
+                    tracing::warn!(error = %chain(&error), "cannot resign the leadership");
+                }
+                let _ = sender.send(Event::Resigned);
+            });
+        }
+        false
+    }
+
+    /// As leader: what becomes of the candidate, and of policies that failed.
+    pub(super) fn settle_sets(&mut self, view: &View, mine: &Leadership, now: Now) {
+        if self.settling {
+            return;
+        }
+        let sets = &self.cluster.policies;
+        let failed = self.parts.policies.failed();
+        let aside = failed.iter().find_map(|(name, digest, reason)| sets.aside(name, digest, reason));
+        let txn = if let Some(record) = aside {
+            Some(self.put_active(&record))
+        } else {
+            match sets.judge(&view.hosts, now.wall) {
+                Some(Verdict::Activate(record)) => {
+                    tracing::info!(generation = record.generation, by = %record.by, "every open host has the set of policies: it decides from here on");
+                    Some(self.put_active(&record).delete(Key::PolicyCandidate.to_string()))
+                }
+                Some(Verdict::Refuse(refused)) => Some(self.refuse(&refused)),
+                Some(Verdict::Waits(_)) | None => None,
+            }
+        };
+        let Some(txn) = txn else { return };
+        let candidate = self.cluster.policies.candidate.as_ref().map(|set| set.revision);
+        let txn = txn.when(mine.condition()).when(unchanged(&Key::PolicyCandidate, candidate));
+        self.settling = true;
+        let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let written = settle(&parts, &txn).await;
+            let _ = sender.send(Event::Settled(written));
+        });
+    }
+
+    fn put_active(&self, record: &PolicySetRecord) -> Txn {
+        let active = self.cluster.policies.active.as_ref().map(|set| set.revision);
+        Txn::new()
+            .when(unchanged(&Key::PolicyActive, active))
+            .put(Key::PolicyActive.to_string(), encode(record))
+    }
+
+    fn refuse(&self, refused: &RefusedSet) -> Txn {
+        tracing::warn!(generation = refused.generation, by = %refused.by, reason = refused.reason, "a set of policies is refused, what decided before goes on");
+        Txn::new()
+            .put(Key::PolicyRefused.to_string(), encode(refused))
+            .delete(Key::PolicyCandidate.to_string())
+    }
+
+    /// What was written has to come back before more is decided.
+    pub(super) fn sets_settled(&mut self, written: Option<understudy_store::Revision>) {
+        self.settling = false;
+        if let Some(revision) = written {
+            self.settled_at = revision;
+        }
+    }
+
+    /// Whether the mirror shows what was last written.
+    pub(super) fn sets_are_seen(&self) -> bool {
+        self.cluster.revision >= self.settled_at
+    }
+}
+
+async fn settle(parts: &Parts, txn: &Txn) -> Option<understudy_store::Revision> {
+    match parts.store.commit(txn).await {
+        Ok(Committed::Applied { revision }) => Some(revision),
+        Ok(Committed::Refused { failed, .. }) => {
+            tracing::debug!(?failed, "a change of the set of policies was overtaken");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "a change of the set of policies could not be written");
+            None
+        }
+    }
+}
+
+/// Hosts that a candidate waits for, for status.
+pub(crate) fn waits(sets: &understudy_core::sets::PolicySets, view: &View, now: Now) -> Vec<String> {
+    let hosts: &std::collections::BTreeMap<_, HostView> = &view.hosts;
+    match sets.judge(hosts, now.wall) {
+        Some(Verdict::Waits(hosts)) => hosts.iter().map(ToString::to_string).collect(),
+        Some(Verdict::Activate(_) | Verdict::Refuse(_)) | None => Vec::new(),
+    }
+}

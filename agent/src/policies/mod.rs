@@ -1,0 +1,191 @@
+//! Owns the sites' policies in the daemon: which sets are loaded, who is asked, what is recorded.
+//!
+//! ```text
+//! folder ──▶ keeper ──candidate──▶ store ──▶ keeper of every host: fetch, load, report ──▶ leader: activate
+//!                                                                          │
+//! plan's questions ──▶ ask (a set, its conduct) ──▶ answers     recorder ◀─┘ shadows, records
+//! ```
+//!
+//! Promises: loading, compiling and fetching never run on the driver's task, nor does a shadow policy or the disk delay
+//! an answer; a round of planning asks one set from its beginning to its end. Must not do: judge an answer, or decide
+//! which set is active (core does).
+
+mod ask;
+pub mod explain;
+mod keeper;
+mod load;
+mod memory;
+pub mod recorder;
+pub mod records;
+pub mod replay;
+pub mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use understudy_core::ids::HostId;
+use understudy_core::sets::PolicySets;
+use understudy_policy::{Conduct, Library, Limits, PolicySet};
+
+pub(crate) use ask::{Answers, Round};
+pub(crate) use keeper::start;
+pub(crate) use load::unchanged;
+
+use crate::config::Config;
+use crate::exit::chain;
+use crate::metrics::Metrics;
+use recorder::Recorder;
+
+/// What the keeper has to know of the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether the store has been read.
+    pub synced: bool,
+    /// The records of the sets.
+    pub sets: PolicySets,
+    /// `host:port` of the other agents' APIs, of open hosts.
+    pub peers: BTreeMap<HostId, String>,
+}
+
+/// What the keeper tells the driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// What this host has of the sets.
+    pub facts: understudy_core::sets::SetFacts,
+    /// What an operator should know.
+    pub complaint: Option<String>,
+}
+
+/// How this host stands with its folder, for status.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FolderStanding {
+    /// What is wrong with which file, or with a set.
+    pub faults: Vec<String>,
+    /// Names of files that are not what decides in the cluster.
+    pub differs: Vec<String>,
+}
+
+/// A set that is asked, and what of it is not.
+#[derive(Debug, Clone)]
+pub struct Deciding {
+    /// Its generation; 0 where there is none.
+    pub generation: u64,
+    /// The set.
+    pub set: Arc<PolicySet>,
+    /// Policies that are set aside, and why.
+    pub aside: BTreeMap<String, String>,
+}
+
+/// The policies of this host.
+pub struct Policies {
+    /// None where components cannot be kept or run on this host.
+    library: Option<Arc<Library>>,
+    /// Why not.
+    unusable: Option<String>,
+    dir: PathBuf,
+    folder: PathBuf,
+    defaults: Limits,
+    /// Sets that are loaded and ready, by generation.
+    ready: RwLock<BTreeMap<u64, Arc<PolicySet>>>,
+    conduct: Mutex<Conduct>,
+    /// Policies that failed too often here, by name: digest and reason. The leader writes them into the record.
+    failed: Mutex<BTreeMap<String, (String, String)>>,
+    standing: Mutex<FolderStanding>,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Policies {
+    /// Opens the library. Where it cannot be used, no policy is: the agent runs, and says so.
+    #[must_use]
+    pub fn open(config: &Config, metrics: &Arc<Metrics>) -> Self {
+        let dir = config.state_dir.join("policies");
+        let (library, unusable) = match Library::open(&dir) {
+            Ok(library) => (Some(Arc::new(library)), None),
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "policies cannot be used on this host");
+                (None, Some(chain(&error)))
+            }
+        };
+        Self {
+            library,
+            unusable,
+            recorder: Recorder::start(&dir, config.policy_records, metrics),
+            dir,
+            folder: config.policies_dir.clone(),
+            defaults: Limits { deadline: config.policy_deadline, ..Limits::default() },
+            ready: RwLock::default(),
+            conduct: Mutex::default(),
+            failed: Mutex::default(),
+            standing: Mutex::default(),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// The set that decides by the records. Without one that is loaded here, a set without policies: whoever may lead
+    /// then is to let the built-in rules decide.
+    #[must_use]
+    pub fn deciding(&self, sets: &PolicySets) -> Deciding {
+        let active = sets.active.as_ref().map(|set| &set.value);
+        let generation = active.map_or(0, |set| set.generation);
+        let loaded = self.ready.read().unwrap_or_else(PoisonError::into_inner).get(&generation).cloned();
+        let set = loaded.unwrap_or_else(|| Arc::new(PolicySet::empty()));
+        Deciding { generation, set, aside: active.map(|set| set.set_aside.clone()).unwrap_or_default() }
+    }
+
+    /// Whether a generation is loaded and ready here.
+    #[must_use]
+    pub fn is_ready(&self, generation: u64) -> bool {
+        self.ready.read().unwrap_or_else(PoisonError::into_inner).contains_key(&generation)
+    }
+
+    /// Where components are kept; none where they cannot be.
+    #[must_use]
+    pub fn library(&self) -> Option<&Arc<Library>> {
+        self.library.as_ref()
+    }
+
+    /// What a policy may use unless it has its own.
+    #[must_use]
+    pub fn defaults(&self) -> &Limits {
+        &self.defaults
+    }
+
+    /// How this host stands with its folder.
+    #[must_use]
+    pub fn standing(&self) -> FolderStanding {
+        lock(&self.standing).clone()
+    }
+
+    /// Policies that failed too often here: name, digest, reason.
+    #[must_use]
+    pub fn failed(&self) -> Vec<(String, String, String)> {
+        let failed = lock(&self.failed);
+        failed.iter().map(|(name, (digest, why))| (name.clone(), digest.clone(), why.clone())).collect()
+    }
+
+    /// An operator trusts a policy again, whatever this host saw of it.
+    pub fn trust(&self, name: &str) {
+        lock(&self.conduct).restore(name);
+        lock(&self.failed).remove(name);
+    }
+
+    /// Takes over what the keeper loaded: what is in no record any more is let go, and what was seen of its policies.
+    fn keep(&self, ready: BTreeMap<u64, Arc<PolicySet>>) {
+        let known: BTreeSet<understudy_policy::By> = ready
+            .values()
+            .flat_map(|set| set.policies())
+            .map(|info| understudy_policy::By { name: info.name.clone(), digest: info.digest.clone() })
+            .collect();
+        lock(&self.conduct).keep(&known);
+        lock(&self.failed).retain(|name, (digest, _)| {
+            known.iter().any(|by| by.name == *name && by.digest.as_str() == digest)
+        });
+        *self.ready.write().unwrap_or_else(PoisonError::into_inner) = ready;
+    }
+}

@@ -1,0 +1,271 @@
+//! Owns the stage of these tests: agents with the memory store, a hypervisor that is played, a guard that acknowledges
+//! everything, and guests made from text.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use understudy::api::{self, ApiState};
+use understudy::config::Config;
+use understudy::driver::{Driver, Parts, Snapshot};
+use understudy::gateway::{Directory, GatewayState, Limits};
+use understudy::keys::{Key, decode, encode};
+use understudy::metrics::Metrics;
+use understudy::policies::Policies;
+use understudy::policies::status::PoliciesStatus;
+use understudy_checkpoint::ImageStore;
+use understudy_core::ids::{BootId, HostId};
+use understudy_core::records::{Capacity, HostFacts, SessionRecord};
+use understudy_core::sets::{PolicySetRecord, RefusedSet};
+use understudy_core::units::{MiB, Vcpus};
+use understudy_hypervisor::Template;
+use understudy_hypervisor::fake::Site;
+use understudy_hypervisor::permit::Permits;
+use understudy_store::MemoryStore;
+use understudy_store::{Committed, Store, Txn};
+use wit_component::{ComponentEncoder, StringEncoding};
+use wit_parser::Resolve;
+
+/// What nothing here should ever take, on however busy a machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// One agent.
+pub(crate) struct Agent {
+    pub(crate) folder: PathBuf,
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    stop: watch::Sender<bool>,
+    running: Option<tokio::task::JoinHandle<()>>,
+    home: PathBuf,
+}
+
+fn config(home: &Path, name: &str, api: &str, more: &str) -> Config {
+    let text = format!(
+        r#"
+[host]
+name = "{name}"
+state_dir = "{home}/state"
+runtime_dir = "{home}/run"
+[store]
+kind = "embedded"
+[pool]
+idle = 0
+[network]
+addresses = "10.0.0.2-10.0.0.9"
+[environments]
+desktop = "/nowhere/role.erofs"
+[api]
+listen = "{api}"
+advertise = "{api}"
+[policies]
+dir = "{home}/policies"
+{more}
+"#,
+        home = home.display()
+    );
+    Config::parse(Path::new("agent.toml"), &text).unwrap()
+}
+
+impl Agent {
+    /// Starts an agent in `home`, where an earlier one of the same name may have left its state.
+    pub(crate) async fn start(home: &Path, name: &str, store: &MemoryStore, more: &str) -> Self {
+        let home = home.join(name);
+        for folder in ["state", "run", "policies"] {
+            fs::create_dir_all(home.join(folder)).unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = config(&home, name, &listener.local_addr().unwrap().to_string(), more);
+        guard(&config.guard_socket);
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let shipped = include_str!("../../../config/guest/template.xml");
+        let hypervisor = Site::default().host(&format!("fake://{name}"), Vcpus(16), MiB(16_384));
+        let parts = Arc::new(Parts {
+            boot: BootId("boot".to_owned()),
+            store: Arc::new(store.another()),
+            hypervisor: Arc::new(hypervisor),
+            template: Arc::new(Template::parse(shipped).unwrap()),
+            permits: Permits::open(&home.join("run/permits")).unwrap(),
+            policies: Arc::new(Policies::open(&config, &metrics)),
+            images: Arc::new(ImageStore::open(&home.join("state/checkpoints")).unwrap()),
+            scratch: home.join("run"),
+            metrics,
+            config,
+        });
+        let (directory, directories) = watch::channel(Directory::default());
+        let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let gateway = GatewayState::new(directories, Limits::default()).counters();
+        let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway };
+        tokio::spawn(async move { axum::serve(listener, api::local(state)).await });
+        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let (stop, stopping) = watch::channel(false);
+        let driver = Driver::new(parts.clone(), capacity, directory, sender);
+        let running = Some(tokio::spawn(driver.run(stopping)));
+        Self { folder: home.join("policies"), parts, snapshots, stop, running, home }
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        self.stop.send_replace(true);
+        self.running.take().unwrap().await.unwrap();
+        let _ = fs::remove_file(self.home.join("run/guard.sock"));
+    }
+
+    pub(crate) fn put(&self, name: &str, bytes: &[u8]) {
+        // As `cp` would, but whole: beside it, then renamed.
+        let partial = self.folder.join(format!("{name}.partial"));
+        fs::write(&partial, bytes).unwrap();
+        fs::rename(partial, self.folder.join(name)).unwrap();
+    }
+
+    /// Asks the agent's own interface.
+    pub(crate) async fn get(&self, path: &str) -> (hyper::StatusCode, serde_json::Value) {
+        self.ask(hyper::Method::GET, path).await
+    }
+
+    pub(crate) async fn ask(
+        &self,
+        method: hyper::Method,
+        path: &str,
+    ) -> (hyper::StatusCode, serde_json::Value) {
+        use http_body_util::{BodyExt, Empty};
+        let stream = tokio::net::TcpStream::connect(&self.parts.config.api_advertise).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "x")
+            .body(Empty::<axum::body::Bytes>::new())
+            .unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+    }
+
+    pub(crate) async fn status(&self) -> PoliciesStatus {
+        serde_json::from_value(self.get("/v1/policies").await.1).unwrap()
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.snapshots.borrow().leading
+    }
+}
+
+/// Acknowledges everything.
+fn guard(path: &Path) {
+    use nix::sys::socket::{
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv, send,
+        socket,
+    };
+    use std::os::fd::AsRawFd;
+    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
+    bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    listen(&listener, Backlog::new(16).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        while let Ok(peer) = accept(listener.as_raw_fd()) {
+            std::thread::spawn(move || {
+                let mut request = [0; 64];
+                while matches!(recv(peer, &mut request, MsgFlags::empty()), Ok(length) if length > 0) {
+                    let mut reply = [0; 96];
+                    reply[..5].copy_from_slice(&request[..5]);
+                    reply[8..12].copy_from_slice(&request[8..12]);
+                    let _ = send(peer, &reply, MsgFlags::MSG_NOSIGNAL);
+                }
+                let _ = nix::unistd::close(peer);
+            });
+        }
+    });
+}
+
+/// Waits until `look` finds something.
+pub(crate) async fn wait<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(started.elapsed() < LIMIT, "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn record<T: serde::de::DeserializeOwned>(store: &dyn Store, key: &Key) -> Option<T> {
+    let entry = store.get(&key.to_string()).await.unwrap()?;
+    Some(decode(&entry.key, &entry.value).unwrap())
+}
+
+pub(crate) async fn active(store: &MemoryStore) -> Option<PolicySetRecord> {
+    record(store, &Key::PolicyActive).await
+}
+
+pub(crate) async fn candidate(store: &MemoryStore) -> Option<PolicySetRecord> {
+    record(store, &Key::PolicyCandidate).await
+}
+
+pub(crate) async fn refused(store: &MemoryStore) -> Option<RefusedSet> {
+    record(store, &Key::PolicyRefused).await
+}
+
+pub(crate) async fn write<T: serde::Serialize>(store: &MemoryStore, key: &Key, value: &T) {
+    let txn = Txn::new().put(key.to_string(), encode(value));
+    assert!(matches!(store.commit(&txn).await.unwrap(), Committed::Applied { .. }));
+}
+
+/// A host without an agent: its records, renewed by nobody.
+pub(crate) async fn played_host(store: &MemoryStore, name: &str, facts: HostFacts) -> HostId {
+    let host: HostId = name.parse().unwrap();
+    let session = SessionRecord { boot: BootId("b".to_owned()), number: 1, beat: 1, ended: None };
+    write(store, &Key::Session(host.clone()), &session).await;
+    write(store, &Key::Facts(host.clone()), &facts).await;
+    host
+}
+
+pub(crate) fn facts(ready: &[u64]) -> HostFacts {
+    HostFacts {
+        session: 1,
+        capacity: Capacity { vcpus: Vcpus(16), memory: MiB(16_384) },
+        labels: BTreeMap::new(),
+        api: String::new(),
+        gateway: String::new(),
+        migration_uri: String::new(),
+        load_milli: 0,
+        instances: BTreeMap::new(),
+        complaints: Vec::new(),
+        policies: understudy_core::sets::SetFacts {
+            ready: ready.iter().copied().collect(),
+            faults: BTreeMap::new(),
+        },
+        version: String::new(),
+    }
+}
+
+/// A placement policy that picks nothing, or runs `body` where the terminal's name has another length than that of the
+/// trial question. `mark` makes components differ.
+pub(crate) fn guest(body: &str, mark: &str) -> Vec<u8> {
+    let module = format!(
+        r#"(module
+            (import "understudy:policy/log@0.1.0" "write" (func $log (param i32 i32 i32)))
+            (memory (export "memory") 16)
+            (global $top (mut i32) (i32.const 4096))
+            (data (i32.const 512) "{mark}")
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+                (local $at i32)
+                (local.set $at (i32.and (i32.add (global.get $top) (i32.const 7)) (i32.const -8)))
+                (global.set $top (i32.add (local.get $at) (local.get 3)))
+                (local.get $at))
+            (func (export "understudy:policy/placement@0.1.0#place") (param $request i32) (result i32)
+                (if (i32.ne (i32.load offset=4 (local.get $request)) (i32.const 5)) (then {body}))
+                (i32.const 1024)))"#
+    );
+    let mut bytes = wat::parse_str(module).unwrap();
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../wit")).unwrap();
+    let world = resolve.select_world(&[package], Some("placement-policy")).unwrap();
+    wit_component::embed_component_metadata(&mut bytes, &resolve, world, StringEncoding::UTF8).unwrap();
+    ComponentEncoder::default().module(&bytes).unwrap().validate(true).encode().unwrap()
+}
