@@ -96,3 +96,83 @@ fn the_bounds_are_printed_with_their_derivation() {
     assert!((seconds("session_end_after") - sum).abs() < 1e-9);
     assert_eq!(understudy(&["bounds", "--profile", "hasty"]).status.code(), Some(2));
 }
+
+#[test]
+fn a_file_that_is_no_policy_is_told_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let module = folder.path().join("module.wasm");
+    std::fs::write(&module, b"\0asm\x01\0\0\0").unwrap();
+    let module = module.display().to_string();
+    for verb in ["check", "bench"] {
+        let output = understudy(&["policy", verb, &module]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(5), "{verb}: {said}");
+        assert!(said.contains("core module") && said.contains(&module), "{verb}: {said}");
+    }
+    let output = understudy(&["policy", "check", &module, "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["bytes"], 8);
+    assert!(report["fault"].as_str().unwrap().contains("core module"), "{report}");
+}
+
+#[test]
+fn wrong_settings_of_a_policy_end_with_3_and_name_every_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = written(folder.path(), "policies.toml", "[policy.p]\nmode = 'on'\nspeed = 1\n");
+    let output = understudy(&["policy", "check", "p.wasm", "--settings", &settings]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for key in ["policy.p.mode", "policy.p.speed", settings.as_str()] {
+        assert!(said.contains(key), "{key}: {said}");
+    }
+    // The shipped ones are right.
+    let shipped = shipped("policies.toml");
+    let output = understudy(&["policy", "check", "/nonexistent/p.wasm", "--settings", &shipped]);
+    assert_eq!(output.status.code(), Some(5), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_new_policy_is_written_once_under_a_name_that_can_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let new = |name: &str| {
+        Command::new(env!("CARGO_BIN_EXE_understudy"))
+            .args(["policy", "new", name])
+            .current_dir(folder.path())
+            .output()
+            .unwrap()
+    };
+    let output = new("rack-first");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let manifest = std::fs::read_to_string(folder.path().join("rack-first/Cargo.toml")).unwrap();
+    assert!(manifest.contains("policy-rack-first") && !manifest.contains("my-policy"), "{manifest}");
+    assert!(folder.path().join("rack-first/understudy/wit/worlds.wit").is_file());
+    for (name, code) in [("rack-first", 5), ("Rack", 2), ("../rack", 2), ("", 2)] {
+        assert_eq!(new(name).status.code(), Some(code), "{name}");
+    }
+}
+
+#[test]
+fn a_replay_without_records_says_where_it_looked() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = written(folder.path(), "p.wasm", "");
+    let records = folder.path().display().to_string();
+    let output =
+        understudy(&["policy", "replay", "--policy", &policy, "--since", "1h", "--records", &records]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{said}");
+    assert!(said.contains(&records), "{said}");
+    let output = understudy(&["policy", "replay", "--policy", &policy, "--since", "soon"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn what_an_agent_is_asked_about_policies_needs_one() {
+    for words in
+        [&["policy", "list"][..], &["policy", "explain", "alice/display"], &["policy", "restore", "p"]]
+    {
+        let output = understudy(&[&["--socket", "/nonexistent/api.sock"], words].concat());
+        assert_eq!(output.status.code(), Some(4), "{words:?}");
+    }
+    let output = understudy(&["--socket", "/nonexistent/api.sock", "policy", "explain", "alice"]);
+    assert_eq!(output.status.code(), Some(2));
+}

@@ -2,6 +2,7 @@
 //!
 //! Promises: `--json` prints what the API said; every failure ends with a documented exit code and says what to do.
 
+mod policy;
 mod print;
 
 use std::path::PathBuf;
@@ -51,6 +52,9 @@ enum Verb {
     /// Nodes: failover.
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Policies: list, explain, replay, check, bench, new, restore.
+    #[command(subcommand)]
+    Policy(policy::PolicyVerb),
     /// The cluster: hosts, nodes, what is lacking and why.
     Status,
     /// Check a configuration; all faults at once.
@@ -135,6 +139,7 @@ impl Cli {
             }
             Verb::CheckConfig { file, offline } => check_config(&file, offline),
             Verb::Bounds { profile } => bounds(&profile, self.json),
+            Verb::Policy(verb) => runtime(false)?.block_on(verb.run(&self.socket, self.json)),
             verb => runtime(false)?.block_on(ask_agent(&self.socket, self.json, verb)),
         }
     }
@@ -221,7 +226,7 @@ async fn ask_agent(socket: &std::path::Path, json: bool, verb: Verb) -> Result<(
         Verb::Node(NodeVerb::Failover { node }) => {
             ask::<Value>(socket, Method::POST, &format!("/v1/nodes/{node}/failover"), None).await?;
         }
-        Verb::Agent { .. } | Verb::CheckConfig { .. } | Verb::Bounds { .. } => {}
+        Verb::Agent { .. } | Verb::CheckConfig { .. } | Verb::Bounds { .. } | Verb::Policy(_) => {}
     }
     Ok(())
 }
