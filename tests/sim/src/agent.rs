@@ -7,6 +7,7 @@
 mod jobs;
 mod lead;
 mod own_session;
+pub(crate) mod sets;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,8 @@ pub(crate) enum Tag {
     LookAgain,
     Facts(Box<HostFacts>),
     Bid { term: u64 },
+    Resign,
+    Settled,
     Planned,
     Checkpoint { job: u64 },
 }
@@ -83,6 +86,7 @@ pub(crate) struct Agent {
     publishing: bool,
     /// The facts that it wrote last, and their revision.
     published: Option<(HostFacts, u64)>,
+    sets: sets::Sets,
     publish_after: u64,
     pending: BTreeMap<u64, (Tag, u64)>,
     inbox: Vec<(u64, Answer)>,
@@ -121,6 +125,7 @@ impl Agent {
             report: Report::default(),
             publishing: false,
             published: None,
+            sets: sets::Sets::default(),
             publish_after: 0,
             pending: BTreeMap::new(),
             inbox: Vec::new(),
@@ -184,6 +189,7 @@ impl Agent {
             self.ask_guard = None;
             self.perform(world, me, Some(SessionAction::Confirm(deadline)));
         }
+        self.tend_sets(world);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
         if !self.dirty && world.now < self.next_look {
@@ -286,8 +292,12 @@ impl Agent {
                     self.planned_at = revision;
                 }
             }
-            Tag::Planned => {
+            Tag::Resign => self.bidding = false,
+            Tag::Settled | Tag::Planned => {
                 self.writing -= 1;
+                if let (Tag::Planned, Answer::Applied(revision)) = (&tag, &answer) {
+                    self.written_by_its_set(world, me, *revision);
+                }
                 match answer {
                     Answer::Applied(revision) => self.planned_at = self.planned_at.max(revision),
                     // It may still be applied: a new term keeps it from coming after what is planned next.
@@ -331,7 +341,7 @@ impl Agent {
             load_milli: 0,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: Vec::new(),
-            policies: understudy_core::sets::SetFacts::default(),
+            policies: self.sets.facts.clone(),
             version: String::new(),
         }
     }

@@ -224,6 +224,7 @@ impl World {
     /// What a healed world still lacks; nothing once it has come to rest.
     pub(crate) fn lacking(&self) -> Vec<String> {
         let mut lacking = Vec::new();
+        lacking.extend(self.candidate_set().map(|set| format!("set {set} is still a candidate")));
         let draining: BTreeSet<HostId> = self.draining();
         let staying = self.machines.len() - draining.len();
         for (host, machine) in &self.machines {

@@ -56,6 +56,9 @@ const KINDS: [Kind; 14] = [
 /// The most that clocks may differ: `session_margin` covers 1 % of drift over `session_ttl`.
 const DRIFT_PPM: u64 = 4_000;
 
+/// How often a set of policies is proposed where they change, in so many of 100 000 steps.
+const SET_WEIGHT: u64 = 150;
+
 /// The faults of one run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Swarm {
@@ -98,6 +101,7 @@ impl Swarm {
             Weakness::DeadGuard => (&[(Kind::AgentCrash, 400), (Kind::CutFromStore, 400)], 0),
             Weakness::JobsOutliveSessions => (&[(Kind::Freeze, 300), (Kind::KillInstance, 500)], 0),
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
+            Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
             Weakness::BlindWrites => (&[(Kind::SlowWatch, 600), (Kind::CutFromStore, 450)], 0),
         };
@@ -139,6 +143,9 @@ impl World {
             if self.rng.below(100_000) < weight {
                 self.strike(kind);
             }
+        }
+        if self.changing_sets && self.sets_rng.below(100_000) < SET_WEIGHT {
+            self.propose_set();
         }
     }
 
@@ -319,6 +326,7 @@ impl World {
         self.note("everything is healed");
         let now = self.now;
         self.swarm = Swarm { jitter: true, ..Swarm::default() };
+        self.changing_sets = false;
         self.store_down_until = 0;
         self.partitions.clear();
         let mut may_drain = self.machines.len() > 2;

@@ -40,6 +40,8 @@ pub enum Weakness {
     CarelessReceiver,
     /// The leader writes without comparing.
     BlindWrites,
+    /// An agent leads before it has the policies that decide.
+    LeadsWithoutSet,
 }
 
 /// What a run is made of, besides its seed.
@@ -51,6 +53,8 @@ pub struct Options {
     pub hosts: Option<usize>,
     /// A protection that is switched off.
     pub weakness: Option<Weakness>,
+    /// Whether sets of policies are proposed all the time.
+    pub sets: bool,
     /// Whether the events hold also what comes all the time: checkpoints, images, facts.
     pub detailed: bool,
 }
@@ -82,6 +86,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let title = format!("seed={seed} hosts={hosts} steps={steps}{weakness} {}", swarm.describe());
     let mut world = World::new(rng.draw(), hosts, swarm, options.weakness);
     world.detailed = options.detailed;
+    world.changing_sets = options.sets;
     world.skew_clocks();
     world.add_terminal("alice", 2);
     for _ in 0..steps {

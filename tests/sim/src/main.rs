@@ -23,6 +23,9 @@ struct Arguments {
     /// Switches a protection off.
     #[arg(long)]
     weakness: Option<Weakness>,
+    /// Propose sets of policies all the time.
+    #[arg(long)]
+    sets: bool,
     /// Runs the seeds that failed once first.
     #[arg(long)]
     regressions: bool,
@@ -40,7 +43,8 @@ fn main() -> ExitCode {
     let known = if arguments.regressions { seeds(REGRESSIONS) } else { Vec::new() };
     let mut failed = Vec::new();
     for seed in known.into_iter().chain(arguments.seed..arguments.seed.saturating_add(arguments.seeds)) {
-        let outcome = run(seed, Options { steps, hosts, weakness, detailed: arguments.detailed });
+        let outcome =
+            run(seed, Options { steps, hosts, weakness, sets: arguments.sets, detailed: arguments.detailed });
         println!("{}", outcome.title);
         if arguments.verbose || (outcome.failure.is_some() && arguments.seeds == 1) {
             println!("{}", outcome.events.join("\n"));

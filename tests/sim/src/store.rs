@@ -10,6 +10,7 @@ use understudy_core::observe::Observer;
 use understudy_core::records::{
     CheckpointRecord, HostFacts, HostIntent, LeaderRecord, NodeRecord, SessionRecord,
 };
+use understudy_core::sets::{PolicySetRecord, PolicySets, RefusedSet};
 use understudy_core::units::Boottime;
 use understudy_core::view::{HostView, Versioned, View};
 
@@ -22,6 +23,9 @@ pub(crate) enum Key {
     Intent(HostId),
     Node(NodeId),
     Checkpoint(NodeId),
+    ActiveSet,
+    CandidateSet,
+    RefusedSet,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub(crate) enum Value {
     Intent(HostIntent),
     Node(Box<NodeRecord>),
     Checkpoint(CheckpointRecord),
+    Set(Box<PolicySetRecord>),
+    Refused(RefusedSet),
 }
 
 /// Writes, if every key in `when` is still at its revision; 0 stands for absent.
@@ -82,6 +88,17 @@ impl Store {
         Ok(self.revision)
     }
 
+    /// The generation of the set that was active at a revision; 0 before the first.
+    pub(crate) fn active_set_at(&self, revision: u64) -> u64 {
+        let until = self.history.iter().take_while(|change| change.revision <= revision);
+        let writes = until.flat_map(|change| &change.writes);
+        let sets = writes.filter_map(|(key, value)| match (key, value) {
+            (Key::ActiveSet, Some(Value::Set(set))) => Some(set.generation),
+            _ => None,
+        });
+        sets.last().unwrap_or(0)
+    }
+
     /// The whole of it, as a listing gives it.
     pub(crate) fn list(&self) -> Mirror {
         let mut mirror = Mirror { revision: self.revision, next: self.history.len(), ..Mirror::default() };
@@ -106,6 +123,7 @@ pub(crate) struct Mirror {
     /// The place in the history from which on nothing was heard.
     pub(crate) next: usize,
     pub(crate) leader: Option<Versioned<LeaderRecord>>,
+    pub(crate) sets: PolicySets,
     hosts: BTreeMap<HostId, HostRecords>,
     pub(crate) nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
     pub(crate) checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
@@ -146,6 +164,9 @@ impl Mirror {
             }
             (Key::Checkpoint(node), None) => {
                 self.checkpoints.remove(node);
+            }
+            (Key::ActiveSet | Key::CandidateSet | Key::RefusedSet, value) => {
+                crate::agent::sets::put(&mut self.sets, key, value, revision);
             }
             (Key::Leader, _) => self.leader = None,
             (Key::Session(_) | Key::Facts(_) | Key::Intent(_), _)

@@ -79,6 +79,9 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) swarm: Swarm,
     pub(crate) weakness: Option<Weakness>,
+    /// Of its own, so that runs without changing sets stay as they are.
+    pub(crate) sets_rng: Rng,
+    pub(crate) changing_sets: bool,
     pub(crate) store: Store,
     pub(crate) store_down_until: u64,
     pub(crate) machines: BTreeMap<HostId, Machine>,
@@ -103,6 +106,8 @@ impl World {
             rng: Rng::new(seed),
             swarm,
             weakness,
+            sets_rng: Rng::new(seed ^ 0x5e75),
+            changing_sets: false,
             store: Store::default(),
             store_down_until: 0,
             machines: (1..=hosts).map(machine).collect(),
@@ -337,6 +342,7 @@ impl World {
             .filter_map(|(key, _)| match key {
                 Key::Node(node) => Some((node.clone(), self.record(node).cloned())),
                 Key::Leader | Key::Session(_) | Key::Facts(_) | Key::Intent(_) | Key::Checkpoint(_) => None,
+                Key::ActiveSet | Key::CandidateSet | Key::RefusedSet => None,
             })
             .collect();
         let notes: Vec<(Key, Option<Value>)> = txn.writes.clone();

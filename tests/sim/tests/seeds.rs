@@ -35,6 +35,22 @@ fn a_seed_gives_the_same_run_every_time() {
     }
 }
 
+/// A leader without the active set never plans, what is written was decided by the set that was active then, and a set
+/// that was proposed is decided in the end.
+#[test]
+fn a_leader_change_never_changes_who_decides() {
+    let options = Options { sets: true, ..Options::default() };
+    let mut changes = 0;
+    for seed in 1..=count() {
+        let outcome = run_or_panic(seed, options);
+        changes += outcome.events.iter().filter(|event| event.contains("decides from here on")).count();
+    }
+    assert!(changes > 100, "only {changes} sets became active");
+    let weak = Options { weakness: Some(Weakness::LeadsWithoutSet), hosts: Some(3), ..options };
+    let noticed = (1..=100).filter_map(|seed| run(seed, weak).failure).find(|why| why.contains("SETS"));
+    assert!(noticed.is_some(), "an agent that leads without the set breaks nothing in 100 seeds");
+}
+
 #[test]
 fn each_protection_that_is_switched_off_is_missed() {
     // The others (a dead guard, jobs that outlive sessions, blind writes) are caught by a second protection in these

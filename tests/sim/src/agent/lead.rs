@@ -17,6 +17,9 @@ const ROUNDS_MAX: u32 = 300;
 
 impl Agent {
     pub(super) fn lead(&mut self, world: &mut World, me: &HostId, view: View, now: Now) {
+        if !self.may_lead(world, me, &view) {
+            return;
+        }
         let Some(mirror) = &self.mirror else { return };
         let newer = mirror.leader.as_ref().map_or(0, |leader| leader.revision);
         if self.leading.is_some_and(|(revision, _)| newer > revision) {
@@ -24,7 +27,9 @@ impl Agent {
         }
         match self.leading {
             Some((leadership, _)) if self.writing == 0 && mirror.revision >= self.planned_at => {
-                self.plan(world, me, (view, leadership), now);
+                if !self.settle_sets(world, me, (&view, leadership), now) {
+                    self.plan(world, me, (view, leadership), now);
+                }
             }
             Some(_) => {}
             None => self.bid(world, me, &view),
@@ -56,6 +61,7 @@ impl Agent {
     }
 
     fn plan(&mut self, world: &mut World, me: &HostId, (mut view, leadership): (View, u64), now: Now) {
+        self.asks_its_set(world, me, &view);
         let (plan, report) = answered(world, &mut view, now);
         self.report = report;
         for ending in &plan.endings {
