@@ -4,10 +4,12 @@ use std::path::Path;
 
 use wasmparser::{Parser, Payload};
 
+use crate::common::question;
+use crate::one::One;
 use crate::{policies, root, shipped, toolchain};
 
 /// The policy beside this file, with the trial version of the interface.
-pub(crate) fn trial(test: &str) -> Option<Vec<u8>> {
+fn trial(test: &str) -> Option<Vec<u8>> {
     let toolchain = toolchain(test)?;
     let folder = tempfile::tempdir().unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/trial");
@@ -54,4 +56,24 @@ fn a_component_names_the_version_that_it_speaks() {
     let mut trial = exports(&trial);
     trial.sort();
     assert_eq!(trial, ["understudy:policy/backup-count@0.2.0", "understudy:policy/placement@0.2.0"]);
+}
+
+#[test]
+fn a_policy_of_the_trial_version_decides_by_what_only_that_has() {
+    let test = "a_policy_of_the_trial_version_decides_by_what_only_that_has";
+    let Some(component) = trial(test) else { return };
+    let trial = One::load("trial", &component, &[]).unwrap();
+    let mut asked = question("alice");
+    asked.template = Some("standard".to_owned());
+    for (row, template, count) in [(0, "standard", 1), (1, "other", 7), (2, "standard", 3)] {
+        asked.hosts[row].idle.insert(template.to_owned(), count);
+    }
+    let picks = trial.place(&asked).unwrap();
+    let told: Vec<_> = picks.iter().map(|pick| (pick.index, pick.reason.as_deref().unwrap())).collect();
+    assert_eq!(told, [(2, "3 idle"), (0, "1 idle")]);
+
+    let refused = trial.place(&question("nobody")).unwrap_err();
+    assert!(refused.contains("nobody is no terminal"), "{refused}");
+    let refused = One::load("trial", &component, &[("weight", "1")]).err().unwrap();
+    assert!(refused.contains("'weight' is unknown"), "{refused}");
 }
