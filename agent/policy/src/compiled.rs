@@ -1,8 +1,12 @@
-//! Owns the one place where native code is taken from a file instead of being compiled here.
+//! Owns the one place where native code is taken from a file instead of being compiled here, and what compiling leaves
+//! behind.
 //!
 //! Promises: only a regular file of this process's own user, that nobody else may read or write and that has one name,
 //! is taken; the caller vouches for the folder. Must not do: decide where the file lies, or what it was made from.
-#![expect(unsafe_code, reason = "the engine cannot check native code: see the safety comment")]
+#![expect(
+    unsafe_code,
+    reason = "the engine cannot check native code, and std cannot trim memory: see the safety comments"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -37,6 +41,16 @@ pub(crate) fn read(engine: &Engine, file: &Path) -> Result<Option<Component>, St
     // it is mapped.
     let component = unsafe { Component::deserialize_file(engine, handle) };
     component.map(Some).map_err(|error| format!("{error:#}"))
+}
+
+/// Give back what the compiler used: of a Python policy 260 MiB, which the allocator would keep for a next time that
+/// may never come.
+pub(crate) fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time from any thread, and touches only memory that nobody holds.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 fn check(file: &File) -> Result<(), String> {

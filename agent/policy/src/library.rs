@@ -187,9 +187,11 @@ impl Library {
         let start = Instant::now();
         let component = Component::from_binary(&self.sandbox.engine, &wasm)
             .map_err(|e| FileFault::Compile { message: format!("{e:#}") })?;
-        let compiled = start.elapsed();
+        let took = start.elapsed();
+        drop(wasm);
         let component = self.keep(&cache, component, digest);
-        Ok(Prepared { component, bytes, compiled: Some(compiled) })
+        compiled::give_back_memory();
+        Ok(Prepared { component, bytes, compiled: Some(took) })
     }
 
     /// Cache what was compiled. What comes back is the cached file where that can be: its pages are the file's, and

@@ -102,7 +102,7 @@ fn a_replay_ends_by_instructions_and_always_at_the_same_one() {
     let answers = |fuel| {
         let guest = placement_guest("");
         let replayer = Replayer::new("old", &guest, &BTreeMap::new(), Limits::default(), fuel);
-        replayer.and_then(|r| Ok(r.ask_placement(&question("villain")).is_ok())).unwrap_or(false)
+        replayer.is_ok_and(|replayer| replayer.ask_placement(&question("villain")).is_ok())
     };
     let (mut short, mut enough) = (0, 1 << 20);
     assert!(!answers(short) && answers(enough));
