@@ -20,8 +20,8 @@ use super::super::{Parts, Snapshot};
 use super::Whose;
 use crate::exit::chain;
 
-/// Between two looks at whether it has arrived. It stands still for half of this on average.
-const LOOK: Duration = Duration::from_millis(10);
+/// Between two looks at whether the source has let go. It stands still for half of this on average.
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) fn leave(parts: &Parts, instance: InstanceId, uri: &str) -> Outcome {
     match parts.hypervisor.life(instance) {
@@ -101,8 +101,12 @@ pub(super) fn accept(
     let until = Instant::now() + patience;
     while Instant::now() < until {
         let view = cluster.borrow().clone();
-        let seen = parts.hypervisor.life(instance).ok();
-        match next(still_wanted(&view.view, instance), source_let_go(&view.view, node, instance), seen) {
+        let wanted = still_wanted(&view.view, instance);
+        let let_go = source_let_go(&view.view, node, instance);
+        // As long as the source may go on, what is here is looked at by nobody: looking takes a part of the processors
+        // from the very migration.
+        let seen = if wanted && !let_go { None } else { parts.hypervisor.life(instance).ok() };
+        match next(wanted, let_go, seen) {
             Next::Wait => {}
             Next::Withdraw => return withdraw(parts, instance),
             Next::Lost => {
