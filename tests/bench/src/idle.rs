@@ -36,11 +36,15 @@ screen = "1280x800"
 protected = false
 [[execution.application]]
 name = "counter"
+geometry = "460x200+40+40"
+title = "counter"
 command = "counter"
 [[execution]]
 protected = false
 [[execution.application]]
 name = "counter"
+geometry = "460x200+40+40"
+title = "counter"
 command = "counter"
 "#;
 

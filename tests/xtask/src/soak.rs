@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::artifacts::{self, Profile};
+use crate::languages::{self, Language};
 use crate::run::cargo;
 use crate::{setup, sim, test};
 
@@ -36,6 +37,15 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         return Ok(false);
     }
     let artifacts = artifacts::all(root, Profile::Test)?;
+    println!("== the example policy in every language");
+    for language in [Language::Python, Language::JavaScript, Language::C] {
+        languages::build(root, language)?;
+    }
+    let mut alike = cargo();
+    alike.args(["test", "--package", "understudy-policy", "--test", "guests", "--", "--nocapture"]);
+    if !test::with(&mut alike, root, &artifacts).status()?.success() {
+        return Ok(false);
+    }
     for round in 1..=options.rounds {
         println!("== end to end, round {round} of {}", options.rounds);
         let mut tests = cargo();

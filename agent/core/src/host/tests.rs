@@ -7,8 +7,10 @@ use super::{HostAction, Lane, Local, converge, source_let_go};
 use crate::MOVED;
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
-use crate::records::{Migration, Origin, Phase, WindowsSent};
+use crate::records::{Origin, Phase, WindowsSent};
 use crate::units::{MiB, UnixMillis};
+
+mod waiting;
 
 type Locals = BTreeMap<InstanceId, Local>;
 
@@ -356,40 +358,6 @@ fn windows_are_not_sent_again_after_a_live_migration() {
 }
 
 #[test]
-fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_moves() {
-    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-    let me = cluster.primary_host("alice/exec-1");
-    let taken = fresh(&cluster);
-    let due = |cluster: &Cluster| {
-        let found = actions(cluster, &me, &cluster.local(&me), &taken);
-        found.into_iter().find_map(|action| match action {
-            HostAction::Checkpoint { hosts, epoch, .. } => Some((hosts, epoch)),
-            _ => None,
-        })
-    };
-    assert_eq!(due(&cluster), None);
-    cluster.pass(cluster.bounds.checkpoint_interval);
-    let backup = host(&cluster.backup_hosts("alice/exec-1")[0]);
-    assert_eq!(due(&cluster), Some((vec![backup.clone()], Epoch(1))));
-    let mut lost = cluster.clone();
-    lost.lose(backup.as_str());
-    assert_eq!(due(&lost), None);
-    let mut beside = cluster.clone();
-    beside.add(&["bob/display"]);
-    beside.edit("bob/display", |record| {
-        let (from, to) = (host("host9"), host(&me));
-        let (epoch, started) = (Epoch(2), UnixMillis(0));
-        record.migration = Some(Migration { from, to, to_session: 1, epoch, abandoned: false, started });
-    });
-    assert_eq!(due(&beside), None, "another comes here");
-    beside.pass(beside.bounds.checkpoint_interval * 2);
-    assert!(due(&beside).is_some(), "three intervals at the most");
-    cluster.seen(&me).intent.drain = true;
-    cluster.step();
-    assert_eq!(due(&cluster), None);
-}
-
-#[test]
 fn an_orphan_is_destroyed_and_its_remains_forgotten() {
     let cluster = Cluster::of(1);
     let instance = InstanceId::derived(&node("bob/display"), Epoch(1), &host("host1"), 0);
@@ -473,38 +441,4 @@ fn images_of_a_node_without_a_place_here_are_dropped() {
     cluster.pass(Duration::from_secs(1));
     cluster.view.checkpoints.clear();
     assert!(dropped(&cluster, &held));
-}
-
-#[test]
-fn a_backup_is_made_once_the_windows_are_back_or_the_wait_is_over() {
-    let mut cluster = Cluster::of(3);
-    for each in ["host1", "host2", "host3"] {
-        cluster.idle(each, 1);
-    }
-    let mut cluster = cluster.with(&["alice/display", "alice/exec-1"]);
-    cluster.kill_primary("alice/display");
-    cluster.step();
-    let backup = cluster.record("alice/display").backups.last().unwrap().clone();
-    let (me, instance) = (backup.host.to_string(), backup.instance.unwrap());
-    let idle = fact(Phase::Idle, None, Epoch(0));
-    let local = Locals::from([(instance, Local { fact: idle, paused: false })]);
-    let mut rest = fresh(&cluster);
-    rest.pool.idle = 2;
-    let made = |cluster: &Cluster| letters(&actions(cluster, &me, &local, &rest));
-    assert_eq!(made(&cluster), [""; 0], "somebody waits for windows");
-    let later = |cluster: &Cluster, ms: u64| {
-        let mut later = cluster.clone();
-        later.now.wall = UnixMillis(later.now.wall.0 + ms);
-        made(&later)
-    };
-    assert_eq!(later(&cluster, 14_999), [""; 0]);
-    assert_eq!(later(&cluster, 15_000), ["Guard", "CreateIdle"], "they may never come");
-    // Accepted after one second, they are drawn after four.
-    let mut accepted = cluster.clone();
-    accepted.edit("alice/display", |record| {
-        let incident = record.incident.as_mut().unwrap();
-        incident.windows = Some(UnixMillis(incident.decided.0 + 1_000));
-    });
-    assert_eq!(later(&accepted, 3_999), [""; 0]);
-    assert_eq!(later(&accepted, 4_000), ["Guard", "CreateIdle"]);
 }

@@ -16,6 +16,8 @@ screen = "1280x800"
 memory_mib = 1000000
 [[execution.application]]
 name = "counter"
+geometry = "460x200+40+40"
+title = "counter"
 command = "counter"
 "#;
 
