@@ -64,10 +64,7 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     let file = tokio::fs::File::open(image)
         .await
         .map_err(|error| format!("cannot read {}: {error}", image.display()))?;
-    let stream = timeout(CONNECT, TcpStream::connect(peer))
-        .await
-        .map_err(|_| format!("{peer} does not answer"))?
-        .map_err(|error| format!("cannot reach {peer}: {error}"))?;
+    let stream = reach(peer).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
     let connection = tokio::spawn(connection);
@@ -98,6 +95,13 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     Err(format!("refused the image ({status}): {said}"))
 }
 
+async fn reach(peer: &str) -> Result<TcpStream, String> {
+    timeout(CONNECT, TcpStream::connect(peer))
+        .await
+        .map_err(|_| format!("{peer} does not answer"))?
+        .map_err(|error| format!("cannot reach {peer}: {error}"))
+}
+
 /// Fetches a component from the agent at `peer` (`host:port`).
 ///
 /// # Errors
@@ -114,10 +118,7 @@ pub async fn fetch_component(
 }
 
 async fn get_component(peer: &str, digest: &understudy_policy::Digest, limit: MiB) -> Result<Bytes, String> {
-    let stream = timeout(CONNECT, TcpStream::connect(peer))
-        .await
-        .map_err(|_| format!("{peer} does not answer"))?
-        .map_err(|error| format!("cannot reach {peer}: {error}"))?;
+    let stream = reach(peer).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
     let connection = tokio::spawn(connection);
