@@ -114,7 +114,7 @@ impl Bounds {
             (
                 "checkpoint_interval",
                 self.checkpoint_interval,
-                "between two checkpoints (three times that while a live migration leaves or comes): the greatest age is this plus one copy",
+                "between two checkpoints (three times that on a draining host and while a live migration leaves or comes): the greatest age is this plus one copy",
             ),
             ("setback", self.setback, "a host where a member failed is avoided this long"),
             ("migration", self.migration, "a live migration that takes longer is looked at from both sides"),

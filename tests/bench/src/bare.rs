@@ -55,15 +55,15 @@ impl<'a> Bare<'a> {
         Ok(())
     }
 
-    /// Moves the first `count` primaries one after the other with `virsh migrate --p2p`, `runs` times there and back.
-    pub(crate) fn migrations(&self, runs: usize, count: usize) -> Result<Vec<Duration>> {
+    /// Moves the primaries of these nodes one after the other with `virsh migrate --p2p`, for each run anew.
+    pub(crate) fn migrations(&self, runs: &[Vec<&str>]) -> Result<Vec<Duration>> {
         let mut places = self.primaries.clone();
         let hosts: Vec<String> = self.stage.cluster().hosts().iter().map(Host::name).collect();
         let mut times = Vec::new();
-        for _ in 0..runs {
+        for moved in runs {
             let mut spent = Duration::ZERO;
-            // The execution nodes first: they are what a drain of the measured host moves.
-            for (from, instance) in places.iter_mut().rev().take(count) {
+            for ((from, instance), _) in places.iter_mut().zip(NODES).filter(|(_, node)| moved.contains(node))
+            {
                 let to = hosts.iter().find(|host| *host != from).context("no other host")?.clone();
                 self.permit(self.stage.host(&to)?, instance)?;
                 let begun = Instant::now();

@@ -76,7 +76,7 @@ fn measure(stage: &Stage, artifacts: &Artifacts, name: Option<&str>, say: &dyn F
         say("the bare tools, with agents and guards stopped");
         let bare = bare::Bare::take(stage)?;
         if let Some(drained) = drained {
-            let floor = bare.migrations(RUNS, drained.instances)?;
+            let floor = bare.migrations(&drained.moved)?;
             rows.push(drained.row(&floor));
         }
         if let Some(times) = restored {

@@ -16,12 +16,12 @@ pub(crate) const NODES: [&str; 3] = ["alice/display", "alice/exec-1", "alice/exe
 /// What was measured.
 pub(crate) struct Drained {
     times: Vec<Duration>,
-    /// Instances that moved in a drain, on average, rounded up: the floor moves as many.
-    pub(crate) instances: usize,
+    /// The nodes whose primaries each drain moved: the floor moves the same.
+    pub(crate) moved: Vec<Vec<&'static str>>,
 }
 
 impl Drained {
-    /// The row, against the bare migrations of as many guests one after the other.
+    /// The row, against the bare migrations of the same guests one after the other.
     pub(crate) fn row(&self, floor: &[Duration]) -> Row {
         Row::times("drain", &self.times).against(floor, 1.2, 0.0)
     }
@@ -29,32 +29,35 @@ impl Drained {
 
 /// Drains the host that has the first execution primary, again and again.
 pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<Drained> {
-    let (mut times, mut moved) = (Vec::new(), 0);
+    let (mut times, mut moved) = (Vec::new(), Vec::new());
     for run in 1..=runs {
         stage.wait_whole("alice", 1, LIMIT)?;
         // An idle instance that boots takes part of the processors; nothing boots beside the bare migrations.
         stage.wait_pools(LIMIT)?;
         let status = stage.status()?;
         let (host, _) = member(&node_of(&status, "alice/exec-1")?)?;
-        let here = |status: &serde_json::Value| {
-            NODES
-                .iter()
-                .filter(|id| node_of(status, id).is_ok_and(|node| node["primary"]["host"] == host.as_str()))
-                .count()
+        let here = |status: &serde_json::Value| -> Vec<&'static str> {
+            let is_here =
+                |id: &&str| node_of(status, id).is_ok_and(|node| node["primary"]["host"] == host.as_str());
+            NODES.into_iter().filter(is_here).collect()
         };
-        moved += here(&status);
+        let leaving = here(&status);
         let begun = Instant::now();
         stage.cli(&["host", "drain", &host])?;
         stage.wait("no primary is left", LIMIT, |status| {
             let left = here(status);
-            if left == 0 { Ok(()) } else { bail!("{left} primaries are left") }
+            if left.is_empty() { Ok(()) } else { bail!("{} still there", left.join(" and ")) }
         })?;
         times.push(begun.elapsed());
-        say(&format!("  run {run}: empty after {:.2} s", begun.elapsed().as_secs_f64()));
+        say(&format!(
+            "  run {run}: {} left within {:.2} s",
+            leaving.join(" and "),
+            begun.elapsed().as_secs_f64()
+        ));
+        moved.push(leaving);
         stage.cli(&["host", "undrain", &host])?;
     }
-    let instances = moved.div_ceil(runs).max(1);
-    Ok(Drained { times, instances })
+    Ok(Drained { times, moved })
 }
 
 /// Name and host of the running instance of a node.

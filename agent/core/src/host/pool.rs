@@ -68,13 +68,15 @@ fn excess(situation: &Situation<'_>) -> MiB {
     (here + promised).saturating_sub(facts.capacity.memory)
 }
 
-/// One more idle instance, where the pool is short and there is room, and nobody waits for windows.
+/// One more idle instance, where the pool is short and there is room, nobody waits for windows, and no live migration
+/// comes or leaves.
 pub(super) fn fill(situation: &Situation<'_>) -> Option<HostAction> {
     let idle = situation.local.values().filter(|local| is_spare(local)).count();
     let short = idle < usize::try_from(situation.pool.idle).unwrap_or(usize::MAX);
     let room = situation.free >= situation.pool.memory;
     let terminals = situation.nodes.keys().map(NodeId::terminal);
-    let waiting = terminals.into_iter().any(|terminal| situation.is_waiting_for_windows(terminal));
+    let waiting = situation.is_moving()
+        || terminals.into_iter().any(|terminal| situation.is_waiting_for_windows(terminal));
     (short && room && !waiting && !situation.draining && !situation.filling)
         .then_some(HostAction::CreateIdle(situation.pool))
 }

@@ -230,18 +230,15 @@ fn leave(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<
     })
 }
 
-/// How many intervals lie between two checkpoints while a live migration leaves or comes: both copy whole memories, and
-/// a migration is the longer the more it shares.
+/// How many intervals lie between two checkpoints while a live migration leaves or comes, or is to leave: both copy whole
+/// memories, and a migration is the longer the more it shares. On a draining host one migration follows the other, and a
+/// checkpoint that begins between them is out of date before it is complete.
 const WHILE_MOVING: u32 = 3;
-
-fn is_moving(situation: &Situation<'_>) -> bool {
-    let migrations = situation.nodes.values().filter_map(|node| node.value.migration.as_ref());
-    migrations.into_iter().any(|migration| &migration.from == situation.me || &migration.to == situation.me)
-}
 
 fn checkpoint(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<HostAction> {
     let Named { node, record, instance, .. } = *named;
-    let interval = situation.checkpoint_interval * if is_moving(situation) { WHILE_MOVING } else { 1 };
+    let moving = situation.draining || situation.is_moving();
+    let interval = situation.checkpoint_interval * if moving { WHILE_MOVING } else { 1 };
     let due = situation.taken.get(node).is_none_or(|taken| situation.now.boottime.since(*taken) >= interval);
     if !record.spec.protected || record.migration.is_some() || local.paused || !due {
         return None;

@@ -1,7 +1,8 @@
 //! Owns the backups: as many as the policy says, each on a host of its own, and the deficit made good.
 //!
 //! Promises: a backup never shares a host with the primary or another backup (SAFE-5); a backup on a draining host
-//! is given up only once others are enough without it. Must not do: promote.
+//! is given up only once others are enough without it, and replaced once no primary is leaving that host. Must not do:
+//! promote.
 
 use super::place::{Choice, rank};
 use super::{Draft, remember};
@@ -24,7 +25,7 @@ pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
     }
     let Some(wanted) = wanted(draft, node) else { return };
     draft.report.wanted.insert(node.clone(), wanted);
-    while lasting(draft, node) < wanted {
+    while lasting(draft, node) < wanted && !waits_for_primaries(draft, node, wanted) {
         if !add(draft, node) {
             break;
         }
@@ -44,6 +45,15 @@ fn count(backups: impl Iterator) -> u32 {
 /// Backups that are not about to leave with their host.
 fn lasting(draft: &Draft<'_>, node: &NodeId) -> u32 {
     count(draft.record(node).backups.iter().filter(|backup| !draft.is_draining(&backup.host)))
+}
+
+/// Whether all that is wanted is there and what is about to leave can wait for the primaries that leave with it: a
+/// replacement that boots, or its copy of the state, takes the processors and the link of the very migration. Measured
+/// on emulated guests: 1.5 s a migration alone, 2.8 to 4.6 s beside a replacement.
+fn waits_for_primaries(draft: &Draft<'_>, node: &NodeId, wanted: u32) -> bool {
+    let backups = &draft.record(node).backups;
+    let leaves = |backup: &Member| draft.is_draining(&backup.host) && draft.is_being_left(&backup.host);
+    count(backups.iter()) >= wanted && backups.iter().any(leaves)
 }
 
 /// Backups that could take over at this moment.

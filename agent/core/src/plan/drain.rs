@@ -23,7 +23,8 @@ pub(super) fn evacuate(draft: &mut Draft<'_>, node: &NodeId) {
         draft.note(node, format!("waits on draining {} until it is ready to move", primary.host));
         return;
     }
-    if is_busy(draft, &primary.host) {
+    // One migration at a time: they share one link, and the last to finish would be no sooner.
+    if draft.is_being_left(&primary.host) {
         draft.note(node, format!("waits on draining {} for the migration before it", primary.host));
         return;
     }
@@ -35,16 +36,6 @@ pub(super) fn evacuate(draft: &mut Draft<'_>, node: &NodeId) {
             draft.note(node, text);
         }
     }
-}
-
-/// One migration at a time leaves a host: they share one link, and the last to finish would be no sooner.
-fn is_busy(draft: &Draft<'_>, host: &HostId) -> bool {
-    draft
-        .view
-        .nodes
-        .values()
-        .filter_map(|node| node.value.migration.as_ref())
-        .any(|migration| &migration.from == host)
 }
 
 enum Target {

@@ -129,11 +129,12 @@ pub fn plan(view: &View, bounds: &Bounds, now: Now) -> (Plan, Report) {
     for node in &nodes {
         primary::repair(&mut draft, node);
     }
-    for node in &nodes {
-        backups::repair(&mut draft, node);
-    }
+    // Those that leave a draining host come before its backups, for time and for room.
     for node in &nodes {
         drain::evacuate(&mut draft, node);
+    }
+    for node in &nodes {
+        backups::repair(&mut draft, node);
     }
     draft.finish()
 }
@@ -216,6 +217,12 @@ impl<'a> Draft<'a> {
     /// Whether everything is to leave `host`.
     fn is_draining(&self, host: &HostId) -> bool {
         self.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
+    }
+
+    /// Whether a primary is on its way from `host`.
+    fn is_being_left(&self, host: &HostId) -> bool {
+        let mut migrations = self.view.nodes.values().filter_map(|node| node.value.migration.as_ref());
+        migrations.any(|migration| &migration.from == host)
     }
 
     fn note(&mut self, node: &NodeId, text: impl Into<String>) {

@@ -30,8 +30,13 @@ fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_move
         record.migration = Some(Migration { from, to, to_session: 1, epoch, abandoned: false, started });
     });
     assert_eq!(due(&beside), None, "another comes here");
-    beside.pass(beside.bounds.checkpoint_interval * 2);
-    assert!(due(&beside).is_some(), "three intervals at the most");
+    let mut leaving = cluster.clone();
+    leaving.seen(&me).intent.drain = true;
+    assert_eq!(due(&leaving), None, "it is to leave in a moment");
+    for mut waiting in [beside, leaving] {
+        waiting.pass(waiting.bounds.checkpoint_interval * 2);
+        assert!(due(&waiting).is_some(), "three intervals at the most");
+    }
     cluster.seen(&me).intent.drain = true;
     cluster.step();
     assert_eq!(due(&cluster), None);
@@ -69,4 +74,24 @@ fn a_backup_is_made_once_the_windows_are_back_or_the_wait_is_over() {
     });
     assert_eq!(later(&accepted, 3_999), [""; 0]);
     assert_eq!(later(&accepted, 4_000), ["Guard", "CreateIdle"]);
+}
+
+#[test]
+fn the_pool_is_filled_once_no_migration_comes_or_leaves() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    let (from, _) = cluster.primary("alice/exec-1");
+    cluster.seen(from.as_str()).intent.drain = true;
+    cluster.step();
+    let to = cluster.record("alice/exec-1").migration.as_ref().unwrap().to.clone();
+    let beside = ["host1", "host2", "host3"].map(host).into_iter().find(|name| *name != from && *name != to);
+    let mut rest = fresh(&cluster);
+    rest.pool.idle = 1;
+    let fills = |cluster: &Cluster, me: &HostId| {
+        let found = actions(cluster, me.as_str(), &Locals::new(), &rest);
+        found.iter().any(|action| matches!(action, HostAction::CreateIdle(_)))
+    };
+    assert!(!fills(&cluster, &to), "an instance that boots takes the processors of the one that comes");
+    assert!(fills(&cluster, &beside.unwrap()));
+    cluster.edit("alice/exec-1", |record| record.migration = None);
+    assert!(fills(&cluster, &to));
 }

@@ -1,7 +1,7 @@
 //! Tables of the backups' repair.
 
 use crate::DEPLOY_FAILED;
-use crate::fixture::{Cluster, dead, host, node};
+use crate::fixture::{Cluster, dead, fact, host, node};
 use crate::records::{Origin, Phase};
 use crate::units::MiB;
 
@@ -69,6 +69,55 @@ fn a_backup_of_a_draining_host_leaves_only_when_its_replacement_could_take_over(
     let left = cluster.backup_hosts("alice/display");
     assert_eq!(left.len(), 1);
     assert_ne!(left[0], old);
+}
+
+#[test]
+fn backups_leave_a_draining_host_after_its_primaries() {
+    let mut cluster = Cluster::of(3);
+    cluster.add(&["alice/display", "alice/exec-1", "alice/exec-2"]);
+    cluster.settle();
+    let draining = cluster.backup_hosts("alice/display")[0].clone();
+    let leaving = ["alice/exec-1", "alice/exec-2"]
+        .into_iter()
+        .find(|name| cluster.primary_host(name) == draining)
+        .expect("the three primaries and the display's backup share three hosts");
+    let mut unready = cluster.clone();
+    cluster.seen(&draining).intent.drain = true;
+    cluster.step();
+    let migration = cluster.record(leaving).migration.clone().unwrap();
+    assert_eq!(
+        cluster.backup_hosts("alice/display"),
+        std::slice::from_ref(&draining),
+        "the primary moves first"
+    );
+
+    let instance = cluster.record(leaving).primary.as_ref().unwrap().instance.unwrap();
+    let arrived = fact(Phase::Ready, Some(node(leaving)), migration.epoch);
+    cluster.facts(migration.to.as_str()).instances.insert(instance, arrived);
+    cluster.step();
+    assert_eq!(cluster.record(leaving).migration, None);
+    assert_eq!(cluster.backup_hosts("alice/display").len(), 2, "then the backup is replaced");
+
+    // A primary that cannot move yet keeps nobody back.
+    unready.report_primary(leaving, |fact| fact.phase = Phase::Booting);
+    unready.seen(&draining).intent.drain = true;
+    unready.step();
+    assert_eq!(unready.backup_hosts("alice/display").len(), 2);
+}
+
+#[test]
+fn a_dead_backup_is_replaced_while_primaries_leave() {
+    let mut cluster = Cluster::of(4);
+    cluster.add(&["alice/display", "alice/exec-1", "alice/exec-2"]);
+    cluster.settle();
+    let lost = cluster.backup_hosts("alice/display")[0].clone();
+    let draining = cluster.primary_host("alice/display");
+    cluster.lose(&lost);
+    cluster.seen(&draining).intent.drain = true;
+    cluster.step();
+    assert!(cluster.record("alice/display").migration.is_some());
+    assert_eq!(cluster.backup_hosts("alice/display").len(), 1);
+    assert_ne!(cluster.backup_hosts("alice/display")[0], lost);
 }
 
 #[test]
