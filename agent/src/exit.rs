@@ -1,7 +1,8 @@
-//! Owns how the binary ends: the documented exit codes, and the one printer of error chains.
+//! Owns how the binary ends: the documented exit codes.
 
-use std::error::Error;
 use std::process::ExitCode;
+
+pub use understudy_core::errors::chain;
 
 /// Exit codes of `understudy`. Scripts may rely on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,23 +28,6 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
-}
-
-/// An error and its causes on one line, for logs, the CLI and HTTP alike.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let said = cause.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// An error that carries the code to end with.

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod bounds;
+pub mod errors;
 #[cfg(test)]
 mod fixture;
 pub mod host;

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+pub use understudy_core::errors::chain;
+
 use crate::rules::{KEY_BYTES_MAX, TXN_BYTES_MAX, TXN_OPERATIONS_MAX, VALUE_BYTES_MAX};
 use crate::types::Revision;
 
@@ -128,21 +130,4 @@ pub enum WatchError {
     /// The store refuses to go on with the watch.
     #[error("the watch was refused")]
     Store(#[source] StoreError),
-}
-
-/// An error and its causes on one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        // Libraries that repeat their cause in their own text are not repeated once more.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -12,6 +12,7 @@
 
 use std::time::{Duration, Instant};
 
+use understudy_core::errors::chain;
 use understudy_core::ids::InstanceId;
 use virt::domain::MigrateParameters;
 use virt::error::ErrorNumber;
@@ -118,13 +119,6 @@ impl Libvirt {
             Err(error) => Side::Silent(chain(&error)),
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |&error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 fn end(result: Result<(), CallError>) -> End {

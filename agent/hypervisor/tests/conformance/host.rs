@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use understudy_core::errors::chain;
 use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::permit::Permits;
@@ -184,13 +185,6 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "never came true: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |&error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 pub(crate) fn virsh(arguments: &[&str]) -> (bool, String) {
