@@ -44,6 +44,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
                 .args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
                 .current_dir(root),
         )?,
+        dependencies(root, cargo)?,
     ];
     let artifacts = artifacts::all(root, Profile::Test)?;
     // The others take longer: `cargo xtask soak` builds them too.
@@ -55,6 +56,23 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
     stages.push(stage("tests", with(&mut tests, root, &artifacts))?);
     Ok(summary(&stages))
+}
+
+/// What may be linked in, by `.config/deny.toml`. Advisories are left out: they need a database from the network, and
+/// change without any change here. cargo-deny takes minutes to compile, so it is not installed for this.
+fn dependencies(root: &Path, cargo: impl Fn() -> Command) -> Result<Stage> {
+    let name = "dependencies";
+    let probe = cargo().args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        let reason = format!(
+            "{name}: licences, bans and sources were not checked, cargo-deny is not installed: \
+             cargo install --locked cargo-deny"
+        );
+        return Ok(Stage { name, holds: true, seconds: 0.0, skipped: vec![reason] });
+    }
+    let mut deny = cargo();
+    deny.args(["deny", "--locked", "--log-level", "error", "--config", ".config/deny.toml", "check"]);
+    stage(name, deny.args(["licenses", "bans", "sources"]).current_dir(root))
 }
 
 /// Tells tests where everything is that they run.
@@ -99,4 +117,28 @@ fn summary(stages: &[Stage]) -> bool {
     let passed = stages.iter().filter(|stage| stage.holds).count();
     println!("{passed} passed, {} failed", stages.len() - passed);
     passed == stages.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_that_cannot_be_checked_are_skipped_by_name_and_those_that_fail_fail() {
+        let root = crate::root();
+        let absent = dependencies(&root, || Command::new("/nonexistent/cargo")).unwrap();
+        assert!(absent.holds && absent.skipped.len() == 1 && absent.skipped[0].contains("cargo-deny"));
+        let shell = |script: &'static str| {
+            move || {
+                let mut command = Command::new("sh");
+                command.args(["-c", script, "cargo"]);
+                command
+            }
+        };
+        let good = dependencies(&root, shell("true")).unwrap();
+        assert!(good.holds && good.skipped.is_empty());
+        // Installed, and not content.
+        let bad = dependencies(&root, shell("case \"$*\" in *--version*) ;; *) exit 1;; esac")).unwrap();
+        assert!(!bad.holds && bad.skipped.is_empty());
+    }
 }
