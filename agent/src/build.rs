@@ -1,7 +1,8 @@
 //! Owns the wiring: from a checked configuration to a running agent.
 //!
-//! Promises: everything that can be found wrong before the first instance is touched is found here, with what to do.
-//! Must not do: anything of its own.
+//! Promises: everything that can be found wrong before the first instance is touched is found here, with what to do; what
+//! may yet come (libvirt, etcd) is waited for, and the agent's socket says meanwhile what is missing. Must not do:
+//! anything of its own.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -15,23 +16,23 @@ use understudy_checkpoint::ImageStore;
 use understudy_core::records::Capacity;
 use understudy_core::units::Vcpus;
 use understudy_hypervisor::permit::{Permits, boot_id};
-use understudy_hypervisor::{Hypervisor, Libvirt, LibvirtConfig, Template};
-use understudy_store::{
-    Credentials, Embedded, EmbeddedLimits, Etcd, EtcdConfig, IdentityFiles, Store, TlsFiles,
-};
+use understudy_hypervisor::{CapacityError, Template};
 
 use crate::api::{self, ApiState};
-use crate::config::{Config, StoreConfig};
+use crate::config::{Config, role_disk_faults, store_file_faults, template_faults};
 use crate::driver::{Driver, Event, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, Directory, GatewayState, Limits};
 use crate::metrics::Metrics;
+use crate::needs;
 use crate::policies::Policies;
 
 /// Between two attempts at something that the agent cannot do without at its start.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the load is read.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
+/// How often the role disks are looked at: one that was copied anew is noticed within this.
+const ROLE_DISKS_EVERY: Duration = Duration::from_secs(5);
 
 fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new(Exit::Failed, format!("{what}: {}", chain(error)))
@@ -42,26 +43,32 @@ fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
 /// # Errors
 /// When it cannot start, with what to do.
 pub async fn run(config: Config) -> Result<(), Failure> {
-    let faults = crate::config::online_faults(&config);
+    let faults = [template_faults(&config), store_file_faults(&config)].concat();
     if !faults.is_empty() {
         return Err(Failure::new(Exit::Config, faults.join("\n")));
     }
     let (stop, stopping) = watch::channel(false);
     let parts = Arc::new(parts(config).await?);
-    let capacity = capacity(&parts).await?;
     let (directory, directories) = watch::channel(Directory::default());
     let (snapshots, seen) = watch::channel(Arc::new(Snapshot::default()));
     let gateway_state = GatewayState::new(directories, Limits::default());
     let api_state = ApiState { parts: parts.clone(), snapshots: seen, gateway: gateway_state.counters() };
     serve(&parts.config, api_state, gateway_state).await?;
-    let driver = Driver::new(parts.clone(), capacity, directory, snapshots);
-    watch_load(driver.events());
+    // Ready to be asked: what it waits for is told by `understudy status`, and is no reason to end it and start it again.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     feed_systemd();
     tokio::spawn(async move {
         wait_for_signal().await;
         let _ = stop.send(true);
     });
+    let mut told_to_stop = stopping.clone();
+    let capacity = tokio::select! {
+        capacity = capacity(&parts, &snapshots) => capacity?,
+        _ = told_to_stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let driver = Driver::new(parts.clone(), capacity, directory, snapshots);
+    watch_load(driver.events());
+    watch_role_disks(parts.clone(), driver.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
     driver.run(stopping).await;
     tracing::info!("agent stops, instances are left as they are");
@@ -84,8 +91,8 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
         .map_err(|error| failed(&format!("cannot make {}", scratch.display()), &error))?;
     let metrics = Arc::new(Metrics::new().map_err(|error| failed("metrics", &error))?);
     let policies = Arc::new(Policies::open(&config, &metrics));
-    let hypervisor = hypervisor(&config)?;
-    let store = store(&config).await?;
+    let hypervisor = needs::hypervisor(&config)?;
+    let store = needs::store(&config).await?;
     Ok(Parts {
         boot,
         store,
@@ -100,68 +107,36 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
     })
 }
 
-fn hypervisor(config: &Config) -> Result<Arc<dyn Hypervisor>, Failure> {
-    let accelerator = config.accelerator.parse().map_err(|error| failed("libvirt.accelerator", &error))?;
-    let settings = LibvirtConfig { uri: config.libvirt_uri.clone(), accelerator, ..LibvirtConfig::local() };
-    let libvirt = Libvirt::start(settings)
-        .map_err(|error| failed(&format!("cannot use {}", config.libvirt_uri), &error))?;
-    Ok(Arc::new(libvirt))
-}
-
-async fn store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
-    match &config.store {
-        StoreConfig::Embedded { path } => {
-            if let Some(folder) = path.parent() {
-                std::fs::create_dir_all(folder)
-                    .map_err(|error| failed(&format!("cannot make {}", folder.display()), &error))?;
-            }
-            let store = Embedded::open(path, EmbeddedLimits::default()).await;
-            Ok(Arc::new(store.map_err(|error| failed("store", &error))?))
-        }
-        StoreConfig::Etcd { endpoints, root, authority, identity, user } => {
-            let mut settings = EtcdConfig::new(endpoints.clone(), root.clone(), config.host.as_str());
-            settings.tls = authority.as_ref().map(|authority| TlsFiles {
-                authority: authority.clone(),
-                identity: identity.as_ref().map(|(certificate, key)| IdentityFiles {
-                    certificate: certificate.clone(),
-                    key: key.clone(),
-                }),
-            });
-            if let Some((name, file)) = user {
-                let password = std::fs::read_to_string(file).map_err(|error| {
-                    failed(&format!("store.password_file: cannot read {}", file.display()), &error)
-                })?;
-                settings.user =
-                    Some(Credentials { name: name.clone(), password: password.trim().to_owned() });
-            }
-            settings.timeouts.request = config.bounds.store_request;
-            let store = Etcd::open(settings).await;
-            Ok(Arc::new(store.map_err(|error| failed("store", &error))?))
-        }
-    }
-}
-
-/// The host's room. libvirtd may still be starting: asked until it answers.
-async fn capacity(parts: &Arc<Parts>) -> Result<Capacity, Failure> {
+/// The host's room. libvirtd may still be starting, or its address may be wrong: asked until it answers.
+async fn capacity(parts: &Arc<Parts>, snapshots: &watch::Sender<Arc<Snapshot>>) -> Result<Capacity, Failure> {
+    let config = &parts.config;
+    let mut told = None;
     loop {
         let hypervisor = parts.hypervisor.clone();
         let asked = tokio::task::spawn_blocking(move || hypervisor.capacity()).await;
         match asked.map_err(|error| failed("asking libvirt failed", &error))? {
             Ok(room) => {
-                let memory = room.memory_total.saturating_sub(parts.config.reserved_memory);
-                let asked = parts.config.pool.memory;
+                if told.is_some() {
+                    tracing::info!(uri = config.libvirt_uri, "libvirt answers");
+                }
+                let memory = room.memory_total.saturating_sub(config.reserved_memory);
+                let asked = config.pool.memory;
                 if memory < asked {
                     let text = format!(
                         "{}: host.reserved_memory_mib: {memory} are left for instances, one takes {asked}: reserve less",
-                        parts.config.file.display()
+                        config.file.display()
                     );
                     return Err(Failure::new(Exit::Config, text));
                 }
-                let vcpus = Vcpus(room.vcpus.0.saturating_mul(parts.config.vcpus_per_processor));
+                let vcpus = Vcpus(room.vcpus.0.saturating_mul(config.vcpus_per_processor));
                 return Ok(Capacity { vcpus, memory });
             }
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "libvirt does not answer yet: is libvirtd running?");
+            Err(CapacityError::Read(error)) => {
+                let text = needs::libvirt_fault(config, &error);
+                if told.replace(text.clone()).as_ref() != Some(&text) {
+                    tracing::warn!(error = %text, "libvirt does not answer, trying again until it does");
+                }
+                snapshots.send_replace(Arc::new(Snapshot { complaints: vec![text], ..Snapshot::default() }));
                 tokio::time::sleep(RETRY).await;
             }
         }
@@ -230,6 +205,33 @@ fn watch_load(events: mpsc::UnboundedSender<Event>) {
                 }
             }
             tokio::time::sleep(LOAD_EVERY).await;
+        }
+    });
+}
+
+/// Role disks are files that operators copy. One that is missing or damaged is told until it is whole, and never ends the
+/// agent: instances that have their role go on.
+fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
+    tokio::spawn(async move {
+        let mut told = Vec::new();
+        loop {
+            let mine = parts.clone();
+            let looked = tokio::task::spawn_blocking(move || role_disk_faults(&mine.config)).await;
+            let faults = looked.unwrap_or_default();
+            if faults != told {
+                for fault in &faults {
+                    tracing::warn!(error = %fault, "instances cannot be given this role");
+                }
+                if faults.is_empty() {
+                    tracing::info!("every role disk is whole");
+                }
+                let text = (!faults.is_empty()).then(|| faults.join("\n"));
+                if events.send(Event::Complaint { about: "role disks", text }).is_err() {
+                    return;
+                }
+                told = faults;
+            }
+            tokio::time::sleep(ROLE_DISKS_EVERY).await;
         }
     });
 }

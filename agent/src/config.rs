@@ -1,7 +1,7 @@
 //! Owns the configuration: the file's raw form, and the checked form that everything else takes.
 //!
 //! Promises: all faults of a file are reported at once, each with the file and the key; a `Config` that exists is
-//! valid. Must not do: open anything but the configuration file itself (`check` looks at the rest).
+//! valid. Must not do: open anything but the configuration file itself (`look` does).
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,11 +16,12 @@ use understudy_core::records::Labels;
 use understudy_core::units::MiB;
 
 mod check;
+mod look;
 mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use check::online_faults;
+pub use look::{role_disk_faults, store_file_faults, template_faults};
 
 /// The configuration could not be used.
 #[derive(Debug, thiserror::Error)]

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod gateway;
 pub mod keys;
 pub mod metrics;
+pub mod needs;
 pub mod peers;
 pub mod policies;
 pub mod telemetry;

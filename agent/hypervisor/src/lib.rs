@@ -40,6 +40,7 @@ pub use event::{EventKind, HypervisorEvent, Lifecycle, StartCause, StopCause, Wa
 pub use libvirt::{Deadlines, Libvirt, LibvirtConfig};
 pub use process::Pid;
 pub use refusal::{Refusal, RefusalKind};
+pub use role_disk::check as check_role_disk;
 pub use template::{Template, TemplateError, TemplateFault};
 pub use types::{
     BlockStats, Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceState,

@@ -14,7 +14,11 @@ const SUPERBLOCK_AT: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 128;
 const MAGIC: u32 = 0xE0F5_E1E2;
 
-pub(crate) fn check(path: &Path) -> Result<(), RoleDiskError> {
+/// Looks at a role disk.
+///
+/// # Errors
+/// [`RoleDiskError::Missing`] or [`RoleDiskError::Damaged`].
+pub fn check(path: &Path) -> Result<(), RoleDiskError> {
     let missing = |source| RoleDiskError::Missing { path: path.to_owned(), source };
     let damaged = |why: &str| Err(RoleDiskError::Damaged { path: path.to_owned(), why: why.to_owned() });
     let file = File::open(path).map_err(missing)?;

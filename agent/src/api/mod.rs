@@ -60,7 +60,12 @@ impl ApiState {
         if snapshot.synced {
             return Ok(snapshot);
         }
-        let text = "the agent has not reached the store yet: see its log, and that the store has quorum";
+        let text = if snapshot.complaints.is_empty() {
+            "the agent has just started and reads the store: ask again".to_owned()
+        } else {
+            let lines = snapshot.complaints.join("\n  ");
+            format!("the agent is not at work yet, and goes on by itself when it can:\n  {lines}")
+        };
         Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text))
     }
 }

@@ -58,6 +58,9 @@ pub struct Status {
     pub leader: Option<String>,
     /// How long primaries may still run on this host without another renewal, in milliseconds.
     pub session_remaining_ms: Option<u64>,
+    /// What is wrong on this host as its own agent knows it, whether or not the store can be told.
+    #[serde(default)]
+    pub complaints: Vec<String>,
     /// The sites' policies.
     pub policies: PoliciesStatus,
     /// All hosts.
@@ -166,6 +169,7 @@ impl Status {
             host: parts.config.host.clone(),
             leader: snapshot.leader.clone(),
             session_remaining_ms: snapshot.session_remaining.map(millis),
+            complaints: snapshot.complaints.clone(),
             policies: PoliciesStatus::of(snapshot, &parts.policies),
             hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host)).collect(),
             terminals: view

@@ -14,9 +14,9 @@ use understudy_core::bounds::Profile;
 
 use crate::api::types::{Status, Terminal, TerminalRequest};
 use crate::client::ask;
-use crate::config::{Config, ConfigError, online_faults};
+use crate::config::{Config, ConfigError, role_disk_faults, store_file_faults, template_faults};
 use crate::exit::{Exit, Failure, chain};
-use crate::{build, telemetry};
+use crate::{build, needs, telemetry};
 
 /// Keeps a terminal's software running when a VM or a whole host dies.
 ///
@@ -57,11 +57,11 @@ enum Verb {
     Policy(policy::PolicyVerb),
     /// The cluster: hosts, nodes, what is lacking and why.
     Status,
-    /// Check a configuration; all faults at once.
+    /// Check a configuration, the files that it names, and whether libvirt and etcd answer; all faults at once.
     CheckConfig {
         /// The configuration.
         file: PathBuf,
-        /// Do not look at the files that it names.
+        /// Look at the configuration alone.
         #[arg(long)]
         offline: bool,
     },
@@ -137,7 +137,7 @@ impl Cli {
                 telemetry::start(&config.log_filter, config.log_journald)?;
                 runtime(true)?.block_on(build::run(config))
             }
-            Verb::CheckConfig { file, offline } => check_config(&file, offline),
+            Verb::CheckConfig { file, offline } => runtime(false)?.block_on(check_config(&file, offline)),
             Verb::Bounds { profile } => bounds(&profile, self.json),
             Verb::Policy(verb) => runtime(false)?.block_on(verb.run(&self.socket, self.json)),
             verb => runtime(false)?.block_on(ask_agent(&self.socket, self.json, verb)),
@@ -158,9 +158,18 @@ fn config_failure(error: ConfigError) -> Failure {
     Failure::new(Exit::Config, chain(&error))
 }
 
-fn check_config(file: &std::path::Path, offline: bool) -> Result<(), Failure> {
+async fn check_config(file: &std::path::Path, offline: bool) -> Result<(), Failure> {
     let config = Config::read(file).map_err(config_failure)?;
-    let faults = if offline { Vec::new() } else { online_faults(&config) };
+    let mut faults = Vec::new();
+    if !offline {
+        let store_files = store_file_faults(&config);
+        // Without its certificates etcd cannot be asked: that is one fault, not two.
+        let store = async { if store_files.is_empty() { needs::ask_store(&config).await } else { None } };
+        let (libvirt, store) = tokio::join!(needs::ask_libvirt(&config), store);
+        faults = [template_faults(&config), role_disk_faults(&config), store_files].concat();
+        faults.extend(libvirt);
+        faults.extend(store);
+    }
     if faults.is_empty() {
         println!("{}: valid", file.display());
         return Ok(());

@@ -17,9 +17,15 @@ pub(super) fn status(status: &Status) -> String {
     let leader = status.leader.as_deref().unwrap_or("nobody");
     let session = status.session_remaining_ms.map_or_else(|| "none".to_owned(), seconds);
     let _ = writeln!(text, "host {}, leader {leader}, session for another {session}", status.host);
+    for complaint in &status.complaints {
+        let _ = writeln!(text, "    {complaint}");
+    }
     text.push_str(&policies::deciding(&status.policies));
     text.push('\n');
-    text.push_str(&hosts(&status.hosts));
+    let mut shown = status.hosts.clone();
+    // This host's own stand above, fresher than what it has reported.
+    shown.iter_mut().filter(|host| host.id == status.host).for_each(|host| host.complaints.clear());
+    text.push_str(&hosts(&shown));
     for shown in &status.terminals {
         text.push('\n');
         text.push_str(&terminal(shown));

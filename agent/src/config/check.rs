@@ -1,4 +1,4 @@
-//! Owns the rules that values and pairs of values must keep, and the look at what a configuration refers to.
+//! Owns the rules that values and pairs of values must keep.
 //!
 //! Promises: every fault names file, key and what would be right.
 
@@ -15,13 +15,13 @@ use understudy_core::units::{MiB, Vcpus};
 use super::{AddressRange, Config, ConfigError, StoreConfig, StoreKind, raw};
 
 /// Collects faults, so that all are reported at once.
-struct Faults<'a> {
-    file: &'a Path,
-    list: Vec<String>,
+pub(super) struct Faults<'a> {
+    pub(super) file: &'a Path,
+    pub(super) list: Vec<String>,
 }
 
 impl Faults<'_> {
-    fn add(&mut self, key: &str, problem: impl std::fmt::Display) {
+    pub(super) fn add(&mut self, key: &str, problem: impl std::fmt::Display) {
         self.list.push(format!("{}: {key}: {problem}", self.file.display()));
     }
 
@@ -143,13 +143,18 @@ fn store(faults: &mut Faults<'_>, raw: raw::Store) -> Option<StoreConfig> {
             if raw.endpoints.is_empty() {
                 faults.add("store.endpoints", "is empty: name every member, such as \"https://host1:2379\"");
             }
+            let (scheme, why) = match raw.ca {
+                Some(_) => ("https://", "with store.ca"),
+                None => ("http://", "without store.ca"),
+            };
             for endpoint in &raw.endpoints {
-                if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-                    faults.add(
-                        "store.endpoints",
-                        format_args!("'{endpoint}' must start with https:// or http://"),
-                    );
+                if endpoint.strip_prefix(scheme).is_none_or(str::is_empty) {
+                    faults
+                        .add("store.endpoints", format_args!("'{endpoint}' must start with {scheme} {why}"));
                 }
+            }
+            if !(raw.root.starts_with('/') && raw.root.ends_with('/')) || raw.root.contains("//") {
+                faults.add("store.root", format_args!("'{}' must begin and end with one '/'", raw.root));
             }
             if raw.path.is_some() {
                 faults.add("store.path", "belongs to store.kind = \"embedded\", not to \"etcd\"");
@@ -210,17 +215,27 @@ fn libvirt(faults: &mut Faults<'_>, raw: &raw::Libvirt, environments: &BTreeMap<
         faults
             .add("libvirt.accelerator", format_args!("'{}' is not one of auto, kvm, qemu", raw.accelerator));
     }
-    if !raw.uri.contains(":///") {
-        faults.add(
-            "libvirt.uri",
-            format_args!("'{}' is not a local libvirt URI such as qemu:///system", raw.uri),
-        );
+    if !is_local_libvirt(&raw.uri) {
+        let right = "use qemu:///system, or qemu+unix:///system?socket=PATH where its socket is elsewhere";
+        faults.add("libvirt.uri", format_args!("'{}' is not this host's QEMU: {right}", raw.uri));
     }
     for (name, path) in environments {
         faults.absolute(&format!("environments.{name}"), path);
     }
     if environments.is_empty() {
         faults.add("environments", "is empty: name at least one role disk, such as desktop = \"/var/lib/understudy/roles/role.erofs\"");
+    }
+}
+
+/// Whether this is the system's QEMU on this host, or `test`, libvirt's own driver for trials. Anything else is wrong for
+/// good, and libvirt would not say so before libvirtd runs: a driver that it does not know is the daemon's to refuse.
+fn is_local_libvirt(uri: &str) -> bool {
+    let Some((scheme, rest)) = uri.split_once("://") else { return false };
+    let path = rest.split_once('?').map_or(rest, |(path, _)| path);
+    match scheme {
+        "qemu" | "qemu+unix" => path == "/system",
+        "test" => path.starts_with('/'),
+        _ => false,
     }
 }
 
@@ -240,35 +255,4 @@ fn bounds(faults: &mut Faults<'_>, raw: &raw::Cluster) -> Bounds {
         faults.add("cluster", fault);
     }
     bounds
-}
-
-/// What the configuration refers to and is not there or not readable, each with its key.
-#[must_use]
-pub fn online_faults(config: &Config) -> Vec<String> {
-    let mut faults = Faults { file: &config.file, list: Vec::new() };
-    let mut readable = |key: &str, path: &Path| {
-        if let Err(error) = std::fs::File::open(path) {
-            faults.add(key, format_args!("cannot read {}: {error}", path.display()));
-        }
-    };
-    readable("libvirt.template", &config.template);
-    for (name, path) in &config.environments {
-        readable(&format!("environments.{name}"), path);
-    }
-    if let StoreConfig::Etcd { authority, identity, user, .. } = &config.store {
-        for (key, path) in [("store.ca", authority.as_ref())]
-            .into_iter()
-            .chain(
-                identity
-                    .iter()
-                    .flat_map(|(cert, key)| [("store.cert", Some(cert)), ("store.key", Some(key))]),
-            )
-            .chain(user.iter().map(|(_, file)| ("store.password_file", Some(file))))
-        {
-            if let Some(path) = path {
-                readable(key, path);
-            }
-        }
-    }
-    faults.list
 }

@@ -35,8 +35,8 @@ pub enum Event {
     },
     /// An attempt to open or adopt a session ended.
     Opened(Box<Opened>),
-    /// The guard acknowledged a deadline, or did not.
-    Guarded(bool),
+    /// The guard acknowledged a deadline, or did not for that reason.
+    Guarded(Result<(), String>),
     /// Everything of a lost session is stopped.
     Stopped,
     /// A job ended.
@@ -60,6 +60,13 @@ pub enum Event {
     Resigned,
     /// The load of the host's processors, in thousandths of one.
     Load(u32),
+    /// Something outside of the driver is wrong, or not any more.
+    Complaint {
+        /// What it is about: the next word about it replaces this one.
+        about: &'static str,
+        /// What is wrong, and what to do. Nothing when all is well.
+        text: Option<String>,
+    },
 }
 
 /// What came of opening a session.

@@ -77,6 +77,8 @@ pub struct Parts {
 pub struct Snapshot {
     /// Whether the store has been read.
     pub synced: bool,
+    /// What is wrong on this host, each with what to do. Before the store has been read: what the agent waits for.
+    pub complaints: Vec<String>,
     /// The cluster.
     pub view: View,
     /// Who leads.
@@ -217,7 +219,7 @@ impl Driver {
 
     /// Runs until `stop` says so. Instances are left as they are; a successor finds them.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        mirror::start(self.parts.store.clone(), self.sender.clone());
+        mirror::start(self.parts.clone(), self.sender.clone());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.images = kept_images(&self.parts.images);
@@ -267,7 +269,7 @@ impl Driver {
             Event::Hypervisor(event) => self.hypervisor_event(event),
             Event::Session { outcome, revision } => self.session_event(outcome, revision),
             Event::Opened(opened) => self.session_opened(*opened),
-            Event::Guarded(acknowledged) => self.guard_answered(acknowledged),
+            Event::Guarded(answer) => self.guard_answered(answer),
             Event::Stopped => self.session_busy = false,
             Event::Job { job, outcome } => self.finish(*job, outcome),
             Event::Bid(bid) => self.bid_ended(bid),
@@ -277,6 +279,8 @@ impl Driver {
             Event::Settled(written) => self.sets_settled(written),
             Event::Resigned => self.bidding = false,
             Event::Load(milli) => self.load_milli = milli,
+            Event::Complaint { about, text: Some(text) } => self.complain(about, text),
+            Event::Complaint { about, text: None } => self.content(about),
         }
     }
 
@@ -315,6 +319,8 @@ impl Driver {
                 self.lead(&view, now);
             }
             self.publish_state(view, now.boottime);
+        } else {
+            self.publish_waiting();
         }
     }
 

@@ -16,9 +16,13 @@ use super::event::{Event, Opened};
 use super::{Driver, Parts, inventory, now};
 use crate::exit::chain;
 use crate::keys::{self, Key};
+use crate::needs;
 
 /// How long the guard may take to answer; it is a local process that does nothing else.
 pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// What a complaint about the guard goes under.
+const GUARD: &str = "guard";
 
 impl Driver {
     pub(super) fn advance_session(&mut self, now: Boottime) {
@@ -72,10 +76,8 @@ impl Driver {
             SessionEvent::Unavailable => {
                 let remaining = self.session.deadline().map(|deadline| deadline.since(now().boottime));
                 tracing::warn!(?remaining, "the session could not be renewed");
-                self.complain(
-                    "session",
-                    "the store does not answer: instances end when the session does".to_owned(),
-                );
+                let text = needs::store_silent(&self.parts.config);
+                self.complain("session", format!("{text}; instances end when the session does"));
             }
             _ => self.content("session"),
         }
@@ -95,17 +97,31 @@ impl Driver {
         self.perform_session(action);
     }
 
-    pub(super) fn guard_answered(&mut self, acknowledged: bool) {
+    /// A guard that is silent is asked ten times a second: it is told once, and once when it is back.
+    pub(super) fn guard_answered(&mut self, answer: Result<(), String>) {
         self.session_busy = false;
-        let event = if acknowledged {
-            self.content("guard");
-            SessionEvent::GuardAcknowledged
-        } else {
-            self.complain(
-                "guard",
-                "understudy-guard does not answer: start understudy-guard.service".to_owned(),
-            );
-            SessionEvent::GuardSilent
+        let known = self.complaints.contains_key(GUARD);
+        let event = match answer {
+            Ok(()) => {
+                if known {
+                    tracing::info!("the guard answers");
+                }
+                self.content(GUARD);
+                SessionEvent::GuardAcknowledged
+            }
+            Err(error) => {
+                if known {
+                    tracing::debug!(%error, "the guard still does not acknowledge the deadline");
+                } else {
+                    tracing::error!(%error, "the guard did not acknowledge the deadline");
+                }
+                let text = format!(
+                    "understudy-guard did not acknowledge the deadline, nothing may start here: see systemctl status \
+                     understudy-guard: {error}"
+                );
+                self.complain(GUARD, text);
+                SessionEvent::GuardSilent
+            }
         };
         let action = self.session.step(event, now().boottime);
         self.perform_session(action);
@@ -263,15 +279,11 @@ fn confirm(parts: Arc<Parts>, sender: UnboundedSender<Event>, deadline: Boottime
         let asked = Deadline { boottime_ns: deadline.0, session };
         let answer = Client::connect(&parts.config.guard_socket, GUARD_PATIENCE)
             .and_then(|mut guard| guard.set_deadline(asked));
-        let acknowledged = match answer {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "the guard did not acknowledge the deadline");
-                // Asked again at once by the state machine: a little patience keeps that from spinning.
-                std::thread::sleep(GUARD_PATIENCE / 5);
-                false
-            }
-        };
-        let _ = sender.send(Event::Guarded(acknowledged));
+        let answer = answer.map_err(|error| {
+            // Asked again at once by the state machine: a little patience keeps that from spinning.
+            std::thread::sleep(GUARD_PATIENCE / 5);
+            chain(&error)
+        });
+        let _ = sender.send(Event::Guarded(answer));
     });
 }

@@ -79,6 +79,12 @@ impl Driver {
         }
     }
 
+    /// Before the store was read there is nothing to show but what is missing.
+    pub(super) fn publish_waiting(&self) {
+        let complaints = self.complaints.values().cloned().collect();
+        self.snapshots.send_replace(Arc::new(Snapshot { complaints, ..Snapshot::default() }));
+    }
+
     pub(super) fn publish_state(&self, view: View, now: Boottime) {
         // Pages leave a gateway whose host is cut off: what it knows may be old.
         let shown = if self.session.is_open(now) { directory(&view) } else { Directory::default() };
@@ -96,6 +102,7 @@ impl Driver {
         );
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
+            complaints: self.complaints.values().cloned().collect(),
             leader: self.cluster.leader.as_ref().and_then(|leader| leader.host()).map(ToString::to_string),
             leading: self.leading.is_some(),
             report: self.report.clone(),

@@ -245,7 +245,10 @@ async fn without_a_quorum_reads_are_unavailable_and_commits_say_what_is_known() 
     let fresh = Etcd::open(cluster.config("beta")).await.unwrap();
     let error = fresh.commit(&guarded("never")).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
-    assert!(understudy_store::chain(&error).contains("refused"), "{}", understudy_store::chain(&error));
+    let said = understudy_store::chain(&error);
+    assert!(said.contains("refused"), "{said}");
+    // An operator with several clusters is told which one.
+    assert!(cluster.endpoints().iter().all(|endpoint| said.contains(endpoint)), "{said}");
 }
 
 #[tokio::test]

@@ -49,6 +49,16 @@ pub(super) enum Odd {
     WatchCancelled(String),
 }
 
+/// The end of a request that no member did. Its cause is what the last one said.
+#[derive(Debug, thiserror::Error)]
+#[error("no etcd member did it ({endpoints})")]
+pub(super) struct NoMember {
+    /// All that could be asked, as the operator configured them.
+    pub(super) endpoints: String,
+    #[source]
+    pub(super) source: BoxError,
+}
+
 impl Fault {
     pub(super) fn new(kind: Kind, source: impl Into<BoxError>) -> Self {
         Self { kind, tls: None, source: source.into() }

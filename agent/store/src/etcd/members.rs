@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 
 use super::config::{EtcdConfig, Timeouts};
-use super::fault::{Fault, Kind, Odd};
+use super::fault::{Fault, Kind, NoMember, Odd};
 use super::tls;
 use crate::error::{InvalidRequest, StoreError};
 
@@ -57,6 +57,7 @@ pub(super) struct Exhausted {
     pub(super) unclear: bool,
     pub(super) last: Fault,
     denied: Option<StoreError>,
+    endpoints: String,
 }
 
 /// What to do after one attempt of a call.
@@ -274,7 +275,8 @@ impl Members {
             let round_over = turn % self.list.len() == 0;
             if stop || refused || Instant::now() + if round_over { pause } else { Duration::ZERO } >= deadline
             {
-                return Err(Exhausted { unclear, last: fault, denied });
+                let endpoints = self.config.endpoints.join(", ");
+                return Err(Exhausted { unclear, last: fault, denied, endpoints });
             }
             if round_over {
                 sleep(pause).await;
@@ -345,15 +347,20 @@ pub(super) fn proceed<T>(fault: Fault) -> Turn<T> {
 impl Exhausted {
     /// The caller's error. `commit`: the call would have changed something.
     pub(super) fn into_error(self, attempted: String, commit: bool) -> StoreError {
-        if commit && self.unclear {
-            return StoreError::Ambiguous { attempted, source: self.last.source };
+        let Self { unclear, last, denied, endpoints } = self;
+        if !(commit && unclear) {
+            if let Some(denied) = denied {
+                return denied;
+            }
+            if last.kind == Kind::Wrong {
+                return InvalidRequest::Refused(last.to_string()).into();
+            }
         }
-        if let Some(denied) = self.denied {
-            return denied;
-        }
-        match self.last.kind {
-            Kind::Wrong => InvalidRequest::Refused(self.last.to_string()).into(),
-            _ => StoreError::Unavailable { attempted, source: self.last.source },
+        let source = Box::new(NoMember { endpoints, source: last.source });
+        if commit && unclear {
+            StoreError::Ambiguous { attempted, source }
+        } else {
+            StoreError::Unavailable { attempted, source }
         }
     }
 }
