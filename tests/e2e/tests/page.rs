@@ -252,6 +252,7 @@ fn a_browser_in_a_namespace_sees_only_that_network() {
 
 #[test]
 fn nothing_of_the_browser_outlives_it() {
+    let before = rig::left_by_browsers();
     let Some((browser, profile)) = browser("nothing_of_the_browser_outlives_it") else { return };
     browser.goto("about:blank").unwrap();
     let marker = profile.path().to_str().unwrap().to_owned();
@@ -262,4 +263,8 @@ fn nothing_of_the_browser_outlives_it() {
     }));
     assert!(panicked.is_err());
     assert_eq!(rig::processes_naming(&marker), Vec::<u32>::new());
+    // Only root has a folder for temporary files that ends with the browser.
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(rig::left_by_browsers(), before);
+    }
 }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Chromium starts its processes in groups of their own, some of which outlive a killed driver; a PID namespace
-//! is the one thing that holds them all: when its first process dies, the kernel kills the rest.
+//! is the one thing that holds them all: when its first process dies, the kernel kills the rest. What they keep in the
+//! folder for temporary files goes the same way where root may mount: that folder is a tmpfs of their own.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -62,7 +63,14 @@ impl Driver {
             command.args(["--user", "--map-current-user"]);
         }
         command.args(["--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"]);
-        command.args(["chromedriver", "--port=0"]);
+        // Chromium makes folders there that only a clean end removes, and holds a socket in one of them, whose path must be
+        // short: a folder below the profile would not do.
+        let covered = Path::new("/var/tmp");
+        let start = match log.starts_with(covered) {
+            true => "exec chromedriver --port=0",
+            false => "mount -t tmpfs none /var/tmp && export TMPDIR=/var/tmp; exec chromedriver --port=0",
+        };
+        command.args(["sh", "-c", start]);
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file).spawn();
         let mut child = spawned.map_err(DriverError::Spawn)?;
         let stdout = child.stdout.take();

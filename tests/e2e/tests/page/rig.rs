@@ -1,7 +1,7 @@
 //! Owns what the page's tests stand on: real X screens with something recognisable on them, and gateways that
 //! can be killed or frozen like a host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -177,6 +177,13 @@ pub(crate) fn alice(epoch: u64, addr: Option<SocketAddr>, gateways: &[&str]) -> 
         gateways: gateways.iter().map(|&url| url.to_owned()).collect(),
         lost: Vec::new(),
     }
+}
+
+/// The folders of browsers in the machine's folder for temporary files.
+pub(crate) fn left_by_browsers() -> BTreeSet<String> {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.to_lowercase().contains("chromium")).collect()
 }
 
 /// Ids of the processes whose command line names `text`.
