@@ -81,6 +81,47 @@ format = "xml"
     }
 }
 
+#[test]
+fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
+    let libvirt = [
+        ("qemu:///system", true),
+        ("qemu+unix:///system?socket=/run/libvirt/libvirt-sock", true),
+        ("test:///default", true),
+        ("qemu:///session", false),
+        ("qemu:///sistem", false),
+        ("qemu+ssh://host2/system", false),
+        ("xen:///system", false),
+        ("/run/libvirt/libvirt-sock", false),
+    ];
+    for (uri, holds) in libvirt {
+        let found = faults(&format!("{MINIMAL}\n[libvirt]\nuri = \"{uri}\"\n"));
+        assert_eq!(found.is_empty(), holds, "{uri}: {found:?}");
+    }
+    let without_files =
+        FULL.lines().filter(|line| !["ca =", "cert =", "key ="].iter().any(|key| line.starts_with(key)));
+    let plain = without_files.collect::<Vec<_>>().join("\n");
+    let etcd = [
+        (FULL.to_owned(), ""),
+        (
+            FULL.replace("https://host2", "http://host2"),
+            "'http://host2:2379' must start with https:// with store.ca",
+        ),
+        (FULL.replace("https://host3:2379", "https://"), "'https://' must start with"),
+        (plain.replace("https://host", "http://host"), ""),
+        (plain, "'https://host1:2379' must start with http:// without store.ca"),
+        (
+            FULL.replace("#root = \"/understudy/\"", "root = \"understudy\""),
+            "store.root: 'understudy' must begin",
+        ),
+    ];
+    for (text, words) in etcd {
+        let found = faults(&text);
+        assert_eq!(found.is_empty(), words.is_empty(), "{found:?}");
+        assert!(found.iter().all(|fault| words.is_empty() || fault.contains("store.")), "{found:?}");
+        assert!(words.is_empty() || found.iter().any(|fault| fault.contains(words)), "{words}: {found:?}");
+    }
+}
+
 /// A commented line `# key = value` in the shipped file shows the default: setting it must change nothing.
 #[test]
 fn the_commented_defaults_are_the_defaults() {
