@@ -60,9 +60,8 @@ pub(super) async fn explain(
             format!("there is no node '{node}': see `understudy terminal list`"),
         )
     })?;
-    let deciding = state.parts.policies.deciding(&snapshot.sets);
-    let ready = deciding.generation == 0 || state.parts.policies.is_ready(deciding.generation);
-    let asked = tokio::task::spawn_blocking(move || explained(&deciding, ready, &explanation)).await;
+    let deciding = snapshot.deciding.clone();
+    let asked = tokio::task::spawn_blocking(move || explained(&deciding, &explanation)).await;
     asked.map(Json).map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 

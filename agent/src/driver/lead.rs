@@ -263,7 +263,7 @@ pub async fn admission(
 ) -> Result<(), Vec<String>> {
     use understudy_core::admission::{Admission, admit};
     let mut view = snapshot.view.clone();
-    let mut asking = Round::new(parts.policies.deciding(&snapshot.sets), None);
+    let mut asking = Round::new(snapshot.deciding.clone(), None);
     for _ in 0..ROUNDS_MAX {
         let plan = match admit(&view, new, &parts.config.bounds, now()) {
             Admission::Admitted(judged) => {

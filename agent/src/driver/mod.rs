@@ -43,7 +43,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::gateway::Directory;
 use crate::metrics::Metrics;
-use crate::policies::{Policies, Seen};
+use crate::policies::{Deciding, Policies, Seen};
 
 /// The longest that the driver sleeps when nothing happens: silence of other hosts has no event of its own.
 const TICK: Duration = Duration::from_millis(250);
@@ -93,6 +93,8 @@ pub struct Snapshot {
     pub facts: Option<HostFacts>,
     /// The sets of policies.
     pub sets: PolicySets,
+    /// The active one of them, to be asked by whoever reads this, however long after.
+    pub deciding: Deciding,
 }
 
 /// What is under way on one lane of one instance.

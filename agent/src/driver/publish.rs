@@ -108,6 +108,7 @@ impl Driver {
             report: self.report.clone(),
             session_remaining: remaining,
             facts: Some(self.facts()),
+            deciding: self.parts.policies.deciding(&self.cluster.policies),
             sets: self.cluster.policies.clone(),
             view,
         }));

@@ -95,7 +95,7 @@ impl Round {
             items.push(Item::BackupCount { question, said, made });
         }
         if !items.is_empty() {
-            let Deciding { generation, set, aside } = self.deciding;
+            let Deciding { generation, set, aside, ready: _ } = self.deciding;
             policies.recorder.take(Batch { at: self.at, generation, term: self.term, set, aside, items });
         }
     }

@@ -55,7 +55,7 @@ pub struct ExplainedHost {
 }
 
 /// Asks who decides and puts it all together. Blocks up to the policy's deadline.
-pub(crate) fn explained(deciding: &Deciding, ready: bool, explanation: &Explanation) -> Explained {
+pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Explained {
     let question = &explanation.question;
     let info = deciding.set.deciding(Interface::Placement);
     let by = info.map(|info| By { name: info.name.clone(), digest: info.digest.clone() });
@@ -65,7 +65,7 @@ pub(crate) fn explained(deciding: &Deciding, ready: bool, explanation: &Explanat
         Said { answer: None, fault, ..none }
     };
     let said = match by.as_ref().map(|by| deciding.aside.get(&by.name)) {
-        None if !ready => {
+        None if !deciding.ready => {
             silent("unavailable", "the policies that decide are not ready on this host".to_owned())
         }
         None => silent("unavailable", "no policy answers placement".to_owned()),

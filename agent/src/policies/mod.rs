@@ -66,15 +66,23 @@ pub struct FolderStanding {
     pub differs: Vec<String>,
 }
 
-/// A set that is asked, and what of it is not.
+/// A set that is asked, and what of it is not. Whoever holds one can ask it to the end, whatever decides by then.
 #[derive(Debug, Clone)]
 pub struct Deciding {
-    /// Its generation; 0 where there is none.
+    /// The generation that decides by the records; 0 where there is none.
     pub generation: u64,
+    /// Whether `set` is that generation; not where it is not loaded on this host.
+    pub ready: bool,
     /// The set.
     pub set: Arc<PolicySet>,
     /// Policies that are set aside, and why.
     pub aside: BTreeMap<String, String>,
+}
+
+impl Default for Deciding {
+    fn default() -> Self {
+        Self { generation: 0, ready: true, set: Arc::new(PolicySet::empty()), aside: BTreeMap::new() }
+    }
 }
 
 /// The policies of this host.
@@ -128,20 +136,18 @@ impl Policies {
     }
 
     /// The set that decides by the records. Without one that is loaded here, a set without policies: whoever may lead
-    /// then is to let the built-in rules decide.
+    /// then is to let the built-in rules decide. Only for records of this moment: sets of older ones are let go.
     #[must_use]
     pub fn deciding(&self, sets: &PolicySets) -> Deciding {
-        let active = sets.active.as_ref().map(|set| &set.value);
-        let generation = active.map_or(0, |set| set.generation);
-        let loaded = self.ready.read().unwrap_or_else(PoisonError::into_inner).get(&generation).cloned();
-        let set = loaded.unwrap_or_else(|| Arc::new(PolicySet::empty()));
-        Deciding { generation, set, aside: active.map(|set| set.set_aside.clone()).unwrap_or_default() }
-    }
-
-    /// Whether a generation is loaded and ready here.
-    #[must_use]
-    pub fn is_ready(&self, generation: u64) -> bool {
-        self.ready.read().unwrap_or_else(PoisonError::into_inner).contains_key(&generation)
+        let Some(active) = sets.active.as_ref().map(|set| &set.value) else { return Deciding::default() };
+        let loaded =
+            self.ready.read().unwrap_or_else(PoisonError::into_inner).get(&active.generation).cloned();
+        Deciding {
+            generation: active.generation,
+            ready: loaded.is_some(),
+            set: loaded.unwrap_or_else(|| Arc::new(PolicySet::empty())),
+            aside: active.set_aside.clone(),
+        }
     }
 
     /// Where components are kept; none where they cannot be.

@@ -82,7 +82,7 @@ pub struct CandidateStatus {
 impl PoliciesStatus {
     pub(crate) fn of(snapshot: &Snapshot, policies: &Policies) -> Self {
         let sets = &snapshot.sets;
-        let deciding = policies.deciding(sets);
+        let deciding = &snapshot.deciding;
         let active = sets.active.as_ref().map(|set| &set.value);
         let standing = policies.standing();
         let loaded: BTreeMap<&str, _> =
@@ -134,7 +134,7 @@ impl PoliciesStatus {
                 .as_ref()
                 .map(|set| set.value.clone())
                 .filter(|set| set.generation == newest),
-            ready: active.is_none() || policies.is_ready(deciding.generation),
+            ready: deciding.ready,
             faults: standing.faults,
             differs: standing.differs,
         }
