@@ -19,6 +19,7 @@ use crate::counter::Watch;
 use crate::stage::Stage;
 
 mod failures;
+mod policies;
 mod upkeep;
 mod wishes;
 

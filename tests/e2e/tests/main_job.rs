@@ -1,5 +1,5 @@
 //! The main job from outside, on three real hosts: what `cargo xtask demo` shows, as a test, and what it does not show:
-//! agents and libvirtd that are killed, wishes that cannot be had.
+//! agents and libvirtd that are killed, policies that change, wishes that cannot be had.
 
 mod common;
 
@@ -29,6 +29,7 @@ fn a_terminal_survives_its_display_an_execution_host_a_drain_and_its_agents() {
         .iter()
         .map(|act| act(&story))
         .collect::<anyhow::Result<Vec<Act>>>()?;
+        acts.push(story.policies_change(&artifacts.root.join("target/policies/out/pack.wasm"))?);
         acts.push(story.wishes_are_refused_and_a_terminal_is_deleted(&terminal)?);
         Ok(acts)
     });

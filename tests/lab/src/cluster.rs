@@ -22,7 +22,7 @@ use crate::service::{Ready, Restart, ServiceSpec};
 pub const AGENT_TOML: &str = "/etc/understudy/agent.toml";
 /// The template domain XML on a host.
 pub const TEMPLATE: &str = "/etc/understudy/template.xml";
-/// The policies on a host, read-only.
+/// The policies on a host: a folder of its own, which may be changed.
 pub const POLICIES: &str = "/etc/understudy/policies";
 /// The images on a host, read-only.
 pub const IMAGES: &str = "/var/lib/understudy/images";
@@ -130,9 +130,10 @@ impl Cluster {
         let template = options.template.clone().unwrap_or_else(|| options.images.join("template.xml"));
         let role = options.images.join("role.erofs");
         copy(&template, &host.on_disk(TEMPLATE).expect("on the host's disk"))?;
-        for (source, target) in [(&options.images, IMAGES), (&options.policies, POLICIES), (&role, ROLE)] {
+        for (source, target) in [(&options.images, IMAGES), (&role, ROLE)] {
             host.bind(Bind { source: source.clone(), target: target.into(), read_only: true })?;
         }
+        copy_files(&options.policies, &host.on_disk(POLICIES).expect("on the host's disk"))?;
         let text = (options.agent_toml)(&self.facts(host));
         let file = host.on_disk(AGENT_TOML).expect("on the host's disk");
         fs::write(&file, text).at("write", &file)?;
@@ -210,6 +211,18 @@ impl<'a> ClusterOptions<'a> {
 
 fn argv(program: &Path, args: &[String]) -> Vec<String> {
     std::iter::once(program.display().to_string()).chain(args.iter().cloned()).collect()
+}
+
+/// The files of a folder into another, which may not be there yet. Folders in it are left out.
+fn copy_files(from: &Path, to: &Path) -> Result<(), LabError> {
+    fs::create_dir_all(to).at("create", to)?;
+    for entry in fs::read_dir(from).at("read", from)? {
+        let entry = entry.at("read", from)?;
+        if entry.path().is_file() {
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), LabError> {
