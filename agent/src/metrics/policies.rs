@@ -1,9 +1,14 @@
 //! Owns the metrics of the sites' policies.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::core::Collector;
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 use understudy_core::policy::{BuiltIn, Interface, Unusable};
+use understudy_policy::Outcome;
 
 /// From a Rust policy on ten hosts to the longest deadline.
 const QUESTION_BUCKETS: [f64; 8] = [0.000_1, 0.000_3, 0.001, 0.01, 0.1, 0.5, 1.0, 10.0];
@@ -11,6 +16,7 @@ const QUESTION_BUCKETS: [f64; 8] = [0.000_1, 0.000_3, 0.001, 0.01, 0.1, 0.5, 1.0
 /// All metrics of policies.
 pub struct PolicyMetrics {
     seconds: HistogramVec,
+    questions: IntCounterVec,
     failures: IntCounterVec,
     refusals: IntCounterVec,
     refused_picks: IntCounterVec,
@@ -22,7 +28,7 @@ pub struct PolicyMetrics {
     candidate: IntGauge,
     ready: IntGauge,
     load_faults: IntGauge,
-    set_aside: IntGauge,
+    set_aside: IntGaugeVec,
 }
 
 impl PolicyMetrics {
@@ -50,8 +56,22 @@ impl PolicyMetrics {
             "Decision records that were not written: the disk is full or slower than the decisions",
         )?;
         registry.register(Box::new(records_dropped.clone()))?;
+        let set_aside = IntGaugeVec::new(
+            Opts::new(
+                "policy_set_aside",
+                "1 for a policy that decides nothing because it failed too often, 0 for the others of the set",
+            ),
+            &["policy"],
+        )?;
+        registry.register(Box::new(set_aside.clone()))?;
         Ok(Self {
             seconds,
+            questions: counters(
+                &["policy", "interface", "outcome"],
+                "policy_questions_total",
+                "Questions that were put to the policy that decides, by what became of them: its answer was used, \
+                 was refused by core, or there was none",
+            )?,
             failures: counters(
                 &["interface", "kind"],
                 "policy_failures_total",
@@ -93,15 +113,22 @@ impl PolicyMetrics {
                 "policy_load_faults",
                 "What is wrong with this host's policies folder, or with a set that it should load",
             )?,
-            set_aside: gauge(
-                "policy_set_aside",
-                "Policies that decide nothing because they failed too often: see understudy policy list",
-            )?,
+            set_aside,
         })
     }
 
     pub(crate) fn asked(&self, interface: Interface, took: Duration) {
         self.seconds.with_label_values(&[interface.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// What became of a question that `policy` was asked.
+    pub(crate) fn became(&self, policy: &str, interface: Interface, outcome: &Outcome) {
+        let word = match outcome {
+            Outcome::Used => "used",
+            Outcome::Refused(_) => "refused",
+            Outcome::Failed(_) => "failed",
+        };
+        self.questions.with_label_values(&[policy, interface.as_str(), word]).inc();
     }
 
     pub(crate) fn failed(&self, interface: Interface, kind: &str) {
@@ -129,12 +156,26 @@ impl PolicyMetrics {
         self.records_dropped.inc();
     }
 
-    pub(crate) fn standing(&self, generation: u64, candidate: u64, ready: bool, set_aside: usize) {
+    pub(crate) fn standing(&self, generation: u64, candidate: u64, ready: bool) {
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.generation.set(number(generation));
         self.candidate.set(number(candidate));
         self.ready.set(i64::from(ready));
-        self.set_aside.set(i64::try_from(set_aside).unwrap_or(i64::MAX));
+    }
+
+    /// The policies of the set, and whether each is set aside. One that is in no set any more has no series: an alert
+    /// about it ends.
+    pub(crate) fn set_aside(&self, policies: &BTreeMap<&str, bool>) {
+        for family in self.set_aside.collect() {
+            for metric in family.get_metric() {
+                for label in metric.get_label().iter().filter(|label| !policies.contains_key(label.value())) {
+                    let _ = self.set_aside.remove_label_values(&[label.value()]);
+                }
+            }
+        }
+        for (policy, aside) in policies {
+            self.set_aside.with_label_values(&[policy]).set(i64::from(*aside));
+        }
     }
 
     pub(crate) fn faults(&self, count: usize) {
@@ -148,3 +189,6 @@ impl PolicyMetrics {
         (answers, self.shadow_differences.with_label_values(&labels).get())
     }
 }
+
+#[cfg(test)]
+mod tests;

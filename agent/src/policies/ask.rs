@@ -176,6 +176,7 @@ impl Policies {
     }
 
     fn note(&self, by: &By, interface: Interface, outcome: &Outcome) {
+        self.metrics.policies.became(&by.name, interface, outcome);
         let reason = lock(&self.conduct).note(by, interface, outcome, now().boottime);
         if let Some(reason) = reason {
             tracing::warn!(policy = by.name, digest = %by.digest, %reason, "a policy is set aside, the built-in rule decides until its file changes or `understudy policy restore`");

@@ -348,7 +348,9 @@ impl Keeper {
         let candidate = generation(seen.sets.candidate.as_ref().map(|set| set.value.generation));
         metrics.faults(faults.len());
         let ready = self.active == 0 || facts.ready.contains(&self.active);
-        metrics.standing(self.active, candidate, ready, self.aside.len());
+        metrics.standing(self.active, candidate, ready);
+        let policies = seen.sets.active.iter().flat_map(|set| set.value.components.keys());
+        metrics.set_aside(&policies.map(|name| (name.as_str(), self.aside.contains(name))).collect());
         let complaint = (!faults.is_empty()).then(|| format!("policies: {}", faults.join("; ")));
         *lock(&self.parts.policies.standing) = FolderStanding { faults, differs: self.differs(seen) };
         let told = Told { facts, complaint };

@@ -300,16 +300,23 @@ async fn a_policy_that_traps_is_set_aside_for_the_cluster_and_comes_back_when_it
     })
     .await;
     assert_eq!(status.deciding["placement"], None);
-    let metrics = agent.parts.metrics.text(UnixMillis(0));
-    assert!(
-        metrics.contains("understudy_policy_failures_total{interface=\"placement\",kind=\"trap\"} 3"),
-        "{metrics}"
-    );
+    for line in [
+        "understudy_policy_failures_total{interface=\"placement\",kind=\"trap\"} 3",
+        "understudy_policy_questions_total{interface=\"placement\",outcome=\"failed\",policy=\"p\"} 3",
+        "understudy_policy_set_aside{policy=\"p\"} 1",
+    ] {
+        wait(line, || async { agent.parts.metrics.text(UnixMillis(0)).contains(line).then_some(()) }).await;
+    }
 
     let (code, _) = agent.ask(hyper::Method::POST, "/v1/policies/p/restore").await;
     assert_eq!(code, hyper::StatusCode::NO_CONTENT);
     wait("it decides again", || async {
         Some(agent.status().await).filter(|status| status.deciding["placement"].as_deref() == Some("p"))
+    })
+    .await;
+    wait("the metric says so", || async {
+        let metrics = agent.parts.metrics.text(UnixMillis(0));
+        metrics.contains("understudy_policy_set_aside{policy=\"p\"} 0").then_some(())
     })
     .await;
     for (path, code) in [("/v1/policies/p/restore", 409), ("/v1/policies/q/restore", 404)] {
