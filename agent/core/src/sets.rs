@@ -4,12 +4,15 @@
 //! folder of a host changes ──▶ candidate ──every open host has it ready──▶ active
 //!                                  │
 //!                                  └──a host cannot load it, or nobody has it──▶ refused (the reason is kept)
+//!                                  ▲                                                │
+//!                                  └───────────the reason may be gone───────────────┘
 //! ```
 //!
 //! Promises: a set becomes active only when every open host could lead with it, so that a leader change never changes
 //! who decides; generations only grow; what failed stays set aside until its component changes. Must not do: load
 //! anything, or judge answers.
 
+mod refusal;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::HostId;
 use crate::units::UnixMillis;
 use crate::view::{HostView, Versioned};
+
+pub use refusal::{OpenHosts, Refusal};
 
 /// A set of policies. The same generation means the same components and settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +54,9 @@ pub struct RefusedSet {
     pub reason: String,
     /// When.
     pub at: UnixMillis,
+    /// The hosts that it was refused for, each with its session at that moment; none of a host that was not open.
+    #[serde(default)]
+    pub refusers: BTreeMap<HostId, Option<u64>>,
 }
 
 /// Why a host does not have a set ready.
@@ -164,25 +172,34 @@ impl PolicySets {
     pub fn judge(&self, hosts: &BTreeMap<HostId, HostView>, now: UnixMillis) -> Option<Verdict> {
         let candidate = &self.candidate.as_ref()?.value;
         let generation = candidate.generation;
-        let refuse = |reason: String| {
-            Verdict::Refuse(RefusedSet { generation, by: candidate.by.clone(), reason, at: now })
+        let refuse = |reason: String, refusers| {
+            Verdict::Refuse(RefusedSet { generation, by: candidate.by.clone(), reason, at: now, refusers })
         };
         let open = || hosts.iter().filter(|(_, seen)| seen.is_open());
+        let session = |(host, seen): (&HostId, &HostView)| (host.clone(), Some(seen.session.value.number));
         let fault = |seen: &HostView| {
             seen.current_facts().and_then(|facts| facts.policies.faults.get(&generation)).cloned()
         };
-        let unusable = open().find_map(|(host, seen)| match fault(seen) {
-            Some(SetFault::Unusable(reason)) => Some(format!("{host}: {reason}")),
+        let unusable = |seen: &HostView| match fault(seen) {
+            Some(SetFault::Unusable(reason)) => Some(reason),
             Some(SetFault::Missing(_)) | None => None,
-        });
-        if let Some(reason) = unusable {
-            return Some(refuse(reason));
+        };
+        let first = open().find_map(|(host, seen)| Some(format!("{host}: {}", unusable(seen)?)));
+        if let Some(reason) = first {
+            return Some(refuse(
+                reason,
+                open().filter(|(_, seen)| unusable(seen).is_some()).map(session).collect(),
+            ));
         }
         let waits: Vec<HostId> =
             open().filter(|(_, seen)| !is_ready(seen, generation)).map(|(host, _)| host.clone()).collect();
         let nobody = open().next().is_some() && open().all(|(_, seen)| fault(seen).is_some());
         Some(if nobody {
-            refuse(format!("no open host has its components, and {} is gone with them", candidate.by))
+            let gone = (candidate.by.clone(), None);
+            refuse(
+                format!("no open host has its components, and {} is gone with them", candidate.by),
+                std::iter::once(gone).chain(open().map(session)).collect(),
+            )
         } else if waits.is_empty() && open().next().is_some() {
             Verdict::Activate(self.activated(candidate))
         } else {

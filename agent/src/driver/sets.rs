@@ -39,7 +39,9 @@ impl Driver {
             .filter(|(host, seen)| *host != me && seen.is_open())
             .filter_map(|(host, seen)| Some((host.clone(), seen.facts.as_ref().and_then(api)?)))
             .collect();
-        let seen = Seen { synced: true, sets: self.cluster.policies.clone(), peers };
+        let open = view.hosts.iter().filter(|(_, seen)| seen.is_open());
+        let open = open.map(|(host, seen)| (host.clone(), seen.session.value.number)).collect();
+        let seen = Seen { synced: true, sets: self.cluster.policies.clone(), peers, open };
         self.seen.send_if_modified(|old| {
             let changed = **old != seen;
             if changed {

@@ -2,8 +2,8 @@
 //! there, fetches and loads the sets of the records, and reports what it has.
 //!
 //! Promises: what takes long (reading, fetching, compiling) runs beside the task, so that a slow candidate holds up
-//! nothing; a change is proposed only after it was loaded here, trial questions included; what is wrong is told. Must
-//! not do: activate or refuse a set (the leader does).
+//! nothing; a change is proposed only after it was loaded here, trial questions included; what was refused is proposed
+//! again when core says so; what is wrong is told. Must not do: activate or refuse a set (the leader does).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use understudy_core::sets::{FolderState, PolicySetRecord, SetFacts, SetFault};
+use understudy_core::sets::{FolderState, PolicySetRecord, Refusal, SetFacts, SetFault};
 use understudy_policy::{Digest, Folder, FolderWatch, LoadFault, PolicySet};
 
 use super::load::{Proposal, load, propose};
 use super::memory::{Memory, state};
 use super::{FolderStanding, Seen, Told, lock};
-use crate::driver::{Event, Parts};
+use crate::driver::{Event, Parts, now};
 use crate::exit::chain;
 
 /// Between two looks at the folder: two of them and the loading of a small policy are well within 2 s.
@@ -46,7 +46,14 @@ struct Tried {
     components: BTreeMap<String, String>,
     settings: String,
     fault: SetFault,
-    at: Instant,
+    refusal: Refusal,
+}
+
+/// A change that was proposed and refused.
+struct Refused {
+    folder: FolderState,
+    reason: String,
+    refusal: Refusal,
 }
 
 struct Keeper {
@@ -57,8 +64,7 @@ struct Keeper {
     watch: Option<Box<FolderWatch>>,
     folder: Option<Folder>,
     memory: Memory,
-    /// The folder that was refused, and why.
-    refused: Option<(FolderState, String)>,
+    refused: Option<Refused>,
     loads: BTreeMap<u64, Load>,
     tries: BTreeMap<u64, u32>,
     proposing: bool,
@@ -91,6 +97,18 @@ pub(crate) fn start(parts: Arc<Parts>, seen: watch::Receiver<Arc<Seen>>, events:
         pruned: None,
     };
     tokio::spawn(keeper.run());
+}
+
+impl Tried {
+    /// Whether it was this change, made to the same set.
+    fn is_of(&self, folder: &FolderState, components: &BTreeMap<String, String>, settings: &str) -> bool {
+        self.folder == *folder && self.components == *components && self.settings == settings
+    }
+}
+
+/// The generation that decides; 0 where there is none.
+fn active(seen: &Seen) -> u64 {
+    seen.sets.active.as_ref().map_or(0, |set| set.value.generation)
 }
 
 impl Keeper {
@@ -161,7 +179,8 @@ impl Keeper {
         self.proposing = false;
         match proposal {
             Proposal::Written => {
-                tracing::info!(generation = record.generation, policies = ?record.components.keys(), "this host's policies folder changed: a set is proposed to the cluster");
+                let refused = self.refused.as_ref().map_or(0, |refused| refused.refusal.times());
+                tracing::info!(generation = record.generation, policies = ?record.components.keys(), refused, "a set with what changed in this host's policies folder is proposed to the cluster");
                 self.tried = None;
                 self.memory.was_proposed(folder, record.generation);
             }
@@ -170,12 +189,18 @@ impl Keeper {
                 tracing::warn!(error, "a set of policies could not be proposed, trying again");
             }
             Proposal::Bad(fault) => {
-                tracing::warn!(
-                    reason = fault.reason(),
-                    "what changed in the policies folder cannot be used, what decided before goes on"
-                );
                 let PolicySetRecord { components, settings, .. } = record;
-                self.tried = Some(Tried { folder, components, settings, fault, at: Instant::now() });
+                let before = self.tried.take().filter(|tried| tried.is_of(&folder, &components, &settings));
+                if before.as_ref().is_none_or(|tried| tried.fault != fault) {
+                    tracing::warn!(
+                        reason = fault.reason(),
+                        "what changed in the policies folder cannot be used, what decided before goes on"
+                    );
+                }
+                let passes = matches!(fault, SetFault::Missing(_));
+                let before = before.map(|tried| tried.refusal);
+                let refusal = Refusal::here(before.as_ref(), passes, self.active, now().boottime);
+                self.tried = Some(Tried { folder, components, settings, fault, refusal });
             }
         }
     }
@@ -200,15 +225,23 @@ impl Keeper {
 
     fn step(&mut self, seen: &Seen) {
         if let Some(folder) = self.memory.settle(&seen.sets) {
-            let reason = seen.sets.refused.as_ref().map(|set| set.value.reason.clone()).unwrap_or_default();
-            tracing::warn!(%reason, "the set that this host proposed was refused, what decided before goes on");
-            self.refused = Some((folder, reason));
+            self.was_refused(seen, folder);
         }
         self.load_what_stands(seen);
         self.propose(seen);
         self.trust_again(seen);
         self.tell(seen);
         self.prune(seen);
+    }
+
+    fn was_refused(&mut self, seen: &Seen, folder: FolderState) {
+        let Some(refused) = seen.sets.refused.as_ref().map(|set| &set.value) else { return };
+        let before = self.refused.take().filter(|before| before.folder == folder);
+        let before = before.as_ref().map(|before| &before.refusal);
+        let refusal = Refusal::by_hosts(before, refused, active(seen), now().boottime);
+        let reason = refused.reason.clone();
+        tracing::warn!(%reason, times = refusal.times(), "the set that this host proposed was refused, what decided before goes on");
+        self.refused = Some(Refused { folder, reason, refusal });
     }
 
     fn load_what_stands(&mut self, seen: &Seen) {
@@ -248,10 +281,14 @@ impl Keeper {
             return;
         }
         let state = state(folder, self.memory.folder());
-        if self.refused.as_ref().is_some_and(|(refused, _)| *refused == state) {
-            return;
+        let decides = active(seen);
+        match &self.refused {
+            Some(refused) if refused.folder != state => self.refused = None,
+            // It stands as a candidate once more.
+            Some(_) if self.memory.is_pending() => {}
+            Some(refused) if now().boottime < refused.refusal.due(decides, &seen.open) => return,
+            Some(_) | None => {}
         }
-        self.refused = None;
         let me = self.parts.config.host.clone();
         let before = match (self.memory.folder(), seen.sets.base()) {
             (Some(before), _) => before.clone(),
@@ -270,14 +307,14 @@ impl Keeper {
             if self.memory.folder() != Some(&state) {
                 self.memory.is_known(state);
             }
+            if !self.memory.is_pending() {
+                self.refused = None;
+            }
             return;
         };
         let again = self.tried.as_ref().is_none_or(|tried| {
-            let same = tried.folder == state
-                && tried.components == record.components
-                && tried.settings == record.settings;
-            let may_be_had = matches!(tried.fault, SetFault::Missing(_)) && tried.at.elapsed() >= RETRY.0;
-            !same || may_be_had
+            !tried.is_of(&state, &record.components, &record.settings)
+                || now().boottime >= tried.refusal.due(decides, &seen.open)
         });
         if again {
             self.proposing = true;
@@ -298,7 +335,7 @@ impl Keeper {
             self.parts.policies.trust(name);
         }
         self.aside = aside;
-        let active = seen.sets.active.as_ref().map_or(0, |set| set.value.generation);
+        let active = active(seen);
         if active != self.active {
             tracing::info!(from = self.active, to = active, "another set of policies decides");
             self.active = active;
@@ -327,9 +364,10 @@ impl Keeper {
             of_folder.filter(|fault| !self.is_no_folder(fault)).map(|fault| chain(fault)).collect();
         faults.extend(self.parts.policies.unusable.clone());
         faults.extend(self.tried.iter().map(|tried| tried.fault.reason().to_owned()));
-        faults.extend(self.refused.iter().map(|(_, reason)| {
+        faults.extend(self.refused.iter().filter(|_| !self.memory.is_pending()).map(|refused| {
             format!(
-                "the set with this folder's change was refused: {reason}; change a file to propose it again"
+                "the set with this folder's change was refused: {}; it is proposed again when that may be over, another change at once",
+                refused.reason
             )
         }));
         for (generation, load) in &self.loads {

@@ -76,7 +76,12 @@ impl Memory {
         self.keep(Kept { folder: Some(folder), proposed: Some(Proposed { generation, before }) });
     }
 
-    /// Looks what became of the proposal. Gives the folder that was refused: it is not to be proposed again as it is.
+    /// Whether something is proposed and not decided.
+    pub(super) fn is_pending(&self) -> bool {
+        self.kept.proposed.is_some()
+    }
+
+    /// Looks what became of the proposal. Gives the folder that was refused.
     pub(super) fn settle(&mut self, sets: &PolicySets) -> Option<FolderState> {
         let proposed = self.kept.proposed.clone()?;
         let decided = |generation: u64| generation >= proposed.generation;
@@ -158,7 +163,13 @@ mod tests {
 
     fn refused(generation: u64) -> PolicySets {
         let reason = "why".to_owned();
-        let value = RefusedSet { generation, by: "host1".parse().unwrap(), reason, at: UnixMillis(0) };
+        let value = RefusedSet {
+            generation,
+            by: "host1".parse().unwrap(),
+            reason,
+            at: UnixMillis(0),
+            refusers: Default::default(),
+        };
         PolicySets { refused: Some(Versioned { value, revision: 1 }), ..PolicySets::default() }
     }
 

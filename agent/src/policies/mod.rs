@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use understudy_core::ids::HostId;
-use understudy_core::sets::PolicySets;
+use understudy_core::sets::{OpenHosts, PolicySets};
 use understudy_policy::{Conduct, Library, Limits, PolicySet};
 
 pub(crate) use ask::{Answers, Round};
@@ -46,6 +46,8 @@ pub struct Seen {
     pub sets: PolicySets,
     /// `host:port` of the other agents' APIs, of open hosts.
     pub peers: BTreeMap<HostId, String>,
+    /// All open hosts, with their sessions.
+    pub open: OpenHosts,
 }
 
 /// What the keeper tells the driver.

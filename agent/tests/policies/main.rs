@@ -2,6 +2,7 @@
 //! policy that loops costs a failover one deadline.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod again;
 mod rig;
 mod swap;
 

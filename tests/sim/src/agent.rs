@@ -229,6 +229,7 @@ impl Agent {
             self.sweep(world, me);
         }
         self.work(world, me, &view);
+        self.tend_change(world, me, &view, clock);
         self.publish(world, me);
         let now = Now { boottime: clock, wall: world.machine(me).wall(world.now) };
         if self.session.is_open(clock) {

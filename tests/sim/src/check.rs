@@ -231,6 +231,7 @@ impl World {
             if !machine.agent.as_ref().is_some_and(|agent| agent.adopted) {
                 lacking.push(format!("{host} has no session"));
             }
+            lacking.extend(self.lacking_change(host));
         }
         if self.machines.values().filter(|machine| machine.agent.as_ref().is_some_and(|a| a.leads())).count()
             != 1

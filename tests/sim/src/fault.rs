@@ -102,6 +102,7 @@ impl Swarm {
             Weakness::JobsOutliveSessions => (&[(Kind::Freeze, 300), (Kind::KillInstance, 500)], 0),
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
             Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
+            Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
             Weakness::BlindWrites => (&[(Kind::SlowWatch, 600), (Kind::CutFromStore, 450)], 0),
         };

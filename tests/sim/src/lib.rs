@@ -42,6 +42,8 @@ pub enum Weakness {
     BlindWrites,
     /// An agent leads before it has the policies that decide.
     LeadsWithoutSet,
+    /// An agent takes the refusal of a set of policies for the last word.
+    GivesUpSets,
 }
 
 /// What a run is made of, besides its seed.

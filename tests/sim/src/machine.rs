@@ -138,6 +138,19 @@ pub(crate) struct Machine {
     /// When the agent starts again, while there is none.
     pub(crate) agent_back: u64,
     pub(crate) incarnation: u64,
+    /// What became of the last change in its policies folder.
+    pub(crate) change: Change,
+}
+
+/// A change in a policies folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The cluster has it.
+    Known,
+    /// This generation has it.
+    Proposed(u64),
+    /// The generation that had it was refused.
+    Refused,
 }
 
 impl Machine {
@@ -162,6 +175,7 @@ impl Machine {
             agent: None,
             agent_back: 0,
             incarnation: 0,
+            change: Change::Known,
         }
     }
 

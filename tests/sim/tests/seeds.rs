@@ -40,15 +40,21 @@ fn a_seed_gives_the_same_run_every_time() {
 #[test]
 fn a_leader_change_never_changes_who_decides() {
     let options = Options { sets: true, ..Options::default() };
-    let mut changes = 0;
+    let (mut changes, mut again) = (0, 0);
     for seed in 1..=count() {
         let outcome = run_or_panic(seed, options);
-        changes += outcome.events.iter().filter(|event| event.contains("decides from here on")).count();
+        let count = |what: &str| outcome.events.iter().filter(|event| event.contains(what)).count();
+        changes += count("decides from here on");
+        again += count("proposes again what was refused");
     }
     assert!(changes > 100, "only {changes} sets became active");
+    assert!(again > 20, "only {again} refused sets were proposed again");
     let weak = Options { weakness: Some(Weakness::LeadsWithoutSet), hosts: Some(3), ..options };
     let noticed = (1..=100).filter_map(|seed| run(seed, weak).failure).find(|why| why.contains("SETS"));
     assert!(noticed.is_some(), "an agent that leads without the set breaks nothing in 100 seeds");
+    let weak = Options { weakness: Some(Weakness::GivesUpSets), ..weak };
+    let noticed = (1..=20).filter_map(|seed| run(seed, weak).failure).find(|why| why.contains("refused"));
+    assert!(noticed.is_some(), "an agent that gives a refused set up is missed in 20 seeds");
 }
 
 #[test]

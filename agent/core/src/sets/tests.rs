@@ -1,10 +1,11 @@
 //! Tables of what becomes of sets of policies.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::{FolderState, PolicySetRecord, PolicySets, RefusedSet, SetFault, Verdict};
+use super::{FolderState, OpenHosts, PolicySetRecord, PolicySets, Refusal, RefusedSet, SetFault, Verdict};
 use crate::fixture::{Cluster, host};
-use crate::units::UnixMillis;
+use crate::units::{Boottime, UnixMillis};
 use crate::view::Versioned;
 
 const NOW: UnixMillis = UnixMillis(77);
@@ -86,6 +87,7 @@ fn a_host_that_cannot_use_a_candidate_refuses_it_and_says_why() {
         by: host("host1"),
         reason: "host2: spread: does not compile".to_owned(),
         at: NOW,
+        refusers: [(host("host2"), Some(1))].into(),
     };
     assert_eq!(candidate().judge(&cluster.view.hosts, NOW), Some(Verdict::Refuse(refused)));
     cluster.lose("host2");
@@ -107,6 +109,8 @@ fn a_candidate_whose_components_are_lost_with_its_host_is_refused() {
     fails(&mut cluster, "host3", 2, SetFault::Missing("nobody".to_owned()));
     let Some(Verdict::Refuse(refused)) = candidate().judge(&cluster.view.hosts, NOW) else { panic!() };
     assert!(refused.reason.contains("host1"), "{}", refused.reason);
+    let refusers = [(host("host1"), None), (host("host2"), Some(1)), (host("host3"), Some(1))];
+    assert_eq!(refused.refusers, refusers.into());
 }
 
 #[test]
@@ -175,7 +179,13 @@ fn a_change_in_one_folder_is_made_to_the_newest_set_and_leaves_the_rest_of_it() 
 
 #[test]
 fn generations_only_grow_also_over_refused_ones() {
-    let refused = RefusedSet { generation: 8, by: host("host1"), reason: String::new(), at: NOW };
+    let refused = RefusedSet {
+        generation: 8,
+        by: host("host1"),
+        reason: String::new(),
+        at: NOW,
+        refusers: BTreeMap::new(),
+    };
     let sets = PolicySets { refused: Some(Versioned { value: refused, revision: 1 }), ..candidate() };
     assert_eq!(sets.newest(), 8);
     let next = sets.changed_by(&host("host1"), &folder(&[], None), &folder(&[("x", "1")], None)).unwrap();
@@ -214,9 +224,68 @@ fn records_read_back_as_they_were_written() {
     let record = set(3, &[("spread", "aa")]).value;
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<PolicySetRecord>(&text).unwrap(), record);
+    let old = r#"{"generation":8,"by":"host1","reason":"why","at":77}"#;
+    assert_eq!(serde_json::from_str::<RefusedSet>(old).unwrap().refusers, BTreeMap::new());
     let mut facts = super::SetFacts::default();
     facts.ready.insert(3);
     facts.faults.insert(4, SetFault::Missing("why".to_owned()));
     let text = serde_json::to_string(&facts).unwrap();
     assert_eq!(serde_json::from_str::<super::SetFacts>(&text).unwrap(), facts);
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn open(pairs: &[(&str, u64)]) -> OpenHosts {
+    pairs.iter().map(|&(name, session)| (host(name), session)).collect()
+}
+
+#[test]
+fn a_refused_change_is_proposed_again_soon_after_a_sign_and_seldom_without() {
+    let refused = |refusers: &[(&str, Option<u64>)]| RefusedSet {
+        generation: 8,
+        by: host("host1"),
+        reason: "host2: no room".to_owned(),
+        at: NOW,
+        refusers: refusers.iter().map(|&(name, session)| (host(name), session)).collect(),
+    };
+    let loaded = [("host2", Some(3))];
+    let lost = [("host1", None), ("host2", Some(3))];
+    // What was refused by whom, which set decides, who is open, and after how many seconds it is due.
+    let cases: [(&str, &[_], u64, &[_], u32); 9] = [
+        ("nothing changed", &loaded, 5, &[("host1", 1), ("host2", 3)], 30),
+        ("another host changed", &loaded, 5, &[("host1", 2), ("host2", 3), ("host3", 1)], 30),
+        ("the host came back", &loaded, 5, &[("host1", 1), ("host2", 4)], 2),
+        ("the host is gone", &loaded, 5, &[("host1", 1)], 2),
+        ("another set decides", &loaded, 6, &[("host1", 1), ("host2", 3)], 2),
+        ("the proposer is still gone", &lost, 5, &[("host2", 3)], 30),
+        ("the proposer came back", &lost, 5, &[("host1", 2), ("host2", 3)], 2),
+        ("one that lacked it came back", &lost, 5, &[("host2", 4)], 2),
+        ("an old record names nobody", &[], 5, &[("host1", 1)], 30),
+    ];
+    let at = Boottime(7_000_000_000);
+    for (what, refusers, active, hosts, seconds) in cases {
+        let refusal = Refusal::by_hosts(None, &refused(refusers), 5, at);
+        assert_eq!(refusal.due(active, &open(hosts)), at + SECOND * seconds, "{what}");
+    }
+}
+
+#[test]
+fn waits_double_with_each_refusal_up_to_a_bound() {
+    let at = Boottime(0);
+    let waits = |passes: bool| {
+        let mut last: Option<Refusal> = None;
+        let mut due = Vec::new();
+        for times in 1..=100 {
+            let refusal = Refusal::here(last.as_ref(), passes, 5, at);
+            assert_eq!(refusal.times(), times);
+            due.push(refusal.due(5, &open(&[])).since(at).as_secs());
+            last = Some(refusal);
+        }
+        due
+    };
+    for (passes, first, longest) in [(false, [30, 60, 120, 240, 480], 900), (true, [2, 4, 8, 16, 32], 60)] {
+        let waits = waits(passes);
+        assert_eq!(waits[..5], first);
+        assert!(waits[5..].iter().all(|wait| *wait == longest), "{waits:?}");
+    }
 }

@@ -1,15 +1,17 @@
 //! Owns the model of the daemon's part in the sets of policies: loading takes time and may fail, who may not lead gives
-//! the leadership up, and the leader writes what becomes of a candidate.
+//! the leadership up, the leader writes what becomes of a candidate, and what was refused is proposed again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use understudy_core::ids::HostId;
-use understudy_core::sets::{PolicySetRecord, PolicySets, SetFacts, SetFault, Verdict};
-use understudy_core::units::Now;
+use understudy_core::sets::{OpenHosts, PolicySetRecord, PolicySets, Refusal, SetFacts, SetFault, Verdict};
+use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
 
 use super::{Agent, Tag};
 use crate::Weakness;
+use crate::machine::Change;
 use crate::store::{Key, Txn, Value};
 use crate::world::{Body, World};
 
@@ -20,10 +22,20 @@ pub(crate) struct Sets {
     loading: BTreeMap<u64, u64>,
     /// The generation that the plan under way asked.
     planned: u64,
+    /// The last refusal of what changed in its folder. An agent that starts anew has none, and proposes at once.
+    refusal: Option<Refusal>,
 }
+
+/// How long after it is due a refused change is looked for in vain before that is a fault: some looks of an agent.
+const OVERDUE: Duration = Duration::from_secs(5);
 
 fn generation(set: &Option<understudy_core::view::Versioned<PolicySetRecord>>) -> u64 {
     set.as_ref().map_or(0, |set| set.value.generation)
+}
+
+fn open(view: &View) -> OpenHosts {
+    let open = view.hosts.iter().filter(|(_, seen)| seen.is_open());
+    open.map(|(host, seen)| (host.clone(), seen.session.value.number)).collect()
 }
 
 impl Agent {
@@ -50,12 +62,51 @@ impl Agent {
             }
             self.dirty = true;
             self.sets.loading.remove(&number);
-            if number != active && world.sets_rng.chance(100) {
+            if number != active && world.changing_sets && world.sets_rng.chance(100) {
                 facts.faults.insert(number, SetFault::Unusable("does not compile".to_owned()));
             } else {
                 facts.ready.insert(number);
             }
         }
+    }
+
+    /// What became of the change in its folder, and whether it is to be proposed again.
+    pub(super) fn tend_change(&mut self, world: &mut World, me: &HostId, view: &View, clock: Boottime) {
+        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.sets.clone()) else { return };
+        let active = generation(&sets.active);
+        match world.machine(me).change {
+            Change::Proposed(number) if active >= number => {
+                world.machine_mut(me).change = Change::Known;
+                self.sets.refusal = None;
+            }
+            Change::Proposed(number) if sets.candidate.is_none() => {
+                let refused = sets.refused.as_ref().map(|set| &set.value);
+                let Some(refused) = refused.filter(|set| set.generation >= number) else { return };
+                world.machine_mut(me).change = Change::Refused;
+                self.sets.refusal =
+                    Some(Refusal::by_hosts(self.sets.refusal.as_ref(), refused, active, clock));
+            }
+            Change::Refused if world.weakness != Some(Weakness::GivesUpSets) => {
+                let due = self.sets.refusal.as_ref().map(|refusal| refusal.due(active, &open(view)));
+                if due.is_none_or(|due| due <= clock) && world.machine(me).linked(world.now) {
+                    world.note(format!("{me} proposes again what was refused"));
+                    world.propose(me, &sets);
+                }
+            }
+            Change::Known | Change::Proposed(_) | Change::Refused => {}
+        }
+    }
+
+    /// Its folder changed: what was refused before is another change.
+    fn forget_refusal(&mut self) {
+        self.sets.refusal = None;
+    }
+
+    /// When what was refused was to be proposed again.
+    fn due(&self, clock: Boottime) -> Option<Boottime> {
+        let mirror = self.mirror.as_ref()?;
+        let open = open(&mirror.view(&self.observer, clock));
+        Some(self.sets.refusal.as_ref()?.due(generation(&mirror.sets.active), &open))
     }
 
     /// Whether it may lead. If not, it gives up what it has, or had in an earlier life.
@@ -149,19 +200,50 @@ impl World {
     pub(crate) fn propose_set(&mut self) {
         let hosts = self.hosts();
         let Some(host) = self.sets_rng.pick(&hosts).cloned() else { return };
+        if let Some(agent) = &mut self.machine_mut(&host).agent {
+            agent.forget_refusal();
+        }
         let sets: PolicySets = self.store.list().sets;
+        self.propose(&host, &sets);
+    }
+
+    /// The folder of a host is proposed as a set, if `sets` are those that stand.
+    fn propose(&mut self, host: &HostId, sets: &PolicySets) {
         let record = PolicySetRecord {
             generation: sets.newest() + 1,
             components: BTreeMap::new(),
             settings: String::new(),
             set_aside: BTreeMap::new(),
-            by: host,
+            by: host.clone(),
         };
-        self.note(format!("set {} is proposed", record.generation));
-        let when = vec![(Key::CandidateSet, self.store.revision_of(&Key::CandidateSet))];
-        let written =
-            self.commit(Txn { when, writes: vec![(Key::CandidateSet, Some(Value::Set(Box::new(record))))] });
-        debug_assert!(written.is_ok(), "whoever proposes reads before it writes");
+        let number = record.generation;
+        let when = vec![
+            (Key::ActiveSet, sets.active.as_ref().map_or(0, |set| set.revision)),
+            (Key::CandidateSet, sets.candidate.as_ref().map_or(0, |set| set.revision)),
+            (Key::RefusedSet, sets.refused.as_ref().map_or(0, |set| set.revision)),
+        ];
+        let writes = vec![(Key::CandidateSet, Some(Value::Set(Box::new(record))))];
+        if self.commit(Txn { when, writes }).is_ok() {
+            self.note(format!("set {number} is proposed"));
+            self.machine_mut(host).change = Change::Proposed(number);
+        }
+    }
+
+    /// What a healed host still waits for with its change; nothing while its time has not come.
+    pub(crate) fn lacking_change(&self, host: &HostId) -> Option<String> {
+        let machine = self.machine(host);
+        let clock = machine.boottime(self.now);
+        match machine.change {
+            Change::Known => None,
+            Change::Proposed(number) => {
+                self.candidate_set().is_none().then(|| format!("{host}'s set {number} is in no record"))
+            }
+            Change::Refused => {
+                let due = machine.agent.as_ref().and_then(|agent| agent.due(clock));
+                due.is_none_or(|due| due + OVERDUE < clock)
+                    .then(|| format!("{host}'s change was refused and is not proposed again"))
+            }
+        }
     }
 
     /// The candidate that stands.

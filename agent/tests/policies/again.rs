@@ -1,0 +1,45 @@
+//! A change that was refused for a host is proposed again when that host is another one, without anybody touching a file.
+
+use understudy::keys::Key;
+use understudy_core::ids::BootId;
+use understudy_core::records::SessionRecord;
+use understudy_core::sets::{SetFacts, SetFault};
+use understudy_store::MemoryStore;
+
+use crate::generation;
+use crate::rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_could_not_load_is_proposed_again_when_it_comes_back() {
+    let (home, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
+    let agent = Agent::start(home.path(), "host1", &store, "").await;
+    agent.put("p.wasm", &guest("", "1"));
+    generation(&store, 1).await;
+    let mut other = facts(&[1]);
+    other.policies.faults.insert(2, SetFault::Unusable("no room".to_owned()));
+    let host = played_host(&store, "host2", other.clone()).await;
+    agent.put("p.wasm", &guest("", "2"));
+    let said = wait("it is refused", || async { refused(&store).await }).await;
+    assert_eq!((said.generation, said.refusers), (2, [(host.clone(), Some(1))].into()));
+    wait("the proposer says so, and that it goes on", || async {
+        let status = agent.status().await;
+        status.faults.iter().any(|fault| fault.contains("no room") && fault.contains("again")).then_some(())
+    })
+    .await;
+    assert!(candidate(&store).await.is_none());
+
+    // Started anew, with room.
+    other.policies = SetFacts { ready: [1, 3].into(), ..SetFacts::default() };
+    other.session = 2;
+    let session = SessionRecord { boot: BootId("c".to_owned()), number: 2, beat: 1, ended: None };
+    write(&store, &Key::Session(host.clone()), &session).await;
+    write(&store, &Key::Facts(host), &other).await;
+    generation(&store, 3).await;
+    let digest = understudy_policy::Digest::of(&guest("", "2")).to_string();
+    assert_eq!(active(&store).await.unwrap().components["p"], digest);
+    let status = wait("nothing is wrong any more", || async {
+        Some(agent.status().await).filter(|status| status.faults.is_empty() && status.generation == 3)
+    })
+    .await;
+    assert_eq!((status.refused, status.differs), (None, Vec::new()));
+}
