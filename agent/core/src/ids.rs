@@ -82,7 +82,7 @@ macro_rules! name {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.pad(&self.0)
             }
         }
     };
@@ -280,6 +280,12 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a.b", "a/b", "ü", &"x".repeat(64)] {
             assert!(bad.parse::<HostId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_name_fills_a_column() {
+        let host: HostId = "host1".parse().unwrap();
+        assert_eq!(format!("{host:8}|{host:>8}|"), "host1   |   host1|");
     }
 
     #[test]

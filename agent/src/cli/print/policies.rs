@@ -59,7 +59,7 @@ pub(crate) fn list(status: &PoliciesStatus) -> String {
     if !status.policies.is_empty() {
         let _ = writeln!(
             text,
-            "{:16} {:12} {:9} {:24} {:24} {:>8} {:>8}",
+            "{:16} {:12} {:9} {:22} {:32} {:>8} {:>8}",
             "POLICY", "DIGEST", "MODE", "DECIDES", "SHADOWS", "DEADLINE", "MEMORY"
         );
     }
@@ -71,7 +71,7 @@ pub(crate) fn list(status: &PoliciesStatus) -> String {
         };
         let _ = writeln!(
             text,
-            "{:16} {:12.12} {mode:9} {:24} {:24} {:>5} ms {:>4} MiB",
+            "{:16} {:12.12} {mode:9} {:22} {:32} {:>5} ms {:>4} MiB",
             policy.name,
             policy.digest,
             or_none(policy.decides.clone()),
@@ -125,7 +125,8 @@ pub(crate) fn explained(shown: &Explained) -> String {
         };
         let state = format!("{:?}", host.state).to_lowercase();
         let free = host.free_memory.to_string();
-        let _ = writeln!(text, "{rank:>4} {:16} {state:9} {free:>12}  {why}", host.host);
+        let line = format!("{rank:>4} {:16} {state:9} {free:>12}  {why}", host.host);
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     for pick in &shown.refused {
         let _ = writeln!(text, "refused: {pick}");
@@ -226,19 +227,4 @@ pub(crate) fn benched(rows: &[BenchRow]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::utc;
-
-    #[test]
-    fn times_are_shown_in_utc() {
-        for (millis, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399_999, "2000-02-28T23:59:59Z"),
-            (951_782_400_000, "2000-02-29T00:00:00Z"),
-            (1_798_761_599_000, "2026-12-31T23:59:59Z"),
-            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(utc(millis), text);
-        }
-    }
-}
+mod tests;
