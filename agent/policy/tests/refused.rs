@@ -3,19 +3,17 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use common::samples::{facts, spec};
 use common::{Site, settings};
 use understudy_core::bounds::Profile;
 use understudy_core::ids::{BootId, HostId};
 use understudy_core::invariants;
 use understudy_core::plan::{Plan, Report, plan};
 use understudy_core::policy::Interface;
-use understudy_core::records::{
-    Capacity, HostFacts, HostIntent, NodeRecord, NodeSpec, Screen, SessionRecord,
-};
-use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use understudy_core::records::{HostIntent, NodeRecord, SessionRecord};
+use understudy_core::units::{Boottime, MiB, Now, UnixMillis};
 use understudy_core::view::{Answer, HostView, Versioned, View};
 use understudy_policy::PolicySet;
 
@@ -23,21 +21,8 @@ const NODE: &str = "alice/display";
 
 fn host(memory: MiB, drain: bool) -> HostView {
     let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
-    let facts = HostFacts {
-        session: 1,
-        capacity: Capacity { vcpus: Vcpus(16), memory },
-        labels: BTreeMap::new(),
-        api: String::new(),
-        gateway: String::new(),
-        migration_uri: String::new(),
-        load_milli: 0,
-        instances: BTreeMap::new(),
-        complaints: Vec::new(),
-        policies: Default::default(),
-        version: String::new(),
-    };
     HostView {
-        facts: Some(facts),
+        facts: Some(facts(memory)),
         session: Versioned { value: session, revision: 1 },
         silent_for: Duration::ZERO,
         intent: HostIntent { drain },
@@ -52,16 +37,7 @@ fn view() -> View {
     view.hosts.insert(name("b-full"), host(MiB(100), false));
     view.hosts.insert(name("c"), host(MiB(4096), false));
     view.hosts.insert(name("d"), host(MiB(8192), false));
-    let spec = NodeSpec {
-        memory: MiB(512),
-        vcpus: Vcpus(1),
-        protected: false,
-        environment: "display".to_owned(),
-        applications: Vec::new(),
-        labels: BTreeMap::new(),
-        screen: Screen { width: 1280, height: 720 },
-    };
-    let record = NodeRecord::new(spec, "token".to_owned());
+    let record = NodeRecord::new(spec(), "token".to_owned());
     view.nodes.insert(NODE.parse().unwrap(), Versioned { value: record, revision: 2 });
     view
 }

@@ -8,13 +8,12 @@ mod swap;
 
 use std::time::{Duration, Instant};
 
+use rig::samples::spec;
 use rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
 use understudy::keys::{Key, decode};
 use understudy::policies::records::{self, Matter};
 use understudy_core::ids::{Epoch, InstanceId, NodeId};
-use understudy_core::records::{
-    InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, TerminalRecord,
-};
+use understudy_core::records::{InstanceFact, Member, NodeRecord, Origin, Phase, TerminalRecord};
 use understudy_core::sets::{SetFacts, SetFault};
 use understudy_core::units::{MiB, UnixMillis, Vcpus};
 use understudy_store::MemoryStore;
@@ -156,18 +155,6 @@ async fn a_host_that_cannot_load_a_set_refuses_it_and_no_host_leads_without_the_
     })
     .await;
     assert!(!agent.status().await.ready);
-}
-
-fn spec() -> NodeSpec {
-    NodeSpec {
-        memory: MiB(512),
-        vcpus: Vcpus(1),
-        protected: false,
-        environment: "desktop".to_owned(),
-        applications: Vec::new(),
-        labels: Default::default(),
-        screen: Screen { width: 1280, height: 720 },
-    }
 }
 
 fn fact(phase: Phase, node: &NodeId) -> InstanceFact {

@@ -1,7 +1,11 @@
 //! Owns the stage of these tests: agents with the memory store, a hypervisor that is played, a guard that acknowledges
 //! everything, and guests made from text.
 
-use std::collections::BTreeMap;
+#[path = "../../policy/tests/common/guests.rs"]
+pub(crate) mod guests;
+#[path = "../../policy/tests/common/samples.rs"]
+pub(crate) mod samples;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,15 +24,13 @@ use understudy::policies::status::PoliciesStatus;
 use understudy_checkpoint::ImageStore;
 use understudy_core::ids::{BootId, HostId};
 use understudy_core::records::{Capacity, HostFacts, SessionRecord};
-use understudy_core::sets::{PolicySetRecord, RefusedSet};
+use understudy_core::sets::{PolicySetRecord, RefusedSet, SetFacts};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::Template;
 use understudy_hypervisor::fake::Site;
 use understudy_hypervisor::permit::Permits;
 use understudy_store::MemoryStore;
 use understudy_store::{Committed, Store, Txn};
-use wit_component::{ComponentEncoder, StringEncoding};
-use wit_parser::Resolve;
 
 /// What nothing here should ever take, on however busy a machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -225,47 +227,14 @@ pub(crate) async fn played_host(store: &MemoryStore, name: &str, facts: HostFact
     host
 }
 
+/// What such a host reports, which has these sets ready.
 pub(crate) fn facts(ready: &[u64]) -> HostFacts {
-    HostFacts {
-        session: 1,
-        capacity: Capacity { vcpus: Vcpus(16), memory: MiB(16_384) },
-        labels: BTreeMap::new(),
-        api: String::new(),
-        gateway: String::new(),
-        migration_uri: String::new(),
-        load_milli: 0,
-        instances: BTreeMap::new(),
-        complaints: Vec::new(),
-        policies: understudy_core::sets::SetFacts {
-            ready: ready.iter().copied().collect(),
-            faults: BTreeMap::new(),
-        },
-        version: String::new(),
-    }
+    let policies = SetFacts { ready: ready.iter().copied().collect(), ..SetFacts::default() };
+    HostFacts { policies, ..samples::facts(MiB(16_384)) }
 }
 
 /// A placement policy that picks nothing, or runs `body` where the terminal's name has another length than that of the
-/// trial question. `mark` makes components differ.
+/// trial question. `mark`, a number, makes components differ.
 pub(crate) fn guest(body: &str, mark: &str) -> Vec<u8> {
-    let module = format!(
-        r#"(module
-            (import "understudy:policy/log@0.1.0" "write" (func $log (param i32 i32 i32)))
-            (memory (export "memory") 16)
-            (global $top (mut i32) (i32.const 4096))
-            (data (i32.const 512) "{mark}")
-            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
-                (local $at i32)
-                (local.set $at (i32.and (i32.add (global.get $top) (i32.const 7)) (i32.const -8)))
-                (global.set $top (i32.add (local.get $at) (local.get 3)))
-                (local.get $at))
-            (func (export "understudy:policy/placement@0.1.0#place") (param $request i32) (result i32)
-                (if (i32.ne (i32.load offset=4 (local.get $request)) (i32.const 5)) (then {body}))
-                (i32.const 1024)))"#
-    );
-    let mut bytes = wat::parse_str(module).unwrap();
-    let mut resolve = Resolve::default();
-    let (package, _) = resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../wit")).unwrap();
-    let world = resolve.select_world(&[package], Some("placement-policy")).unwrap();
-    wit_component::embed_component_metadata(&mut bytes, &resolve, world, StringEncoding::UTF8).unwrap();
-    ComponentEncoder::default().module(&bytes).unwrap().validate(true).encode().unwrap()
+    guests::placement_guest(&format!("(drop (i32.const {mark})) {body}"))
 }

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use understudy::driver::admission;
 use understudy_core::ids::NodeId;
-use understudy_core::policy::{PlacementQuestion, Purpose};
 use understudy_core::records::NodeRecord;
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::units::UnixMillis;
 use understudy_policy::Digest;
 use understudy_store::MemoryStore;
 
+use crate::generation;
+use crate::rig::samples::{question, spec};
 use crate::rig::{Agent, active, guest, wait};
-use crate::{generation, spec};
 
 /// How often the file is replaced by one that can be used; before each, once by one that cannot.
 const SWAPS: u64 = 6;
@@ -35,29 +35,11 @@ fn picks(row: u32, answers: &Answers) -> Vec<u8> {
     component
 }
 
-fn question() -> PlacementQuestion {
-    PlacementQuestion {
-        node: "villain/display".parse().unwrap(),
-        purpose: Purpose::Primary,
-        wanted: 8,
-        reasons: false,
-        vcpus: Vcpus(1),
-        memory: MiB(512),
-        environment: "desktop".to_owned(),
-        template: None,
-        terminal_labels: BTreeMap::new(),
-        environment_labels: BTreeMap::new(),
-        members: Vec::new(),
-        siblings: Vec::new(),
-        hosts: Vec::new(),
-    }
-}
-
 /// Asks what each snapshot says decides, from a thread. Gives how many questions there were.
 fn ask(agent: &Agent, answers: &Answers, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
     let (snapshots, answers, stop) = (agent.snapshots.clone(), answers.clone(), stop.clone());
     std::thread::spawn(move || {
-        let (question, mut asked, mut newest) = (question(), 0, 0);
+        let (question, mut asked, mut newest) = (question("villain"), 0, 0);
         while !stop.load(Ordering::Relaxed) {
             let snapshot = snapshots.borrow().clone();
             let set = &snapshot.sets.active.as_ref().unwrap().value;
@@ -143,7 +125,7 @@ async fn a_swap_under_questions_drops_none_and_mixes_none() {
     assert_eq!(failures(&agent), Vec::<String>::new());
 
     // Whoever began before the first swap and asks only now is still answered by what it saw.
-    let late = first.deciding.set.ask_placement(&question());
+    let late = first.deciding.set.ask_placement(&question("villain"));
     assert_eq!(
         late.by.unwrap().digest.to_string(),
         first.sets.active.as_ref().unwrap().value.components["p"]
