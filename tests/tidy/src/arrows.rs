@@ -58,6 +58,7 @@ fn allowed(path: &str) -> Allowed {
         "agent/checkpoint" | "agent/hypervisor" | "agent/policy" | "agent/store" => {
             Allowed::Only(&["understudy-core"])
         }
+        "agent/policy/fuzz" => Allowed::Only(&["understudy-core", "understudy-policy"]),
         "policies/sdk" => Allowed::Only(&[]),
         path if path.starts_with("policies/") => Allowed::Only(&["understudy-policy-sdk"]),
         path if path.starts_with("tests/") => Allowed::AllButAgent,

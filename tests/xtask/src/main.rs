@@ -4,6 +4,7 @@ mod artifacts;
 mod assets;
 mod bench;
 mod demo;
+mod fuzz;
 mod languages;
 #[allow(dead_code, unreachable_pub, reason = "tests of agent/policy include this file")]
 mod policies;

@@ -3,6 +3,7 @@
 //! Promises: bounded in rounds and seeds; ends at the first failure, which is named.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -10,7 +11,7 @@ use clap::Args;
 use crate::artifacts::{self, Profile};
 use crate::languages::{self, Language};
 use crate::run::cargo;
-use crate::{setup, sim, test};
+use crate::{fuzz, setup, sim, test};
 
 /// How long is soaked.
 #[derive(Debug, Args)]
@@ -18,6 +19,9 @@ pub(crate) struct Options {
     /// Seeds of the simulator, from the first one that the tests do not run.
     #[arg(long, default_value_t = 5_000)]
     seeds: u64,
+    /// Minutes for which the loader of policies is fuzzed; 0 leaves that out.
+    #[arg(long, default_value_t = 10)]
+    fuzz_minutes: u64,
     /// How often the end-to-end tests are run.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -34,6 +38,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     let seeds =
         ["--seed", &(TESTED + 1).to_string(), "--seeds", &options.seeds.to_string()].map(str::to_owned);
     if !sim::run(root, &sim::Options::of(seeds.into()))? {
+        return Ok(false);
+    }
+    if options.fuzz_minutes > 0 && !fuzz::run(root, Duration::from_secs(60 * options.fuzz_minutes))? {
         return Ok(false);
     }
     let artifacts = artifacts::all(root, Profile::Test)?;

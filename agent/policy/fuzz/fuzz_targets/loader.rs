@@ -1,0 +1,30 @@
+//! The loader under any bytes at all: what must hold is what the property test over mutants asks, in the same function.
+//!
+//! Built without `--cfg fuzzing` it does nothing, so that the workspace builds without LLVM's fuzzer. With it, it first
+//! writes the seeds of the property test into the folder that `LOADER_SEEDS` names.
+#![cfg_attr(fuzzing, no_main)]
+#![allow(clippy::unwrap_used, reason = "what cannot go on has found something")]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(
+    init: {
+        if let Some(folder) = std::env::var_os("LOADER_SEEDS").map(std::path::PathBuf::from) {
+            for (at, seed) in common::mutant::SEEDS.iter().enumerate() {
+                std::fs::write(folder.join(format!("seed-{at}.wasm")), seed).unwrap();
+            }
+        }
+    },
+    |bytes: &[u8]| {
+        if let Err(why) = common::mutant::examine(bytes) {
+            panic!("{why}");
+        }
+    }
+);
+
+#[cfg(not(fuzzing))]
+fn main() {
+    eprintln!("built without a fuzzer: `cargo xtask soak` builds and runs it with one");
+}
