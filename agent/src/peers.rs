@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use understudy_checkpoint::{Description, Digest};
 use understudy_core::ids::NodeId;
@@ -67,7 +68,9 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     let stream = reach(peer).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
-    let connection = tokio::spawn(connection);
+    // Ends with this future, however that ends: an image that nobody waits for any more is not sent on.
+    let mut connections = JoinSet::new();
+    connections.spawn(connection);
     let chunks = futures_util::stream::try_unfold(file, |mut file| async move {
         let mut chunk = Vec::with_capacity(CHUNK);
         (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
@@ -86,7 +89,6 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     let response = response?;
     let status = response.status();
     let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-    connection.abort();
     if status == StatusCode::NO_CONTENT {
         return Ok(());
     }

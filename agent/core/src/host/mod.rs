@@ -91,6 +91,12 @@ pub struct Situation<'a> {
 const DRAWN: u32 = 4;
 
 impl Situation<'_> {
+    /// Whether a primary is here, or on its way from here.
+    fn has_primaries(&self) -> bool {
+        let mut primaries = self.nodes.values().filter_map(|node| node.value.primary.as_ref());
+        primaries.any(|primary| &primary.host == self.me)
+    }
+
     /// Whether a live migration leaves this host or comes to it. What can wait for its end does: on emulated guests an
     /// instance that boots beside it makes it two to three times as long.
     fn is_moving(&self) -> bool {

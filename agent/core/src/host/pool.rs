@@ -40,7 +40,7 @@ fn dismiss(situation: &Situation<'_>, instance: InstanceId, local: &Local) -> Op
         Some(HostAction::Forget { instance })
     } else if !is_spare(local) {
         Some(destroy(instance, "no node names it as a member"))
-    } else if situation.draining {
+    } else if situation.draining && !situation.has_primaries() {
         Some(destroy(instance, "the host is being drained"))
     } else {
         None

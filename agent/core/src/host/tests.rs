@@ -406,6 +406,21 @@ fn the_pool_is_filled_one_by_one_where_there_is_room_and_emptied_on_a_draining_h
 }
 
 #[test]
+fn a_draining_host_ends_its_idle_instances_once_its_primaries_have_left() {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    let me = cluster.primary_host("alice/exec-1");
+    cluster.idle(&me, 1);
+    cluster.seen(&me).intent.drain = true;
+    let ended = |cluster: &Cluster| {
+        let found = actions(cluster, &me, &cluster.local(&me), &fresh(cluster));
+        found.iter().filter(|action| matches!(action, HostAction::Destroy { .. })).count()
+    };
+    assert_eq!(ended(&cluster), 0, "to end a process takes the processors of what moves");
+    cluster.edit("alice/exec-1", |record| record.primary = None);
+    assert_eq!(ended(&cluster), 2, "the idle instance, and what no node names any more");
+}
+
+#[test]
 fn an_idle_instance_gives_way_when_its_memory_is_promised() {
     let mut cluster = Cluster::of(2);
     for name in ["host1", "host2"] {

@@ -1,13 +1,16 @@
 //! Owns the taking of one checkpoint: saved into a tmpfs, sent to every backup's host, then made known.
 //!
 //! Promises: the record is written only after every host that it names has the image durably (SAFE-3), and only while
-//! the node is still in the epoch that the state was taken in (SAFE-4). Must not do: keep images of its own.
+//! the node is still in the epoch that the state was taken in (SAFE-4); one that cannot be written any more is not gone
+//! on with. Must not do: keep images of its own.
 
+use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use understudy_checkpoint::{Description, Expected};
 use understudy_core::host::HostAction;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
@@ -16,7 +19,7 @@ use understudy_core::units::MiB;
 use understudy_store::{Committed, Condition, Txn};
 
 use super::super::event::Outcome;
-use super::super::{Parts, now};
+use super::super::{Parts, Snapshot, now};
 use super::Job;
 use crate::exit::chain;
 use crate::keys::{self, Key};
@@ -37,11 +40,67 @@ impl Drop for Scratch {
     }
 }
 
-pub(super) async fn run(parts: &Arc<Parts>, job: &Job) -> Outcome {
+/// The epoch that a state is taken in. Once the node has left it, nobody can use the state: what is still to be done for
+/// it would only take processors and network from what ended the epoch, a migration or a successor.
+#[derive(Clone)]
+struct Era {
+    node: NodeId,
+    epoch: Epoch,
+    cluster: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Era {
+    /// Why the state is of no use any more, if so.
+    fn over(&self) -> Option<String> {
+        let view = &self.cluster.borrow().view;
+        match view.nodes.get(&self.node) {
+            None => Some(format!("{} was deleted", self.node)),
+            Some(known) => refuse_older(known.value.epoch, self.epoch).err(),
+        }
+    }
+
+    /// `work`, unless the epoch ends before it does.
+    async fn bounds<T>(&self, work: impl Future<Output = T>) -> Result<T, String> {
+        let mut changes = self.cluster.clone();
+        let over = async {
+            loop {
+                if let Some(why) = self.over() {
+                    return why;
+                }
+                if changes.changed().await.is_err() {
+                    return "the agent ends".to_owned();
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            why = over => Err(why),
+            done = work => Ok(done),
+        }
+    }
+}
+
+/// Reads until the epoch is over.
+struct While<R> {
+    era: Era,
+    reader: R,
+}
+
+impl<R: Read> Read for While<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.era.over() {
+            Some(why) => Err(io::Error::other(why)),
+            None => self.reader.read(buffer),
+        }
+    }
+}
+
+pub(super) async fn run(parts: &Arc<Parts>, cluster: watch::Receiver<Arc<Snapshot>>, job: &Job) -> Outcome {
     let HostAction::Checkpoint { node, instance, epoch, hosts } = &job.action else { return Outcome::Done };
     let Some(memory) = job.memory else { return Outcome::Failed("the instance is not known".to_owned()) };
     let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
-    match take(parts, node, (*instance, memory, job.address), id, hosts).await {
+    let era = Era { node: node.clone(), epoch: *epoch, cluster };
+    match take(parts, &era, (*instance, memory, job.address), id, hosts).await {
         Ok(outcome) => outcome,
         Err(reason) => Outcome::Failed(reason),
     }
@@ -49,20 +108,20 @@ pub(super) async fn run(parts: &Arc<Parts>, job: &Job) -> Outcome {
 
 async fn take(
     parts: &Arc<Parts>,
-    node: &NodeId,
+    era: &Era,
     (instance, memory, address): (InstanceId, MiB, Option<Ipv4Addr>),
     id: CheckpointId,
     hosts: &[HostId],
 ) -> Result<Outcome, String> {
     let scratch = Scratch(parts.scratch.join(format!("{instance}-{}-{}.image", id.epoch, id.sequence)));
     let taken = now().wall;
-    let (task_parts, path) = (parts.clone(), scratch.0.clone());
+    let (task_parts, path, task_era) = (parts.clone(), scratch.0.clone(), era.clone());
     let saved = tokio::task::spawn_blocking(move || {
         let _ = std::fs::remove_file(&path);
         let saved =
             task_parts.hypervisor.save_memory(instance, &path, SAVE).map_err(|error| chain(&error))?;
         let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-        let mut file = std::fs::File::open(&path).map_err(unreadable)?;
+        let mut file = While { era: task_era, reader: std::fs::File::open(&path).map_err(unreadable)? };
         let (digest, bytes) = understudy_checkpoint::digest_of(&mut file).map_err(unreadable)?;
         Ok::<_, String>((saved, Expected { bytes, digest }))
     });
@@ -72,12 +131,12 @@ async fn take(
     let domain = address.map(|address| (ADDRESS.to_owned(), address.to_string())).into_iter().collect();
     let description = Description { instance, taken, pause_ms, memory, domain };
     let shipment =
-        Shipment { node: node.clone(), id, bytes: expected.bytes, digest: expected.digest, description };
+        Shipment { node: era.node.clone(), id, bytes: expected.bytes, digest: expected.digest, description };
     let sending = hosts.iter().map(|host| {
         let (facts, path, shipment) = (reach(parts, host), scratch.0.clone(), shipment.clone());
         async move { peers::send_checkpoint(&facts.await?.api, &path, &shipment).await }
     });
-    let sent = futures_util::future::join_all(sending).await;
+    let sent = era.bounds(futures_util::future::join_all(sending)).await?;
     for (host, sent) in hosts.iter().zip(sent) {
         sent.map_err(|reason| format!("{host}: {reason}"))?;
     }
@@ -90,7 +149,7 @@ async fn take(
         bytes: expected.bytes,
         hosts: hosts.to_vec(),
     };
-    publish(parts, node, &record).await?;
+    publish(parts, &era.node, &record).await?;
     Ok(Outcome::Checkpointed { id, taken, pause_ms, bytes: expected.bytes })
 }
 
@@ -134,5 +193,83 @@ fn refuse_older(current: Epoch, taken_in: Epoch) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("taken in epoch {taken_in}, the node is in epoch {current}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use understudy_checkpoint::digest_of;
+    use understudy_core::ids::Role;
+    use understudy_core::records::{Labels, NodeSpec, Screen};
+    use understudy_core::units::Vcpus;
+    use understudy_core::view::Versioned;
+
+    use super::*;
+
+    /// The cluster with the node in this epoch, or without it.
+    fn snapshot(node: &NodeId, epoch: Option<Epoch>) -> Arc<Snapshot> {
+        let spec = NodeSpec {
+            memory: MiB(128),
+            vcpus: Vcpus(1),
+            protected: node.role() == Role::Execution,
+            environment: "desktop".to_owned(),
+            applications: Vec::new(),
+            labels: Labels::new(),
+            screen: Screen { width: 1280, height: 720 },
+        };
+        let mut snapshot = Snapshot::default();
+        if let Some(epoch) = epoch {
+            let value = NodeRecord { epoch, ..NodeRecord::new(spec, String::new()) };
+            snapshot.view.nodes.insert(node.clone(), Versioned { value, revision: 1 });
+        }
+        Arc::new(snapshot)
+    }
+
+    fn era() -> (watch::Sender<Arc<Snapshot>>, Era) {
+        let node: NodeId = "alice/exec-1".parse().unwrap();
+        let (sender, cluster) = watch::channel(snapshot(&node, Some(Epoch(2))));
+        (sender, Era { node, epoch: Epoch(2), cluster })
+    }
+
+    #[test]
+    fn an_image_is_read_no_further_once_nobody_can_use_it() {
+        for (now, why) in
+            [(Some(Epoch(3)), "taken in epoch 2, the node is in epoch 3"), (None, "alice/exec-1 was deleted")]
+        {
+            let (sender, era) = era();
+            let node = era.node.clone();
+            let image = [7; 100];
+            let mut reader = While { era: era.clone(), reader: image.as_slice() };
+            assert_eq!(digest_of(&mut reader).unwrap().1, 100);
+            let mut reader = While { era, reader: image.as_slice().chain(io::repeat(0)) };
+            reader.read_exact(&mut [0; 100]).unwrap();
+            sender.send(snapshot(&node, now)).unwrap();
+            assert_eq!(digest_of(&mut reader).unwrap_err().to_string(), why);
+        }
+    }
+
+    #[tokio::test]
+    async fn work_ends_with_the_epoch_and_with_no_other_change() {
+        let (sender, era) = era();
+        assert_eq!(era.bounds(std::future::ready(1)).await, Ok(1));
+        let mut endless = std::pin::pin!(era.bounds(std::future::pending::<()>()));
+        for change in ["none", "another node's"] {
+            let once = std::future::poll_fn(|context| Poll::Ready(endless.as_mut().poll(context)));
+            assert_eq!(once.await, Poll::Pending, "{change}");
+            sender.send(snapshot(&era.node, Some(Epoch(2)))).unwrap();
+        }
+        sender.send(snapshot(&era.node, Some(Epoch(3)))).unwrap();
+        assert_eq!(endless.await, Err("taken in epoch 2, the node is in epoch 3".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn work_that_is_over_before_it_begins_is_not_begun() {
+        let (sender, era) = era();
+        sender.send(snapshot(&era.node, Some(Epoch(3)))).unwrap();
+        let begun = std::cell::Cell::new(false);
+        let done = era.bounds(async { begun.set(true) }).await;
+        assert!(done.is_err() && !begun.get());
     }
 }

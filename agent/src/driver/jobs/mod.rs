@@ -55,7 +55,7 @@ pub(super) fn spawn(
 ) {
     tokio::spawn(async move {
         let outcome = match &job.action {
-            HostAction::Checkpoint { .. } => checkpoint::run(&parts, &job).await,
+            HostAction::Checkpoint { .. } => checkpoint::run(&parts, cluster, &job).await,
             _ => {
                 let (task_parts, action, whose) =
                     (parts.clone(), job.action.clone(), (job.instance, job.session));
