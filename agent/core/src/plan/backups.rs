@@ -112,7 +112,7 @@ fn add(draft: &mut Draft<'_>, node: &NodeId) -> bool {
 }
 
 /// A backup leaves a draining host once enough others could take over, or once one other could and waiting brings no
-/// more, because every host that stays has a member of this node already.
+/// more, because every host that stays has a member of this node already; not while a primary is leaving that host.
 fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
     let record = draft.record(node).clone();
     let others =
@@ -124,9 +124,9 @@ fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
     if others < wanted && !(others > 0 && no_host_left) {
         return;
     }
-    let leaving: Vec<&Member> =
-        record.backups.iter().filter(|backup| draft.is_draining(&backup.host)).collect();
-    for backup in leaving {
+    let leaves = |backup: &Member| draft.is_draining(&backup.host) && !draft.is_being_left(&backup.host);
+    let leaving: Vec<Member> = record.backups.iter().filter(|backup| leaves(backup)).cloned().collect();
+    for backup in &leaving {
         draft.change(node, format!("backup leaves draining {}", backup.host), |record| {
             record.backups.retain(|other| other != backup);
         });

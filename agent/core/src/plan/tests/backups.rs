@@ -103,6 +103,10 @@ fn backups_leave_a_draining_host_after_its_primaries() {
     unready.seen(&draining).intent.drain = true;
     unready.step();
     assert_eq!(unready.backup_hosts("alice/display").len(), 2);
+    unready.obey();
+    unready.step();
+    assert!(unready.record(leaving).migration.is_some());
+    assert_eq!(unready.backup_hosts("alice/display").len(), 2, "the replaced one leaves after the primaries");
 }
 
 #[test]
