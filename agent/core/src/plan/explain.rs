@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::Draft;
 use super::backups;
 use super::place::{Excluded, eligible, judge};
-use super::question::question;
+use super::question::whole;
 use crate::bounds::Bounds;
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
@@ -45,7 +45,7 @@ pub fn explain(view: &View, node: &NodeId, bounds: &Bounds, now: Now) -> Option<
         draft.change_quietly(node, |record| record.primary = None);
     }
     let (eligible, excluded) = eligible(&draft, node);
-    let question = PlacementQuestion { reasons: true, ..question(&draft.view, node, purpose) };
+    let question = PlacementQuestion { reasons: true, ..whole(&draft.view, node, purpose) };
     Some(Explanation { question, eligible, excluded })
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Draft;
-use super::question::question;
+use super::question::{question, whole};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
     BuiltIn, HostRow, Interface, MemberCounts, PlacementAnswer, PlacementQuestion, PlacementVerdict, Purpose,
@@ -33,17 +33,68 @@ pub(super) fn rank(draft: &mut Draft<'_>, node: &NodeId, purpose: Purpose) -> Ch
     if eligible.is_empty() {
         return Choice::Nowhere(describe(&excluded));
     }
-    let question = question(&draft.view, node, purpose);
-    let Some(answer) = draft.view.placements.get(&question) else {
-        draft.plan.placements.push(question);
+    let Some((question, ranked, verdict)) = decided(draft, node, purpose, &eligible, &excluded) else {
         return Choice::Asked;
     };
-    let (ranked, verdict) = judge(&question, answer, &eligible, &excluded);
     if let Some(why) = verdict.built_in.filter(|why| why.is_refusal()) {
         draft.report.refusals.push((Interface::Placement, refusal(&question, &verdict, why)));
     }
     draft.report.judged.placements.push((question, verdict));
     Choice::Ranked(ranked)
+}
+
+/// The question whose answer counts, and what that comes to; none while the policy has to be asked first.
+///
+/// The best few are asked for first. Where they may have been cut off before the one that the plan would take, all are
+/// asked for: a policy whose best few are the first of its whole order decides as if it had been asked for all at once.
+fn decided(
+    draft: &mut Draft<'_>,
+    node: &NodeId,
+    purpose: Purpose,
+    eligible: &BTreeSet<HostId>,
+    excluded: &Excluded,
+) -> Option<(PlacementQuestion, Vec<HostId>, PlacementVerdict)> {
+    let few = question(&draft.view, node, purpose);
+    let answer = asked(draft, &few)?;
+    let ((ranked, verdict), cut) = (judge(&few, answer, eligible, excluded), is_cut(&few, answer));
+    if !cut || (verdict.built_in.is_none() && holds_the_taken(draft, &few, &ranked, eligible)) {
+        return Some((few, ranked, verdict));
+    }
+    let whole = whole(&draft.view, node, purpose);
+    let (ranked, verdict) = judge(&whole, asked(draft, &whole)?, eligible, excluded);
+    Some((whole, ranked, verdict))
+}
+
+/// The answer, if it is known; else the plan asks for it.
+fn asked<'a>(draft: &'a mut Draft<'_>, question: &PlacementQuestion) -> Option<&'a Answer<PlacementAnswer>> {
+    if !draft.view.placements.contains_key(question) {
+        draft.plan.placements.push(question.clone());
+    }
+    draft.view.placements.get(question)
+}
+
+/// Whether there may be more picks than were asked for.
+fn is_cut(question: &PlacementQuestion, answer: &Answer<PlacementAnswer>) -> bool {
+    let wanted = usize::try_from(question.wanted).unwrap_or(usize::MAX);
+    match answer {
+        Answer::Unavailable => false,
+        Answer::Given(answer) => wanted < question.hosts.len() && answer.picks.len() >= wanted,
+    }
+}
+
+/// Whether the host that is taken of a whole order is among its first, `ranked`: the first with an idle instance where
+/// one would do, see [`Draft::seat`], or just the first.
+fn holds_the_taken(
+    draft: &Draft<'_>,
+    question: &PlacementQuestion,
+    ranked: &[HostId],
+    eligible: &BTreeSet<HostId>,
+) -> bool {
+    let idle = |host: &HostId| draft.idle(&question.node, host).is_some();
+    match question.purpose {
+        Purpose::HeldBackup | Purpose::Migration => true,
+        Purpose::Primary | Purpose::WarmBackup => ranked.iter().any(idle) || !eligible.iter().any(idle),
+    }
 }
 
 /// Why an answer was refused as a whole, for people.

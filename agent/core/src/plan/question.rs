@@ -15,7 +15,18 @@ use crate::view::{HostView, View};
 /// The one template that pools are filled from.
 const TEMPLATE: &str = "default";
 
+/// Picks that are asked for at first. Of thousands of hosts a plan takes one, which is among the first of a policy that
+/// knows what the plan looks at, and to rank them all costs such a policy about as much again.
+pub(super) const PICKS: u32 = 16;
+
+/// The question for the best [`PICKS`] hosts.
 pub(super) fn question(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
+    let whole = whole(view, node, purpose);
+    PlacementQuestion { wanted: whole.wanted.min(PICKS), ..whole }
+}
+
+/// The question for all hosts that would do.
+pub(super) fn whole(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
     let record = &view.nodes[node].value;
     let siblings = view
         .nodes

@@ -280,3 +280,87 @@ fn an_old_question_is_judged_again_as_it_was_then() {
     assert_eq!(recount(question, Some(&said(0, 3))).built_in, Some(BuiltIn::OutOfBounds));
     assert_eq!(recount(question, None).backups, 1);
 }
+
+/// Ranks all hosts, the last of the question first, and keeps to what is wanted or not.
+struct Backwards {
+    cuts: bool,
+    /// How many picks each question wanted.
+    wanted: Vec<u32>,
+}
+
+impl Backwards {
+    fn new(cuts: bool) -> Self {
+        Self { cuts, wanted: Vec::new() }
+    }
+}
+
+impl Policy for Backwards {
+    fn place(&mut self, question: &PlacementQuestion) -> Answer<PlacementAnswer> {
+        self.wanted.push(question.wanted);
+        let all = (0..u32::try_from(question.hosts.len()).unwrap()).rev();
+        let wanted = if self.cuts { question.wanted as usize } else { usize::MAX };
+        let picks = all.take(wanted).map(|index| Pick { index, reason: None }).collect();
+        Answer::Given(PlacementAnswer { picks })
+    }
+
+    fn count(&mut self, _: &BackupCountQuestion) -> Answer<BackupCountAnswer> {
+        Answer::Given(BackupCountAnswer { primaries: 1, backups: 1, reason: None })
+    }
+}
+
+#[test]
+fn of_many_hosts_a_few_are_asked_for_and_all_where_the_few_do_not_settle_it() {
+    // By name, and so in the question, host1 is the first of twenty and host9 the last.
+    let ranked_late = ["host1", "host10", "host11", "host12"];
+    let names: Vec<String> = (1..=20).map(|number| format!("host{number}")).collect();
+    let early = || names.iter().map(String::as_str).filter(|name| !ranked_late.contains(name));
+    let drain_early = |cluster: &mut Cluster| early().for_each(|h| cluster.seen(h).intent.drain = true);
+    // What the cluster is like, where the primary goes, and how many picks were wanted for it.
+    type Case<'a> = (&'a str, &'a dyn Fn(&mut Cluster), &'a str, &'a [u32]);
+    let cases: [Case<'_>; 5] = [
+        ("no idle instance anywhere", &|_| (), "host9", &[16]),
+        ("one among the few", &|cluster| cluster.idle("host5", 1), "host5", &[16]),
+        ("one beyond the few", &|cluster| cluster.idle("host11", 1), "host11", &[16, 20]),
+        ("none of the few may take it", &drain_early, "host12", &[16, 20]),
+        (
+            "an idle one on a host that may not take it",
+            &|cluster| {
+                cluster.idle("host1", 1);
+                cluster.seen("host1").intent.drain = true;
+            },
+            "host9",
+            &[16],
+        ),
+    ];
+    for (case, make, primary, wanted) in cases {
+        let placed = [true, false].map(|cuts| {
+            let mut cluster = Cluster::of(20);
+            make(&mut cluster);
+            cluster.add(&["alice/display"]);
+            let mut policy = Backwards::new(cuts);
+            let plan = cluster.plan_with(&mut policy);
+            cluster.apply(&plan);
+            assert_eq!(cluster.report.refusals, Vec::new(), "{case}");
+            if cuts {
+                assert_eq!(policy.wanted[..wanted.len()], *wanted, "{case}");
+            }
+            (cluster.primary_host("alice/display"), cluster.backup_hosts("alice/display"))
+        });
+        assert_eq!(placed[0].0, primary, "{case}");
+        assert_eq!(placed[0], placed[1], "{case}: as if all had been given at once");
+    }
+}
+
+#[test]
+fn an_answer_that_names_fewer_than_wanted_is_whole() {
+    let mut cluster = Cluster::of(20);
+    cluster.idle("host1", 1);
+    cluster.add(&["alice/display"]);
+    let plan = cluster.plan_with(&mut Says { picks: vec![2, 1], count: Some((1, 0)) });
+    cluster.apply(&plan);
+    assert_eq!(
+        cluster.primary_host("alice/display"),
+        "host11",
+        "host1 has an idle instance and was not picked"
+    );
+}
