@@ -14,10 +14,11 @@ const OWN: [(&str, &str); 5] = [
 ];
 
 /// Paths below the new folder's `understudy/`, which are the paths in this repository.
-const COPIED: [(&str, &str); 15] = [
+const COPIED: [(&str, &str); 16] = [
     ("policies/sdk/Cargo.toml", include_str!("../sdk/Cargo.toml")),
     ("policies/sdk/src/backup_count.rs", include_str!("../sdk/src/backup_count.rs")),
     ("policies/sdk/src/best.rs", include_str!("../sdk/src/best.rs")),
+    ("policies/sdk/src/heap.rs", include_str!("../sdk/src/heap.rs")),
     ("policies/sdk/src/lib.rs", include_str!("../sdk/src/lib.rs")),
     ("policies/sdk/src/log.rs", include_str!("../sdk/src/log.rs")),
     ("policies/sdk/src/parameters.rs", include_str!("../sdk/src/parameters.rs")),

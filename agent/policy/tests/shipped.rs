@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use common::{chain, load, question, row};
 use understudy_core::policy::{
-    BackupCountQuestion, ClusterRow, HostState, Interface, NodeMember, Part, Purpose,
+    BackupCountQuestion, ClusterRow, HostRow, HostState, Interface, NodeMember, Part, Purpose,
 };
 use understudy_core::units::MiB;
-use understudy_policy::{Library, LoadFault, PolicySet, Settings};
+use understudy_policy::{Library, LoadFault, PolicyFault, PolicySet, Settings};
 
 /// A folder with one built policy for each question; none, and a line that says why, where they cannot be built.
 fn shipped(test: &str) -> Option<PathBuf> {
@@ -77,6 +77,29 @@ fn spread_places_by_room_anti_affinity_and_load() {
         Some("no idle instance, has the node's primary, strain 0, 65536 MiB free")
     );
     assert_eq!(set.ask_placement(&asked).outcome.unwrap(), answer, "the same question");
+}
+
+#[test]
+fn ten_thousand_hosts_fit_the_memory_that_a_policy_begins_with() {
+    let Some(folder) = shipped("ten_thousand_hosts_fit_the_memory_that_a_policy_begins_with") else { return };
+    let mut settings = settings();
+    // 4 MiB to begin with, some bytes for tables, and less than the MiB that its heap would ask for.
+    settings.defaults.memory = MiB(5);
+    let (set, faults) = loaded(&folder, &settings);
+    assert!(faults.is_empty(), "{faults:?}");
+    let host = |number: u32| HostRow {
+        labels: BTreeMap::from([("disk".to_owned(), format!("disk-{}", number % 7))]),
+        rack: format!("rack-{}", number / 40),
+        idle: BTreeMap::from([("standard".to_owned(), 1)]),
+        ..row(&format!("host-{number:05}"))
+    };
+    let mut asked = question("alice");
+    asked.wanted = 16;
+    asked.hosts = (0..10_000).map(host).collect();
+    assert_eq!(set.ask_placement(&asked).outcome.unwrap().picks.len(), 16);
+    asked.hosts = (0..50_000).map(host).collect();
+    let fault = set.ask_placement(&asked).outcome.unwrap_err();
+    assert_eq!(fault, PolicyFault::Memory { policy: "spread".to_owned(), limit: MiB(5) });
 }
 
 #[test]

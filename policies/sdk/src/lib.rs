@@ -16,13 +16,14 @@
 //! ```
 //!
 //! Owns the bindings to `wit/`, the view of rows over its columns, and what every policy would write anew: the choice
-//! of the best, the reading of parameters and labels, the panic's way into the daemon's log. Promises that reading a
+//! of the best, the reading of parameters and labels, the panic's way into the daemon's log, the heap. Promises that reading a
 //! row costs what reading the column costs, and that the same question gets the same answer: nothing here has a
 //! clock, randomness or an order of hashes. Must not do: decide; and depend on anything but the bindings' generator,
 //! because each dependency is one more thing that a site has to build for WebAssembly.
 
 pub mod backup_count;
 mod best;
+mod heap;
 pub mod log;
 pub mod parameters;
 pub mod placement;
