@@ -102,14 +102,14 @@ impl Policy {
     }
 
     pub(crate) fn place(&self, sandbox: &Sandbox, question: &PlacementQuestion) -> Told<PlacementAnswer> {
-        self.place_columns(sandbox, columns::placement(question))
+        self.place_columns(sandbox, &columns::placement(question))
     }
 
     /// As [`Self::place`], from columns that are there already.
     pub(crate) fn place_columns(
         &self,
         sandbox: &Sandbox,
-        columns: columns::Placement,
+        columns: &columns::Placement,
     ) -> Told<PlacementAnswer> {
         let wanted = usize::try_from(columns.0.wanted).unwrap_or(usize::MAX);
         let (picks, usage) = self.speaker.place(&self.asker(sandbox), columns);

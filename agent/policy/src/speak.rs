@@ -29,7 +29,7 @@ pub(crate) type Told<A> = (Result<A, PolicyFault>, Usage);
 /// One version of the interface, linked to one component.
 pub(crate) trait Speaks: Send + Sync {
     /// Every pick that it makes.
-    fn place(&self, asker: &Asker<'_>, columns: columns::Placement) -> Told<Vec<Pick>>;
+    fn place(&self, asker: &Asker<'_>, columns: &columns::Placement) -> Told<Vec<Pick>>;
 
     fn count(&self, asker: &Asker<'_>, question: &BackupCountQuestion) -> Told<BackupCountAnswer>;
 
@@ -94,12 +94,13 @@ macro_rules! speaker {
             }
 
             impl Speaks for Speaker {
-                fn place(&self, asker: &Asker<'_>, columns: columns::Placement) -> Told<Vec<Pick>> {
+                fn place(&self, asker: &Asker<'_>, columns: &columns::Placement) -> Told<Vec<Pick>> {
                     let Some(indices) = &self.placement else { return unavailable(Interface::Placement) };
-                    let (request, hosts) = $columns(columns);
+                    let columns = $columns(columns);
+                    let (request, hosts) = (&columns.0, &columns.1);
                     let (picks, usage) = asker.sandbox.ask(asker.subject, asker.pre, |store, instance| {
                         let guest = indices.load(&mut *store, instance)?;
-                        let picks = guest.call_place(&mut *store, &request, &hosts, &self.parameters)?;
+                        let picks = guest.call_place(&mut *store, request, hosts, &self.parameters)?;
                         Ok(picks.map_err($refusal))
                     });
                     let pick = |p: placement::Pick| Pick { index: p.host, reason: reason(p.reason) };

@@ -8,7 +8,9 @@ use crate::engine::Refusal;
 use v01::exports::understudy::policy::{backup_count as old_count, placement as old};
 use v01::understudy::policy::types as old_types;
 
-pub(crate) fn placement((request, hosts): super::Placement) -> (placement::Request, placement::Hosts) {
+/// Copies what both versions have alike: few will ask the trial version about thousands of hosts.
+pub(crate) fn placement(columns: &super::Placement) -> (placement::Request, placement::Hosts) {
+    let (request, hosts) = columns.clone();
     let idle = idle(&request, &hosts);
     let hosts = placement::Hosts {
         state: hosts.state.into_iter().map(host_state).collect(),
