@@ -1,4 +1,5 @@
-//! What `cargo xtask bench` measures: failovers and drains as ratios to the bare tools, in one run on one machine.
+//! What `cargo xtask bench` measures: failovers and drains as ratios to the bare tools, policies as ratios to native code,
+//! in one run on one machine.
 //!
 //! Promises: every row is the median of several runs with minimum and maximum; a floor is measured in the same run, on
 //! the same cluster, with the same guests. Must not judge a time by itself: machines differ, ratios less.
@@ -8,6 +9,7 @@ mod display;
 mod execution;
 mod idle;
 mod moving;
+pub mod policies;
 mod row;
 
 pub use row::{Row, print};
@@ -20,17 +22,37 @@ const RUNS: usize = 5;
 /// The benchmarks' lab.
 const PREFIX: &str = "ustlab-bench";
 
-/// The benchmarks by name, in the order in which they are run: the last two end with the agents stopped.
+/// The benchmarks of a lab by name, in the order in which they are run: the last two end with the agents stopped.
 pub const NAMES: [&str; 4] = ["agent-idle", "failover-display", "failover-execution", "drain"];
 
-/// Runs the named benchmark, or all; `say` is told what goes on.
+/// What a benchmark needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// A lab: it is one of [`NAMES`].
+    pub lab: bool,
+    /// Policies: it is one of [`policies::NAMES`].
+    pub policies: bool,
+}
+
+/// What the named benchmark needs, or all of them.
 ///
 /// # Errors
-/// When the name is not known, or the cluster does not come to be.
-pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
-    if let Some(name) = name.filter(|name| !NAMES.contains(name)) {
-        bail!("there is no benchmark '{name}': use one of {}", NAMES.join(", "));
+/// When the name is not known; the text lists those that are.
+pub fn needs(name: Option<&str>) -> Result<Needs> {
+    let Some(name) = name else { return Ok(Needs { lab: true, policies: true }) };
+    let needs = Needs { lab: NAMES.contains(&name), policies: policies::NAMES.contains(&name) };
+    if !needs.lab && !needs.policies {
+        let names = [&NAMES[..], &policies::NAMES].concat();
+        bail!("there is no benchmark '{name}': use one of {}", names.join(", "));
     }
+    Ok(needs)
+}
+
+/// Runs the named benchmark in a lab, or all of [`NAMES`]; `say` is told what goes on.
+///
+/// # Errors
+/// When the cluster does not come to be.
+pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
     let stage = Stage::raise(artifacts, PREFIX)?;
     let rows = measure(&stage, artifacts, name, say);
     // A figure that surprises is explained by the agents' own clocks.
@@ -85,4 +107,26 @@ fn measure(stage: &Stage, artifacts: &Artifacts, name: Option<&str>, say: &dyn F
         }
     }
     Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_benchmark_says_what_it_needs_and_an_unknown_one_is_told_of_all() {
+        let lab = Needs { lab: true, policies: false };
+        let policies = Needs { lab: false, policies: true };
+        for (name, expected) in
+            [("drain", lab), ("agent-idle", lab), ("policy-question", policies), ("policy-memory", policies)]
+        {
+            assert_eq!(needs(Some(name)).unwrap(), expected, "{name}");
+        }
+        assert_eq!(needs(None).unwrap(), Needs { lab: true, policies: true });
+        let error = needs(Some("drian")).unwrap_err().to_string();
+        assert!(
+            error.contains("'drian'") && error.contains("drain") && error.contains("policy-load"),
+            "{error}"
+        );
+    }
 }

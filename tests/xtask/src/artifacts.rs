@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use understudy_bench::policies::Subjects;
 use understudy_e2e::stage::Artifacts;
 
+use crate::languages::{self, Language};
 use crate::run::{cargo, output, run};
 use crate::{assets, policies as guests};
 
@@ -51,14 +53,39 @@ pub(crate) fn all(root: &Path, profile: Profile) -> Result<Artifacts> {
     })
 }
 
+/// Builds what the benchmarks of policies need: agent and guard, the program that measures, the policies.
+pub(crate) fn measured_policies(root: &Path, python: bool) -> Result<Subjects> {
+    println!("building agent, guard and what measures policies");
+    assets::ensure(root)?;
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--release"]).current_dir(root);
+    for package in ["understudy", "understudy-guard", "understudy-measure"] {
+        build.args(["--package", package]);
+    }
+    run(&mut build)?;
+    println!("building the policies");
+    policies(root)?;
+    let python = python.then(|| languages::build(root, Language::Python)).transpose()?;
+    Ok(Subjects {
+        binaries: target(root).join("release"),
+        policies: root.join(POLICIES),
+        python,
+        template: root.join("config/guest/template.xml"),
+        scratch: target(root).join("bench"),
+    })
+}
+
 /// Where cargo builds.
 pub(crate) fn target(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
+/// The folder of the built policies.
+const POLICIES: &str = "target/policies/out";
+
 /// Builds the policies' components.
 pub(crate) fn policies(root: &Path) -> Result<Vec<PathBuf>> {
-    guests::build(root, &root.join("target/policies/out"), true)
+    guests::build(root, &root.join(POLICIES), true)
 }
 
 /// What a cluster of the tests runs: one policy for each question, so that none has to be chosen.

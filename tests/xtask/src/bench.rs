@@ -1,4 +1,4 @@
-//! Owns `cargo xtask bench`: the rows of `tests/bench`, as a table or as JSON.
+//! Owns `cargo xtask bench`: the rows of `tests/bench`, as a table or as JSON. Policies are measured without a lab.
 //!
 //! Promises: exit 0 only if every row that has a target holds; with `--json` the last line is an array of rows.
 
@@ -24,12 +24,22 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
+    let name = options.name.as_deref();
+    let needs = understudy_bench::needs(name)?;
     setup::ensure(&options.setup)?;
     understudy_lab::tear_down_on_signals()?;
     let began = Instant::now();
-    let artifacts = artifacts::all(root, Profile::Release)?;
     let say = |text: &str| println!("[{:7.1} s] {text}", began.elapsed().as_secs_f64());
-    let rows = understudy_bench::run(&artifacts, options.name.as_deref(), &say)?;
+    let mut rows = Vec::new();
+    // First what is quick and disturbed by everything.
+    if needs.policies {
+        let subjects = artifacts::measured_policies(root, understudy_bench::policies::needs_python(name))?;
+        rows.extend(understudy_bench::policies::run(&subjects, name, &say)?);
+    }
+    if needs.lab {
+        let artifacts = artifacts::all(root, Profile::Release)?;
+        rows.extend(understudy_bench::run(&artifacts, name, &say)?);
+    }
     print!("{}", understudy_bench::print(&rows));
     if options.json {
         println!("{}", serde_json::to_string(&rows)?);
