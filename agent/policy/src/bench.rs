@@ -27,6 +27,15 @@ use crate::wire::{HostState as WireState, Hosts, Request};
 pub const BENCH_HOSTS: [u32; 4] = [10, 100, 1_000, 10_000];
 /// Picks asked for: more than any plan ever looks at.
 pub const BENCH_WANTED: u32 = 16;
+/// How many picks a measured question asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// [`BENCH_WANTED`]: what a plan asks for at first.
+    Few,
+    /// The whole order: what a plan asks for where the first few do not settle it.
+    All,
+}
+
 /// What was cold at the first questions is not measured.
 const WARM_UP: usize = 5;
 const SAMPLES_MIN: usize = 20;
@@ -88,7 +97,7 @@ pub enum BenchFault {
 pub fn bench(
     component: &[u8],
     settings: &PolicySettings,
-    hosts: &[u32],
+    (hosts, wanted): (&[u32], Wanted),
     time: Duration,
     native: &dyn Fn(&Request, &Hosts) -> Native,
 ) -> Result<Vec<BenchRow>, BenchFault> {
@@ -101,7 +110,8 @@ pub fn bench(
     };
     let policy = load().map_err(ReplayFault::Component)?;
     let row = |&hosts| {
-        measure(&sandbox, &policy, hosts, time, native).map_err(|source| BenchFault::Answer { hosts, source })
+        measure(&sandbox, &policy, &question(hosts, wanted), time, native)
+            .map_err(|source| BenchFault::Answer { hosts, source })
     };
     hosts.iter().map(row).collect()
 }
@@ -109,18 +119,17 @@ pub fn bench(
 fn measure(
     sandbox: &Sandbox,
     policy: &Policy,
-    hosts: u32,
+    question: &PlacementQuestion,
     time: Duration,
     native: &dyn Fn(&Request, &Hosts) -> Native,
 ) -> Result<BenchRow, PolicyFault> {
-    let question = question(hosts);
-    let columns = columns::placement(&question);
+    let columns = columns::placement(question);
     let mut native = native(&columns.0, &columns.1);
     let (mut policy_took, mut native_took, mut columns_took) = (Vec::new(), Vec::new(), Vec::new());
     let begin = Instant::now();
     while policy_took.len() < WARM_UP + SAMPLES_MIN || begin.elapsed() < time {
         let start = Instant::now();
-        let made = columns::placement(&question);
+        let made = columns::placement(question);
         columns_took.push(start.elapsed());
         std::hint::black_box(made);
         let start = Instant::now();
@@ -133,7 +142,7 @@ fn measure(
         std::hint::black_box(answer);
     }
     Ok(BenchRow {
-        hosts,
+        hosts: u32::try_from(question.hosts.len()).unwrap_or(u32::MAX),
         questions: policy_took.len() - WARM_UP,
         policy: median(policy_took),
         native: median(native_took),
@@ -192,14 +201,17 @@ fn rank_built_in(request: &Request, hosts: &Hosts) -> Vec<u32> {
 }
 
 /// A warm backup on a cluster in which every column has something to say; the same at every call.
-fn question(hosts: u32) -> PlacementQuestion {
+fn question(hosts: u32, wanted: Wanted) -> PlacementQuestion {
     let mut dice = Dice(u64::from(hosts) + 1);
     let rows: Vec<HostRow> = (0..hosts).map(|number| row(number, &mut dice)).collect();
     let at = |number: u32| host(number % hosts.max(1));
     PlacementQuestion {
         node: "bench/exec-1".parse::<NodeId>().expect("the name of a node"),
         purpose: Purpose::WarmBackup,
-        wanted: BENCH_WANTED,
+        wanted: match wanted {
+            Wanted::Few => BENCH_WANTED,
+            Wanted::All => hosts,
+        },
         reasons: false,
         vcpus: Vcpus(2),
         memory: MiB(2048),
@@ -275,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_native_rule_ranks_as_core_does() {
-        let question = question(200);
+        let question = question(200, Wanted::Few);
         let (request, hosts) = columns::placement(&question);
         let ranked = built_in(&request, &hosts)();
         assert_eq!(ranked.len(), BENCH_WANTED as usize);

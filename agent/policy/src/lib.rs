@@ -30,7 +30,7 @@ mod text;
 mod ticker;
 mod trial;
 
-pub use bench::{BENCH_HOSTS, BENCH_WANTED, BenchFault, BenchRow, Native, bench, built_in};
+pub use bench::{BENCH_HOSTS, BENCH_WANTED, BenchFault, BenchRow, Native, Wanted, bench, built_in};
 pub use check::{CheckReport, TrialReport, check};
 pub use conduct::{Conduct, HOLD_OFF, Outcome, STRIKES_MAX, Standing};
 pub use fault::{EngineFault, FileFault, LoadFault, PolicyFault};

@@ -10,8 +10,8 @@ use common::{Site, chain, component, module, placement_guest, question, settings
 use understudy_core::policy::Interface;
 use understudy_core::units::MiB;
 use understudy_policy::{
-    BenchFault, CheckReport, Digest, FUEL, FileFault, Limits, PolicyFault, ReplayFault, Replayer, bench,
-    built_in, check,
+    BenchFault, CheckReport, Digest, FUEL, FileFault, Limits, PolicyFault, ReplayFault, Replayer, Wanted,
+    bench, built_in, check,
 };
 
 /// Long enough that no guest that behaves is late.
@@ -146,7 +146,7 @@ fn what_is_no_policy_answers_no_old_questions() {
 fn a_measurement_has_a_row_for_each_number_of_hosts() {
     let guest = component(&module("", "if (i32.const 0)"), "placement-policy");
     let own = settings(DEADLINE).of("bench");
-    let rows = bench(&guest, &own, &[10, 100], Duration::ZERO, &built_in).unwrap();
+    let rows = bench(&guest, &own, (&[10, 100], Wanted::Few), Duration::ZERO, &built_in).unwrap();
     assert_eq!(rows.iter().map(|row| row.hosts).collect::<Vec<_>>(), [10, 100]);
     for row in rows {
         assert!(
@@ -156,6 +156,6 @@ fn a_measurement_has_a_row_for_each_number_of_hosts() {
         assert!(row.ratio() > 0.0 && row.per_second() > 0.0);
     }
     let traps = component(&module("unreachable", "if (i32.const 1)"), "placement-policy");
-    let fault = bench(&traps, &own, &[10], Duration::ZERO, &built_in).unwrap_err();
+    let fault = bench(&traps, &own, (&[10], Wanted::All), Duration::ZERO, &built_in).unwrap_err();
     assert!(matches!(fault, BenchFault::Answer { hosts: 10, .. }), "{fault:?}");
 }

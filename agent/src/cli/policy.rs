@@ -11,7 +11,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 use understudy_core::units::UnixMillis;
 use understudy_policy::{
-    BENCH_HOSTS, BenchRow, CheckReport, FUEL, Limits, Replayer, Settings, bench, built_in, check,
+    BENCH_HOSTS, BenchRow, CheckReport, FUEL, Limits, Replayer, Settings, Wanted, bench, built_in, check,
 };
 
 use super::print::policies as print;
@@ -181,7 +181,7 @@ fn bench_file(json: bool, file: &Path, settings_file: Option<&Path>, time: Durat
     let refused = |text: String| Failure::new(Exit::Refused, format!("{}: {text}", file.display()));
     let name = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let bytes = std::fs::read(file).map_err(|error| refused(format!("cannot be read: {error}")))?;
-    let rows = bench(&bytes, &settings.of(name), &BENCH_HOSTS, time, &built_in)
+    let rows = bench(&bytes, &settings.of(name), (&BENCH_HOSTS, Wanted::Few), time, &built_in)
         .map_err(|error| refused(chain(&error)))?;
     let micros = |took: Duration| took.as_secs_f64() * 1e6;
     let value = |row: &BenchRow| {

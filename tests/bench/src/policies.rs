@@ -2,7 +2,7 @@
 //! daemon's memory.
 //!
 //! Promises: what is timed is optimised code, in a program of its own (`measure-policies`), because whoever runs the
-//! benchmarks is not; the floor of a question is the policy's own rule, native, in the same run.
+//! benchmarks is not; the floors of a question are the policy's own rule, native, in the same run.
 
 mod daemon;
 
@@ -22,7 +22,7 @@ const QUESTION: &str = "policy-question";
 const LOAD: &str = "policy-load";
 const MEMORY: &str = "policy-memory";
 
-/// How many times longer than native code a question may take, by number of hosts.
+/// How many times longer than native code that orders all hosts a question may take, by number of hosts.
 const RATIOS_MAX: [(u32, f64); 2] = [(1_000, 2.5), (10_000, 1.6)];
 /// How long the load of a compiled policy may take, in milliseconds.
 const LOAD_MS_MAX: f64 = 20.0;
@@ -47,6 +47,8 @@ pub struct Subjects {
 #[serde(deny_unknown_fields)]
 struct Question {
     hosts: u32,
+    /// Whether all hosts are to be ranked, or the best few.
+    all: bool,
     /// The policy, in a fresh instance.
     policy_us: Vec<f64>,
     /// Its rule in native code.
@@ -54,18 +56,37 @@ struct Question {
 }
 
 impl Question {
-    fn row(&self) -> Row {
-        let row = Row::stated(&format!("{QUESTION}-{}", self.hosts), "us", &self.policy_us);
-        let floor = Row::stated("floor", "us", &self.native_us).median;
+    /// A row of the policy's times against a floor, without a target.
+    fn against(&self, what: &str, floor_us: &[f64]) -> Row {
+        let row = Row::stated(&format!("{QUESTION}{what}-{}", self.hosts), "us", &self.policy_us);
+        let floor = Row::stated("floor", "us", floor_us).median;
         let ratio = row.median / floor;
-        let row = Row { floor: Some(floor), ratio: Some(ratio), ..row };
+        Row { floor: Some(floor), ratio: Some(ratio), ..row }
+    }
+
+    /// The row that has a target, against native code that puts all hosts in order.
+    fn row(&self, in_order: &Self) -> Row {
+        let row = self.against("", &in_order.native_us);
         match RATIOS_MAX.iter().find(|(hosts, _)| *hosts == self.hosts) {
             Some((_, most)) => {
-                Row { target: format!("<= {most} x floor"), holds: Some(ratio <= *most), ..row }
+                let holds = row.ratio.map(|ratio| ratio <= *most);
+                Row { target: format!("<= {most} x floor"), holds, ..row }
             }
             None => row,
         }
     }
+}
+
+/// For each number of hosts: the question that the daemon asks, for the best few, against native code that returns the
+/// indices of all hosts in order, which is the floor that the targets were set with; the same against native code that
+/// selects the best few as the policy does; and a question for all hosts against native code that orders all.
+fn question_rows(questions: &[Question]) -> Vec<Row> {
+    let (all, few): (Vec<&Question>, Vec<&Question>) = questions.iter().partition(|question| question.all);
+    let pairs = || few.iter().filter_map(|few| Some((few, all.iter().find(|all| all.hosts == few.hosts)?)));
+    let asked = pairs().map(|(few, all)| few.row(all));
+    let selected = few.iter().map(|few| few.against("-few", &few.native_us));
+    let ordered = all.iter().map(|all| all.against("-all", &all.native_us));
+    asked.chain(selected).chain(ordered).collect()
 }
 
 /// Loads of one policy that was compiled before.
@@ -101,7 +122,7 @@ pub fn run(subjects: &Subjects, name: Option<&str>, say: &dyn Fn(&str)) -> Resul
         say(QUESTION);
         let component = subjects.policies.join("spread.wasm");
         let questions: Vec<Question> = measured(subjects, "question", &[&component])?;
-        rows.extend(questions.iter().map(Question::row));
+        rows.extend(question_rows(&questions));
     }
     if wanted(LOAD) {
         say(LOAD);
@@ -136,22 +157,42 @@ fn measured<T: DeserializeOwned>(subjects: &Subjects, what: &str, files: &[&Path
 mod tests {
     use super::*;
 
-    fn question(hosts: u32, policy_us: &[f64], native_us: &[f64]) -> Row {
-        Question { hosts, policy_us: policy_us.to_vec(), native_us: native_us.to_vec() }.row()
+    fn question(hosts: u32, all: bool, policy_us: &[f64], native_us: &[f64]) -> Question {
+        Question { hosts, all, policy_us: policy_us.to_vec(), native_us: native_us.to_vec() }
     }
 
     #[test]
-    fn a_question_is_held_against_native_code_at_the_sizes_that_have_a_target() {
-        let row = question(1_000, &[50.0, 20.0, 25.0], &[10.0, 9.0, 30.0]);
-        assert_eq!((&*row.name, &*row.unit), ("policy-question-1000", "us"));
-        assert_eq!((row.median, row.min, row.max), (25.0, 20.0, 50.0));
-        assert_eq!((row.floor, row.ratio, row.holds), (Some(10.0), Some(2.5), Some(true)));
-        let row = question(1_000, &[25.1], &[10.0]);
-        assert_eq!((&*row.target, row.holds), ("<= 2.5 x floor", Some(false)));
-        let row = question(10_000, &[170.0], &[100.0]);
-        assert_eq!((&*row.target, row.holds), ("<= 1.6 x floor", Some(false)));
-        let row = question(10, &[170.0], &[100.0]);
-        assert_eq!((&*row.target, row.ratio, row.holds), ("stated", Some(1.7), None));
+    fn a_question_is_held_against_native_code_that_orders_all_at_the_sizes_that_have_a_target() {
+        let row = |hosts, policy_us: &[f64], all_us: &[f64]| {
+            question(hosts, false, policy_us, &[1.0]).row(&question(hosts, true, &[1.0], all_us))
+        };
+        let first = row(1_000, &[50.0, 20.0, 25.0], &[10.0, 9.0, 30.0]);
+        assert_eq!((&*first.name, &*first.unit), ("policy-question-1000", "us"));
+        assert_eq!((first.median, first.min, first.max), (25.0, 20.0, 50.0));
+        assert_eq!((first.floor, first.ratio, first.holds), (Some(10.0), Some(2.5), Some(true)));
+        let over = row(1_000, &[25.1], &[10.0]);
+        assert_eq!((&*over.target, over.holds), ("<= 2.5 x floor", Some(false)));
+        let over = row(10_000, &[170.0], &[100.0]);
+        assert_eq!((&*over.target, over.holds), ("<= 1.6 x floor", Some(false)));
+        let small = row(10, &[170.0], &[100.0]);
+        assert_eq!((&*small.target, small.ratio, small.holds), ("stated", Some(1.7), None));
+    }
+
+    #[test]
+    fn each_size_has_a_row_for_each_floor() {
+        let rows = question_rows(&[
+            question(1_000, false, &[40.0], &[10.0]),
+            question(1_000, true, &[90.0], &[30.0]),
+        ]);
+        let seen: Vec<_> = rows.iter().map(|row| (&*row.name, row.floor, row.holds)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("policy-question-1000", Some(30.0), Some(true)),
+                ("policy-question-few-1000", Some(10.0), None),
+                ("policy-question-all-1000", Some(30.0), None),
+            ]
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use understudy_policy::{BENCH_HOSTS, Library, Limits, PolicySet, Settings, bench};
+use understudy_policy::{BENCH_HOSTS, Library, Limits, PolicySet, Settings, Wanted, bench};
 
 /// How long each number of hosts is measured in a run.
 const TIME: Duration = Duration::from_millis(500);
@@ -25,6 +25,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize)]
 struct Question {
     hosts: u32,
+    /// Whether all hosts are to be ranked.
+    all: bool,
     policy_us: Vec<f64>,
     native_us: Vec<f64>,
 }
@@ -54,20 +56,25 @@ fn read(component: &Path) -> Result<Vec<u8>> {
     std::fs::read(component).with_context(|| format!("read {}", component.display()))
 }
 
-/// Medians of each run, by number of hosts.
+/// Medians of each run, by what is wanted and number of hosts.
 fn questions(component: &Path, runs: usize) -> Result<Vec<Question>> {
     let component = read(component)?;
     let settings = Settings::without_file(Limits::default()).of("spread");
-    let mut questions =
-        BENCH_HOSTS.map(|hosts| Question { hosts, policy_us: Vec::new(), native_us: Vec::new() });
-    for _ in 0..runs {
-        let rows = bench(&component, &settings, &BENCH_HOSTS, TIME, &native::spread)?;
-        for (question, row) in questions.iter_mut().zip(rows) {
-            question.policy_us.push(row.policy.as_secs_f64() * 1e6);
-            question.native_us.push(row.native.as_secs_f64() * 1e6);
+    let mut questions = Vec::new();
+    for wanted in [Wanted::Few, Wanted::All] {
+        let all = wanted == Wanted::All;
+        let mut asked =
+            BENCH_HOSTS.map(|hosts| Question { hosts, all, policy_us: Vec::new(), native_us: Vec::new() });
+        for _ in 0..runs {
+            let rows = bench(&component, &settings, (&BENCH_HOSTS, wanted), TIME, &native::spread)?;
+            for (question, row) in asked.iter_mut().zip(rows) {
+                question.policy_us.push(row.policy.as_secs_f64() * 1e6);
+                question.native_us.push(row.native.as_secs_f64() * 1e6);
+            }
         }
+        questions.extend(asked);
     }
-    Ok(questions.into())
+    Ok(questions)
 }
 
 /// A load takes what the daemon's does: mapping the compiled code, checking and linking it, the trial question.

@@ -10,7 +10,8 @@ const LINES_MAX: usize = 500;
 const LONG: [(&str, &str); 0] = [];
 
 /// Modules that may hold unsafe code: one per crate, plus tests that need it and what a macro generates.
-const UNSAFE: [&str; 2] = ["agent/guard/src/primaries/tests.rs", "agent/policy/src/bindings.rs"];
+const UNSAFE: [&str; 3] =
+    ["agent/guard/src/primaries/tests.rs", "agent/policy/src/bindings.rs", "policies/sdk/src/wit.rs"];
 
 fn head_fault(name: &str, text: &str) -> Option<String> {
     let headed =
