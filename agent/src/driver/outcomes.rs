@@ -45,7 +45,10 @@ impl Driver {
             (HostAction::Deploy { .. }, Outcome::Done) => {
                 self.change(instance, Phase::Ready, "its role reported ready");
             }
-            (HostAction::Deploy { node, .. }, Outcome::Died(reason)) => {
+            // One that was ended meanwhile, because nobody wanted it any more, may be forgotten already.
+            (HostAction::Deploy { node, .. }, Outcome::Died(reason))
+                if self.local.contains_key(&instance) =>
+            {
                 self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
             }
             (HostAction::Admit { node, begun, .. }, Outcome::Done) => {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use understudy_core::DEPLOY_FAILED;
-use understudy_core::host::{HostAction, Lane, Local, Situation, converge};
+use understudy_core::host::{HostAction, Lane, Local, Situation, converge, forsaken};
 use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::{InstanceFact, Phase};
 use understudy_core::units::{Boottime, MiB, Now, Vcpus};
@@ -35,7 +35,7 @@ impl Driver {
             .map(|(&lane, _)| lane)
             .collect();
         let me = &self.parts.config.host;
-        let actions = converge(&Situation {
+        let situation = Situation {
             me,
             session: self.session.is_open(now.boottime).then_some(self.session_number),
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
@@ -52,9 +52,15 @@ impl Driver {
             free: self.free_memory(view),
             now,
             windows_first: self.parts.config.bounds.windows_first,
-        });
+        };
+        let (actions, forsaken) = (converge(&situation), forsaken(&situation));
         for action in actions {
             self.start(action, view);
+        }
+        for instance in forsaken {
+            if matches!(self.busy.get(&(instance, Lane::Domain)), Some(Busy::Running)) {
+                self.end(instance, "no node names it as a member any more");
+            }
         }
         self.force_failovers();
     }

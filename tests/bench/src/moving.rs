@@ -67,8 +67,8 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
     Ok(Drained { times, moved })
 }
 
-/// Waits until no instance runs but the members of the nodes and one idle instance on each host. A backup that was given
-/// up again while it was being deployed is ended only then, 20 s later, and shows in no status.
+/// Waits until no instance runs but the members of the nodes and one idle instance on each host. One that is to end, such
+/// as a backup that was given up while it was being deployed, shows in no status.
 fn wait_rest(stage: &Stage) -> Result<()> {
     let begun = Instant::now();
     loop {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::records::{CheckpointId, CheckpointRecord, InstanceFact, NodeRecord, NodeSpec};
+use crate::records::{CheckpointId, CheckpointRecord, InstanceFact, NodeRecord, NodeSpec, Phase};
 use crate::units::{Boottime, MiB, Now, Vcpus};
 use crate::view::{HostView, Life, Versioned, View};
 
@@ -215,6 +215,19 @@ pub fn converge(situation: &Situation<'_>) -> Vec<HostAction> {
     actions.extend(pool::drop_images(situation));
     actions.retain(|action| action.lane().is_none_or(|lane| !situation.busy.contains(&lane)));
     keep_first_per_lane(actions)
+}
+
+/// Instances of this host that are being deployed for nobody any more. Whoever carries actions out ends them at once,
+/// beside the deployment that is under way: that takes tens of seconds on an emulated guest, and the processors of
+/// what the host is there for.
+#[must_use]
+pub fn forsaken(situation: &Situation<'_>) -> Vec<InstanceId> {
+    if situation.session.is_none() {
+        return Vec::new();
+    }
+    let named = tend::named_here(situation);
+    let deploying = situation.local.iter().filter(|(_, local)| local.fact.phase == Phase::Deploying);
+    deploying.map(|(&instance, _)| instance).filter(|instance| !named.contains_key(instance)).collect()
 }
 
 fn keep_first_per_lane(actions: Vec<HostAction>) -> Vec<HostAction> {

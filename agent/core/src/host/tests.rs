@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{HostAction, Lane, Local, converge, source_let_go};
+use super::{HostAction, Lane, Local, converge, forsaken, source_let_go};
 use crate::MOVED;
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
@@ -418,6 +418,31 @@ fn a_draining_host_ends_its_idle_instances_once_its_primaries_have_left() {
     assert_eq!(ended(&cluster), 0, "to end a process takes the processors of what moves");
     cluster.edit("alice/exec-1", |record| record.primary = None);
     assert_eq!(ended(&cluster), 2, "the idle instance, and what no node names any more");
+}
+
+#[test]
+fn an_instance_that_is_deployed_for_nobody_any_more_is_forsaken() {
+    let mut cluster = Cluster::of(2).with(&["alice/display"]);
+    let (me, instance) = cluster.primary("alice/display");
+    let mut local = cluster.local(me.as_str());
+    let rest = fresh(&cluster);
+    for (phase, named, expected) in [
+        (Phase::Deploying, true, false),
+        (Phase::Deploying, false, true),
+        (Phase::Ready, false, false),
+        (Phase::Booting, false, false),
+        (dead("gone"), false, false),
+    ] {
+        local.get_mut(&instance).unwrap().fact.phase = phase.clone();
+        if !named {
+            cluster.edit("alice/display", |record| record.primary = None);
+        }
+        let mut situation = cluster.situation(&me, &local, &rest);
+        let seen: Vec<InstanceId> = expected.then_some(instance).into_iter().collect();
+        assert_eq!(forsaken(&situation), seen, "{phase:?} {named}");
+        situation.session = None;
+        assert_eq!(forsaken(&situation), Vec::new());
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::host::{HostAction, Lane, Local, Situation, converge};
+use understudy_core::host::{HostAction, Lane, Local, Situation, converge, forsaken};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, InstanceFact, Phase, WindowsSent};
 use understudy_core::units::{MiB, Now, UnixMillis, Vcpus};
@@ -45,7 +45,7 @@ impl Agent {
             .map(|(&lane, _)| lane)
             .collect();
         let images: BTreeSet<NodeId> = world.machine(me).images.keys().cloned().collect();
-        let actions = converge(&Situation {
+        let situation = Situation {
             me,
             session: self.session.is_open(clock).then_some(self.number),
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
@@ -62,9 +62,17 @@ impl Agent {
             free: self.free_memory(world, me, view),
             now: Now { boottime: clock, wall: world.machine(me).wall(world.now) },
             windows_first: world.bounds.windows_first,
-        });
+        };
+        let (actions, forsaken) = (converge(&situation), forsaken(&situation));
         for action in actions {
             self.start(world, me, action, view);
+        }
+        for instance in forsaken {
+            let deploys = matches!(self.busy.get(&(instance, Lane::Domain)), Some(Busy::Running));
+            if deploys && self.ending.insert(instance) {
+                let reason = "no node names it as a member any more".to_owned();
+                self.spawn(world, me, HostAction::Destroy { instance, reason }, instance);
+            }
         }
     }
 
