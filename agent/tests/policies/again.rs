@@ -3,23 +3,16 @@
 use understudy::keys::Key;
 use understudy_core::ids::BootId;
 use understudy_core::records::SessionRecord;
-use understudy_core::sets::{SetFacts, SetFault};
+use understudy_core::sets::SetFacts;
 use understudy_store::MemoryStore;
 
-use crate::generation;
-use crate::rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
+use crate::rig::{active, candidate, guest, wait, write};
+use crate::{generation, refused_elsewhere};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_host_could_not_load_is_proposed_again_when_it_comes_back() {
     let (home, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
-    let agent = Agent::start(home.path(), "host1", &store, "").await;
-    agent.put("p.wasm", &guest("", "1"));
-    generation(&store, 1).await;
-    let mut other = facts(&[1]);
-    other.policies.faults.insert(2, SetFault::Unusable("no room".to_owned()));
-    let host = played_host(&store, "host2", other.clone()).await;
-    agent.put("p.wasm", &guest("", "2"));
-    let said = wait("it is refused", || async { refused(&store).await }).await;
+    let (agent, host, mut other, said) = refused_elsewhere(home.path(), &store).await;
     assert_eq!((said.generation, said.refusers), (2, [(host.clone(), Some(1))].into()));
     wait("the proposer says so, and that it goes on", || async {
         let status = agent.status().await;

@@ -6,15 +6,16 @@ mod again;
 mod rig;
 mod swap;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rig::samples::spec;
 use rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
 use understudy::keys::{Key, decode};
 use understudy::policies::records::{self, Matter};
-use understudy_core::ids::{Epoch, InstanceId, NodeId};
-use understudy_core::records::{InstanceFact, Member, NodeRecord, Origin, Phase, TerminalRecord};
-use understudy_core::sets::{SetFacts, SetFault};
+use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::records::{HostFacts, InstanceFact, Member, NodeRecord, Origin, Phase, TerminalRecord};
+use understudy_core::sets::{RefusedSet, SetFacts, SetFault};
 use understudy_core::units::{MiB, UnixMillis, Vcpus};
 use understudy_store::MemoryStore;
 use understudy_store::Store;
@@ -27,6 +28,19 @@ async fn generation(store: &MemoryStore, wanted: u64) {
         active(store).await.filter(|set| set.generation == wanted)
     })
     .await;
+}
+
+/// An agent whose second set is refused for another open host, which has the first and cannot load the second.
+async fn refused_elsewhere(home: &Path, store: &MemoryStore) -> (Agent, HostId, HostFacts, RefusedSet) {
+    let agent = Agent::start(home, "host1", store, "").await;
+    agent.put("p.wasm", &guest("", "1"));
+    generation(store, 1).await;
+    let mut other = facts(&[1]);
+    other.policies.faults.insert(2, SetFault::Unusable("no room".to_owned()));
+    let host = played_host(store, "host2", other.clone()).await;
+    agent.put("p.wasm", &guest("", "2"));
+    let said = wait("it is refused", || async { refused(store).await }).await;
+    (agent, host, other, said)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,15 +133,7 @@ async fn a_host_fetches_what_it_lacks_and_a_restart_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_cannot_load_a_set_refuses_it_and_no_host_leads_without_the_set() {
     let (home, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
-    let agent = Agent::start(home.path(), "host1", &store, "").await;
-    agent.put("p.wasm", &guest("", "1"));
-    generation(&store, 1).await;
-    // Another open host that has the first set and cannot load the second.
-    let mut other = facts(&[1]);
-    other.policies.faults.insert(2, SetFault::Unusable("no room".to_owned()));
-    let host = played_host(&store, "host2", other.clone()).await;
-    agent.put("p.wasm", &guest("", "2"));
-    let said = wait("it is refused", || async { refused(&store).await }).await;
+    let (agent, host, mut other, said) = refused_elsewhere(home.path(), &store).await;
     assert_eq!((said.generation, said.reason.as_str()), (2, "host2: no room"));
     let status = wait("the proposer says so", || async {
         Some(agent.status().await)

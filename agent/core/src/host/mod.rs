@@ -222,12 +222,14 @@ pub fn converge(situation: &Situation<'_>) -> Vec<HostAction> {
 /// what the host is there for.
 #[must_use]
 pub fn forsaken(situation: &Situation<'_>) -> Vec<InstanceId> {
-    if situation.session.is_none() {
+    let deploying = situation.local.iter().filter(|(_, local)| local.fact.phase == Phase::Deploying);
+    let mut deploying = deploying.map(|(&instance, _)| instance).peekable();
+    // Asked after every event, and most of the time nothing is deployed.
+    if situation.session.is_none() || deploying.peek().is_none() {
         return Vec::new();
     }
     let named = tend::named_here(situation);
-    let deploying = situation.local.iter().filter(|(_, local)| local.fact.phase == Phase::Deploying);
-    deploying.map(|(&instance, _)| instance).filter(|instance| !named.contains_key(instance)).collect()
+    deploying.filter(|instance| !named.contains_key(instance)).collect()
 }
 
 fn keep_first_per_lane(actions: Vec<HostAction>) -> Vec<HostAction> {
