@@ -165,7 +165,7 @@ pub struct HostRow {
     pub free_memory: MiB,
     /// How busy its processors are, in thousandths of all of them. May be above 1000.
     pub load_permille: u32,
-    /// Idle instances, by the template that they were made from.
+    /// Idle instances that are large enough for what is asked, by the template that they were made from.
     pub idle: BTreeMap<String, u32>,
     /// How many members of nodes it has.
     pub members: MemberCounts,

@@ -78,9 +78,7 @@ impl Round {
                     policies.metrics.policies.pick_refused(pick.why);
                 }
                 let picks: Vec<String> = made.refused.iter().map(ToString::to_string).collect();
-                policies.judged(by, Interface::Placement, made.built_in, || {
-                    if picks.is_empty() { "it picked nothing".to_owned() } else { picks.join(", ") }
-                });
+                policies.judged(by, Interface::Placement, made.built_in, || picks.join(", "));
             }
             items.push(Item::Placement { question, said, made });
         }
@@ -164,14 +162,11 @@ impl Policies {
         let Some(by) = by else { return };
         match built_in {
             None => self.note(&by, interface, &Outcome::Used),
-            Some(BuiltIn::NoAnswer) => {}
-            Some(BuiltIn::NothingPicked | BuiltIn::NothingUsable | BuiltIn::OutOfBounds) => {
-                self.note(
-                    &by,
-                    interface,
-                    &Outcome::Refused(format!("core refused its answer: {}", refusal())),
-                );
+            Some(why) if why.is_refusal() => {
+                let reason = format!("core refused its answer: {}", refusal());
+                self.note(&by, interface, &Outcome::Refused(reason));
             }
+            Some(_) => {}
         }
     }
 

@@ -150,7 +150,12 @@ impl Agent {
     }
 
     pub(crate) async fn status(&self) -> PoliciesStatus {
-        serde_json::from_value(self.get("/v1/policies").await.1).unwrap()
+        // It answers once it has seen the store.
+        let told = wait("the policies' status", || async {
+            let (code, told) = self.get("/v1/policies").await;
+            (code == hyper::StatusCode::OK).then_some(told)
+        });
+        serde_json::from_value(told.await).unwrap()
     }
 
     pub(crate) fn leads(&self) -> bool {

@@ -101,9 +101,10 @@ fn add(draft: &mut Draft<'_>, node: &NodeId) -> bool {
             let member = Member { host: host.clone(), session, instance: None, origin: Origin::Held };
             Some((member, format!("place held on {host}")))
         }),
-        Choice::Ranked(hosts) => {
-            draft.seat(node, &record, &hosts).map(|(member, action)| (member, format!("backup: {action}")))
-        }
+        Choice::Ranked(hosts) => hosts.first().and_then(|host| {
+            let (member, action) = draft.seat_on(node, &record, host)?;
+            Some((member, format!("backup: {action}")))
+        }),
     };
     let Some((member, reason)) = member else { return false };
     draft.chosen(node, &member.host);

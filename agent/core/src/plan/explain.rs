@@ -56,7 +56,7 @@ impl Explanation {
     pub fn judge(&self, answer: Option<&PlacementAnswer>) -> (Vec<HostId>, PlacementVerdict) {
         let answer = answer.map_or(Answer::Unavailable, |answer| Answer::Given(answer.clone()));
         let (ranked, mut verdict) = judge(&self.question, &answer, &self.eligible, &self.excluded);
-        verdict.chosen = ranked.first().cloned();
+        verdict.chosen.clone_from(&verdict.first);
         (ranked, verdict)
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn rank(draft: &mut Draft<'_>, node: &NodeId, purpose: Purpose) -> Ch
     let Some((question, ranked, verdict)) = decided(draft, node, purpose, &eligible, &excluded) else {
         return Choice::Asked;
     };
-    if let Some(why) = verdict.built_in.filter(|why| why.is_refusal()) {
+    if let Some(why) = verdict.built_in.filter(|&why| why != BuiltIn::NoAnswer) {
         draft.report.refusals.push((Interface::Placement, refusal(&question, &verdict, why)));
     }
     draft.report.judged.placements.push((question, verdict));
@@ -82,8 +82,8 @@ fn is_cut(question: &PlacementQuestion, answer: &Answer<PlacementAnswer>) -> boo
     }
 }
 
-/// Whether the host that is taken of a whole order is among its first, `ranked`: the first with an idle instance where
-/// one would do, see [`Draft::seat`], or just the first.
+/// Whether the host that is taken of a whole order is among its first, `ranked`: for a primary the first with an idle
+/// instance, see [`first`], or just the first.
 fn holds_the_taken(
     draft: &Draft<'_>,
     question: &PlacementQuestion,
@@ -92,8 +92,8 @@ fn holds_the_taken(
 ) -> bool {
     let idle = |host: &HostId| draft.idle(&question.node, host).is_some();
     match question.purpose {
-        Purpose::HeldBackup | Purpose::Migration => true,
-        Purpose::Primary | Purpose::WarmBackup => ranked.iter().any(idle) || !eligible.iter().any(idle),
+        Purpose::HeldBackup | Purpose::WarmBackup | Purpose::Migration => true,
+        Purpose::Primary => ranked.iter().any(idle) || !eligible.iter().any(idle),
     }
 }
 
@@ -189,10 +189,22 @@ pub(super) fn judge(
     let ranked = if built_in.is_some() { self::built_in(question, eligible) } else { ranked };
     let places = question.hosts.iter().zip(0..).filter(|(row, _)| eligible.contains(&row.host));
     let eligible = places.map(|(_, place)| place).collect();
-    (
-        ranked.clone(),
-        PlacementVerdict { eligible, first: ranked.into_iter().next(), chosen: None, refused, built_in },
-    )
+    let first = first(question, &ranked).cloned();
+    (ranked, PlacementVerdict { eligible, first, chosen: None, refused, built_in })
+}
+
+/// The host that is taken of those that are ranked: the ladder puts an idle instance of any of them before a new one
+/// where a terminal waits for its primary.
+fn first<'a>(question: &PlacementQuestion, ranked: &'a [HostId]) -> Option<&'a HostId> {
+    let has_idle = |host: &&HostId| {
+        let row = question.hosts.iter().find(|row| row.host == **host);
+        row.is_some_and(|row| row.idle.values().any(|&count| count > 0))
+    };
+    let with_idle = match question.purpose {
+        Purpose::Primary => ranked.iter().find(has_idle),
+        Purpose::WarmBackup | Purpose::HeldBackup | Purpose::Migration => None,
+    };
+    with_idle.or_else(|| ranked.first())
 }
 
 /// Takes an answer apart.

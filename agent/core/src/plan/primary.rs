@@ -207,24 +207,27 @@ impl Draft<'_> {
         }
     }
 
-    /// Takes the idle instance of the best ranked host that has one, else a new instance on the best ranked host.
-    pub(super) fn seat(
+    /// Takes the idle instance of the best ranked host that has one, else a new instance on the best ranked host: a
+    /// terminal waits for this. Nobody waits for a backup, which goes where the policy wants it, see [`Self::seat_on`].
+    fn seat(&self, node: &NodeId, record: &NodeRecord, ranked: &[HostId]) -> Option<(Member, String)> {
+        let with_idle = ranked.iter().find(|host| self.idle(node, host).is_some());
+        self.seat_on(node, record, with_idle.or_else(|| ranked.first())?)
+    }
+
+    /// Takes an idle instance of the host, else a new one there.
+    pub(super) fn seat_on(
         &self,
         node: &NodeId,
         record: &NodeRecord,
-        ranked: &[HostId],
+        host: &HostId,
     ) -> Option<(Member, String)> {
-        let spec = &record.spec;
-        let idle = ranked.iter().find_map(|host| Some((host, self.idle(node, host)?)));
-        let (host, instance, origin, action) = match idle {
-            Some((host, instance)) => {
-                (host, instance, Origin::Idle, format!("idle instance on {host} deployed"))
-            }
+        let (instance, origin, action) = match self.idle(node, host) {
+            Some(instance) => (instance, Origin::Idle, format!("idle instance on {host} deployed")),
+            None if self.room(node, host) < record.spec.memory => return None,
             None => {
-                let host = ranked.iter().find(|host| self.room(node, host) >= spec.memory)?;
                 let serial = u64::try_from(record.backups.len()).unwrap_or(u64::MAX);
                 let instance = self.unused_instance(node, record, host, serial);
-                (host, instance, Origin::Created, format!("new instance on {host} created"))
+                (instance, Origin::Created, format!("new instance on {host} created"))
             }
         };
         let session = self.view.hosts.get(host)?.session.value.number;

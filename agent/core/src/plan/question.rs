@@ -9,7 +9,7 @@ use crate::ids::{HostId, NodeId, Role};
 use crate::policy::{
     HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion, Purpose, SiblingMember, Traffic,
 };
-use crate::records::{Labels, NodeRecord, Phase};
+use crate::records::{InstanceFact, Labels, NodeRecord, NodeSpec, Phase};
 use crate::view::{HostView, View};
 
 /// The one template that pools are filled from.
@@ -49,7 +49,7 @@ pub(super) fn whole(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQu
         environment_labels: Labels::new(),
         members: members(record).map(|(host, part)| NodeMember { host, part }).collect(),
         siblings,
-        hosts: view.hosts.keys().map(|host| row(view, host)).collect(),
+        hosts: view.hosts.keys().map(|host| row(view, host, &record.spec)).collect(),
     }
 }
 
@@ -58,7 +58,7 @@ fn members(record: &NodeRecord) -> impl Iterator<Item = (HostId, Part)> + '_ {
     primary.chain(record.backups.iter().map(|member| (member.host.clone(), Part::Backup)))
 }
 
-fn row(view: &View, host: &HostId) -> HostRow {
+fn row(view: &View, host: &HostId, asked: &NodeSpec) -> HostRow {
     let seen = &view.hosts[host];
     let facts = seen.current_facts();
     let state = match facts {
@@ -70,7 +70,9 @@ fn row(view: &View, host: &HostId) -> HostRow {
     };
     let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
     let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();
-    let idle = u32::try_from(view.idle(host).count()).unwrap_or(u32::MAX);
+    let fits = |fact: &InstanceFact| fact.memory >= asked.memory && fact.vcpus >= asked.vcpus;
+    let idle = view.idle(host).filter(|(_, fact)| fits(fact)).count();
+    let idle = u32::try_from(idle).unwrap_or(u32::MAX);
     HostRow {
         host: host.clone(),
         state,

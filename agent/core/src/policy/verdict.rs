@@ -68,7 +68,7 @@ impl fmt::Display for RefusedPick {
 pub enum BuiltIn {
     /// There was no answer: no policy, or it failed.
     NoAnswer,
-    /// The policy picked nothing.
+    /// The policy picked nothing: it may, where no host would do by its own measure.
     NothingPicked,
     /// None of the picks was of use.
     NothingUsable,
@@ -88,12 +88,13 @@ impl BuiltIn {
         }
     }
 
-    /// Whether an answer was there and was refused as a whole: held against the policy.
+    /// Whether an answer was there and was refused as a whole: held against the policy. To pick nothing is an answer
+    /// that it may give.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         match self {
-            Self::NoAnswer => false,
-            Self::NothingPicked | Self::NothingUsable | Self::OutOfBounds => true,
+            Self::NoAnswer | Self::NothingPicked => false,
+            Self::NothingUsable | Self::OutOfBounds => true,
         }
     }
 }
@@ -104,10 +105,10 @@ impl BuiltIn {
 pub struct PlacementVerdict {
     /// Hosts that could take the member, by their places in the question's list.
     pub eligible: Vec<u32>,
-    /// The first of them by the answer, or by the built-in rule.
+    /// The first of them by the answer, or by the built-in rule; for a primary the first with an idle instance, where
+    /// one of them has one.
     pub first: Option<HostId>,
-    /// The host that the member was put on. It need not be the first: an idle instance further down the list comes
-    /// before a new one at its top. None where the member was not placed after all.
+    /// The host that the member was put on. None where the member was not placed after all.
     pub chosen: Option<HostId>,
     /// Picks that were not used.
     pub refused: Vec<RefusedPick>,

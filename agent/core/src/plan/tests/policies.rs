@@ -182,14 +182,35 @@ fn the_report_says_which_built_in_rule_decided_and_why() {
 }
 
 #[test]
-fn the_chosen_host_is_where_the_member_went_not_the_first_pick() {
-    let mut cluster = Cluster::of(3);
-    cluster.idle("host3", 1);
+fn a_primary_takes_an_idle_instance_first_and_a_backup_the_first_pick() {
+    let mut cluster = Cluster::of(4);
+    cluster.idle("host3", 2);
+    cluster.idle("host4", 1);
     cluster.add(&["alice/display"]);
-    let plan = cluster.plan_with(&mut Says { picks: vec![0, 2], count: Some((1, 0)) });
+    let plan = cluster.plan_with(&mut Says { picks: vec![0, 2, 3], count: Some((1, 1)) });
     cluster.apply(&plan);
     assert_eq!(cluster.primary_host("alice/display"), "host3", "it has an idle instance");
-    assert_eq!(first_verdict(&cluster).chosen, Some(host("host3")));
+    assert_eq!(cluster.backup_hosts("alice/display"), ["host1"], "nobody waits for a backup");
+    let verdicts = &cluster.report.judged.placements;
+    let hosts = |at: usize| (verdicts[at].1.first.clone(), verdicts[at].1.chosen.clone());
+    assert_eq!(hosts(0), (Some(host("host3")), Some(host("host3"))));
+    assert_eq!(hosts(1), (Some(host("host1")), Some(host("host1"))));
+}
+
+#[test]
+fn an_idle_instance_that_is_too_small_is_not_counted_for_a_question() {
+    let mut cluster = Cluster::of(2);
+    cluster.idle("host2", 1);
+    cluster.add(&["alice/display", "alice/exec-1"]);
+    cluster.edit("alice/display", |record| record.spec.memory = crate::units::MiB(4_000));
+    cluster.plan_with(&mut Says { picks: vec![0, 1], count: Some((1, 0)) });
+    for (question, verdict) in &cluster.report.judged.placements {
+        let large = question.node == crate::fixture::node("alice/display");
+        assert_eq!(question.hosts[1].idle.is_empty(), large, "{}", question.node);
+        let first = if large { "host1" } else { "host2" };
+        assert_eq!((&verdict.first, &verdict.chosen), (&Some(host(first)), &Some(host(first))));
+    }
+    assert_eq!(cluster.report.judged.placements.len(), 2);
 }
 
 #[test]
