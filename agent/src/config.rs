@@ -103,6 +103,7 @@ pub struct Config {
     pub accelerator: String,
     pub template: PathBuf,
     pub environments: BTreeMap<String, PathBuf>,
+    pub environment_labels: BTreeMap<String, Labels>,
     pub store: StoreConfig,
     pub profile: Profile,
     pub bounds: Bounds,

@@ -58,6 +58,7 @@ pub(crate) fn spec(role: Role) -> NodeSpec {
         environment: role.as_str().to_owned(),
         applications: Vec::new(),
         labels: BTreeMap::new(),
+        environment_labels: BTreeMap::new(),
         screen: Screen { width: 1280, height: 720 },
     }
 }

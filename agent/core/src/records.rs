@@ -77,6 +77,9 @@ pub struct NodeSpec {
     pub applications: Vec<Application>,
     /// Labels of the terminal, and `backups` where the operator asked for a number.
     pub labels: Labels,
+    /// Labels of the environment, as they were when the node was made.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub environment_labels: Labels,
     /// The screen of the terminal.
     pub screen: Screen,
 }
@@ -205,6 +208,9 @@ pub struct NodeRecord {
     pub incident: Option<Incident>,
     /// What went wrong lately.
     pub setbacks: Vec<Setback>,
+    /// When a primary of it failed, within a day of the last time, the oldest first and at most a few dozen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<UnixMillis>,
 }
 
 /// Names one checkpoint of a node. Later ones are greater.
@@ -427,6 +433,7 @@ impl NodeRecord {
             token,
             incident: None,
             setbacks: Vec::new(),
+            failures: Vec::new(),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct View {
     pub nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
     /// The newest complete checkpoint of each protected node.
     pub checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// Backups that nodes were short of by the last plan, where one was made. A node that lacks none is not listed.
+    pub deficits: BTreeMap<NodeId, u32>,
     /// Answers to the placement questions of earlier rounds of this plan.
     pub placements: BTreeMap<PlacementQuestion, Answer<PlacementAnswer>>,
     /// Answers to the backup-count questions of earlier rounds of this plan.

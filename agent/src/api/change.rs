@@ -148,7 +148,9 @@ fn spec(
             "{node}: there is no environment '{environment}': see [environments] in {file}"
         )));
     }
-    let pool = state.parts.config.pool;
+    let config = &state.parts.config;
+    let (pool, environment_labels) =
+        (config.pool, config.environment_labels.get(&environment).cloned().unwrap_or_default());
     Ok(NodeSpec {
         memory: wanted.memory_mib.map_or(pool.memory, MiB),
         vcpus: wanted.vcpus.map_or(pool.vcpus, Vcpus),
@@ -156,6 +158,7 @@ fn spec(
         environment,
         applications: wanted.application.clone(),
         labels: labels.clone(),
+        environment_labels,
         screen,
     })
 }

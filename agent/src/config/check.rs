@@ -62,6 +62,11 @@ pub(super) fn checked(file: &Path, raw: raw::Raw) -> Result<Config, ConfigError>
     let pool = pool(&mut faults, &raw.pool);
     let addresses = addresses(&mut faults, &raw.network);
     libvirt(&mut faults, &raw.libvirt, &raw.environments);
+    for name in raw.environment_labels.keys().filter(|name| !raw.environments.contains_key(*name)) {
+        let known = raw.environments.keys().cloned().collect::<Vec<_>>().join(", ");
+        let text = format_args!("is of no environment: [environments] names {known}");
+        faults.add(&format!("environment_labels.{name}"), text);
+    }
     policies(&mut faults, &raw.policies);
     let bounds = bounds(&mut faults, &raw.cluster);
     let api_listen = listen(&mut faults, "api.listen", raw.api.listen.as_deref());
@@ -87,6 +92,7 @@ pub(super) fn checked(file: &Path, raw: raw::Raw) -> Result<Config, ConfigError>
             accelerator: raw.libvirt.accelerator,
             template: raw.libvirt.template,
             environments: raw.environments,
+            environment_labels: raw.environment_labels,
             store,
             profile: raw.cluster.profile,
             bounds,

@@ -25,6 +25,8 @@ pub(super) struct Raw {
     #[serde(default)]
     pub(super) environments: BTreeMap<String, PathBuf>,
     #[serde(default)]
+    pub(super) environment_labels: BTreeMap<String, BTreeMap<String, String>>,
+    #[serde(default)]
     pub(super) policies: Policies,
     #[serde(default)]
     pub(super) api: Api,

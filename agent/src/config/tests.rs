@@ -82,6 +82,19 @@ format = "xml"
 }
 
 #[test]
+fn labels_are_of_environments_that_there_are() {
+    let labels = "[environment_labels]\ndesktop = { backups = \"2\" }\n";
+    let text = format!("{MINIMAL}\n{labels}");
+    let config = Config::parse(Path::new("m"), &text).unwrap();
+    assert_eq!(config.environment_labels["desktop"]["backups"], "2");
+    let found = faults(&text.replace("\ndesktop = {", "\ndeskto = {"));
+    let [fault] = &found[..] else { panic!("{found:?}") };
+    for part in ["agent.toml: environment_labels.deskto:", "[environments] names desktop"] {
+        assert!(fault.contains(part), "{fault}");
+    }
+}
+
+#[test]
 fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
     let libvirt = [
         ("qemu:///system", true),

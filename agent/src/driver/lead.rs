@@ -24,8 +24,8 @@ const ROUNDS_MAX: u32 = 1_000;
 /// What came of one round of planning and writing.
 #[derive(Debug, Default)]
 pub struct Planned {
-    /// What could not be done.
-    pub report: Report,
+    /// What could not be done; none where policies were not asked yet.
+    pub report: Option<Report>,
     /// The newest revision that was written.
     pub revision: Option<Revision>,
     /// The leadership does not stand any more.
@@ -107,7 +107,8 @@ impl Driver {
     fn plan(&mut self, view: &View, mine: Leadership, now: Now) {
         self.planning = true;
         self.last_plan = (self.cluster.revision, now.boottime);
-        let (parts, sender, view) = (self.parts.clone(), self.sender.clone(), view.clone());
+        let (parts, sender, mut view) = (self.parts.clone(), self.sender.clone(), view.clone());
+        view.deficits = self.report.deficits();
         let asking = Round::new(parts.policies.deciding(&self.cluster.policies), Some(mine.term().0));
         tokio::spawn(async move {
             let planned = round(&parts, view, asking, &mine, now).await;
@@ -124,12 +125,13 @@ impl Driver {
         if let Some(revision) = planned.revision {
             self.planned_at = revision;
         }
-        for (interface, reason) in &planned.report.refusals {
+        let Some(report) = planned.report else { return };
+        for (interface, reason) in &report.refusals {
             if !self.report.refusals.contains(&(*interface, reason.clone())) {
                 tracing::warn!(%interface, %reason, "a policy's answer was refused, the built-in rule decided");
             }
         }
-        self.report = planned.report;
+        self.report = report;
     }
 
     /// Gives up the leadership in order, so that the next leader need not wait for its end.
@@ -143,20 +145,33 @@ impl Driver {
 }
 
 async fn round(parts: &Arc<Parts>, mut view: View, asking: Round, mine: &Leadership, at: Now) -> Planned {
-    let (plan, report) = match answered(parts, &mut view, asking, at).await {
-        Ok(planned) => planned,
-        Err(reason) => {
-            tracing::error!(%reason, "no plan could be made");
-            return Planned::default();
+    let mut planned = Planned::default();
+    // A policy that takes its time holds up the one node that it is asked about, and the end of no silent session.
+    let first = plan(&view, &parts.config.bounds, at);
+    if let Some(unasked) = first.0.before_answers() {
+        carry_out(parts, &view, &unasked, mine, &mut planned).await;
+        if planned.revision.is_some() {
+            return planned;
         }
-    };
-    let mut planned = Planned { report, ..Planned::default() };
+    }
+    match answered(parts, &mut view, first, asking, at).await {
+        Ok((plan, report)) => {
+            planned.report = Some(report);
+            carry_out(parts, &view, &plan, mine, &mut planned).await;
+        }
+        Err(reason) => tracing::error!(%reason, "no plan could be made"),
+    }
+    planned
+}
+
+/// Writes what is planned. What one write changes is seen before the next plan is made.
+async fn carry_out(parts: &Parts, view: &View, plan: &Plan, mine: &Leadership, planned: &mut Planned) {
     for ending in &plan.endings {
         tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "ending a silent session");
-        write(parts, mine, &ending_txn(mine, ending), &mut planned).await;
+        write(parts, mine, &ending_txn(mine, ending), planned).await;
     }
     for assignment in &plan.assignments {
-        let broken = invariants::broken_by(&view, assignment);
+        let broken = invariants::broken_by(view, assignment);
         if !broken.is_empty() {
             for broken in &broken {
                 tracing::error!(node = %assignment.node, invariant = %broken.id, detail = %broken.detail, "an assignment would break an invariant and is not written: report this");
@@ -166,31 +181,31 @@ async fn round(parts: &Arc<Parts>, mut view: View, asking: Round, mine: &Leaders
         }
         let node = &assignment.node;
         let epoch = assignment.record.epoch;
-        if write(parts, mine, &assignment_txn(mine, assignment), &mut planned).await {
+        if write(parts, mine, &assignment_txn(mine, assignment), planned).await {
             tracing::info!(%node, %epoch, reason = assignment.reasons.join("; "), "assignment written");
             parts.metrics.assigned(node, &assignment.record, view.nodes.get(node).map(|old| &old.value));
         }
     }
-    planned
 }
 
-/// Plans, asks what the plan wants to know, and plans again, until it wants to know nothing.
+/// Asks what the plan wants to know, and plans again, until it wants to know nothing.
 async fn answered(
     parts: &Arc<Parts>,
     view: &mut View,
+    mut planned: (Plan, Report),
     mut asking: Round,
     at: Now,
 ) -> Result<(Plan, Report), String> {
     for _ in 0..ROUNDS_MAX {
-        let (plan, mut report) = plan(view, &parts.config.bounds, at);
-        if !plan.has_questions() {
-            asking.conclude(&parts.policies, std::mem::take(&mut report.judged));
-            return Ok((plan, report));
+        if !planned.0.has_questions() {
+            asking.conclude(&parts.policies, std::mem::take(&mut planned.1.judged));
+            return Ok(planned);
         }
         let (placements, counts);
-        (asking, (placements, counts)) = ask(parts, asking, plan).await?;
+        (asking, (placements, counts)) = ask(parts, asking, planned.0).await?;
         view.placements.extend(placements);
         view.backup_counts.extend(counts);
+        planned = plan(view, &parts.config.bounds, at);
     }
     Err(format!("the plan still has questions after {ROUNDS_MAX} rounds"))
 }

@@ -6,6 +6,7 @@ mod again;
 mod nothing;
 mod rig;
 mod swap;
+mod told;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -132,7 +132,16 @@ impl Agent {
         method: hyper::Method,
         path: &str,
     ) -> (hyper::StatusCode, serde_json::Value) {
-        use http_body_util::{BodyExt, Empty};
+        self.send(method, path, "").await
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: hyper::Method,
+        path: &str,
+        json: &str,
+    ) -> (hyper::StatusCode, serde_json::Value) {
+        use http_body_util::{BodyExt, Full};
         let stream = tokio::net::TcpStream::connect(&self.parts.config.api_advertise).await.unwrap();
         let io = hyper_util::rt::TokioIo::new(stream);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
@@ -141,7 +150,8 @@ impl Agent {
             .method(method)
             .uri(path)
             .header("host", "x")
-            .body(Empty::<axum::body::Bytes>::new())
+            .header("content-type", "application/json")
+            .body(Full::new(axum::body::Bytes::copy_from_slice(json.as_bytes())))
             .unwrap();
         let response = sender.send_request(request).await.unwrap();
         let status = response.status();

@@ -5,12 +5,12 @@
 //! promote.
 
 use super::place::{Choice, rank};
-use super::{Draft, remember};
+use super::{DAY, Draft, remember};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
 };
-use crate::records::{Labels, Member, NodeRecord, Origin, Setback};
+use crate::records::{Member, NodeRecord, Origin, Setback};
 use crate::units::UnixMillis;
 use crate::view::{Answer, HostView, Life};
 
@@ -192,27 +192,19 @@ fn question(draft: &Draft<'_>, node: &NodeId) -> BackupCountQuestion {
         node: node.clone(),
         protected: record.spec.protected,
         terminal_labels: record.spec.labels.clone(),
-        environment_labels: Labels::new(),
+        environment_labels: record.spec.environment_labels.clone(),
         backups: lasting(draft, node),
-        deficit: 0,
+        deficit: draft.view.deficits.get(node).copied().unwrap_or(0),
         cluster: ClusterRow {
             hosts: u32::try_from(draft.view.hosts.len()).unwrap_or(u32::MAX),
             hosts_ready: count(draft.view.hosts.values().filter(|seen| HostView::accepts_work(seen))),
             failures_last_day: failures_last_day(draft),
-            deficit: 0,
+            deficit: draft.view.deficits.values().copied().fold(0, u32::saturating_add),
         },
     }
 }
 
 fn failures_last_day(draft: &Draft<'_>) -> u32 {
-    const DAY_MS: u64 = 24 * 3_600 * 1_000;
-    let since = UnixMillis(draft.now.wall.0.saturating_sub(DAY_MS));
-    count(
-        draft
-            .view
-            .nodes
-            .values()
-            .filter_map(|node| node.value.incident.as_ref())
-            .filter(|incident| incident.found > since),
-    )
+    let recent = |at: &&UnixMillis| draft.now.wall.since(**at) < DAY;
+    count(draft.view.nodes.values().flat_map(|node| &node.value.failures).filter(recent))
 }

@@ -45,7 +45,7 @@ pub fn explain(view: &View, node: &NodeId, bounds: &Bounds, now: Now) -> Option<
         draft.change_quietly(node, |record| record.primary = None);
     }
     let (eligible, excluded) = eligible(&draft, node);
-    let question = PlacementQuestion { reasons: true, ..whole(&draft.view, node, purpose) };
+    let question = PlacementQuestion { reasons: true, ..whole(&draft, node, purpose) };
     Some(Explanation { question, eligible, excluded })
 }
 

@@ -16,6 +16,7 @@ mod settle;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::bounds::Bounds;
 use crate::ids::{HostId, InstanceId, NodeId};
@@ -102,7 +103,33 @@ pub struct Report {
     pub judged: Judged,
 }
 
+impl Report {
+    /// What the next plan is told of this one, see [`View::deficits`].
+    #[must_use]
+    pub fn deficits(&self) -> BTreeMap<NodeId, u32> {
+        let short = self.lacks.iter().filter(|(_, lack)| lack.backups > 0);
+        short.map(|(node, lack)| (node.clone(), lack.backups)).collect()
+    }
+}
+
 impl Plan {
+    /// What waits for no answer: a policy that thinks about one node holds up no other. None where there is nothing of
+    /// the kind, or nothing to wait for.
+    #[must_use]
+    pub fn before_answers(&self) -> Option<Self> {
+        let asked = |node: &NodeId| {
+            self.placements.iter().any(|question| question.node == *node)
+                || self.backup_counts.iter().any(|question| question.node == *node)
+        };
+        let unasked = self.assignments.iter().filter(|assignment| !asked(&assignment.node));
+        let ready = Self {
+            endings: self.endings.clone(),
+            assignments: unasked.cloned().collect(),
+            ..Self::default()
+        };
+        (self.has_questions() && !ready.is_empty()).then_some(ready)
+    }
+
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -147,6 +174,19 @@ fn remember(record: &mut NodeRecord, setback: Setback) {
     record.setbacks.push(setback);
     let surplus = record.setbacks.len().saturating_sub(SETBACKS_MAX);
     record.setbacks.drain(..surplus);
+}
+
+/// Most failures that a node remembers.
+const FAILURES_MAX: usize = 32;
+/// How long it remembers them: what policies are told of.
+const DAY: Duration = Duration::from_hours(24);
+
+/// Adds a failure of the node's primary and drops what is too old, or the oldest beyond what a node remembers.
+fn remember_failure(record: &mut NodeRecord, now: UnixMillis) {
+    record.failures.push(now);
+    record.failures.retain(|&at| now.since(at) < DAY);
+    let surplus = record.failures.len().saturating_sub(FAILURES_MAX);
+    record.failures.drain(..surplus);
 }
 
 /// A plan in the making: the view as it will be once the plan is applied.

@@ -54,13 +54,13 @@ fn decided(
     eligible: &BTreeSet<HostId>,
     excluded: &Excluded,
 ) -> Option<(PlacementQuestion, Vec<HostId>, PlacementVerdict)> {
-    let few = question(&draft.view, node, purpose);
+    let few = question(draft, node, purpose);
     let answer = asked(draft, &few)?;
     let ((ranked, verdict), cut) = (judge(&few, answer, eligible, excluded), is_cut(&few, answer));
     if !cut || (verdict.built_in.is_none() && holds_the_taken(draft, &few, &ranked, eligible)) {
         return Some((few, ranked, verdict));
     }
-    let whole = whole(&draft.view, node, purpose);
+    let whole = whole(draft, node, purpose);
     let (ranked, verdict) = judge(&whole, asked(draft, &whole)?, eligible, excluded);
     Some((whole, ranked, verdict))
 }

@@ -11,7 +11,7 @@
 //! migrating (SAFE-7); each change raises the epoch. Must not do: take care of backups.
 
 use super::place::{Choice, rank};
-use super::{CheckpointChange, Draft, remember};
+use super::{CheckpointChange, Draft, remember, remember_failure};
 use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
 use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, Setback, StateKept};
@@ -277,6 +277,7 @@ fn install(
         record.backups.retain(|backup| backup.host != taken.host);
         if let Some(Death { cause, found }) = death {
             let epoch = record.epoch;
+            remember_failure(record, now);
             record.incident = Some(Incident {
                 epoch,
                 cause,

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use super::Draft;
 use crate::ids::{HostId, NodeId, Role};
 use crate::policy::{
     HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion, Purpose, SiblingMember, Traffic,
 };
-use crate::records::{InstanceFact, Labels, NodeRecord, NodeSpec, Phase};
+use crate::records::{InstanceFact, NodeRecord, NodeSpec, Phase};
 use crate::view::{HostView, View};
 
 /// The one template that pools are filled from.
@@ -20,13 +21,14 @@ const TEMPLATE: &str = "default";
 pub(super) const PICKS: u32 = 16;
 
 /// The question for the best [`PICKS`] hosts.
-pub(super) fn question(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
-    let whole = whole(view, node, purpose);
+pub(super) fn question(draft: &Draft<'_>, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
+    let whole = whole(draft, node, purpose);
     PlacementQuestion { wanted: whole.wanted.min(PICKS), ..whole }
 }
 
 /// The question for all hosts that would do.
-pub(super) fn whole(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
+pub(super) fn whole(draft: &Draft<'_>, node: &NodeId, purpose: Purpose) -> PlacementQuestion {
+    let view = &draft.view;
     let record = &view.nodes[node].value;
     let siblings = view
         .nodes
@@ -46,10 +48,10 @@ pub(super) fn whole(view: &View, node: &NodeId, purpose: Purpose) -> PlacementQu
         environment: record.spec.environment.clone(),
         template: matches!(purpose, Purpose::Primary | Purpose::WarmBackup).then(|| TEMPLATE.to_owned()),
         terminal_labels: record.spec.labels.clone(),
-        environment_labels: Labels::new(),
+        environment_labels: record.spec.environment_labels.clone(),
         members: members(record).map(|(host, part)| NodeMember { host, part }).collect(),
         siblings,
-        hosts: view.hosts.keys().map(|host| row(view, host, &record.spec)).collect(),
+        hosts: view.hosts.keys().map(|host| row(draft, host, &record.spec)).collect(),
     }
 }
 
@@ -58,7 +60,8 @@ fn members(record: &NodeRecord) -> impl Iterator<Item = (HostId, Part)> + '_ {
     primary.chain(record.backups.iter().map(|member| (member.host.clone(), Part::Backup)))
 }
 
-fn row(view: &View, host: &HostId, asked: &NodeSpec) -> HostRow {
+fn row(draft: &Draft<'_>, host: &HostId, asked: &NodeSpec) -> HostRow {
+    let view = &draft.view;
     let seen = &view.hosts[host];
     let facts = seen.current_facts();
     let state = match facts {
@@ -86,7 +89,7 @@ fn row(view: &View, host: &HostId, asked: &NodeSpec) -> HostRow {
         load_permille: facts.map_or(0, |facts| facts.load_milli / capacity.vcpus.0.max(1)),
         idle: if idle == 0 { BTreeMap::new() } else { BTreeMap::from([(TEMPLATE.to_owned(), idle)]) },
         members: member_counts(view, host),
-        traffic: traffic(view, host),
+        traffic: traffic(draft, host),
     }
 }
 
@@ -107,7 +110,9 @@ fn member_counts(view: &View, host: &HostId) -> MemberCounts {
     counts
 }
 
-fn traffic(view: &View, host: &HostId) -> Traffic {
+fn traffic(draft: &Draft<'_>, host: &HostId) -> Traffic {
+    let view = &draft.view;
+    let interval_ms = draft.bounds.checkpoint_interval.as_millis().max(1);
     let mut traffic = Traffic::default();
     for migration in view.nodes.values().filter_map(|node| node.value.migration.as_ref()) {
         traffic.migrations_in += u32::from(&migration.to == host);
@@ -120,7 +125,8 @@ fn traffic(view: &View, host: &HostId) -> Traffic {
     traffic.restores = u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX);
     for (node, checkpoint) in &view.checkpoints {
         // Without a history of copies the newest one over one interval is the best figure at hand.
-        let rate = u32::try_from(checkpoint.value.bytes / 1024 / 5).unwrap_or(u32::MAX);
+        let rate = u128::from(checkpoint.value.bytes / 1024) * 1_000 / interval_ms;
+        let rate = u32::try_from(rate).unwrap_or(u32::MAX);
         if checkpoint.value.hosts.contains(host) {
             traffic.checkpoint_in_kib_s = traffic.checkpoint_in_kib_s.saturating_add(rate);
         }

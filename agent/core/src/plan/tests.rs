@@ -5,3 +5,4 @@ mod failover;
 mod migration;
 mod policies;
 mod properties;
+mod told;

@@ -72,6 +72,7 @@ pub(crate) fn spec() -> NodeSpec {
         environment: "desktop".to_owned(),
         applications: Vec::new(),
         labels: BTreeMap::new(),
+        environment_labels: BTreeMap::new(),
         screen: Screen { width: 1280, height: 720 },
     }
 }

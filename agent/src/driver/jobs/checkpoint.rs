@@ -217,6 +217,7 @@ mod tests {
             environment: "desktop".to_owned(),
             applications: Vec::new(),
             labels: Labels::new(),
+            environment_labels: Labels::new(),
             screen: Screen { width: 1280, height: 720 },
         };
         let mut snapshot = Snapshot::default();

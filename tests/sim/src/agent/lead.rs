@@ -61,9 +61,15 @@ impl Agent {
     }
 
     fn plan(&mut self, world: &mut World, me: &HostId, (mut view, leadership): (View, u64), now: Now) {
+        view.deficits = self.report.deficits();
+        // As the daemon does: what waits for no answer is written first.
         self.asks_its_set(world, me, &view);
-        let (plan, report) = answered(world, &mut view, now);
-        self.report = report;
+        let first = plan(&view, &world.bounds, now);
+        let plan = first.0.before_answers().unwrap_or_else(|| {
+            let (plan, report) = answered(world, &mut view, first, now);
+            self.report = report;
+            plan
+        });
         for ending in &plan.endings {
             self.writing += 1;
             let txn = ending_txn(leadership, ending);
@@ -81,14 +87,14 @@ impl Agent {
     }
 }
 
-/// Plans and asks until the plan wants to know nothing.
-fn answered(world: &mut World, view: &mut View, now: Now) -> (Plan, Report) {
+/// Asks and plans again until the plan wants to know nothing.
+fn answered(world: &mut World, view: &mut View, mut planned: (Plan, Report), now: Now) -> (Plan, Report) {
     for _ in 0..ROUNDS_MAX {
-        let (plan, report) = plan(view, &world.bounds, now);
-        if !plan.has_questions() {
-            return (plan, report);
+        if !planned.0.has_questions() {
+            return planned;
         }
-        for question in plan.placements {
+        let (placements, backup_counts) = (planned.0.placements, planned.0.backup_counts);
+        for question in placements {
             let answer = if world.policy_is_mad() && world.rng.chance(700) {
                 let count = world.rng.below(5);
                 let pick = |index: u64| Pick { index: u32::try_from(index).unwrap_or(0), reason: None };
@@ -99,7 +105,7 @@ fn answered(world: &mut World, view: &mut View, now: Now) -> (Plan, Report) {
             };
             view.placements.insert(question, answer);
         }
-        for question in plan.backup_counts {
+        for question in backup_counts {
             let answer = if world.policy_is_mad() && world.rng.chance(200) {
                 let backups = u32::try_from(world.rng.below(20)).unwrap_or(0);
                 let primaries = u32::try_from(world.rng.below(3)).unwrap_or(0);
@@ -109,6 +115,7 @@ fn answered(world: &mut World, view: &mut View, now: Now) -> (Plan, Report) {
             };
             view.backup_counts.insert(question, answer);
         }
+        planned = plan(view, &world.bounds, now);
     }
     world.fail("the plan never stops asking".to_owned());
     (Plan::default(), Report::default())
