@@ -223,6 +223,8 @@ fn one_instance_at_a_time_leaves_a_host() {
 
 #[test]
 fn a_backup_gives_way_where_only_its_host_is_left() {
+    let before = Cluster::of(2).with(&["alice/exec-1"]);
+    assert_eq!(before.record("alice/exec-1").backups.len(), 1, "what is to give way is there");
     let (cluster, from, to, _) = leaving(2);
     let record = cluster.record("alice/exec-1");
     assert_eq!(record.backups, Vec::new());
