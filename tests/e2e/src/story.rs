@@ -4,7 +4,6 @@
 //! Promises: every act ends with a verdict from what was seen from outside: the status, the guests' counters, the page
 //! in a real browser. Must not reach into agents.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,10 +17,14 @@ use crate::browser::picture::Picture;
 use crate::counter::Watch;
 use crate::stage::Stage;
 
+mod act;
 mod failures;
 mod policies;
 mod upkeep;
 mod wishes;
+
+use act::UnixMs;
+pub use act::{Act, Part, Verdict, table, tell};
 
 /// Until an act's outcome is there.
 const ACT: Duration = Duration::from_secs(120);
@@ -35,50 +38,6 @@ const WINDOWS: usize = 4;
 /// `config/terminals/alice.toml` has them.
 const SCREEN: [f64; 2] = [1280.0, 800.0];
 const COUNTERS: [[f64; 4]; 2] = [[50.0, 70.0, 440.0, 160.0], [50.0, 330.0, 440.0, 160.0]];
-
-/// One verdict with what it rests on.
-#[derive(Debug, Clone)]
-pub struct Verdict {
-    /// What was promised.
-    pub promise: String,
-    /// Whether it held.
-    pub holds: bool,
-    /// What was seen.
-    pub seen: String,
-}
-
-/// One act: its phases with their times, and its verdicts.
-#[derive(Debug, Clone, Default)]
-pub struct Act {
-    /// What was done.
-    pub title: String,
-    /// Phases with the time since the fault, in the order in which they ended.
-    pub phases: Vec<(String, Duration)>,
-    /// The verdicts.
-    pub verdicts: Vec<Verdict>,
-    /// Screenshots taken.
-    pub pictures: Vec<PathBuf>,
-}
-
-impl Act {
-    fn new(title: impl Into<String>) -> Self {
-        Self { title: title.into(), ..Self::default() }
-    }
-
-    fn judge(&mut self, promise: impl Into<String>, holds: bool, seen: impl Into<String>) {
-        self.verdicts.push(Verdict { promise: promise.into(), holds, seen: seen.into() });
-    }
-
-    fn phase(&mut self, name: &str, since: Duration) {
-        self.phases.push((name.to_owned(), since));
-    }
-
-    /// Whether every verdict holds.
-    #[must_use]
-    pub fn holds(&self) -> bool {
-        self.verdicts.iter().all(|verdict| verdict.holds)
-    }
-}
 
 /// The teller.
 pub struct Story<'a> {
@@ -96,23 +55,23 @@ fn text<'v>(value: &'v Value, what: &str) -> Result<&'v str> {
     value.as_str().with_context(|| format!("no {what} in the status"))
 }
 
-fn ms(value: &Value) -> Option<u64> {
-    value.as_u64()
-}
-
 impl Story<'_> {
     /// Creates the terminal and waits until it is whole and shown.
     ///
     /// # Errors
     /// When it does not come to be.
-    pub fn raise(&self, description: &Path) -> Result<()> {
+    pub fn raise(&self, act: &mut Act, description: &Path) -> Result<()> {
+        act.begin("terminal alice is created");
         (self.say)(
             "filling the pools, then creating terminal alice: a display node, two execution nodes, a backup of each",
         );
         let took = self.stage.create(TERMINAL, description)?;
         (self.say)(&format!("alice is whole after {:.1} s", took.as_secs_f64()));
-        self.browser.goto(&self.stage.page(TERMINAL, 1))?;
+        act.phase("alice is whole, the filling of the pools included", took);
+        let page = self.stage.page(TERMINAL, 1);
+        self.browser.goto(&page)?;
         self.connected(ACT)?;
+        (self.say)(&format!("alice's screen: {page}"));
         Ok(())
     }
 
@@ -245,22 +204,6 @@ pub fn member(node: &Value) -> Result<(String, String)> {
     Ok((text(&primary["host"], "host")?.to_owned(), text(&primary["instance"], "instance")?.to_owned()))
 }
 
-/// The agents' own timeline of a node's last failover.
-fn incident_phases(act: &mut Act, node: &Value) {
-    let incident = &node["incident"];
-    let at = |name: &str| ms(&incident[name]);
-    let Some(found) = at("found") else { return };
-    for (name, label) in [
-        ("decided", "found to decided (agents' clocks)"),
-        ("ready", "found to ready (agents' clocks)"),
-        ("windows", "found to windows back (agents' clocks)"),
-    ] {
-        if let Some(then) = at(name) {
-            act.phase(label, Duration::from_millis(then.saturating_sub(found)));
-        }
-    }
-}
-
 /// What libvirt says of a guest that stands still.
 const NOT_RUNNING: &str = "domain is not running";
 
@@ -317,21 +260,4 @@ pub fn guest_run(
         // Each question costs the guest some of the processor that it is measured with.
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// The table that ends the demo.
-#[must_use]
-pub fn table(acts: &[Act]) -> String {
-    let mut out = String::new();
-    for act in acts {
-        let _ = writeln!(out, "\n{}", act.title);
-        for (phase, took) in &act.phases {
-            let _ = writeln!(out, "  {phase:58} {:>8.3} s", took.as_secs_f64());
-        }
-        for verdict in &act.verdicts {
-            let word = if verdict.holds { "holds" } else { "DOES NOT HOLD" };
-            let _ = writeln!(out, "  {word}: {} ({})", verdict.promise, verdict.seen);
-        }
-    }
-    out
 }

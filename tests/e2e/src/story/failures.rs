@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{ACT, Act, REPAIR, Story, TERMINAL, incident_phases, member, ms, wait_sample};
+use super::{ACT, Act, REPAIR, Story, TERMINAL, UnixMs, member, wait_sample};
 use crate::counter::{Watch, came_back_with, start_of};
 use crate::stage::{address_of, node_of};
 
@@ -13,8 +13,8 @@ impl Story<'_> {
     ///
     /// # Errors
     /// When the story cannot go on.
-    pub fn display_dies(&self) -> Result<Act> {
-        let mut act = Act::new("display primary's qemu is killed");
+    pub fn display_dies(&self, act: &mut Act) -> Result<()> {
+        act.begin("display primary's qemu is killed");
         let before = self.stage.status()?;
         let display = node_of(&before, "alice/display")?;
         let (host, instance) = member(&display)?;
@@ -23,11 +23,11 @@ impl Story<'_> {
         let [first, second] = addresses;
         let watches =
             [Watch::start(self.stage.cluster(), first?)?, Watch::start(self.stage.cluster(), second?)?];
-        self.picture(&mut act, "1-before-display-failover")?;
+        self.picture(act, "1-before-display-failover")?;
         let connections = self.connections()?;
         (self.say)(&format!("killing the display primary {instance} on {host}"));
         let killed_at = watches.each_ref().map(Watch::elapsed);
-        let killed = Instant::now();
+        let (killed, fault) = (Instant::now(), UnixMs::now());
         self.stage.kill_instance(&host, &instance)?;
         let epoch = display["begun"].as_u64().unwrap_or(0);
         let after = self.stage.wait("a backup is promoted", ACT, |status| {
@@ -51,7 +51,7 @@ impl Story<'_> {
             }
             Ok(node)
         })?;
-        incident_phases(&mut act, &display);
+        act.incident_phases(&display, fault);
         let (new_host, new_instance) = member(&after)?;
         act.judge(
             "a warm backup on another host was promoted",
@@ -69,16 +69,16 @@ impl Story<'_> {
             untouched,
             format!("longest silence of each counter {}", gaps.join(", ")),
         );
-        self.settle_picture(&mut act, "2-after-display-failover")?;
-        Ok(act)
+        self.settle_picture(act, "2-after-display-failover")?;
+        Ok(())
     }
 
     /// Powers off the host of the first execution node's primary.
     ///
     /// # Errors
     /// When the story cannot go on.
-    pub fn execution_host_dies(&self) -> Result<Act> {
-        let mut act = Act::new("the host of an execution primary is powered off");
+    pub fn execution_host_dies(&self, act: &mut Act) -> Result<()> {
+        act.begin("the host of an execution primary is powered off");
         let id = "alice/exec-1";
         self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
         let node = self.stage.node(id)?;
@@ -87,10 +87,10 @@ impl Story<'_> {
         let process = start_of(self.stage.cluster(), address)?;
         let watch = Watch::start(self.stage.cluster(), address)?;
         let gateway = self.open_through(&host)?;
-        self.picture(&mut act, "3-before-power-cut")?;
+        self.picture(act, "3-before-power-cut")?;
         // Power is cut when the checkpoint is a few seconds old, so that what is lost can be told from what is kept.
         let age = self.stage.wait("a checkpoint of some age", ACT, |status| {
-            let age = ms(&node_of(status, id)?["checkpoint"]["age_ms"]).context("no checkpoint")?;
+            let age = node_of(status, id)?["checkpoint"]["age_ms"].as_u64().context("no checkpoint")?;
             let watched = watch.elapsed() > Duration::from_millis(age + 300);
             if watched && (2500..6000).contains(&age) { Ok(age) } else { bail!("age is {age} ms") }
         })?;
@@ -100,7 +100,7 @@ impl Story<'_> {
             Duration::from_millis(age).as_secs_f64()
         ));
         self.stage.host(&host)?.power_off()?;
-        let (cut, cut_at) = (Instant::now(), watch.elapsed());
+        let (cut, cut_at, fault) = (Instant::now(), watch.elapsed(), UnixMs::now());
         let elsewhere = format!(
             "document.body.dataset.state === 'connected' && document.body.dataset.gateway !== '{gateway}'"
         );
@@ -131,7 +131,7 @@ impl Story<'_> {
             }
         })?;
         act.phase("windows accepted again (seen in status)", cut.elapsed());
-        incident_phases(&mut act, &self.stage.node(id)?);
+        act.incident_phases(&self.stage.node(id)?, fault);
         let seen = watch.seen();
         let last = seen.last_before(cut_at).map_or(0, |sample| sample.value);
         let floor = seen.last_before(taken).map_or(0, |sample| sample.value);
@@ -155,9 +155,9 @@ impl Story<'_> {
         act.judge("the record names the checkpoint and its age", !kept.is_null(), kept.to_string());
         let same = start_of(self.stage.cluster(), address)? == process;
         act.judge("the very same process counts on", same, process);
-        self.settle_picture(&mut act, "4-after-power-cut")?;
+        self.settle_picture(act, "4-after-power-cut")?;
         (self.say)(&format!("powering {host} on again"));
         self.stage.host(&host)?.boot()?;
-        Ok(act)
+        Ok(())
     }
 }

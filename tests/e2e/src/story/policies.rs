@@ -26,8 +26,8 @@ impl Story<'_> {
     ///
     /// # Errors
     /// When the story cannot go on.
-    pub fn policies_change(&self, pack: &Path) -> Result<Act> {
-        let mut act = Act::new("a policy is dropped into one host's folder, spoilt, and removed");
+    pub fn policies_change(&self, act: &mut Act, pack: &Path) -> Result<()> {
+        act.begin("a policy is dropped into one host's folder, spoilt, and removed");
         let host = self.stage.cluster().hosts().iter().find(|host| host.is_on()).context("no host is on")?;
         let folder = host.live_path(POLICIES)?;
         let (policy, settings) = (folder.join(POLICY), folder.join("policies.toml"));
@@ -52,7 +52,7 @@ impl Story<'_> {
             took <= TAKES_OVER,
             format!("after {:.2} s, of 2 s that it is to take on hosts of their own", took.as_secs_f64()),
         );
-        self.explained(&mut act, host)?;
+        self.explained(act, host)?;
 
         std::fs::write(&policy, &whole[..whole.len() / 2])?;
         let told = self.policies_on(host, "the spoilt file is told", |status| {
@@ -79,7 +79,7 @@ impl Story<'_> {
             if faults.is_empty() { Ok("no fault") } else { bail!("{faults:?}") }
         })?;
         act.judge("removed files leave the set, and no fault stays", true, faults);
-        Ok(act)
+        Ok(())
     }
 
     /// What would be decided for a node is shown with each host.

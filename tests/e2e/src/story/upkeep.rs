@@ -13,8 +13,8 @@ impl Story<'_> {
     ///
     /// # Errors
     /// When the story cannot go on.
-    pub fn host_is_drained(&self) -> Result<Act> {
-        let mut act = Act::new("a host is drained");
+    pub fn host_is_drained(&self, act: &mut Act) -> Result<()> {
+        act.begin("a host is drained");
         let id = "alice/exec-1";
         self.stage.wait("all three hosts are open", REPAIR, |status| {
             let hosts = status["hosts"].as_array().context("no hosts")?;
@@ -27,7 +27,7 @@ impl Story<'_> {
         let address = address_of(&node)?;
         let process = start_of(self.stage.cluster(), address)?;
         let watch = Watch::start(self.stage.cluster(), address)?;
-        self.picture(&mut act, "5-before-drain")?;
+        self.picture(act, "5-before-drain")?;
         (self.say)(&format!("draining {host}"));
         let (begun, begun_at) = (Instant::now(), watch.elapsed());
         self.stage.cli(&["host", "drain", &host])?;
@@ -62,17 +62,17 @@ impl Story<'_> {
             same && seen.never_back(Duration::ZERO),
             format!("longest silence {:.2} s, no step back", gap.as_secs_f64()),
         );
-        self.settle_picture(&mut act, "6-after-drain")?;
+        self.settle_picture(act, "6-after-drain")?;
         self.stage.cli(&["host", "undrain", &host])?;
-        Ok(act)
+        Ok(())
     }
 
     /// Kills the agent, then libvirtd, on the host of the first execution node's primary.
     ///
     /// # Errors
     /// When the story cannot go on.
-    pub fn agent_and_libvirtd_die(&self) -> Result<Act> {
-        let mut act = Act::new("an agent and a libvirtd are killed");
+    pub fn agent_and_libvirtd_die(&self, act: &mut Act) -> Result<()> {
+        act.begin("an agent and a libvirtd are killed");
         let id = "alice/exec-1";
         self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
         let node = self.stage.node(id)?;
@@ -96,6 +96,6 @@ impl Story<'_> {
         let same =
             start_of(self.stage.cluster(), address)? == process && watch.seen().never_back(Duration::ZERO);
         act.judge("the counter went on", same, process);
-        Ok(act)
+        Ok(())
     }
 }

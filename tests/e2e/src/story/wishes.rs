@@ -26,26 +26,24 @@ impl Story<'_> {
     ///
     /// # Errors
     /// When the story cannot go on.
-    pub fn wishes_are_refused_and_a_terminal_is_deleted(&self, description: &Path) -> Result<Act> {
-        let mut act = Act::new("wishes that cannot be had, and a deletion during a failover");
+    pub fn wishes_are_refused_and_a_terminal_is_deleted(
+        &self,
+        act: &mut Act,
+        description: &Path,
+    ) -> Result<()> {
+        act.begin("wishes that cannot be had, and a deletion during a failover");
         self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
         let file = description.display().to_string();
-        self.refused(
-            &mut act,
-            "a terminal that exists",
-            TERMINAL,
-            &file,
-            &["exists already", "delete it first"],
-        )?;
+        self.refused(act, "a terminal that exists", TERMINAL, &file, &["exists already", "delete it first"])?;
         let host = self.stage.cluster().hosts().iter().find(|host| host.is_on()).context("no host is on")?;
         let huge = "/tmp/huge.toml";
         std::fs::write(host.live_path(huge)?, HUGE)?;
-        self.refused(&mut act, "a terminal without room", "huge", huge, &["does not fit", "MiB"])?;
+        self.refused(act, "a terminal without room", "huge", huge, &["does not fit", "MiB"])?;
         let status = self.stage.status()?;
         let terminals: Vec<&str> = terminals(&status).collect();
         act.judge("nothing of it was made", terminals == [TERMINAL], terminals.join(", "));
-        self.deleted(&mut act)?;
-        Ok(act)
+        self.deleted(act)?;
+        Ok(())
     }
 
     fn refused(&self, act: &mut Act, what: &str, name: &str, file: &str, words: &[&str]) -> Result<()> {
