@@ -123,6 +123,21 @@ impl Seen {
         after.windows(2).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default()
     }
 
+    /// The longest time between `from` and `until` in which no reading was greater than all before it: what a counter that
+    /// has stopped breaks, however it is read, and also when it stays so to the end.
+    #[must_use]
+    pub fn longest_standstill(&self, from: Duration, until: Duration) -> Duration {
+        let mut greatest = self.last_before(from).map_or(0, |sample| sample.value);
+        let (mut since, mut longest) = (from, Duration::ZERO);
+        for sample in self.samples.iter().filter(|sample| sample.at > from && sample.at <= until) {
+            if sample.value > greatest {
+                longest = longest.max(sample.at - since);
+                (greatest, since) = (sample.value, sample.at);
+            }
+        }
+        longest.max(until.saturating_sub(since))
+    }
+
     /// Whether the number never went back from `from` on.
     #[must_use]
     pub fn never_back(&self, from: Duration) -> bool {
@@ -181,5 +196,17 @@ mod tests {
         assert!(seen.never_back(Duration::from_millis(650)));
         assert_eq!(seen.last_before(Duration::from_millis(599)).map(|sample| sample.value), Some(2));
         assert_eq!(seen.first_after(Duration::from_millis(100)).map(|sample| sample.value), Some(3));
+    }
+
+    #[test]
+    fn a_counter_that_stops_stands_still_whether_it_is_silent_or_repeats_itself() {
+        let ms = Duration::from_millis;
+        let counts = seen(&[(0, 1), (100, 2), (600, 3), (700, 4)]);
+        assert_eq!(counts.longest_standstill(Duration::ZERO, ms(800)), ms(500));
+        assert_eq!(counts.longest_standstill(ms(600), ms(800)), ms(100), "counted from the given time on");
+        assert_eq!(counts.longest_standstill(Duration::ZERO, ms(5_700)), ms(5_000), "silent to the end");
+        let repeats = seen(&[(0, 1), (100, 2), (200, 2), (2_000, 2), (3_000, 2)]);
+        assert_eq!(repeats.longest_standstill(Duration::ZERO, ms(3_000)), ms(2_900), "the same number");
+        assert_eq!(seen(&[]).longest_standstill(ms(10), ms(1_010)), ms(1_000), "nothing was read");
     }
 }
