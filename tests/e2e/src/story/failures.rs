@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::{ACT, Act, REPAIR, Story, TERMINAL, UnixMs, member, wait_sample};
 use crate::counter::{Watch, came_back_with, start_of};
@@ -16,8 +17,8 @@ impl Story<'_> {
     pub fn display_dies(&self, act: &mut Act) -> Result<()> {
         act.begin("display primary's qemu is killed");
         let before = self.stage.status()?;
-        let display = node_of(&before, "alice/display")?;
-        let (host, instance) = member(&display)?;
+        let display_before = node_of(&before, "alice/display")?;
+        let (host, instance) = member(&display_before)?;
         let execs = ["alice/exec-1", "alice/exec-2"];
         let addresses = execs.map(|id| node_of(&before, id).and_then(|node| address_of(&node)));
         let [first, second] = addresses;
@@ -29,7 +30,7 @@ impl Story<'_> {
         let killed_at = watches.each_ref().map(Watch::elapsed);
         let (killed, fault) = (Instant::now(), UnixMs::now());
         self.stage.kill_instance(&host, &instance)?;
-        let epoch = display["begun"].as_u64().unwrap_or(0);
+        let epoch = display_before["begun"].as_u64().unwrap_or(0);
         let after = self.stage.wait("a backup is promoted", ACT, |status| {
             let node = node_of(status, "alice/display")?;
             let newer = node["begun"].as_u64().unwrap_or(0) > epoch && node["primary"]["ready"] == true;
@@ -53,10 +54,11 @@ impl Story<'_> {
         })?;
         act.incident_phases(&display, fault);
         let (new_host, new_instance) = member(&after)?;
+        let was_backup = had_backup(&display_before["backups"], &new_host, Some(&new_instance));
         act.judge(
             "a warm backup on another host was promoted",
-            new_host != host && new_instance != instance,
-            format!("{host} to {new_host}"),
+            was_backup && new_host != host,
+            format!("{host} to {new_host}, which had a backup before: {was_backup}"),
         );
         let counted = watches.iter().zip(killed_at).map(|(watch, at)| (watch.seen(), at));
         let untouched = counted
@@ -89,10 +91,12 @@ impl Story<'_> {
         let gateway = self.open_through(&host)?;
         self.picture(act, "3-before-power-cut")?;
         // Power is cut when the checkpoint is a few seconds old, so that what is lost can be told from what is kept.
-        let age = self.stage.wait("a checkpoint of some age", ACT, |status| {
-            let age = node_of(status, id)?["checkpoint"]["age_ms"].as_u64().context("no checkpoint")?;
+        let (age, backups) = self.stage.wait("a checkpoint of some age", ACT, |status| {
+            let node = node_of(status, id)?;
+            let age = node["checkpoint"]["age_ms"].as_u64().context("no checkpoint")?;
             let watched = watch.elapsed() > Duration::from_millis(age + 300);
-            if watched && (2500..6000).contains(&age) { Ok(age) } else { bail!("age is {age} ms") }
+            let fits = watched && (2500..6000).contains(&age);
+            if fits { Ok((age, node["backups"].clone())) } else { bail!("age is {age} ms") }
         })?;
         let taken = watch.elapsed().saturating_sub(Duration::from_millis(age));
         (self.say)(&format!(
@@ -148,8 +152,8 @@ impl Story<'_> {
         let new_host = member(&after)?.0;
         act.judge(
             "its state was restored on its backup's host",
-            new_host != host,
-            format!("{host} to {new_host}"),
+            had_backup(&backups, &new_host, None),
+            format!("{host} to {new_host}, backups before the cut: {backups}"),
         );
         let kept = &after["incident"]["state"]["checkpoint"];
         act.judge("the record names the checkpoint and its age", !kept.is_null(), kept.to_string());
@@ -159,5 +163,29 @@ impl Story<'_> {
         (self.say)(&format!("powering {host} on again"));
         self.stage.host(&host)?.boot()?;
         Ok(())
+    }
+}
+
+/// Whether one of these backups was on `host`, as this instance where one is named: a held place has none.
+fn had_backup(backups: &Value, host: &str, instance: Option<&str>) -> bool {
+    let mut backups = backups.as_array().into_iter().flatten();
+    backups.any(|one| one["host"] == host && instance.is_none_or(|instance| one["instance"] == instance))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_took_over_was_a_backup_only_if_the_record_listed_it() {
+        let warm = json!([{ "host": "host2", "instance": "i2" }]);
+        assert!(had_backup(&warm, "host2", Some("i2")) && had_backup(&warm, "host2", None));
+        assert!(!had_backup(&warm, "host3", None), "any other host is none");
+        assert!(!had_backup(&warm, "host2", Some("i7")), "an instance that was idle there is none");
+        let held = json!([{ "host": "host1", "instance": null }, { "host": "host3", "instance": null }]);
+        assert!(had_backup(&held, "host3", None) && !had_backup(&held, "host2", None));
+        assert!(!had_backup(&json!(null), "host1", None));
     }
 }
