@@ -70,7 +70,7 @@ fn measure(stage: &Stage, artifacts: &Artifacts, name: Option<&str>, say: &dyn F
     let mut rows = Vec::new();
     if wanted("agent-idle") {
         say("agent-idle");
-        rows.extend(idle::at_rest(stage, &std::env::temp_dir().join(PREFIX))?);
+        rows.extend(idle::at_rest(stage)?);
     }
     say("waiting for a whole terminal");
     stage.create("alice", &artifacts.root.join("config/terminals/alice.toml"))?;
