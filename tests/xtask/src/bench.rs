@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use understudy_bench::Row;
 
 use crate::artifacts::{self, Profile};
 use crate::setup;
@@ -44,5 +45,24 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     if options.json {
         println!("{}", serde_json::to_string(&rows)?);
     }
-    Ok(rows.iter().all(|row| row.holds != Some(false)))
+    Ok(all_hold(&rows))
+}
+
+/// Whether every row that has a target holds.
+fn all_hold(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.holds != Some(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_row_that_does_not_hold_is_enough_and_a_stated_one_is_none() {
+        let stated = || Row::stated("stated", "MiB", &[1000.0]);
+        let within = || Row::stated("within", "%", &[0.5, 0.9, 3.0]).at_most(1.0);
+        let beyond = Row::stated("beyond", "%", &[0.5, 1.1, 1.2]).at_most(1.0);
+        assert!(all_hold(&[]) && all_hold(&[stated(), within()]));
+        assert!(!all_hold(&[stated(), beyond, within()]));
+    }
 }

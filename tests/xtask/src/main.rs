@@ -66,7 +66,12 @@ struct PolicyOptions {
 fn main() -> ExitCode {
     // The lab's hosts are re-executions of this binary.
     understudy_lab::init_if_asked();
-    match run_verb(Cli::parse().verb) {
+    exit_code(run_verb(Cli::parse().verb))
+}
+
+/// 0 when the task was done and all that it judges holds, else 1.
+fn exit_code(outcome: Result<bool>) -> ExitCode {
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -115,4 +120,23 @@ fn policy_files(root: &Path, options: &PolicyOptions) -> Result<Vec<PathBuf>> {
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     here.canonicalize().unwrap_or(here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_hold_and_what_cannot_be_done_exit_alike() {
+        assert_eq!(exit_code(Ok(true)), ExitCode::SUCCESS);
+        assert_eq!(exit_code(Ok(false)), ExitCode::FAILURE);
+        assert_eq!(exit_code(Err(anyhow::anyhow!("packages are missing"))), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn an_unknown_benchmark_ends_before_anything_is_installed_or_raised() {
+        let cli = Cli::try_parse_from(["xtask", "bench", "no-such-row"]).unwrap();
+        let error = run_verb(cli.verb).unwrap_err().to_string();
+        assert!(error.contains("'no-such-row'") && error.contains("agent-idle"), "{error}");
+    }
 }
