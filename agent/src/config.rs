@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,11 @@ mod raw;
 mod tests;
 
 pub use look::{role_disk_faults, store_file_faults, template_faults};
+
+/// Memory of an instance in MiB: the smallest guest boots in the least, and more than the most is a slip of the pen.
+pub(crate) const MEMORY_MIB: RangeInclusive<u64> = 96..=1 << 20;
+/// Processors of an instance.
+pub(crate) const VCPUS: RangeInclusive<u32> = 1..=256;
 
 /// The configuration could not be used.
 #[derive(Debug, thiserror::Error)]

@@ -51,6 +51,12 @@ impl fmt::Display for MiB {
 #[serde(transparent)]
 pub struct Vcpus(pub u32);
 
+impl fmt::Display for Vcpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} vCPUs", self.0)
+    }
+}
+
 /// A point on this host's own clock that never jumps and counts through suspend (`CLOCK_BOOTTIME`), in
 /// nanoseconds. Values of two hosts, or of two boots, must not be compared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -3,6 +3,8 @@
 //! Promises: a wish is written whole or not at all, by compare-and-swap. Must not do: carry it out.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -16,6 +18,7 @@ use uuid::Uuid;
 use super::types::{NodeRequest, TerminalRequest};
 use super::{ApiState, Refusal, unknown_terminal};
 use crate::cluster::FailoverRequest;
+use crate::config::{MEMORY_MIB, VCPUS};
 use crate::driver::{admission, now};
 use crate::exit::chain;
 use crate::keys::{Key, encode};
@@ -112,6 +115,15 @@ fn screen(text: &str) -> Result<Screen, Refusal> {
     }
 }
 
+fn out_of_range<T: PartialOrd + Display>(
+    key: &str,
+    given: Option<T>,
+    range: &RangeInclusive<T>,
+) -> Option<String> {
+    let value = given.filter(|value| !range.contains(value))?;
+    Some(format!("{key}: {value} is out of range: use {} to {}", range.start(), range.end()))
+}
+
 fn spec(
     state: &ApiState,
     node: &NodeId,
@@ -147,6 +159,14 @@ fn spec(
         return Err(bad(format!(
             "{node}: there is no environment '{environment}': see [environments] in {file}"
         )));
+    }
+    let faults = [
+        out_of_range("memory_mib", wanted.memory_mib, &MEMORY_MIB),
+        out_of_range("vcpus", wanted.vcpus, &VCPUS),
+    ];
+    let faults: Vec<String> = faults.into_iter().flatten().map(|fault| format!("{node}: {fault}")).collect();
+    if !faults.is_empty() {
+        return Err(bad(faults.join("\n")));
     }
     let config = &state.parts.config;
     let (pool, environment_labels) =

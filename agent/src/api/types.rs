@@ -37,9 +37,9 @@ fn default_screen() -> String {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeRequest {
-    /// MiB of each member; the pool's by default.
+    /// MiB of each member, 96 to 1048576; the pool's by default.
     pub memory_mib: Option<u64>,
-    /// Processors of each member; the pool's by default.
+    /// Processors of each member, 1 to 256; the pool's by default.
     pub vcpus: Option<u32>,
     /// The environment; `desktop` by default.
     pub environment: Option<String>,

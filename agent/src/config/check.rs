@@ -12,7 +12,7 @@ use understudy_core::host::PoolSettings;
 use understudy_core::ids::HostId;
 use understudy_core::units::{MiB, Vcpus};
 
-use super::{AddressRange, Config, ConfigError, StoreConfig, StoreKind, raw};
+use super::{AddressRange, Config, ConfigError, MEMORY_MIB, StoreConfig, StoreKind, VCPUS, raw};
 
 /// Collects faults, so that all are reported at once.
 pub(super) struct Faults<'a> {
@@ -194,8 +194,8 @@ fn store(faults: &mut Faults<'_>, raw: raw::Store) -> Option<StoreConfig> {
 
 fn pool(faults: &mut Faults<'_>, raw: &raw::Pool) -> PoolSettings {
     faults.range("pool.idle", raw.idle, 0, 64);
-    faults.range("pool.memory_mib", raw.memory_mib, 96, 1 << 20);
-    faults.range("pool.vcpus", raw.vcpus, 1, 256);
+    faults.range("pool.memory_mib", raw.memory_mib, *MEMORY_MIB.start(), *MEMORY_MIB.end());
+    faults.range("pool.vcpus", raw.vcpus, *VCPUS.start(), *VCPUS.end());
     PoolSettings { idle: raw.idle, memory: MiB(raw.memory_mib), vcpus: Vcpus(raw.vcpus) }
 }
 

@@ -1,5 +1,5 @@
-//! Owns the stage of these tests: agents with the memory store, a hypervisor that is played, a guard that acknowledges
-//! everything, and guests made from text.
+//! Owns the stage of tests with agents in this process: the memory store, a hypervisor that is played with guests that do
+//! what they are told, a guard that acknowledges everything, and policies made from text.
 
 #[path = "../../policy/tests/common/guests.rs"]
 pub(crate) mod guests;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use understudy::api::{self, ApiState};
 use understudy::config::Config;
@@ -26,9 +26,9 @@ use understudy_core::ids::{BootId, HostId};
 use understudy_core::records::{Capacity, HostFacts, SessionRecord};
 use understudy_core::sets::{PolicySetRecord, RefusedSet, SetFacts};
 use understudy_core::units::{MiB, Vcpus};
-use understudy_hypervisor::Template;
 use understudy_hypervisor::fake::Site;
 use understudy_hypervisor::permit::Permits;
+use understudy_hypervisor::{GuestOutput, Template};
 use understudy_store::MemoryStore;
 use understudy_store::{Committed, Store, Txn};
 
@@ -84,7 +84,10 @@ impl Agent {
         guard(&config.guard_socket);
         let metrics = Arc::new(Metrics::new().unwrap());
         let shipped = include_str!("../../../config/guest/template.xml");
-        let hypervisor = Site::default().host(&format!("fake://{name}"), Vcpus(16), MiB(16_384));
+        let site = Site::default();
+        site.set_guest(Arc::new(|_, _, _| GuestOutput { exit: 0, stdout: Vec::new(), stderr: Vec::new() }));
+        let hypervisor = site.host(&format!("fake://{name}"), Vcpus(16), MiB(16_384));
+        config.environments.values().for_each(|disk| hypervisor.put_role_disk(disk, Ok(())));
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),
             store: Arc::new(store.another()),
@@ -101,6 +104,9 @@ impl Agent {
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let gateway = GatewayState::new(directories, Limits::default()).counters();
         let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway };
+        let socket = UnixListener::bind(&parts.config.api_socket).unwrap();
+        let operators = api::local(state.clone());
+        tokio::spawn(async move { axum::serve(socket, operators).await });
         tokio::spawn(async move { axum::serve(listener, api::local(state)).await });
         let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
         let (stop, stopping) = watch::channel(false);
@@ -112,7 +118,9 @@ impl Agent {
     pub(crate) async fn stop(&mut self) {
         self.stop.send_replace(true);
         self.running.take().unwrap().await.unwrap();
-        let _ = fs::remove_file(self.home.join("run/guard.sock"));
+        for socket in ["run/guard.sock", "run/api.sock"] {
+            let _ = fs::remove_file(self.home.join(socket));
+        }
     }
 
     pub(crate) fn put(&self, name: &str, bytes: &[u8]) {

@@ -6,7 +6,7 @@ use super::{Admission, admit};
 use crate::fixture::{Cluster, node, spec};
 use crate::ids::NodeId;
 use crate::records::NodeRecord;
-use crate::units::MiB;
+use crate::units::{MiB, Vcpus};
 use crate::view::Answer;
 
 fn terminal(name: &str) -> BTreeMap<NodeId, NodeRecord> {
@@ -84,6 +84,41 @@ fn one_host_has_no_place_for_backups_and_takes_a_terminal_that_asks_for_none() {
     }
     let missing = missing(ask(&mut Cluster::of(1), &wanting));
     assert!(missing[0].contains("0 of 1 backups"), "{missing:?}");
+}
+
+/// Processors are shared out, memory is not: only a host that has fewer altogether can never run it.
+#[test]
+fn more_processors_than_a_host_has_are_refused_with_what_is_missing_and_overcommitment_is_not() {
+    for (processors, hosts, expected) in [
+        (16, [16, 16, 2], &[][..]),
+        (
+            17,
+            [16, 16, 2],
+            &[
+                "alice/display: no host can take the primary: host1 has 16 vCPUs of 17 vCPUs needed, host2 has 16",
+                "alice/exec-1: no host",
+            ],
+        ),
+        (
+            16,
+            [16, 2, 2],
+            &["0 of 1 backups", "host2 has 2 vCPUs of 16 vCPUs needed, host3 has 2 vCPUs of 16 vCPUs needed"],
+        ),
+        (1000, [2, 2, 2], &["host1 has 2 vCPUs of 1000 vCPUs needed", "alice/exec-1: no host"]),
+    ] {
+        let mut cluster = Cluster::of(3);
+        for (name, has) in ["host1", "host2", "host3"].into_iter().zip(hosts) {
+            cluster.facts(name).capacity.vcpus = Vcpus(has);
+        }
+        let mut wanting = terminal("alice");
+        wanting.values_mut().for_each(|record| record.spec.vcpus = Vcpus(processors));
+        let said = match ask(&mut cluster, &wanting) {
+            Admission::Admitted(_) => String::new(),
+            other => missing(other).join("\n"),
+        };
+        assert_eq!(said.is_empty(), expected.is_empty(), "{processors} of {hosts:?}: {said}");
+        assert!(expected.iter().all(|part| said.contains(part)), "{processors} of {hosts:?}: {said}");
+    }
 }
 
 #[test]

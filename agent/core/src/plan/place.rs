@@ -150,14 +150,17 @@ fn exclusion(draft: &Draft<'_>, node: &NodeId, host: &HostId, seen: &HostView) -
     if !seen.is_open() {
         return Some("is lost".to_owned());
     }
-    if seen.current_facts().is_none() {
-        return Some("has not reported yet".to_owned());
-    }
+    let Some(facts) = seen.current_facts() else { return Some("has not reported yet".to_owned()) };
     if seen.intent.drain {
         return Some("is draining".to_owned());
     }
     if record.touches(host) {
         return Some("has a member of this node".to_owned());
+    }
+    let (has, needed) = (facts.capacity.vcpus, record.spec.vcpus);
+    if has < needed {
+        // Processors are shared out, so that taken ones do not count: all of them together are too few.
+        return Some(format!("has {has} of {needed} needed"));
     }
     let free = draft.room(node, host);
     if free < record.spec.memory {

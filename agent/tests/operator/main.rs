@@ -1,0 +1,37 @@
+//! What an operator asks a running agent for: the command as a process, the agent in this one, its instances played by
+//! processes that carry their names.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../policies/rig.rs"]
+#[allow(dead_code, reason = "the stage has more on it than these tests need")]
+mod rig;
+
+mod create;
+
+use std::process::{Command, Output};
+
+use rig::{Agent, wait};
+use understudy_store::MemoryStore;
+
+/// An agent with an open session, and the folder that it lives in.
+async fn agent() -> (tempfile::TempDir, Agent) {
+    let home = tempfile::tempdir().unwrap();
+    let agent = Agent::start(home.path(), "host1", &MemoryStore::new(), "").await;
+    wait("it leads and has reported", || async {
+        let seen = agent.snapshots.borrow();
+        (seen.leading && seen.view.hosts.values().any(|host| host.current_facts().is_some())).then_some(())
+    })
+    .await;
+    (home, agent)
+}
+
+/// The command, while the agent goes on.
+async fn understudy(agent: &Agent, words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
+    command.arg("--socket").arg(&agent.parts.config.api_socket).args(words);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
