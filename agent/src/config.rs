@@ -9,7 +9,6 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use understudy_core::bounds::{Bounds, Profile};
 use understudy_core::host::PoolSettings;
 use understudy_core::ids::HostId;
@@ -19,6 +18,7 @@ use understudy_core::units::MiB;
 mod check;
 mod look;
 mod raw;
+mod read;
 #[cfg(test)]
 mod tests;
 
@@ -41,15 +41,7 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is no TOML, or has a key that does not exist.
-    #[error("{}: {}", path.display(), problem.trim_end())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// The parser's words: line, key, what would be right.
-        problem: String,
-    },
-    /// Values that cannot be.
+    /// It is no TOML, or has keys or values that cannot be.
     #[error("{}", faults.join("\n"))]
     Faults {
         /// One line for each, with file and key.
@@ -144,9 +136,7 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`]; all faults at once.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let raw: raw::Raw = toml::from_str(text)
-            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), problem: error.to_string() })?;
-        check::checked(path, raw)
+        check::checked(path, text)
     }
 }
 
@@ -158,8 +148,7 @@ impl AddressRange {
     }
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy)]
 enum StoreKind {
     Etcd,
     Embedded,

@@ -1,202 +1,235 @@
-//! Owns the form of the file: one struct per section, no unknown keys, defaults named once.
+//! Owns the form of the file: one struct per section, its keys, their ranges and defaults, each named once.
 //!
-//! Must not do: judge values.
+//! Must not do: judge what a text says.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Deserialize;
 use understudy_core::bounds::Profile;
 
-use super::StoreKind;
+use super::check::Faults;
+use super::read::{Section, file};
+use super::{MEMORY_MIB, StoreKind, VCPUS};
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Raw {
     pub(super) host: Host,
-    #[serde(default)]
     pub(super) libvirt: Libvirt,
     pub(super) store: Store,
-    #[serde(default)]
     pub(super) cluster: Cluster,
-    #[serde(default)]
     pub(super) pool: Pool,
     pub(super) network: Network,
-    #[serde(default)]
     pub(super) environments: BTreeMap<String, PathBuf>,
-    #[serde(default)]
     pub(super) environment_labels: BTreeMap<String, BTreeMap<String, String>>,
-    #[serde(default)]
     pub(super) policies: Policies,
-    #[serde(default)]
     pub(super) api: Api,
-    #[serde(default)]
     pub(super) gateway: Gateway,
-    #[serde(default)]
     pub(super) guard: Guard,
-    #[serde(default)]
     pub(super) log: Log,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+type Keys<'s, 'a, 'f, 'p> = &'s mut Section<'a, 'f, 'p>;
+
+impl Raw {
+    /// What a text says; none when it is no TOML. Where a key is at fault its default stands, so that the others can be
+    /// looked at too.
+    pub(super) fn read(text: &str, faults: &mut Faults<'_>) -> Option<Self> {
+        file(text, faults, |file| Self {
+            host: file.section("host", Host::read),
+            libvirt: file.section("libvirt", Libvirt::read),
+            store: file.section("store", Store::read),
+            cluster: file.section("cluster", Cluster::read),
+            pool: file.section("pool", Pool::read),
+            network: file.section("network", Network::read),
+            environments: file
+                .named_texts("environments")
+                .into_iter()
+                .map(|(name, path)| (name, path.into()))
+                .collect(),
+            environment_labels: file.named_tables("environment_labels"),
+            policies: file.section("policies", Policies::read),
+            api: file.section("api", Api::read),
+            gateway: file.section("gateway", Gateway::read),
+            guard: file.section("guard", |keys| Guard { socket: keys.path("socket") }),
+            log: file.section("log", Log::read),
+        })
+    }
+}
+
+/// `None` where a key without a default is missing or at fault.
 pub(super) struct Host {
-    pub(super) name: String,
-    #[serde(default)]
+    pub(super) name: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
-    #[serde(default = "default_reserved")]
     pub(super) reserved_memory_mib: u64,
-    #[serde(default = "default_vcpus")]
     pub(super) vcpus_per_processor: u32,
-    #[serde(default = "default_state_dir")]
     pub(super) state_dir: PathBuf,
-    #[serde(default = "default_runtime_dir")]
     pub(super) runtime_dir: PathBuf,
 }
 
-fn default_reserved() -> u64 {
-    1024
+impl Host {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        Self {
+            name: keys.needed("name", "this host's name, such as \"host1\"").text("name"),
+            labels: keys.named_texts("labels"),
+            reserved_memory_mib: keys.number("reserved_memory_mib", 0..=1 << 24).unwrap_or(1024),
+            vcpus_per_processor: keys.number("vcpus_per_processor", 1..=64).unwrap_or(4),
+            state_dir: keys.path("state_dir").unwrap_or_else(|| "/var/lib/understudy".into()),
+            runtime_dir: keys.path("runtime_dir").unwrap_or_else(|| "/run/understudy".into()),
+        }
+    }
 }
 
-fn default_vcpus() -> u32 {
-    4
-}
-
-fn default_state_dir() -> PathBuf {
-    "/var/lib/understudy".into()
-}
-
-fn default_runtime_dir() -> PathBuf {
-    "/run/understudy".into()
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct Libvirt {
     pub(super) uri: String,
-    pub(super) accelerator: String,
+    pub(super) accelerator: &'static str,
     pub(super) template: PathBuf,
     pub(super) migration_uri: Option<String>,
     pub(super) migration_tls: bool,
     pub(super) migration_data_uri: Option<String>,
 }
 
-impl Default for Libvirt {
-    fn default() -> Self {
+impl Libvirt {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        let accelerators = [("auto", "auto"), ("kvm", "kvm"), ("qemu", "qemu")];
         Self {
-            uri: "qemu:///system".to_owned(),
-            accelerator: "auto".to_owned(),
-            template: "/etc/understudy/template.xml".into(),
-            migration_uri: None,
-            migration_tls: true,
-            migration_data_uri: None,
+            uri: keys.text("uri").unwrap_or_else(|| "qemu:///system".to_owned()),
+            accelerator: keys.word("accelerator", &accelerators).unwrap_or("auto"),
+            template: keys.path("template").unwrap_or_else(|| "/etc/understudy/template.xml".into()),
+            migration_uri: keys.text("migration_uri"),
+            migration_tls: keys.flag("migration_tls").unwrap_or(true),
+            migration_data_uri: keys.text("migration_data_uri"),
         }
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Store {
-    pub(super) kind: StoreKind,
-    #[serde(default)]
+    pub(super) kind: Option<StoreKind>,
     pub(super) path: Option<PathBuf>,
-    #[serde(default)]
     pub(super) endpoints: Vec<String>,
-    #[serde(default = "default_root")]
-    pub(super) root: String,
-    #[serde(default)]
+    pub(super) root: Option<String>,
     pub(super) ca: Option<PathBuf>,
-    #[serde(default)]
     pub(super) cert: Option<PathBuf>,
-    #[serde(default)]
     pub(super) key: Option<PathBuf>,
-    #[serde(default)]
     pub(super) user: Option<String>,
-    #[serde(default)]
     pub(super) password_file: Option<PathBuf>,
 }
 
-fn default_root() -> String {
-    "/understudy/".to_owned()
+impl Store {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        let kinds = [("etcd", StoreKind::Etcd), ("embedded", StoreKind::Embedded)];
+        Self {
+            kind: keys.needed("kind", "\"etcd\" or, for one host, \"embedded\"").word("kind", &kinds),
+            path: keys.path("path"),
+            endpoints: keys.texts("endpoints").unwrap_or_default(),
+            root: keys.text("root"),
+            ca: keys.path("ca"),
+            cert: keys.path("cert"),
+            key: keys.path("key"),
+            user: keys.text("user"),
+            password_file: keys.path("password_file"),
+        }
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct Cluster {
     pub(super) profile: Profile,
     pub(super) checkpoint_interval_ms: Option<u64>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+impl Cluster {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        let profiles = [("safe", Profile::Safe), ("fast", Profile::Fast)];
+        Self {
+            profile: keys.word("profile", &profiles).unwrap_or_default(),
+            checkpoint_interval_ms: keys.number("checkpoint_interval_ms", 1_000..=600_000),
+        }
+    }
+}
+
 pub(super) struct Pool {
     pub(super) idle: u32,
     pub(super) memory_mib: u64,
     pub(super) vcpus: u32,
 }
 
-impl Default for Pool {
-    fn default() -> Self {
-        Self { idle: 1, memory_mib: 192, vcpus: 1 }
+impl Pool {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        Self {
+            idle: keys.number("idle", 0..=64).unwrap_or(1),
+            memory_mib: keys.number("memory_mib", MEMORY_MIB).unwrap_or(192),
+            vcpus: keys.number("vcpus", VCPUS).unwrap_or(1),
+        }
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// `None` where a key without a default is missing or at fault.
 pub(super) struct Network {
-    pub(super) addresses: String,
-    #[serde(default = "default_prefix")]
+    pub(super) addresses: Option<String>,
     pub(super) prefix_length: u8,
 }
 
-fn default_prefix() -> u8 {
-    24
+impl Network {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        Self {
+            addresses: keys.needed("addresses", super::check::ADDRESSES).text("addresses"),
+            prefix_length: keys.number("prefix_length", 8..=30).unwrap_or(24),
+        }
+    }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct Policies {
     pub(super) dir: PathBuf,
     pub(super) deadline_ms: u64,
     pub(super) records_mib: u64,
 }
 
-impl Default for Policies {
-    fn default() -> Self {
-        Self { dir: "/etc/understudy/policies".into(), deadline_ms: 500, records_mib: 64 }
+impl Policies {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        Self {
+            dir: keys.path("dir").unwrap_or_else(|| "/etc/understudy/policies".into()),
+            deadline_ms: keys.number("deadline_ms", 5..=10_000).unwrap_or(500),
+            records_mib: keys.number("records_mib", 0..=1 << 16).unwrap_or(64),
+        }
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct Api {
     pub(super) socket: Option<PathBuf>,
     pub(super) listen: Option<String>,
     pub(super) advertise: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+impl Api {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        Self { socket: keys.path("socket"), listen: keys.text("listen"), advertise: keys.text("advertise") }
+    }
+}
+
 pub(super) struct Gateway {
     pub(super) listen: Option<String>,
     pub(super) advertise: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+impl Gateway {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        Self { listen: keys.text("listen"), advertise: keys.text("advertise") }
+    }
+}
+
 pub(super) struct Guard {
     pub(super) socket: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct Log {
-    pub(super) format: String,
+    pub(super) format: &'static str,
     pub(super) filter: String,
 }
 
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: "auto".to_owned(), filter: "info".to_owned() }
+impl Log {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
+        let formats = [("auto", "auto"), ("plain", "plain"), ("journald", "journald")];
+        Self {
+            format: keys.word("format", &formats).unwrap_or("auto"),
+            filter: keys.text("filter").unwrap_or_else(|| "info".to_owned()),
+        }
     }
 }

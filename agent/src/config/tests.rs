@@ -81,6 +81,125 @@ format = "xml"
     }
 }
 
+/// The key that is mistyped, the one of a wrong type, the one that is missing and the value that cannot be: whoever mends
+/// a file is told of all of them before the next start, not of one at each.
+#[test]
+fn unknown_keys_wrong_types_and_missing_keys_are_told_together_with_what_else_is_wrong() {
+    let text = r#"
+nonsense = 1
+[hots]
+name = "host1"
+[host]
+nmae = "host1"
+vcpus_per_processor = "4"
+reserved_memory_mib = -1
+labels = { zone = 1 }
+[libvirt]
+migration_tls = "yes"
+uri = "nonsense"
+[store]
+kind = "etc"
+[cluster]
+profile = "hasty"
+checkpoint_interval_ms = 1.5
+[pool]
+idle = 65
+vcpus = 5000000000
+[network]
+adresses = "10.0.0.2-10.0.0.9"
+prefix_length = 40
+[environments]
+desktop = ["/role.erofs"]
+[api]
+listen = 7480
+[log]
+format = "xml"
+"#;
+    let mut found = faults(text);
+    found.sort();
+    let sections = "[host], [libvirt], [store], [cluster], [pool], [network], [environments], [environment_labels], [policies], [api], \
+        [gateway], [guard], [log]";
+    let host = "name, labels, reserved_memory_mib, vcpus_per_processor, state_dir, runtime_dir";
+    let libvirt = "use qemu:///system, or qemu+unix:///system?socket=PATH where its socket is elsewhere";
+    let addresses = "a range of IPv4 addresses such as 10.77.1.16-10.77.1.31";
+    assert_eq!(
+        found,
+        [
+            "agent.toml: api.listen: is not text but integer (line 27)".to_owned(),
+            "agent.toml: cluster.checkpoint_interval_ms: is not a whole number but float: use 1000 to 600000 (line 17)".to_owned(),
+            "agent.toml: cluster.profile: 'hasty' is not one of safe, fast (line 16)".to_owned(),
+            "agent.toml: environments.desktop: is not text but array (line 25)".to_owned(),
+            "agent.toml: host.labels.zone: is not text but integer (line 9)".to_owned(),
+            "agent.toml: host.name: is missing: give this host's name, such as \"host1\"".to_owned(),
+            format!("agent.toml: host.nmae: is unknown: use {host} (line 6)"),
+            "agent.toml: host.reserved_memory_mib: -1 is out of range: use 0 to 16777216 (line 8)".to_owned(),
+            "agent.toml: host.vcpus_per_processor: is not a whole number but string: use 1 to 64 (line 7)".to_owned(),
+            format!("agent.toml: hots: is unknown: use {sections} (line 3)"),
+            "agent.toml: libvirt.migration_tls: is not true or false but string (line 11)".to_owned(),
+            format!("agent.toml: libvirt.uri: 'nonsense' is not this host's QEMU: {libvirt}"),
+            "agent.toml: log.format: 'xml' is not one of auto, plain, journald (line 29)".to_owned(),
+            format!("agent.toml: network.addresses: is missing: give {addresses}"),
+            "agent.toml: network.adresses: is unknown: use addresses, prefix_length (line 22)".to_owned(),
+            "agent.toml: network.prefix_length: 40 is out of range: use 8 to 30 (line 23)".to_owned(),
+            format!("agent.toml: nonsense: is unknown: use {sections} (line 2)"),
+            "agent.toml: pool.idle: 65 is out of range: use 0 to 64 (line 19)".to_owned(),
+            "agent.toml: pool.vcpus: 5000000000 is out of range: use 1 to 256 (line 20)".to_owned(),
+            "agent.toml: store.kind: 'etc' is not one of etcd, embedded (line 14)".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn what_rests_on_a_faulty_key_is_not_told_as_well() {
+    let text = r#"
+[host]
+name = "host1"
+[store]
+kind = "etcd"
+endpoints = "https://host1:2379"
+ca = 1
+cert = 2
+key = "/key"
+[network]
+addresses = "10.0.0.2-10.0.0.9"
+[environments]
+desktop = "/role.erofs"
+[api]
+listen = ":7480"
+"#;
+    let mut found = faults(text);
+    found.sort();
+    let keys: Vec<&str> = found.iter().map(|fault| fault.split(": ").nth(1).unwrap()).collect();
+    assert_eq!(keys, ["api.listen", "store.ca", "store.cert", "store.endpoints"], "{found:#?}");
+    let found =
+        faults(&text.replace("\"https://host1:2379\"", "[\"http://host1:2379\", 2]").replace("ca = 1", ""));
+    assert!(
+        found
+            .iter()
+            .any(|fault| fault.contains("endpoints: has something else in it: use an array of texts")),
+        "{found:#?}"
+    );
+    // What an empty file lacks is told whole, too.
+    let found = faults("");
+    for key in [
+        "host.name: is missing",
+        "store.kind: is missing",
+        "network.addresses: is missing",
+        "environments: is empty",
+    ] {
+        assert!(found.iter().any(|fault| fault.contains(key)), "{key}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_text_that_is_no_toml_is_told_with_every_line() {
+    let found = faults("[host]\nname = \n[store]\nkind = 'etcd'\nkind = 'embedded'\n[pool\nidle = 1\n");
+    for line in [2, 5, 6] {
+        let start = format!("agent.toml: line {line} is no TOML: ");
+        assert!(found.iter().any(|fault| fault.starts_with(&start)), "{start}: {found:#?}");
+    }
+}
+
 #[test]
 fn labels_are_of_environments_that_there_are() {
     let labels = "[environment_labels]\ndesktop = { backups = \"2\" }\n";
@@ -92,6 +211,14 @@ fn labels_are_of_environments_that_there_are() {
     for part in ["agent.toml: environment_labels.deskto:", "[environments] names desktop"] {
         assert!(fault.contains(part), "{fault}");
     }
+    for (wrong, key) in
+        [("2", "environment_labels.desktop.backups"), ("[]", "environment_labels.desktop.backups")]
+    {
+        let found = faults(&text.replace("\"2\"", wrong));
+        assert!(found.len() == 1 && found[0].contains(&format!("{key}: is not text")), "{found:?}");
+    }
+    let found = faults(&text.replace("{ backups = \"2\" }", "\"2\""));
+    assert!(found.len() == 1 && found[0].contains("environment_labels.desktop: is not a table"), "{found:?}");
 }
 
 #[test]
@@ -135,7 +262,7 @@ fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
     }
 }
 
-/// A commented line `# key = value` in the shipped file shows the default: setting it must change nothing.
+/// A commented line `#key = value` in the shipped file shows the default: setting it must change nothing.
 #[test]
 fn the_commented_defaults_are_the_defaults() {
     let mut uncommented = String::new();
