@@ -262,6 +262,41 @@ fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
     }
 }
 
+/// What `section` may have, as the refusal of a key that it has not says it.
+fn keys_of(section: &str) -> Vec<String> {
+    let text = if section.is_empty() { "bogus = 1".to_owned() } else { format!("[{section}]\nbogus = 1\n") };
+    let found = faults(&text);
+    let told = found.iter().find_map(|fault| fault.split_once("bogus: is unknown: use "));
+    let (keys, _) = told.unwrap().1.split_once(" (line").unwrap();
+    keys.split(", ").map(|key| key.trim_matches(['[', ']']).to_owned()).collect()
+}
+
+/// Whether the shipped file has a line for a key, commented or not, under its section.
+fn is_documented(section: &str, key: &str) -> bool {
+    let mut lines = FULL.lines().skip_while(|line| *line != format!("[{section}]")).skip(1);
+    let (set, shown) = (format!("{key} = "), format!("#{key} = "));
+    lines
+        .by_ref()
+        .take_while(|line| !line.starts_with('['))
+        .any(|line| line.starts_with(&set) || line.starts_with(&shown))
+}
+
+#[test]
+fn every_key_stands_in_the_shipped_file() {
+    let mut seen = 0;
+    // The names in these are the operator's.
+    let named = ["environments", "environment_labels"];
+    for section in keys_of("").iter().filter(|section| !named.contains(&section.as_str())) {
+        for key in keys_of(section) {
+            assert!(is_documented(section, &key), "{section}.{key} is not in config/agent.toml");
+            seen += 1;
+        }
+    }
+    assert!(named.iter().all(|section| FULL.contains(&format!("\n[{section}]\n"))));
+    assert!(seen >= 35, "only {seen} keys were compared");
+    assert!(!is_documented("api", "endpoints") && !is_documented("store", "bogus"));
+}
+
 /// A commented line `#key = value` in the shipped file shows the default: setting it must change nothing.
 #[test]
 fn the_commented_defaults_are_the_defaults() {
@@ -269,6 +304,17 @@ fn the_commented_defaults_are_the_defaults() {
     let mut defaults = 0;
     for line in FULL.lines() {
         match line.strip_prefix("#") {
+            // Of the other kind of store: no default of this file's.
+            Some(rest) if rest.starts_with("path = ") => {
+                let [plain, set] =
+                    [MINIMAL.to_owned(), MINIMAL.replace("path = \"/var/lib/understudy/store.redb\"", rest)];
+                assert!(set.contains(rest));
+                let [plain, set] = [plain, set].map(|text| Config::parse(Path::new("x"), &text).unwrap());
+                assert_eq!(plain.store, set.store);
+                let without = MINIMAL.replace("path = ", "#path = ");
+                assert_eq!(plain.store, Config::parse(Path::new("x"), &without).unwrap().store);
+                defaults += 1;
+            }
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) && rest.contains(" = ") => {
                 uncommented.push_str(rest);
                 defaults += 1;
