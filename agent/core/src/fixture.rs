@@ -104,6 +104,7 @@ impl Cluster {
             api: String::new(),
             gateway: String::new(),
             migration_uri: format!("qemu://{name}"),
+            migration_data_uri: None,
             load_milli: 0,
             instances: BTreeMap::new(),
             complaints: Vec::new(),

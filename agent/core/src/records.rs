@@ -382,6 +382,9 @@ pub struct HostFacts {
     pub gateway: String,
     /// The URI to which peers migrate.
     pub migration_uri: String,
+    /// Where this host's qemu takes in memory, where that is not libvirt's choice: `tcp://192.0.2.1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration_data_uri: Option<String>,
     /// Load of the processors in thousandths of one processor.
     pub load_milli: u32,
     /// All managed instances.

@@ -235,6 +235,13 @@ fn libvirt(faults: &mut Faults<'_>, raw: &raw::Libvirt, environments: &BTreeMap<
         let right = "use qemu:///system, or qemu+unix:///system?socket=PATH where its socket is elsewhere";
         faults.add("libvirt.uri", format_args!("'{}' is not this host's QEMU: {right}", raw.uri));
     }
+    let nowhere = |uri: &String| uri.strip_prefix("tcp://").is_none_or(str::is_empty);
+    if let Some(uri) = raw.migration_data_uri.as_ref().filter(|uri| nowhere(uri)) {
+        faults.add(
+            "libvirt.migration_data_uri",
+            format_args!("'{uri}' is not an address such as tcp://192.0.2.1"),
+        );
+    }
     for (name, path) in environments {
         faults.absolute(&format!("environments.{name}"), path);
     }

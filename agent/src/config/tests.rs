@@ -237,6 +237,10 @@ fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
         let found = faults(&format!("{MINIMAL}\n[libvirt]\nuri = \"{uri}\"\n"));
         assert_eq!(found.is_empty(), holds, "{uri}: {found:?}");
     }
+    for (uri, holds) in [("tcp://192.0.2.1", true), ("tcp://", false), ("192.0.2.1", false)] {
+        let found = faults(&format!("{MINIMAL}\n[libvirt]\nmigration_data_uri = \"{uri}\"\n"));
+        assert_eq!(found.is_empty(), holds, "{uri}: {found:?}");
+    }
     let without_files =
         FULL.lines().filter(|line| !["ca =", "cert =", "key ="].iter().any(|key| line.starts_with(key)));
     let plain = without_files.collect::<Vec<_>>().join("\n");

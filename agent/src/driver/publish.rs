@@ -42,6 +42,7 @@ impl Driver {
                 String::new()
             },
             migration_uri: config.migration_uri.clone(),
+            migration_data_uri: config.migration_data_uri.clone(),
             load_milli,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),

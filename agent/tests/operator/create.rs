@@ -7,7 +7,7 @@ const NODES: &str = "[display]\nDISPLAY\n[[execution]]\nEXECUTION\n\
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn numbers_that_no_instance_can_have_are_refused_with_node_key_and_what_would_be_right() {
-    let (home, agent) = agent().await;
+    let (home, agent) = agent("").await;
     let file = home.path().join("terminal.toml").display().to_string();
     for (display, execution, words) in [
         ("memory_mib = 0", "", &["alice/display: memory_mib: 0 is out of range: use 96 to 1048576"][..]),

@@ -7,6 +7,7 @@
 mod rig;
 
 mod create;
+mod facts;
 
 use std::process::{Command, Output};
 
@@ -14,9 +15,9 @@ use rig::{Agent, wait};
 use understudy_store::MemoryStore;
 
 /// An agent with an open session, and the folder that it lives in.
-async fn agent() -> (tempfile::TempDir, Agent) {
+async fn agent(more: &str) -> (tempfile::TempDir, Agent) {
     let home = tempfile::tempdir().unwrap();
-    let agent = Agent::start(home.path(), "host1", &MemoryStore::new(), "").await;
+    let agent = Agent::start(home.path(), "host1", &MemoryStore::new(), more).await;
     wait("it leads and has reported", || async {
         let seen = agent.snapshots.borrow();
         (seen.leading && seen.view.hosts.values().any(|host| host.current_facts().is_some())).then_some(())

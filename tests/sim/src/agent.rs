@@ -339,6 +339,7 @@ impl Agent {
             api: String::new(),
             gateway: String::new(),
             migration_uri: format!("qemu://{me}"),
+            migration_data_uri: None,
             load_milli: 0,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: Vec::new(),

@@ -143,7 +143,14 @@ pub enum HostAction {
     Restore { node: NodeId, instance: InstanceId, epoch: Epoch, checkpoint: CheckpointId, valid: Epoch },
     /// Move this instance away, live. Once it has gone, it is reported dead with a reason that begins with
     /// [`MOVED`](crate::MOVED); while the outcome is not known, nothing is reported.
-    MigrateOut { node: NodeId, instance: InstanceId, epoch: Epoch, to: HostId, uri: String },
+    MigrateOut {
+        node: NodeId,
+        instance: InstanceId,
+        epoch: Epoch,
+        to: HostId,
+        uri: String,
+        data_uri: Option<String>,
+    },
     /// Permit this instance to come. Once all of it is here and [`source_let_go`]: guard, then resume. When the
     /// migration is abandoned or over: withdraw the permit, then end what is here. When the source let go and nothing
     /// is here or on its way: withdraw the permit, then report it dead in this epoch.

@@ -227,6 +227,7 @@ fn leave(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<
         epoch: migration.epoch,
         to: migration.to.clone(),
         uri: facts.migration_uri.clone(),
+        data_uri: facts.migration_data_uri.clone(),
     })
 }
 

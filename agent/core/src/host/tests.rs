@@ -169,10 +169,17 @@ fn leaving() -> (Cluster, HostId, HostId, InstanceId) {
 
 #[test]
 fn the_source_moves_it_and_does_not_guard_it_anew_meanwhile() {
-    let (cluster, _, to, _) = leaving();
+    let (mut cluster, _, to, _) = leaving();
+    for name in ["host1", "host2", "host3"] {
+        cluster.facts(name).migration_data_uri = Some(format!("tcp://{name}.storage"));
+    }
     let found = on_primary(&cluster, "alice/exec-1");
-    let HostAction::MigrateOut { to: target, epoch, uri, .. } = &found[0] else { panic!("{found:?}") };
+    let HostAction::MigrateOut { to: target, epoch, uri, data_uri, .. } = &found[0] else {
+        panic!("{found:?}")
+    };
     assert_eq!((target, *epoch, uri.as_str()), (&to, Epoch(2), format!("qemu://{to}").as_str()));
+    // Both addresses are the destination's own.
+    assert_eq!(data_uri.as_deref(), Some(format!("tcp://{to}.storage").as_str()));
     assert_eq!(found.len(), 1);
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn facts(memory: MiB) -> HostFacts {
         api: String::new(),
         gateway: String::new(),
         migration_uri: String::new(),
+        migration_data_uri: None,
         load_milli: 0,
         instances: BTreeMap::new(),
         complaints: Vec::new(),

@@ -23,7 +23,7 @@ use crate::exit::chain;
 /// Between two looks at whether the source has let go. It stands still for half of this on average.
 const LOOK: Duration = Duration::from_millis(5);
 
-pub(super) fn leave(parts: &Parts, instance: InstanceId, uri: &str) -> Outcome {
+pub(super) fn leave(parts: &Parts, instance: InstanceId, uri: &str, data_uri: Option<&str>) -> Outcome {
     match parts.hypervisor.life(instance) {
         Ok(LifeSign::Gone) => {
             // An earlier try ended without a clear word. If it has arrived, the destination's word comes first.
@@ -36,7 +36,7 @@ pub(super) fn leave(parts: &Parts, instance: InstanceId, uri: &str) -> Outcome {
         uri: uri.to_owned(),
         tls: parts.config.migration_tls,
         tls_name: None,
-        data_uri: None,
+        data_uri: data_uri.map(str::to_owned),
         bandwidth: None,
     };
     match parts.hypervisor.migrate(instance, &target, parts.config.bounds.migration) {

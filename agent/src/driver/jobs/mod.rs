@@ -97,7 +97,9 @@ fn run(
         HostAction::Restore { node, epoch, checkpoint, .. } => {
             domain::restore(parts, cluster, node, whose, *epoch, *checkpoint)
         }
-        HostAction::MigrateOut { uri, .. } => migrate::leave(parts, instance, uri),
+        HostAction::MigrateOut { uri, data_uri, .. } => {
+            migrate::leave(parts, instance, uri, data_uri.as_deref())
+        }
         HostAction::Accept { node, epoch, .. } => migrate::accept(parts, cluster, node, whose, *epoch),
         HostAction::Destroy { reason, .. } => domain::destroy(parts, instance, reason),
         HostAction::Checkpoint { .. }
