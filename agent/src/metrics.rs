@@ -4,6 +4,8 @@
 //! anything itself.
 
 mod policies;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -241,18 +243,4 @@ fn phases(incident: &Incident) -> Vec<(&'static str, UnixMillis, UnixMillis)> {
         }
     }
     phases
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_metrics_register_and_print() {
-        let metrics = Metrics::new().unwrap();
-        metrics.death_seen();
-        let text = metrics.text(UnixMillis(0));
-        assert!(text.contains("understudy_instance_deaths_total 1"), "{text}");
-        assert!(text.contains("understudy_session_remaining_seconds 0"), "{text}");
-    }
 }
