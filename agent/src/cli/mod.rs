@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 use understudy_core::bounds::Profile;
+use understudy_core::ids::{HostId, NodeId, TerminalId};
 
 use crate::api::types::{Status, Terminal, TerminalRequest};
 use crate::client::ask;
@@ -91,12 +92,12 @@ enum TerminalVerb {
     /// Show one terminal.
     Show {
         /// Its name.
-        name: String,
+        name: TerminalId,
     },
     /// Delete a terminal and end its instances.
     Delete {
         /// Its name.
-        name: String,
+        name: TerminalId,
     },
 }
 
@@ -107,12 +108,12 @@ enum HostVerb {
     /// Let everything leave a host, by live migration.
     Drain {
         /// Its name.
-        name: String,
+        name: HostId,
     },
     /// Let a host take work again.
     Undrain {
         /// Its name.
-        name: String,
+        name: HostId,
     },
 }
 
@@ -121,7 +122,7 @@ enum NodeVerb {
     /// End a node's primary, so that a successor takes over.
     Failover {
         /// The node, such as alice/display.
-        node: String,
+        node: NodeId,
     },
 }
 

@@ -8,6 +8,8 @@ mod rig;
 
 mod create;
 mod facts;
+mod failover;
+mod instances;
 
 use std::process::{Command, Output};
 
@@ -35,4 +37,8 @@ async fn understudy(agent: &Agent, words: &[&str]) -> Output {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn printed(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

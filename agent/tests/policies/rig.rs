@@ -149,6 +149,17 @@ impl Agent {
         path: &str,
         json: &str,
     ) -> (hyper::StatusCode, serde_json::Value) {
+        let (status, text) = self.request(method, path, json).await;
+        (status, serde_json::from_str(&text).unwrap_or_default())
+    }
+
+    /// What it says to a request with this body, as it is.
+    pub(crate) async fn request(
+        &self,
+        method: hyper::Method,
+        path: &str,
+        json: &str,
+    ) -> (hyper::StatusCode, String) {
         use http_body_util::{BodyExt, Full};
         let stream = tokio::net::TcpStream::connect(&self.parts.config.api_advertise).await.unwrap();
         let io = hyper_util::rt::TokioIo::new(stream);
@@ -164,7 +175,7 @@ impl Agent {
         let response = sender.send_request(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (status, serde_json::from_slice(&bytes).unwrap_or_default())
+        (status, String::from_utf8_lossy(&bytes).into_owned())
     }
 
     pub(crate) async fn status(&self) -> PoliciesStatus {
