@@ -1,23 +1,56 @@
 //! Owns the receiving end of a checkpoint.
 //!
-//! Promises: success is answered only once the image is durable. Must not do: take one that the store of images
-//! refuses (an older epoch, a wrong digest).
+//! Promises: success is answered only once the image is durable; nothing of an image that this host has no use for is
+//! read. Must not do: take one that the store of images refuses (an older epoch, a wrong digest).
 
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use understudy_checkpoint::Expected;
+use understudy_core::host::{Offer, offered};
+use understudy_core::ids::{Epoch, HostId, NodeId};
 
 use super::{ApiState, Refusal};
+use crate::driver::Snapshot;
 use crate::exit::chain;
 use crate::peers::{SHIPMENT_HEADER, Shipment};
 
 /// Chunks that may wait for the disk.
 const AHEAD: usize = 8;
+
+/// How far this host's mirror of the store may be behind the sender's: a few milliseconds, unless it is busy.
+const BEHIND: Duration = Duration::from_secs(2);
+
+/// Whether `me` takes an image of this epoch, once it knows. One that it knows nothing of after [`BEHIND`] may be sent
+/// again: the sender takes the next state then, as after any attempt that failed.
+async fn wanted(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    me: &HostId,
+    node: &NodeId,
+    epoch: Epoch,
+) -> Result<(), Refusal> {
+    let mut offer = Offer::NotYet(format!("{me} has not read the store yet"));
+    let decided = snapshots.wait_for(|seen| {
+        if seen.synced {
+            offer = offered(&seen.view, me, node, epoch);
+        }
+        !matches!(offer, Offer::NotYet(_))
+    });
+    // Whether it was decided, time is up or the agent ends: what was known last is the answer.
+    drop(timeout(BEHIND, decided).await);
+    match offer {
+        Offer::Taken => Ok(()),
+        Offer::NotYet(why) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why)),
+        Offer::Over(why) => Err(Refusal::new(StatusCode::CONFLICT, why)),
+    }
+}
 
 /// The body's chunks as a blocking reader. A body that broke off is an error, never an end.
 struct Chunks {
@@ -49,6 +82,8 @@ pub(super) async fn receive(
     let header = header.ok_or_else(|| bad(format!("the header {SHIPMENT_HEADER} is missing")))?;
     let shipment: Shipment =
         serde_json::from_str(header).map_err(|error| bad(format!("{SHIPMENT_HEADER}: {error}")))?;
+    let me = &state.parts.config.host;
+    wanted(state.snapshots.clone(), me, &shipment.node, shipment.id.epoch).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let images = state.parts.images.clone();
     let writer = tokio::task::spawn_blocking(move || {
@@ -68,5 +103,57 @@ pub(super) async fn receive(
         Ok(Ok(_)) => Ok(StatusCode::NO_CONTENT),
         Ok(Err(error)) => Err(Refusal::new(StatusCode::CONFLICT, chain(&error))),
         Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use understudy_core::records::{Labels, Member, NodeRecord, NodeSpec, Origin, Screen};
+    use understudy_core::units::{MiB, Vcpus};
+    use understudy_core::view::Versioned;
+
+    use super::*;
+
+    /// The cluster with a protected node in this epoch, of which `host2` keeps images.
+    fn seen(epoch: Epoch) -> Arc<Snapshot> {
+        let spec = NodeSpec {
+            memory: MiB(128),
+            vcpus: Vcpus(1),
+            protected: true,
+            environment: "desktop".to_owned(),
+            applications: Vec::new(),
+            labels: Labels::new(),
+            environment_labels: Labels::new(),
+            screen: Screen { width: 1280, height: 720 },
+        };
+        let host = "host2".parse().unwrap();
+        let backups = vec![Member { host, session: 1, instance: None, origin: Origin::Held }];
+        let value = NodeRecord { epoch, backups, ..NodeRecord::new(spec, String::new()) };
+        let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
+        snapshot.view.nodes.insert("alice/exec-1".parse().unwrap(), Versioned { value, revision: 1 });
+        Arc::new(snapshot)
+    }
+
+    /// The sender acts on a record that the receiver's mirror does not show yet.
+    #[tokio::test]
+    async fn an_image_that_is_ahead_of_the_mirror_is_waited_for_and_taken_when_the_record_comes() {
+        let (me, node): (HostId, NodeId) = ("host2".parse().unwrap(), "alice/exec-1".parse().unwrap());
+        let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, &node, Epoch(5)));
+        for behind in [None, Some(Epoch(4))] {
+            if let Some(epoch) = behind {
+                sender.send(seen(epoch)).unwrap();
+            }
+            let once =
+                std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending()));
+            assert!(once.await, "{behind:?}");
+        }
+        sender.send(seen(Epoch(5))).unwrap();
+        assert!(waiting.await.is_ok());
+        sender.send(seen(Epoch(6))).unwrap();
+        let over = wanted(snapshots, &me, &node, Epoch(5)).await.unwrap_err();
+        assert_eq!(over.status, StatusCode::CONFLICT);
     }
 }

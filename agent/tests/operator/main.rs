@@ -1,5 +1,5 @@
-//! What an operator asks a running agent for: the command as a process, the agent in this one, its instances played by
-//! processes that carry their names.
+//! What operators and peers ask a running agent for: the command as a process, the agent in this one, its instances played
+//! by processes that carry their names.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 #[path = "../policies/rig.rs"]
@@ -9,6 +9,7 @@ mod rig;
 mod create;
 mod facts;
 mod failover;
+mod images;
 mod instances;
 
 use std::process::{Command, Output};

@@ -247,13 +247,13 @@ pub(crate) async fn refused(store: &MemoryStore) -> Option<RefusedSet> {
     record(store, &Key::PolicyRefused).await
 }
 
-pub(crate) async fn write<T: serde::Serialize>(store: &MemoryStore, key: &Key, value: &T) {
+pub(crate) async fn write<T: serde::Serialize>(store: &dyn Store, key: &Key, value: &T) {
     let txn = Txn::new().put(key.to_string(), encode(value));
     assert!(matches!(store.commit(&txn).await.unwrap(), Committed::Applied { .. }));
 }
 
 /// A host without an agent: its records, renewed by nobody.
-pub(crate) async fn played_host(store: &MemoryStore, name: &str, facts: HostFacts) -> HostId {
+pub(crate) async fn played_host(store: &dyn Store, name: &str, facts: HostFacts) -> HostId {
     let host: HostId = name.parse().unwrap();
     let session = SessionRecord { boot: BootId("b".to_owned()), number: 1, beat: 1, ended: None };
     write(store, &Key::Session(host.clone()), &session).await;

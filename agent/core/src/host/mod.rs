@@ -4,6 +4,7 @@
 //! lost or repeated; every action carries the epoch that it was decided in; at most one action per instance and
 //! lane is asked for at a time. Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
 
+mod images;
 mod pool;
 mod tend;
 #[cfg(test)]
@@ -12,6 +13,8 @@ mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+
+pub use images::{Offer, offered};
 
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::records::{CheckpointId, CheckpointRecord, InstanceFact, NodeRecord, NodeSpec, Phase};
@@ -156,7 +159,7 @@ pub enum HostAction {
     /// is here or on its way: withdraw the permit, then report it dead in this epoch.
     Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
     /// Take the state of this instance and copy it to these hosts. The record is written only if the node's record is
-    /// still at the revision that this was decided from; a receiver takes it only if it knows itself as a backup.
+    /// still at the revision that this was decided from; a receiver takes it only as [`offered`] says.
     Checkpoint { node: NodeId, instance: InstanceId, epoch: Epoch, hosts: Vec<HostId> },
     /// End this instance.
     Destroy { instance: InstanceId, reason: String },

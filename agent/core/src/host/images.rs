@@ -1,0 +1,99 @@
+//! Owns the question whether this host takes an image of a node that somebody sends.
+//!
+//! Promises: an image is taken only of an epoch that the node's record bears out, and only by a host that the record names
+//! as a backup; what the mirror of the store may just not show yet is put off, not refused. Must not do: look at the image.
+
+use crate::ids::{Epoch, HostId, NodeId};
+use crate::view::View;
+
+/// What to do with an image that is offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Offer {
+    /// Take it.
+    Taken,
+    /// As far as this host knows it has no use for it, and why; it may know too little yet.
+    NotYet(String),
+    /// Its node has left that epoch (SAFE-4), and no later word can change that.
+    Over(String),
+}
+
+/// Whether `me` takes an image of `node` that was taken in `epoch`.
+///
+/// A stray image must not get in: the highest epoch of a node that was ever taken is remembered, and refuses all that are
+/// older. That of a record can be passed on; one above it was made up, or is of a record that is still on its way.
+#[must_use]
+pub fn offered(view: &View, me: &HostId, node: &NodeId, epoch: Epoch) -> Offer {
+    let Some(record) = view.nodes.get(node).map(|known| &known.value) else {
+        return Offer::NotYet(format!("{me} knows no node {node}"));
+    };
+    if epoch < record.epoch {
+        return Offer::Over(format!("taken in epoch {epoch}, {node} is in epoch {}", record.epoch));
+    }
+    if epoch > record.epoch {
+        return Offer::NotYet(format!("taken in epoch {epoch}, {me} knows {node} in epoch {}", record.epoch));
+    }
+    let held = record.holds_places(node.role()) && record.backups.iter().any(|backup| &backup.host == me);
+    if !held {
+        return Offer::NotYet(format!("{me} holds no place for {node} as far as it knows"));
+    }
+    Offer::Taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Cluster, host, node};
+
+    #[test]
+    fn an_image_is_taken_by_a_backup_in_the_nodes_own_epoch_and_put_off_while_the_store_may_still_say_so() {
+        let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+        cluster.edit("alice/exec-1", |record| record.epoch = Epoch(4));
+        let backup = cluster.backup_hosts("alice/exec-1")[0].clone();
+        let primary = cluster.primary_host("alice/exec-1");
+        for (me, of, epoch, expected) in [
+            (&backup, "alice/exec-1", 4, Offer::Taken),
+            (
+                &backup,
+                "alice/exec-1",
+                3,
+                Offer::Over("taken in epoch 3, alice/exec-1 is in epoch 4".to_owned()),
+            ),
+            (
+                &backup,
+                "alice/exec-1",
+                5,
+                Offer::NotYet(format!("taken in epoch 5, {backup} knows alice/exec-1 in epoch 4")),
+            ),
+            (&backup, "bob/exec-1", 4, Offer::NotYet(format!("{backup} knows no node bob/exec-1"))),
+            (
+                &primary,
+                "alice/exec-1",
+                4,
+                Offer::NotYet(format!("{primary} holds no place for alice/exec-1 as far as it knows")),
+            ),
+            // Whoever sends it: an older epoch is over for everybody.
+            (
+                &primary,
+                "alice/exec-1",
+                1,
+                Offer::Over("taken in epoch 1, alice/exec-1 is in epoch 4".to_owned()),
+            ),
+        ] {
+            assert_eq!(
+                offered(&cluster.view, &host(me), &node(of), Epoch(epoch)),
+                expected,
+                "{me} {of} {epoch}"
+            );
+        }
+    }
+
+    /// Its backups are warm instances, and nobody would ever restore it.
+    #[test]
+    fn of_an_unprotected_node_nothing_is_taken() {
+        let cluster = Cluster::of(2).with(&["alice/display"]);
+        let backup = host(&cluster.backup_hosts("alice/display")[0]);
+        let epoch = cluster.record("alice/display").epoch;
+        let offer = offered(&cluster.view, &backup, &node("alice/display"), epoch);
+        assert!(matches!(offer, Offer::NotYet(_)), "{offer:?}");
+    }
+}

@@ -1,0 +1,113 @@
+//! A peer that brings an image, and a stray one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use understudy::keys::Key;
+use understudy::peers::{Shipment, send_checkpoint};
+use understudy_checkpoint::{Description, Digest};
+use understudy_core::ids::{BootId, Epoch, InstanceId, NodeId};
+use understudy_core::records::{
+    CheckpointId, InstanceFact, Member, NodeRecord, Origin, Phase, SessionRecord,
+};
+use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_store::Store;
+
+use super::agent;
+use super::rig::samples::spec;
+use super::rig::{facts, played_host, wait, write};
+
+const IMAGE: &[u8] = b"a guest's memory";
+const EPOCH: Epoch = Epoch(3);
+
+fn instance() -> InstanceId {
+    InstanceId::from_uuid(uuid::Uuid::from_u128(7))
+}
+
+/// A protected node at work on `host2`, whose state `host1` keeps.
+async fn protected(store: &dyn Store, id: &NodeId) {
+    let member =
+        |host: &str, instance, origin| Member { host: host.parse().unwrap(), session: 1, instance, origin };
+    let mut record = NodeRecord::new(spec(), "token".to_owned());
+    record.spec.protected = true;
+    (record.epoch, record.begun) = (EPOCH, EPOCH);
+    record.primary = Some(member("host2", Some(instance()), Origin::Created));
+    record.backups = vec![member("host1", None, Origin::Held)];
+    let fact = InstanceFact {
+        phase: Phase::Ready,
+        node: Some(id.clone()),
+        epoch: EPOCH,
+        address: None,
+        memory: MiB(512),
+        vcpus: Vcpus(1),
+        since: UnixMillis(0),
+        windows: None,
+        admitted: Default::default(),
+        migration_failed: None,
+    };
+    let mut there = facts(&[]);
+    there.instances.insert(instance(), fact);
+    played_host(store, "host2", there).await;
+    write(store, &Key::Node(id.clone()), &record).await;
+}
+
+/// Renews the played host's session, so that it is not taken for lost.
+fn renewing(store: Arc<dyn Store>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        for beat in 2.. {
+            let session = SessionRecord { boot: BootId("b".to_owned()), number: 1, beat, ended: None };
+            write(&*store, &Key::Session("host2".parse().unwrap()), &session).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_stray_one_keeps_it_out() {
+    let (home, agent) = agent("").await;
+    let store = agent.parts.store.clone();
+    let node: NodeId = "alice/exec-1".parse().unwrap();
+    protected(&*store, &node).await;
+    let renewal = renewing(store);
+    wait("it knows the node", || async {
+        agent.snapshots.borrow().view.nodes.contains_key(&node).then_some(())
+    })
+    .await;
+    let path = home.path().join("image");
+    std::fs::write(&path, IMAGE).unwrap();
+    let send = async |node: &str, epoch: Epoch, sequence: u64| {
+        let description = Description {
+            instance: instance(),
+            taken: UnixMillis(1),
+            pause_ms: 1,
+            memory: MiB(512),
+            domain: Default::default(),
+        };
+        let shipment = Shipment {
+            node: node.parse().unwrap(),
+            id: CheckpointId { epoch, sequence },
+            bytes: IMAGE.len().try_into().unwrap(),
+            digest: Digest::of(IMAGE),
+            description,
+        };
+        send_checkpoint(&agent.parts.config.api_advertise, &path, &shipment).await
+    };
+    let (unknown, ahead, behind) = tokio::join!(
+        send("mallory/exec-1", Epoch(1), 1),
+        send("alice/exec-1", Epoch(1_000_000), 1),
+        send("alice/exec-1", Epoch(2), 9),
+    );
+    for (sent, status, why) in [
+        (unknown, "503", "host1 knows no node mallory/exec-1"),
+        (ahead, "503", "taken in epoch 1000000, host1 knows alice/exec-1 in epoch 3"),
+        (behind, "409", "taken in epoch 2, alice/exec-1 is in epoch 3"),
+    ] {
+        let said = sent.unwrap_err();
+        assert!(said.contains(status) && said.contains(why), "{said}");
+    }
+    assert_eq!(agent.parts.images.nodes(), Vec::<NodeId>::new(), "nothing is remembered of them");
+    send("alice/exec-1", EPOCH, 1).await.unwrap();
+    assert_eq!(agent.parts.images.complete(&node), [CheckpointId { epoch: EPOCH, sequence: 1 }]);
+    renewal.abort();
+}
