@@ -1,5 +1,9 @@
 //! The command line from outside: what is printed, and with which exit code it ends.
 
+#[path = "../policy/tests/common/guests.rs"]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod guests;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -113,6 +117,59 @@ fn a_file_that_is_no_policy_is_told_with_the_reason() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["bytes"], 8);
     assert!(report["fault"].as_str().unwrap().contains("core module"), "{report}");
+}
+
+/// A policy that picks nothing, under this file name.
+fn policy(folder: &Path) -> String {
+    let path = folder.join("nothing.wasm");
+    std::fs::write(&path, guests::placement_guest("")).expect("the folder is this test's own");
+    path.display().to_string()
+}
+
+#[test]
+fn a_policy_that_can_be_used_is_shown_with_what_it_answers_takes_and_may_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = policy(folder.path());
+    let settings = written(folder.path(), "policies.toml", "[policy.nothing]\ndeadline_ms = 70\n");
+    let output = understudy(&["policy", "check", &file, "--settings", &settings]);
+    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!((output.status.code(), said.as_ref()), (Some(0), ""));
+    assert!(text.starts_with(&format!("{file}: ")) && text.ends_with("  usable\n"), "{text}");
+    for part in
+        ["trial of placement: answered, ", "limits   70 ms, ", "exports  understudy:policy/placement@0.1.0"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let output = understudy(&["--json", "policy", "check", &file, "--settings", &settings]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["answers"], serde_json::json!(["placement"]), "{report}");
+    assert_eq!((&report["fault"], &report["deadline_ms"]), (&serde_json::Value::Null, &70.into()));
+    assert_eq!(report["bytes"], std::fs::metadata(&file).unwrap().len());
+    assert_eq!(report["digest"].as_str().unwrap().len(), 64);
+    assert_eq!(report["trials"][0]["fault"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_policy_is_measured_against_the_built_in_rule_by_number_of_hosts() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = policy(folder.path());
+    let output = understudy(&["policy", "bench", &file, "--time", "0s"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["HOSTS", "PER", "SECOND", "POLICY", "BUILT-IN", "RATIO"]);
+    let output = understudy(&["--json", "policy", "bench", &file, "--time", "0s"]);
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let hosts: Vec<String> = rows.iter().map(|row| row["hosts"].to_string()).collect();
+    assert!(hosts.len() >= 3, "{rows:?}");
+    assert_eq!(lines[1..].iter().map(|line| line[0]).collect::<Vec<_>>(), hosts);
+    for row in &rows {
+        let above = |key: &str| row[key].as_f64().is_some_and(|value| value > 0.0);
+        assert!(
+            ["questions", "policy_us", "built_in_us", "ratio", "per_second"].into_iter().all(above),
+            "{row}"
+        );
+    }
 }
 
 #[test]

@@ -384,4 +384,22 @@ async fn a_shadow_is_compared_and_a_replay_tells_the_same_difference() {
     assert_eq!((difference.was.as_str(), difference.would.as_str()), ("host1", "host2"));
     assert_eq!(difference.by, "built-in rule");
     assert!(replayed.passed_over > 0, "it does not answer backup counts");
+
+    // The command finds the same in the same records.
+    let file = home.path().join("p.wasm");
+    std::fs::write(&file, &shadow).unwrap();
+    let command = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_understudy"));
+        command.args(["policy", "replay", "--since", "1h", "--policy"]).arg(&file);
+        let output = command.arg("--records").arg(&records).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let told = command(&[]);
+    let (difference, count) = told.split_once('\n').unwrap();
+    let words = "placement of villain/display: host1 by built-in rule, would be host2";
+    assert!(difference.contains(words), "{told}");
+    assert!(count.starts_with("1 questions: 0 alike, 1 otherwise, 0 not answered; "), "{told}");
+    let told: serde_json::Value = serde_json::from_str(&command(&["--json"])).unwrap();
+    assert_eq!(told, serde_json::json!(replayed));
 }
