@@ -46,10 +46,12 @@ pub trait Hypervisor: Send + Sync {
     /// See [`CreateError`].
     fn create(&self, spec: &InstanceSpec) -> Result<InstanceFact, CreateError>;
 
-    /// Ends an instance; returns when no process carries its UUID any more. One that is not there is fine.
+    /// Ends an instance; returns when no process carries its UUID any more. One that is not there is fine, if libvirt
+    /// says so. While libvirt does not answer, the process that runs the instance is killed; without one, nothing is
+    /// known.
     ///
     /// # Errors
-    /// See [`DestroyError`].
+    /// See [`DestroyError`]. The instance may run on then: it is not dead for having been told to end.
     fn destroy(&self, id: InstanceId) -> Result<(), DestroyError>;
 
     /// Gives an instance the disk that holds its environment, read-only. One that has it already is fine.

@@ -166,7 +166,7 @@ pub enum CreateError {
 /// Why an instance is not known to be gone.
 #[derive(Debug, thiserror::Error)]
 pub enum DestroyError {
-    /// libvirt did not destroy it.
+    /// libvirt did not destroy it, and no process of it was found that could be ended without libvirt.
     #[error("cannot destroy instance {id}")]
     Destroy {
         /// Which instance.

@@ -16,7 +16,7 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::{Boottime, MiB, Vcpus};
 
 use crate::error::CallError;
-use crate::event::{EventKind, Hub, HypervisorEvent, Lifecycle, StopCause};
+use crate::event::{EventKind, Hub, HypervisorEvent, Lifecycle, StopCause, WatchdogAction};
 use crate::process::Pid;
 use crate::refusal::{Refusal, RefusalKind};
 use crate::types::{Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceState, PauseCause};
@@ -97,6 +97,7 @@ struct Instance {
     fact: InstanceFact,
     ram_only: bool,
     agent_answers: bool,
+    hangs: bool,
     memory: GuestMemory,
 }
 
@@ -230,7 +231,35 @@ impl FakeHypervisor {
             if let Some(instance) = host.instances.get_mut(&id) {
                 instance.fact.state = InstanceState::Crashed;
                 instance.agent_answers = false;
-                host.tell(clock, EventKind::Panicked { id });
+                if host.libvirt_up {
+                    host.tell(clock, EventKind::Panicked { id });
+                }
+            }
+        });
+    }
+
+    /// A disk of the guest does not do as asked; `stops`: the guest stands still for it.
+    pub fn fail_disk(&self, id: InstanceId, device: &str, stops: bool) {
+        self.with(|host, clock| {
+            if let Some(instance) = host.instances.get_mut(&id) {
+                if stops {
+                    paused(instance, PauseCause::IoError);
+                }
+                if host.libvirt_up {
+                    host.tell(clock, EventKind::IoError { id, device: device.to_owned(), paused: stops });
+                }
+            }
+        });
+    }
+
+    /// The guest hangs and does not feed its watchdog.
+    pub fn hang_guest(&self, id: InstanceId) {
+        self.with(|host, clock| {
+            if let Some(instance) = host.instances.get_mut(&id) {
+                instance.agent_answers = false;
+                if host.libvirt_up {
+                    host.tell(clock, EventKind::Watchdog { id, action: WatchdogAction::None });
+                }
             }
         });
     }
@@ -240,6 +269,15 @@ impl FakeHypervisor {
         self.with(|host, _| {
             if let Some(instance) = host.instances.get_mut(&id) {
                 instance.agent_answers = answers;
+            }
+        });
+    }
+
+    /// The process that runs an instance hangs in the kernel and outlives every signal, or not any more.
+    pub fn set_unkillable(&self, id: InstanceId, hangs: bool) {
+        self.with(|host, _| {
+            if let Some(instance) = host.instances.get_mut(&id) {
+                instance.hangs = hangs;
             }
         });
     }

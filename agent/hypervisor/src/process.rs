@@ -118,6 +118,13 @@ pub(crate) fn noted_process(pid_file: &Path, id: InstanceId) -> Option<Pid> {
     (carried(&std::fs::read(proc_file(pid, "cmdline")).ok()?) == Some(id)).then_some(pid)
 }
 
+/// A handle on the process that carries an instance's UUID; none where no process is known to.
+pub(crate) fn handle_of(id: InstanceId) -> io::Result<Option<OwnedFd>> {
+    let all = Processes::read()?;
+    let carrier = all.carriers.iter().find(|(carried, _)| *carried == id);
+    carrier.map_or(Ok(None), |&(_, pid)| open(pid, id))
+}
+
 /// A handle on exactly the process that carries the UUID: the command line is read after the handle was
 /// opened, so that a number that was given anew in between is not taken for it.
 pub(crate) fn open(pid: Pid, id: InstanceId) -> io::Result<Option<OwnedFd>> {
@@ -135,6 +142,21 @@ pub(crate) fn kill(handle: &OwnedFd) -> io::Result<()> {
     match ffi::pidfd_kill(handle.as_fd()) {
         Err(error) if error.raw_os_error() != Some(nix::libc::ESRCH) => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Kills the process behind a handle and waits for its end. False when it has not ended in time.
+pub(crate) fn kill_and_wait(handle: &OwnedFd, deadline: Duration) -> io::Result<bool> {
+    kill(handle)?;
+    let until = Instant::now() + deadline;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if wait_readable(handle, left)? {
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
+        }
     }
 }
 

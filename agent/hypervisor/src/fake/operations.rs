@@ -163,6 +163,7 @@ fn booted(spec: &InstanceSpec) -> Instance {
         fact,
         ram_only: spec.template.ram_only(),
         agent_answers: true,
+        hangs: false,
         memory: super::GuestMemory::new(),
     }
 }
@@ -234,15 +235,23 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn destroy(&self, id: InstanceId) -> Result<(), DestroyError> {
-        let end = |world: &mut World, uri: &str| {
-            let clock = world.clock;
-            let host = here(world, uri);
-            if let Some(instance) = host.instances.remove(&id) {
-                host.tell_death(clock, &instance, StopCause::Destroyed);
+        let asked = self.attempt(Operation::Destroy, "destroy", |_, _| ());
+        self.with(|host, clock| {
+            let found =
+                host.instances.get(&id).and_then(|instance| Some((instance.fact.pid?, instance.hangs)));
+            match (asked, found) {
+                (Ok(()), None) => Ok(()),
+                (Err(source), None) => Err(DestroyError::Destroy { id, source }),
+                (Ok(()) | Err(_), Some((pid, true))) => Err(DestroyError::StillThere { id, pid }),
+                // Without libvirt its process is killed.
+                (Ok(()) | Err(_), Some((_, false))) => {
+                    if let Some(instance) = host.instances.remove(&id) {
+                        host.tell_death(clock, &instance, StopCause::Destroyed);
+                    }
+                    Ok(())
+                }
             }
-        };
-        self.attempt(Operation::Destroy, "destroy", end)
-            .map_err(|source| DestroyError::Destroy { id, source })
+        })
     }
 
     fn attach_role_disk(&self, id: InstanceId, path: &Path) -> Result<(), RoleDiskError> {

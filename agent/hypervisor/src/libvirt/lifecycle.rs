@@ -1,7 +1,8 @@
 //! Owns how instances come to be and end: create, restore, destroy.
 //!
 //! Promises: every instance is transient, so that nothing of it can start by itself; an end is reported only when
-//! no process is left. Must not do: keep what it made in memory.
+//! no process is left; an end needs no libvirtd where there is a process to be ended. Must not do: keep what it made
+//! in memory.
 
 use std::fs::File;
 use std::time::Duration;
@@ -68,6 +69,12 @@ impl Libvirt {
     }
 
     pub(super) fn end(&self, id: InstanceId) -> Result<(), DestroyError> {
+        let wrap = |source| DestroyError::Processes { id, source };
+        // Held before libvirt is asked: by it the process is ended, and its end is seen, also without libvirt.
+        let held = match &self.pid_folder {
+            Some(_) => process::handle_of(id).map_err(wrap)?,
+            None => None,
+        };
         let destroyed = self.on_domain(id, "destroy", self.deadlines.start, |domain| {
             if domain.is_active()? {
                 domain.destroy()?;
@@ -84,12 +91,18 @@ impl Libvirt {
             Err(error) if error.refused() == Some(RefusalKind::NoInstance) => {}
             // It ended by itself in the middle; what counts is looked at below.
             Err(error) if error.refused() == Some(RefusalKind::WrongState) => {}
-            Err(source) => return Err(DestroyError::Destroy { id, source }),
+            // Without a process to hold on to, nothing is known: a libvirtd that hangs may yet start one.
+            Err(source) => {
+                let Some(handle) = held else { return Err(DestroyError::Destroy { id, source }) };
+                tracing::warn!(%id, error = %source, "libvirt does not end the instance, its process is killed");
+                if !process::kill_and_wait(&handle, GONE_AFTER_KILL).map_err(wrap)? {
+                    tracing::error!(%id, "the instance's process has not ended after SIGKILL");
+                }
+            }
         }
         if self.pid_folder.is_none() {
             return Ok(());
         }
-        let wrap = |source| DestroyError::Processes { id, source };
         let Some(pid) = process::wait_gone(id, GONE_SOON).map_err(wrap)? else { return Ok(()) };
         tracing::warn!(%id, %pid, "libvirt has the instance no more, its process runs on and is killed");
         if let Some(handle) = process::open(pid, id).map_err(wrap)? {

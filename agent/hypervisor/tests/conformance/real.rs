@@ -10,9 +10,9 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::MiB;
 use understudy_hypervisor::process::process_of;
 use understudy_hypervisor::{
-    CallError, Deadlines, EventKind, GuestCommand, Hypervisor, InstanceSpec, InstanceState, Libvirt,
-    LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome, MigrationTarget, Note, PauseCause,
-    StartError, StopCause,
+    CallError, Deadlines, DestroyError, EventKind, GuestCommand, Hypervisor, InstanceSpec, InstanceState,
+    Libvirt, LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome, MigrationTarget, Note,
+    PauseCause, StartError, StopCause,
 };
 
 use crate::host::{Host, LONG, chain, fact, inside, until, virsh};
@@ -164,6 +164,40 @@ fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
         assert_eq!(hv.life(instance.id).unwrap(), LifeSign::ProcessOnly(instance.pid.expect("a process")));
         hv.destroy(instance.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
         assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Gone);
+    });
+}
+
+#[test]
+fn an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone() {
+    let name =
+        "real::an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone";
+    inside("one", name, |host| {
+        let hv = host.libvirt();
+        let (one, two) = (host.boot(&hv, 1), host.boot(&hv, 2));
+        signal(libvirtd(), Signal::SIGKILL);
+        until("the loss is noticed", || matches!(hv.instances(), Err(ListError::List(_))));
+        hv.destroy(one.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(process_of(one.id).unwrap(), None);
+        assert_eq!(process_of(two.id).unwrap(), two.pid);
+        // It is gone already, and only libvirt could say that nothing of it is about to come.
+        let unknown = hv.destroy(one.id);
+        assert!(matches!(unknown, Err(DestroyError::Destroy { .. })), "{unknown:?}");
+        start_libvirtd();
+        until("libvirt is back", || hv.instances().is_ok());
+        hv.destroy(one.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(hv.life(one.id).unwrap(), LifeSign::Gone);
+        // One that hangs is as good as none.
+        let start = Duration::from_secs(2);
+        let hv = Libvirt::start(LibvirtConfig {
+            deadlines: Deadlines { start, ..Deadlines::default() },
+            ..LibvirtConfig::local()
+        })
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+        signal(libvirtd(), Signal::SIGSTOP);
+        hv.destroy(two.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(process_of(two.id).unwrap(), None);
+        signal(libvirtd(), Signal::SIGCONT);
+        until("libvirt answers again", || hv.instances().is_ok_and(|all| all.is_empty()));
     });
 }
 

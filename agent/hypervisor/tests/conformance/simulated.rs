@@ -9,9 +9,10 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site};
 use understudy_hypervisor::{
-    AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, EventKind, GuestError, Hypervisor,
-    InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome,
-    MigrationTarget, Note, PauseCause, RefusalKind, StartError, StopCause, Template,
+    AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, DestroyError, EventKind,
+    GuestError, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign, Lifecycle,
+    ListError, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, StartError, StopCause,
+    Template,
 };
 
 use crate::host::id;
@@ -147,6 +148,25 @@ fn in_the_double_a_lost_answer_is_not_a_failure_and_a_stopped_libvirtd_not_a_dea
     assert!(matches!(kinds.as_slice(), [EventKind::ConnectionLost, EventKind::Died { .. }]), "{kinds:?}");
     host.set_libvirt_up(true);
     assert_eq!(host.life(id(1)).unwrap(), LifeSign::Gone);
+}
+
+#[test]
+fn in_the_double_an_instance_is_ended_without_libvirt_by_its_process_and_else_nothing_is_known() {
+    let site = Site::default();
+    let host = site.host("fake://1", Vcpus(4), MiB(4096));
+    host.create(&spec(1)).unwrap();
+    host.create(&spec(2)).unwrap();
+    host.set_libvirt_up(false);
+    host.destroy(id(1)).unwrap();
+    assert!(!host.running().contains(&id(1)));
+    assert!(matches!(host.destroy(id(1)), Err(DestroyError::Destroy { source: CallError::Down { .. }, .. })));
+    host.set_unkillable(id(2), true);
+    host.set_libvirt_up(true);
+    assert!(matches!(host.destroy(id(2)), Err(DestroyError::StillThere { .. })));
+    assert!(host.running().contains(&id(2)));
+    host.set_unkillable(id(2), false);
+    host.destroy(id(2)).unwrap();
+    host.destroy(id(1)).unwrap();
 }
 
 fn simulation() -> Libvirt {
