@@ -118,8 +118,10 @@ pub enum Outcome {
     Moved,
     /// It did not move, and nothing of it is there.
     Stayed(String),
-    /// The instance is dead for that.
+    /// The instance is dead for that: it is known to be gone.
     Died(String),
+    /// It could not be made whole for that, nor be ended: it may run.
+    Unsure(String),
     /// Nothing is lost: to be tried again.
     Failed(String),
 }

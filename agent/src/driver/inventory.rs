@@ -110,6 +110,9 @@ impl Driver {
         self.local = found.into_iter().map(|found| (found.instance, found.local)).collect();
         self.busy.clear();
         self.leaving.clear();
+        self.ending.clear();
+        self.fallen.clear();
+        self.tell_what_does_not_end();
         self.filling = false;
         self.adopted = true;
         self.look_again();

@@ -3,6 +3,7 @@
 //! Promises: nothing in this task blocks; every result of an action comes back as an event; the state is changed
 //! here and nowhere else. Must not do: decide (core does), talk to libvirt, the guard or a guest itself (jobs do).
 
+mod ending;
 mod event;
 mod inventory;
 mod jobs;
@@ -12,6 +13,8 @@ mod outcomes;
 mod own_session;
 mod publish;
 mod sets;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +122,8 @@ pub struct Driver {
     adopted: bool,
     local: BTreeMap<InstanceId, Local>,
     leaving: BTreeSet<InstanceId>,
-    ending: BTreeSet<InstanceId>,
+    ending: BTreeMap<InstanceId, ending::Ending>,
+    fallen: BTreeSet<InstanceId>,
     capacity: Capacity,
     busy: BTreeMap<(InstanceId, Lane), Busy>,
     filling: bool,
@@ -185,7 +189,8 @@ impl Driver {
             adopted: false,
             local: BTreeMap::new(),
             leaving: BTreeSet::new(),
-            ending: BTreeSet::new(),
+            ending: BTreeMap::new(),
+            fallen: BTreeSet::new(),
             capacity,
             busy: BTreeMap::new(),
             filling: false,

@@ -23,7 +23,8 @@ impl Driver {
             self.outlived(&job);
             return;
         }
-        if let Some(lane) = job.action.lane() {
+        let ends = matches!(job.action, HostAction::Destroy { .. });
+        if let Some(lane) = job.action.lane().filter(|_| !ends) {
             self.release(lane, &outcome);
         }
         if let Outcome::Died(reason) = &outcome {
@@ -36,8 +37,12 @@ impl Driver {
         match (job.action, outcome) {
             (HostAction::CreateIdle(_), outcome) => self.idle_made(instance, outcome),
             (HostAction::Create { .. }, Outcome::Done) => self.change(instance, Phase::Idle, "booted"),
-            (HostAction::Create { node, .. }, Outcome::Failed(reason) | Outcome::Died(reason)) => {
+            (HostAction::Create { node, .. }, Outcome::Died(reason)) => {
                 self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
+            }
+            (HostAction::Create { .. }, Outcome::Failed(reason) | Outcome::Unsure(reason))
+            | (HostAction::Restore { .. }, Outcome::Unsure(reason)) => {
+                self.end(instance, &format!("{DEPLOY_FAILED}: {reason}"));
             }
             (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
                 self.edit(instance, |local| local.fact.epoch = epoch);
@@ -50,6 +55,9 @@ impl Driver {
                 if self.local.contains_key(&instance) =>
             {
                 self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
+            }
+            (HostAction::Deploy { .. }, Outcome::Unsure(reason)) if self.local.contains_key(&instance) => {
+                self.end(instance, &format!("{DEPLOY_FAILED}: {reason}"));
             }
             (HostAction::Admit { node, begun, .. }, Outcome::Done) => {
                 self.edit(instance, |local| {
@@ -93,12 +101,9 @@ impl Driver {
             (HostAction::Accept { node, epoch, .. }, Outcome::Died(reason)) => {
                 self.dead_in_epoch(instance, Some(node), epoch, reason);
             }
-            (HostAction::Destroy { reason, .. }, Outcome::Done) => {
-                self.ending.remove(&instance);
-                self.dead(instance, None, reason);
-            }
-            (HostAction::Destroy { .. }, Outcome::Failed(_)) => {
-                self.ending.remove(&instance);
+            (HostAction::Destroy { reason, .. }, outcome) => self.ended(instance, reason, outcome),
+            (HostAction::Missing { node, epoch, .. }, Outcome::Done) => {
+                self.dead_in_epoch(instance, Some(node), epoch, "is not on this host".to_owned());
             }
             (HostAction::Checkpoint { node, .. }, Outcome::Checkpointed { id, taken, pause_ms, bytes }) => {
                 tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
@@ -124,13 +129,18 @@ impl Driver {
 
     fn idle_made(&mut self, instance: InstanceId, outcome: Outcome) {
         self.filling = false;
+        let gone = matches!(outcome, Outcome::Died(_));
         match outcome {
             Outcome::Done => {
                 self.content("pool");
                 self.change(instance, Phase::Idle, "booted");
             }
-            Outcome::Failed(reason) | Outcome::Died(reason) => {
-                self.local.remove(&instance);
+            Outcome::Failed(reason) | Outcome::Died(reason) | Outcome::Unsure(reason) => {
+                if gone {
+                    self.local.remove(&instance);
+                } else {
+                    self.end(instance, &reason);
+                }
                 self.fill_after = now().boottime + FILL_RETRY;
                 self.complain("pool", format!("cannot make an idle instance: {reason}"));
             }
@@ -234,11 +244,11 @@ impl Driver {
             EventKind::Died { id, pid } => {
                 let known = self.local.get(&id).is_some_and(|local| !local.fact.phase.is_dead());
                 // The source of a migration ends when the instance has moved: its job knows how to read that.
-                if known
-                    && !self.leaving.contains(&id)
-                    && !self.ending.contains(&id)
-                    && !self.is_in_the_making(id)
-                {
+                let job_knows =
+                    self.leaving.contains(&id) || self.ending.contains_key(&id) || self.is_in_the_making(id);
+                if known && job_knows {
+                    self.fallen.insert(id);
+                } else if known {
                     self.parts.metrics.death_seen();
                     self.dead(id, None, format!("qemu process {pid} ended"));
                 }

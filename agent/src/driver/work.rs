@@ -33,6 +33,7 @@ impl Driver {
                 Busy::Waiting { until, .. } => *until > now.boottime,
             })
             .map(|(&lane, _)| lane)
+            .chain(self.ending.keys().map(|&instance| (instance, Lane::Domain)))
             .collect();
         let me = &self.parts.config.host;
         let situation = Situation {
@@ -63,6 +64,7 @@ impl Driver {
             }
         }
         self.force_failovers();
+        self.end_what_is_left(now.boottime);
     }
 
     /// What the host has less what its members, held places and instances take.
@@ -100,14 +102,6 @@ impl Driver {
         }
     }
 
-    /// Ends an instance for good, out of turn.
-    pub(super) fn end(&mut self, instance: InstanceId, reason: &str) {
-        if self.ending.insert(instance) {
-            let action = HostAction::Destroy { instance, reason: reason.to_owned() };
-            self.spawn(self.job(action, instance));
-        }
-    }
-
     fn start(&mut self, action: HostAction, view: &View) {
         match action {
             HostAction::CreateIdle(pool) => self.create_idle(pool.memory, pool.vcpus, view),
@@ -116,6 +110,7 @@ impl Driver {
                     self.dead(instance, Some(node.clone()), format!("{DEPLOY_FAILED}: no address is free"));
                     return;
                 };
+                self.fallen.remove(&instance);
                 let fact = booting(Some(node.clone()), address, memory, vcpus);
                 self.local.insert(instance, Local { fact, paused: false });
                 self.spawn(Job { address: Some(address), ..self.job(action, instance) });
@@ -123,11 +118,9 @@ impl Driver {
             HostAction::Forget { instance } => {
                 self.local.remove(&instance);
                 self.busy.retain(|(of, _), _| *of != instance);
-                self.ending.remove(&instance);
+                self.fallen.remove(&instance);
             }
-            HostAction::Missing { ref node, instance, epoch } => {
-                self.dead_in_epoch(instance, Some(node.clone()), epoch, "is not on this host".to_owned());
-            }
+            HostAction::Destroy { instance, reason } => self.end(instance, &reason),
             HostAction::DropImages { node } => {
                 self.images.remove(&node);
                 let (images, deleted) = (self.parts.images.clone(), !view.nodes.contains_key(&node));
@@ -162,6 +155,7 @@ impl Driver {
                     since: wall,
                     ..booting(Some(node.clone()), Ipv4Addr::UNSPECIFIED, memory, vcpus)
                 };
+                self.fallen.remove(&instance);
                 tracing::info!(%instance, %node, to = "restoring", reason = "its node named it", "instance changes");
                 self.local
                     .insert(instance, Local { fact: InstanceFact { address: None, ..fact }, paused: true });
@@ -219,7 +213,7 @@ impl Driver {
         self.parts.config.addresses.addresses().find(|address| !taken.contains(address))
     }
 
-    fn job(&self, action: HostAction, instance: InstanceId) -> Job {
+    pub(super) fn job(&self, action: HostAction, instance: InstanceId) -> Job {
         let session = self.session_number;
         Job { action, instance, address: None, sequence: None, memory: None, session }
     }
@@ -235,6 +229,11 @@ impl Driver {
                 })
                 .or_insert(Busy::Running);
         }
+        self.launch(job);
+    }
+
+    /// Starts a job without taking its lane.
+    pub(super) fn launch(&self, job: Job) {
         tracing::debug!(action = ?job.action, "job starts");
         jobs::spawn(self.parts.clone(), self.snapshots.subscribe(), self.sender.clone(), job);
     }

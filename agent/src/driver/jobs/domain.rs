@@ -91,9 +91,20 @@ fn booted(parts: &Parts, instance: InstanceId) -> Result<(), String> {
 
 /// Ends what could not be made whole. Only when that worked is it dead.
 pub(super) fn clean_up(parts: &Parts, instance: InstanceId, reason: String) -> Outcome {
+    match withdraw(parts, instance) {
+        Outcome::Failed(why) => Outcome::Unsure(format!("{reason}; and {why}")),
+        _ => Outcome::Died(reason),
+    }
+}
+
+/// The permit first: nothing may come in after what is here was ended.
+pub(super) fn withdraw(parts: &Parts, instance: InstanceId) -> Outcome {
+    if let Err(error) = parts.permits.revoke(instance) {
+        return Outcome::Failed(chain(&error));
+    }
     match parts.hypervisor.destroy(instance) {
-        Ok(()) => Outcome::Died(reason),
-        Err(error) => Outcome::Died(format!("{reason}; and {}", chain(&error))),
+        Ok(()) => Outcome::Done,
+        Err(error) => Outcome::Failed(chain(&error)),
     }
 }
 

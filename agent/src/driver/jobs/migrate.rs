@@ -18,6 +18,7 @@ use super::super::event::Outcome;
 use super::super::work::ipv4;
 use super::super::{Parts, Snapshot};
 use super::Whose;
+use super::domain::withdraw;
 use crate::exit::chain;
 
 /// Between two looks at whether the source has let go. It stands still for half of this on average.
@@ -122,17 +123,6 @@ pub(super) fn accept(
         std::thread::sleep(LOOK);
     }
     Outcome::Failed(format!("instance {instance} did not arrive within {patience:?}"))
-}
-
-/// The permit first: nothing may come in after what is here was ended.
-fn withdraw(parts: &Parts, instance: InstanceId) -> Outcome {
-    if let Err(error) = parts.permits.revoke(instance) {
-        return Outcome::Failed(chain(&error));
-    }
-    match parts.hypervisor.destroy(instance) {
-        Ok(()) => Outcome::Done,
-        Err(error) => Outcome::Failed(chain(&error)),
-    }
 }
 
 fn here(parts: &Parts, instance: InstanceId) -> Option<InstanceFact> {

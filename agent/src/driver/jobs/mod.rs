@@ -102,10 +102,10 @@ fn run(
         }
         HostAction::Accept { node, epoch, .. } => migrate::accept(parts, cluster, node, whose, *epoch),
         HostAction::Destroy { reason, .. } => domain::destroy(parts, instance, reason),
-        HostAction::Checkpoint { .. }
-        | HostAction::Forget { .. }
-        | HostAction::Missing { .. }
-        | HostAction::DropImages { .. } => Outcome::Done,
+        HostAction::Missing { .. } => domain::withdraw(parts, instance),
+        HostAction::Checkpoint { .. } | HostAction::Forget { .. } | HostAction::DropImages { .. } => {
+            Outcome::Done
+        }
     }
 }
 

@@ -1,0 +1,97 @@
+//! Owns the ends of instances: each is tried until the instance is known to be gone.
+//!
+//! Promises: an instance that is to be ended stays what it was until libvirt or its process says that it is gone (SAFE-2); it
+//! is never forgotten before; what keeps it from ending stands in the status. Must not do: decide who is to be ended.
+
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use understudy_core::host::HostAction;
+use understudy_core::ids::InstanceId;
+use understudy_core::units::Boottime;
+
+use super::event::Outcome;
+use super::work::RETRY;
+use super::{Driver, now};
+
+/// What a complaint about instances that do not end goes under.
+const ENDING: &str = "ending";
+
+/// An instance that is to be ended.
+#[derive(Debug)]
+pub(super) struct Ending {
+    reason: String,
+    tries: u32,
+    /// When it is tried again; none while a try is under way.
+    again: Option<Boottime>,
+    /// What the last try ran into.
+    failure: Option<String>,
+}
+
+impl Driver {
+    /// Ends an instance for good, beside whatever else is under way with it.
+    pub(super) fn end(&mut self, instance: InstanceId, reason: &str) {
+        if let Entry::Vacant(vacant) = self.ending.entry(instance) {
+            vacant.insert(Ending { reason: reason.to_owned(), tries: 0, again: None, failure: None });
+            self.try_to_end(instance, reason.to_owned());
+        }
+    }
+
+    fn try_to_end(&self, instance: InstanceId, reason: String) {
+        self.launch(self.job(HostAction::Destroy { instance, reason }, instance));
+    }
+
+    /// Tries again what could not be ended.
+    pub(super) fn end_what_is_left(&mut self, now: Boottime) {
+        let mut due = Vec::new();
+        for (&instance, ending) in &mut self.ending {
+            if ending.again.is_some_and(|again| again <= now) {
+                ending.again = None;
+                due.push((instance, ending.reason.clone()));
+            }
+        }
+        for (instance, reason) in due {
+            self.try_to_end(instance, reason);
+        }
+    }
+
+    /// A try to end it is over.
+    pub(super) fn ended(&mut self, instance: InstanceId, reason: String, outcome: Outcome) {
+        match outcome {
+            // Its process was seen to end; what libvirt has of it still is no instance.
+            Outcome::Failed(_) if !self.fallen.contains(&instance) => self.not_ended(instance, outcome),
+            _ => {
+                self.ending.remove(&instance);
+                self.dead(instance, None, reason);
+            }
+        }
+        self.tell_what_does_not_end();
+    }
+
+    fn not_ended(&mut self, instance: InstanceId, outcome: Outcome) {
+        let (Some(ending), Outcome::Failed(failure)) = (self.ending.get_mut(&instance), outcome) else {
+            return;
+        };
+        let wait: Duration = RETRY.0.saturating_mul(1 << ending.tries.min(8)).min(RETRY.1);
+        ending.tries += 1;
+        ending.again = Some(now().boottime + wait);
+        ending.failure = Some(failure);
+    }
+
+    pub(super) fn tell_what_does_not_end(&mut self) {
+        let told = |(instance, ending): (&InstanceId, &Ending)| {
+            let failure = ending.failure.as_ref()?;
+            Some(format!(
+                "instance {instance} is to be ended ({}) and may run on, it is tried again: {failure}: see systemctl \
+                 status libvirtd",
+                ending.reason
+            ))
+        };
+        let left: Vec<String> = self.ending.iter().filter_map(told).collect();
+        if left.is_empty() {
+            self.content(ENDING);
+        } else {
+            self.complain(ENDING, left.join("\n"));
+        }
+    }
+}

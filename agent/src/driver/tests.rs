@@ -1,0 +1,203 @@
+//! Tables of the driver's bookkeeping, over the hypervisor's double. Each test puts the driver where it wants it and takes
+//! its events one by one.
+
+mod ending;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use understudy_checkpoint::ImageStore;
+use understudy_core::host::Local;
+use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
+use understudy_core::observe::Observer;
+use understudy_core::records::{
+    Capacity, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
+};
+use understudy_core::session::SessionEvent;
+use understudy_core::units::{MiB, Vcpus};
+use understudy_core::view::View;
+use understudy_hypervisor::fake::{FakeHypervisor, Site};
+use understudy_hypervisor::permit::Permits;
+use understudy_hypervisor::{Hypervisor, InstanceSpec, Note, Template};
+use understudy_store::{Entry, Listing, MemoryStore, Revision};
+use uuid::Uuid;
+
+use super::work::booting;
+use super::{Driver, Event, Parts, Snapshot, now};
+use crate::config::Config;
+use crate::gateway::Directory;
+use crate::keys::{Key, encode};
+use crate::metrics::Metrics;
+use crate::policies::Policies;
+
+/// What nothing here should ever take, on however busy a machine.
+const LIMIT: Duration = Duration::from_secs(60);
+const MEMORY: MiB = MiB(512);
+const CONFIG: &str = r#"
+[host]
+name = "host1"
+state_dir = "HOME/state"
+runtime_dir = "HOME/run"
+[store]
+kind = "embedded"
+[pool]
+idle = 1
+[network]
+addresses = "10.0.0.2-10.0.0.9"
+[environments]
+desktop = "/nowhere/role.erofs"
+[policies]
+dir = "HOME/policies"
+"#;
+
+fn me() -> HostId {
+    "host1".parse().unwrap()
+}
+
+fn node() -> NodeId {
+    "alice/display".parse().unwrap()
+}
+
+fn instance(number: u128) -> InstanceId {
+    InstanceId::from_uuid(Uuid::from_u128(number << 64 | 7))
+}
+
+/// The driver of `host1` in its first session, which is open.
+struct Rig {
+    driver: Driver,
+    hypervisor: FakeHypervisor,
+    entries: Vec<Entry>,
+    template: Arc<Template>,
+    _home: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let text = CONFIG.replace("HOME", &home.path().display().to_string());
+        let config = Config::parse(Path::new("agent.toml"), &text).unwrap();
+        let shipped = include_str!("../../../config/guest/template.xml");
+        let template = Arc::new(Template::parse(shipped).unwrap());
+        let hypervisor = Site::default().host("fake://host1", Vcpus(16), MiB(16_384));
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let parts = Arc::new(Parts {
+            boot: BootId("boot".to_owned()),
+            store: Arc::new(MemoryStore::default()),
+            hypervisor: Arc::new(hypervisor.clone()),
+            template: template.clone(),
+            permits: Permits::open(&home.path().join("permits")).unwrap(),
+            policies: Arc::new(Policies::open(&config, &metrics)),
+            images: Arc::new(ImageStore::open(&home.path().join("checkpoints")).unwrap()),
+            scratch: home.path().to_owned(),
+            metrics,
+            config,
+        });
+        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let (directory, snapshots) =
+            (watch::Sender::new(Directory::default()), watch::Sender::new(Arc::new(Snapshot::default())));
+        let mut driver = Driver::new(parts, capacity, directory, snapshots);
+        for event in [SessionEvent::Tick, SessionEvent::Written, SessionEvent::GuardAcknowledged] {
+            driver.session.step(event, now().boottime);
+        }
+        (driver.session_number, driver.adopted) = (1, true);
+        // No idle instance is made unless a test asks for it.
+        driver.filling = true;
+        let mut rig = Self { driver, hypervisor, entries: Vec::new(), template, _home: home };
+        let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+        rig.write(&Key::Session(me()), encode(&session));
+        rig
+    }
+
+    /// A record as the store gives it back, with everything that stands already.
+    fn write(&mut self, key: &Key, value: Vec<u8>) {
+        let revision = Revision(u64::try_from(self.entries.len()).unwrap() + 1);
+        self.entries.retain(|entry| entry.key != key.to_string());
+        self.entries.push(Entry { key: key.to_string(), value, modified: revision });
+        self.driver.take(Event::Listed(Listing { revision, entries: self.entries.clone() }));
+    }
+
+    /// alice's display, with this instance as its primary on this host.
+    fn name(&mut self, primary: InstanceId) {
+        let record = record(Some(primary));
+        self.write(&Key::Node(node()), encode(&record));
+    }
+
+    /// An instance that runs here, and what the driver knows of it.
+    fn runs(&mut self, id: InstanceId, phase: Phase, node: Option<NodeId>) {
+        let spec = InstanceSpec {
+            id,
+            name: id.to_string(),
+            template: self.template.clone(),
+            memory: MEMORY,
+            vcpus: Vcpus(1),
+            mac: None,
+            note: Note::default(),
+        };
+        self.hypervisor.create(&spec).unwrap();
+        let epoch = Epoch(u64::from(node.is_some()));
+        let fact = booting(node, [10, 0, 0, 2].into(), MEMORY, Vcpus(1));
+        let fact = understudy_core::records::InstanceFact { phase, epoch, ..fact };
+        self.driver.local.insert(id, Local { fact, paused: false });
+    }
+
+    fn view(&self) -> View {
+        self.driver.cluster.view(&Observer::default(), now().boottime)
+    }
+
+    fn work(&mut self) {
+        let view = self.view();
+        self.driver.work(&view, now());
+    }
+
+    /// Takes what has happened on the hypervisor, and what jobs say, until it is so.
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Driver) -> bool) {
+        let started = std::time::Instant::now();
+        while !is_so(&self.driver) {
+            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.driver.local);
+            self.work();
+            let heard = tokio::time::timeout(Duration::from_millis(50), self.driver.receiver.recv()).await;
+            if let Ok(Some(event)) = heard {
+                self.driver.take(event);
+            }
+        }
+    }
+
+    fn phase(&self, id: InstanceId) -> Option<Phase> {
+        self.driver.local.get(&id).map(|local| local.fact.phase.clone())
+    }
+
+    fn complaints(&self) -> String {
+        self.driver.complaints.values().cloned().collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn record(primary: Option<InstanceId>) -> NodeRecord {
+    let spec = NodeSpec {
+        memory: MEMORY,
+        vcpus: Vcpus(1),
+        protected: false,
+        environment: "desktop".to_owned(),
+        applications: Vec::new(),
+        labels: Default::default(),
+        screen: Screen { width: 1280, height: 720 },
+    };
+    let member = |id| Member { host: me(), session: 1, instance: Some(id), origin: Origin::Idle };
+    NodeRecord {
+        epoch: Epoch(1),
+        begun: Epoch(1),
+        primary: primary.map(member),
+        ..NodeRecord::new(spec, "token".to_owned())
+    }
+}
+
+fn died(driver: &Driver, id: InstanceId, part: &str) -> bool {
+    let phase = driver.local.get(&id).map(|local| &local.fact.phase);
+    matches!(phase, Some(Phase::Dead { reason, .. }) if reason.contains(part))
+}
+
+fn running(hypervisor: &FakeHypervisor) -> BTreeSet<InstanceId> {
+    hypervisor.running()
+}
