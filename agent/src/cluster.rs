@@ -1,8 +1,8 @@
 //! Owns this agent's mirror of the store.
 //!
-//! Promises: the mirror is what the store held at one revision; a record that cannot be read is left out and
-//! complained about, and never taken for a deleted one by the leader's plan, because a node whose record cannot be
-//! read is simply not planned for. Must not do: decide.
+//! Promises: the mirror is what the store held at one revision; a record that cannot be read is left as it was last read, if
+//! it was, and complained about, and never taken for a deleted one: its node is not planned for, and no host ends or
+//! deletes for want of a name what it may name. Must not do: decide.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +19,7 @@ use understudy_core::view::{HostView, Versioned, View};
 use understudy_store::election::Leadership;
 use understudy_store::{Batch, Change, Entry, Listing, Revision};
 
+use crate::exit::chain;
 use crate::keys::{Key, Unreadable, decode};
 
 /// What one host's records say.
@@ -42,8 +43,8 @@ pub struct Cluster {
     terminals: BTreeMap<TerminalId, TerminalRecord>,
     nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
     checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
-    /// Nodes whose record is there and cannot be read: nothing of theirs may be taken for an orphan.
-    unreadable: BTreeSet<String>,
+    /// Records that are there and cannot be read, and why: nothing of theirs may be taken for an orphan.
+    unreadable: BTreeMap<String, String>,
     failovers: BTreeMap<NodeId, FailoverRequest>,
 }
 
@@ -75,10 +76,72 @@ impl Cluster {
         faults
     }
 
-    /// Whether some record cannot be read. Nothing is destroyed for want of a name then.
+    /// What cannot be read, for people: each with what follows, and what to do.
     #[must_use]
-    pub fn has_unreadable(&self) -> bool {
-        !self.unreadable.is_empty()
+    pub fn unreadable(&self) -> Vec<String> {
+        let told = |(key, fault): (&String, &String)| {
+            let follows = match Key::parse(key) {
+                Some(Key::Node(node) | Key::Checkpoint(node)) => format!(
+                    "until then nothing is planned for {node}, and this host ends and deletes nothing for want of a name"
+                ),
+                Some(Key::Facts(_) | Key::Session(_)) => {
+                    "until then this host ends and deletes nothing for want of a name".to_owned()
+                }
+                Some(
+                    Key::Leader
+                    | Key::Intent(_)
+                    | Key::Terminal(_)
+                    | Key::Failover(_)
+                    | Key::PolicyActive
+                    | Key::PolicyCandidate
+                    | Key::PolicyRefused,
+                )
+                | None => "until then it counts as it was last read".to_owned(),
+            };
+            format!(
+                "{fault}: update this agent to the version of the one that wrote it, or repair the record in the store; \
+                 {follows}"
+            )
+        };
+        self.unreadable.iter().map(told).collect()
+    }
+
+    /// Whether a record that cannot be read may name an instance or an image, or tell who may speak for one. Nothing is
+    /// destroyed for want of a name then.
+    #[must_use]
+    pub fn hides_names(&self) -> bool {
+        let hides = |key: &String| match Key::parse(key) {
+            Some(Key::Node(_) | Key::Checkpoint(_) | Key::Facts(_) | Key::Session(_)) => true,
+            Some(
+                Key::Leader
+                | Key::Intent(_)
+                | Key::Terminal(_)
+                | Key::Failover(_)
+                | Key::PolicyActive
+                | Key::PolicyCandidate
+                | Key::PolicyRefused,
+            )
+            | None => false,
+        };
+        self.unreadable.keys().any(hides)
+    }
+
+    /// Nodes of which a record cannot be read: nothing may be planned for them.
+    #[must_use]
+    pub fn withheld(&self) -> BTreeSet<NodeId> {
+        let node = |key: &String| match Key::parse(key)? {
+            Key::Node(node) | Key::Checkpoint(node) => Some(node),
+            Key::Leader
+            | Key::Facts(_)
+            | Key::Session(_)
+            | Key::Intent(_)
+            | Key::Terminal(_)
+            | Key::Failover(_)
+            | Key::PolicyActive
+            | Key::PolicyCandidate
+            | Key::PolicyRefused => None,
+        };
+        self.unreadable.keys().filter_map(node).collect()
     }
 
     /// The session of a host.
@@ -144,7 +207,7 @@ impl Cluster {
         let result = self.put_readable(entry);
         match &result {
             Ok(()) => self.unreadable.remove(&entry.key),
-            Err(_) => self.unreadable.insert(entry.key.clone()),
+            Err(fault) => self.unreadable.insert(entry.key.clone(), chain(fault)),
         };
         result
     }
@@ -208,4 +271,50 @@ fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
 
 fn versioned<T: DeserializeOwned>(entry: &Entry) -> Result<Versioned<T>, Unreadable> {
     Ok(Versioned { value: read(entry)?, revision: entry.modified.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "v1/nodes/alice/display";
+
+    fn listing(revision: u64, records: &[(&str, &str)]) -> Listing {
+        let entry = |&(key, value): &(&str, &str)| Entry {
+            key: key.to_owned(),
+            value: value.as_bytes().to_vec(),
+            modified: Revision(revision),
+        };
+        Listing { revision: Revision(revision), entries: records.iter().map(entry).collect() }
+    }
+
+    #[test]
+    fn what_cannot_be_read_hides_names_until_it_is_read_or_deleted_and_is_told_by_its_key() {
+        for (key, hides, withheld) in [
+            (NODE, true, &["alice/display"][..]),
+            ("v1/checkpoints/alice/exec-1", true, &["alice/exec-1"]),
+            ("v1/hosts/host2/session", true, &[]),
+            ("v1/hosts/host2/facts", true, &[]),
+            ("v1/policies/active", false, &[]),
+            ("v1/terminals/alice", false, &[]),
+        ] {
+            let mut cluster = Cluster::default();
+            assert_eq!(cluster.replace(&listing(1, &[(key, "{\"newer\": 1}")])).len(), 1);
+            for _ in 0..2 {
+                assert_eq!(cluster.hides_names(), hides, "{key}");
+                let nodes: Vec<String> = cluster.withheld().iter().map(ToString::to_string).collect();
+                assert_eq!(nodes, withheld, "{key}");
+                let told = cluster.unreadable().join("");
+                for part in [key, "update this agent", "repair the record"] {
+                    assert!(told.contains(part), "{part} is not in: {told}");
+                }
+                // The store was listed again: it is there still.
+                cluster.replace(&listing(2, &[(key, "{\"newer\": 1}")]));
+            }
+            let revision = Revision(3);
+            let deleted = Change::Deleted { key: key.to_owned(), revision };
+            cluster.apply(&Batch { revision, changes: vec![deleted] });
+            assert!(!cluster.hides_names() && cluster.unreadable().is_empty(), "{key}");
+        }
+    }
 }

@@ -361,6 +361,7 @@ impl Cluster {
             nodes: &self.view.nodes,
             hosts: &self.view.hosts,
             checkpoints: &self.view.checkpoints,
+            unreadable: rest.unreadable,
             local,
             busy: &rest.busy,
             images: &rest.images,
@@ -389,6 +390,7 @@ pub(crate) struct Rest {
     pub(crate) images: std::collections::BTreeSet<NodeId>,
     pub(crate) taken: BTreeMap<NodeId, Boottime>,
     pub(crate) pool: PoolSettings,
+    pub(crate) unreadable: bool,
 }
 
 impl Default for Rest {
@@ -398,6 +400,7 @@ impl Default for Rest {
             images: Default::default(),
             taken: BTreeMap::new(),
             pool: PoolSettings { idle: 0, memory: MEMBER, vcpus: Vcpus(1) },
+            unreadable: false,
         }
     }
 }

@@ -306,10 +306,11 @@ impl Driver {
         for fault in faults {
             tracing::error!(error = %crate::exit::chain(fault), "a record cannot be read");
         }
-        match faults.first() {
-            Some(fault) => self.complain("store", crate::exit::chain(fault)),
-            None if !self.cluster.has_unreadable() => self.content("store"),
-            None => {}
+        let unreadable = self.cluster.unreadable();
+        if unreadable.is_empty() {
+            self.content("store");
+        } else {
+            self.complain("store", unreadable.join("\n"));
         }
     }
 

@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(300);
 const LOAD_STEP: u32 = 250;
 
 impl Driver {
-    fn facts(&self) -> HostFacts {
+    pub(super) fn facts(&self) -> HostFacts {
         let config = &self.parts.config;
         let last = self.published.as_ref().map_or(0, |facts| facts.load_milli);
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };

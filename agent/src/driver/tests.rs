@@ -2,6 +2,7 @@
 //! its events one by one.
 
 mod ending;
+mod unreadable;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -182,6 +183,7 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
         environment: "desktop".to_owned(),
         applications: Vec::new(),
         labels: Default::default(),
+        environment_labels: Default::default(),
         screen: Screen { width: 1280, height: 720 },
     };
     let member = |id| Member { host: me(), session: 1, instance: Some(id), origin: Origin::Idle };

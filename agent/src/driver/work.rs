@@ -43,6 +43,7 @@ impl Driver {
             nodes: &view.nodes,
             hosts: &view.hosts,
             checkpoints: &view.checkpoints,
+            unreadable: self.cluster.hides_names(),
             local: &self.local,
             busy: &busy,
             images: &self.images,

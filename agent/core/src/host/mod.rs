@@ -2,7 +2,8 @@
 //!
 //! Promises: level-triggered and idempotent: the actions follow from the situation alone, so any of them may be
 //! lost or repeated; every action carries the epoch that it was decided in; at most one action per instance and
-//! lane is asked for at a time. Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
+//! lane is asked for at a time; while a record cannot be read nothing is ended, forgotten or deleted for want of a name.
+//! Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
 
 mod images;
 mod pool;
@@ -67,6 +68,8 @@ pub struct Situation<'a> {
     pub hosts: &'a BTreeMap<HostId, HostView>,
     /// The newest complete checkpoint of each node.
     pub checkpoints: &'a BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// Some record cannot be read: it may name any instance that no other names, and any image.
+    pub unreadable: bool,
     /// The managed instances of this host.
     pub local: &'a BTreeMap<InstanceId, Local>,
     /// What is under way, or waits before it is tried again.
@@ -220,9 +223,13 @@ pub fn converge(situation: &Situation<'_>) -> Vec<HostAction> {
     }
     let named = tend::named_here(situation);
     let mut actions = tend::named(situation, &named);
-    actions.extend(pool::unnamed(situation, |instance| named.contains_key(&instance)));
-    actions.extend(pool::fill(situation));
-    actions.extend(pool::drop_images(situation));
+    // For want of a name nothing is destroyed while a name may be where it cannot be read; nor is room given out that
+    // may be promised there.
+    if !situation.unreadable {
+        actions.extend(pool::unnamed(situation, |instance| named.contains_key(&instance)));
+        actions.extend(pool::fill(situation));
+        actions.extend(pool::drop_images(situation));
+    }
     actions.retain(|action| action.lane().is_none_or(|lane| !situation.busy.contains(&lane)));
     keep_first_per_lane(actions)
 }
@@ -235,7 +242,7 @@ pub fn forsaken(situation: &Situation<'_>) -> Vec<InstanceId> {
     let deploying = situation.local.iter().filter(|(_, local)| local.fact.phase == Phase::Deploying);
     let mut deploying = deploying.map(|(&instance, _)| instance).peekable();
     // Asked after every event, and most of the time nothing is deployed.
-    if situation.session.is_none() || deploying.peek().is_none() {
+    if situation.session.is_none() || situation.unreadable || deploying.peek().is_none() {
         return Vec::new();
     }
     let named = tend::named_here(situation);

@@ -101,7 +101,8 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
         }
         // It has left, and its new host has the word as long as it can speak.
         (Part::Primary, Some(migration)) if &migration.from == situation.me => {
-            (!may_speak(situation, instance, migration)).then(missing)
+            // A host whose record cannot be read may speak, and is not heard.
+            (!situation.unreadable && !may_speak(situation, instance, migration)).then(missing)
         }
         // Only what was ready once is ever moved: to make it again would lose its state and tell nobody.
         (Part::Primary, _) if record.epoch > record.begun => Some(missing()),
@@ -154,6 +155,11 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
         // It may be named again under the same id, to be restored or received: what is known of it is out of date.
         Phase::Dead { .. } if local.fact.epoch < named.since() => vec![HostAction::Forget { instance }],
         Phase::Dead { .. } => Vec::new(),
+        Phase::Idle | Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Ready
+            if named.is_anothers(local) && situation.unreadable =>
+        {
+            Vec::new()
+        }
         Phase::Idle | Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Ready
             if named.is_anothers(local) =>
         {

@@ -10,6 +10,7 @@ use crate::ids::{Epoch, HostId, InstanceId};
 use crate::records::{Origin, Phase, WindowsSent};
 use crate::units::{MiB, UnixMillis};
 
+mod unreadable;
 mod waiting;
 
 type Locals = BTreeMap<InstanceId, Local>;

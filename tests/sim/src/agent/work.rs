@@ -52,6 +52,7 @@ impl Agent {
             nodes: &view.nodes,
             hosts: &view.hosts,
             checkpoints: &view.checkpoints,
+            unreadable: false,
             local: &self.local,
             busy: &busy,
             images: &images,

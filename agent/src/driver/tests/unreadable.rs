@@ -1,0 +1,100 @@
+//! A record that cannot be read costs nothing of what it may name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use understudy_core::ids::NodeId;
+use understudy_core::records::{CheckpointId, HostFacts, HostIntent, Phase, SessionRecord};
+use understudy_core::view::{HostView, Versioned, View};
+use understudy_store::election::{Bid, lead};
+
+use super::super::lead::round;
+use super::super::now;
+use super::{Rig, instance, me, node, record, running};
+use crate::keys::{Key, LEADER, encode};
+use crate::policies::Round;
+
+#[tokio::test]
+async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once_nobody_names_it() {
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, Phase::Ready, Some(node()));
+    rig.name(one);
+    rig.work();
+    // Written by a newer agent; and the store is listed anew, as after a restart.
+    rig.write(&Key::Node(node()), b"{\"newer\": true}".to_vec());
+    for _ in 0..3 {
+        rig.work();
+    }
+    assert_eq!(rig.phase(one), Some(Phase::Ready));
+    assert!(rig.driver.ending.is_empty(), "{:?}", rig.driver.ending);
+    let told = rig.complaints();
+    assert!(told.contains(&Key::Node(node()).to_string()) && told.contains("update this agent"), "{told}");
+    rig.write(&Key::Node(node()), encode(&record(None)));
+    assert_eq!(rig.complaints(), "");
+    rig.until("nobody names it", |driver| !driver.local.contains_key(&one)).await;
+    assert!(running(&rig.hypervisor).is_empty());
+}
+
+#[tokio::test]
+async fn images_of_a_node_are_kept_while_its_checkpoints_record_cannot_be_read() {
+    let mut rig = Rig::new();
+    let node: NodeId = "alice/exec-1".parse().unwrap();
+    let id = CheckpointId { epoch: understudy_core::ids::Epoch(1), sequence: 1 };
+    rig.driver.parts.images.saw_epoch(&node, id.epoch).unwrap();
+    rig.driver.images.insert(node.clone());
+    rig.write(&Key::Checkpoint(node.clone()), b"cut o".to_vec());
+    rig.work();
+    assert!(rig.driver.images.contains(&node));
+    assert_eq!(rig.driver.parts.images.seen_epoch(&node), id.epoch);
+    rig.write(&Key::Checkpoint(node.clone()), b"{}".to_vec());
+    rig.work();
+    assert!(rig.driver.images.contains(&node));
+}
+
+/// A cluster of this host alone, with a node that nobody has placed.
+fn view() -> View {
+    let session = SessionRecord {
+        boot: understudy_core::ids::BootId("boot".to_owned()),
+        number: 1,
+        beat: 1,
+        ended: None,
+    };
+    let rig = Rig::new();
+    let facts = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
+    let host = HostView {
+        facts: Some(facts),
+        session: Versioned { value: session, revision: 1 },
+        silent_for: std::time::Duration::ZERO,
+        intent: HostIntent::default(),
+    };
+    let mut unplaced = record(None);
+    (unplaced.epoch, unplaced.begun) = Default::default();
+    View {
+        hosts: BTreeMap::from([(me(), host)]),
+        nodes: BTreeMap::from([(node(), Versioned { value: unplaced, revision: 0 })]),
+        ..View::default()
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
+    let rig = Rig::new();
+    let parts = &rig.driver.parts;
+    let mut view = view();
+    let (session, known) = (Key::Session(me()).to_string(), Key::Node(node()).to_string());
+    let txn = understudy_store::Txn::new()
+        .put(&session, encode(&view.hosts[&me()].session.value))
+        .put(&known, encode(&view.nodes[&node()].value));
+    assert!(parts.store.commit(&txn).await.is_ok());
+    let revision = async |key: &str| parts.store.get(key).await.unwrap().unwrap().modified.0;
+    let before = revision(&known).await;
+    view.nodes.get_mut(&node()).unwrap().revision = before;
+    view.hosts.get_mut(&me()).unwrap().session.revision = revision(&session).await;
+    let Ok(Bid::Won(mine)) = lead(parts.store.as_ref(), LEADER, &me(), None).await else {
+        panic!("no leader")
+    };
+    for (withheld, written) in [(BTreeSet::from([node()]), false), (BTreeSet::new(), true)] {
+        let asking = Round::new(parts.policies.deciding(&Default::default()), Some(mine.term().0));
+        round(parts, view.clone(), (asking, &withheld), &mine, now()).await;
+        assert_eq!(revision(&known).await > before, written, "{withheld:?}");
+    }
+}
