@@ -116,6 +116,7 @@ impl Driver {
         self.filling = false;
         self.adopted = true;
         self.look_again();
+        self.look_at_states();
     }
 
     /// A death between the taking of stock and its adoption told nobody: it was of an instance not known yet.

@@ -5,6 +5,7 @@
 
 mod ending;
 mod event;
+mod guests;
 mod inventory;
 mod jobs;
 mod lead;
@@ -124,6 +125,7 @@ pub struct Driver {
     leaving: BTreeSet<InstanceId>,
     ending: BTreeMap<InstanceId, ending::Ending>,
     fallen: BTreeSet<InstanceId>,
+    disks: BTreeMap<InstanceId, String>,
     capacity: Capacity,
     busy: BTreeMap<(InstanceId, Lane), Busy>,
     filling: bool,
@@ -191,6 +193,7 @@ impl Driver {
             leaving: BTreeSet::new(),
             ending: BTreeMap::new(),
             fallen: BTreeSet::new(),
+            disks: BTreeMap::new(),
             capacity,
             busy: BTreeMap::new(),
             filling: false,

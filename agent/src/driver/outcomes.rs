@@ -1,4 +1,4 @@
-//! Owns what becomes of a job's outcome, and of what the hypervisor tells: the state of the instances.
+//! Owns what becomes of a job's outcome: the state of the instances.
 //!
 //! Promises: each change of an instance's phase is logged once; a job of a session that is over changes nothing; a dead
 //! instance stays dead. Must not do: the work itself.
@@ -10,7 +10,6 @@ use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{InstanceFact, Phase};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_core::{DEPLOY_FAILED, MOVED};
-use understudy_hypervisor::{EventKind, HypervisorEvent, WatchdogAction};
 
 use super::event::Outcome;
 use super::jobs::Job;
@@ -237,40 +236,5 @@ impl Driver {
         local.fact.node = node.or_else(|| local.fact.node.clone());
         local.fact.since = at;
         local.fact.windows = None;
-    }
-
-    pub(super) fn hypervisor_event(&mut self, event: HypervisorEvent) {
-        match event.kind {
-            EventKind::Died { id, pid } => {
-                let known = self.local.get(&id).is_some_and(|local| !local.fact.phase.is_dead());
-                // The source of a migration ends when the instance has moved: its job knows how to read that.
-                let job_knows =
-                    self.leaving.contains(&id) || self.ending.contains_key(&id) || self.is_in_the_making(id);
-                if known && job_knows {
-                    self.fallen.insert(id);
-                } else if known {
-                    self.parts.metrics.death_seen();
-                    self.dead(id, None, format!("qemu process {pid} ended"));
-                }
-            }
-            EventKind::Panicked { id } if self.is_member(id) => self.end(id, "the guest's kernel panicked"),
-            EventKind::Watchdog { id, action: WatchdogAction::None | WatchdogAction::Paused }
-                if self.is_member(id) =>
-            {
-                self.end(id, "the guest hangs: it did not feed its watchdog");
-            }
-            EventKind::ConnectionLost => {
-                self.complain(
-                    "libvirt",
-                    "libvirtd does not answer: see systemctl status libvirtd; instances run on".to_owned(),
-                );
-            }
-            EventKind::ConnectionRegained => self.content("libvirt"),
-            EventKind::Lifecycle { .. }
-            | EventKind::Agent { .. }
-            | EventKind::Watchdog { .. }
-            | EventKind::Panicked { .. }
-            | EventKind::IoError { .. } => {}
-        }
     }
 }

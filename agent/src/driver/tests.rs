@@ -2,6 +2,7 @@
 //! its events one by one.
 
 mod ending;
+mod guests;
 mod unreadable;
 
 use std::collections::BTreeSet;

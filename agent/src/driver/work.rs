@@ -120,6 +120,7 @@ impl Driver {
                 self.local.remove(&instance);
                 self.busy.retain(|(of, _), _| *of != instance);
                 self.fallen.remove(&instance);
+                self.tell_of_disks();
             }
             HostAction::Destroy { instance, reason } => self.end(instance, &reason),
             HostAction::DropImages { node } => {
@@ -252,12 +253,6 @@ impl Driver {
         let running = self.busy.contains_key(&(instance, Lane::Domain));
         let phase = self.local.get(&instance).map(|local| &local.fact.phase);
         running && matches!(phase, Some(Phase::Booting | Phase::Deploying | Phase::Restoring))
-    }
-
-    pub(super) fn is_member(&self, instance: InstanceId) -> bool {
-        self.local
-            .get(&instance)
-            .is_some_and(|local| local.fact.node.is_some() && !local.fact.phase.is_dead())
     }
 }
 

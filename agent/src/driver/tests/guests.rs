@@ -1,0 +1,102 @@
+//! What becomes of guests that cannot go on.
+
+use understudy_core::ids::{InstanceId, NodeId};
+use understudy_core::records::Phase;
+use understudy_hypervisor::fake::FakeHypervisor;
+
+use super::{Rig, died, instance, node, running};
+
+type Fault = fn(&FakeHypervisor, InstanceId);
+
+const FATAL: [(Fault, &str); 3] = [
+    (|host, id| host.panic_guest(id), "the guest's kernel panicked"),
+    (|host, id| host.hang_guest(id), "did not feed its watchdog"),
+    (|host, id| host.fail_disk(id, "vdb", true), "an error of its disk vdb"),
+];
+
+#[tokio::test]
+async fn a_member_that_cannot_go_on_is_ended_and_dead_for_that() {
+    for (fault, reason) in FATAL {
+        let (mut rig, one) = (Rig::new(), instance(1));
+        rig.runs(one, Phase::Ready, Some(node()));
+        rig.name(one);
+        rig.driver.listen_to_hypervisor();
+        fault(&rig.hypervisor, one);
+        rig.until(reason, |driver| died(driver, one, reason)).await;
+        assert!(running(&rig.hypervisor).is_empty(), "{reason}");
+    }
+}
+
+/// A failover may be given it at any time, and takes it for one that is booted and waits.
+#[tokio::test]
+async fn an_idle_instance_that_cannot_go_on_is_ended_and_another_is_made() {
+    for (fault, reason) in FATAL {
+        let (mut rig, one) = (Rig::new(), instance(1));
+        rig.runs(one, Phase::Idle, None);
+        rig.driver.listen_to_hypervisor();
+        fault(&rig.hypervisor, one);
+        rig.until(reason, |driver| !driver.local.contains_key(&one)).await;
+        assert!(running(&rig.hypervisor).is_empty(), "{reason}");
+        let facts = understudy_core::records::HostFacts { session: 1, ..rig.driver.facts() };
+        rig.write(&crate::keys::Key::Facts(super::me()), crate::keys::encode(&facts));
+        rig.driver.filling = false;
+        rig.until("another is made", |driver| {
+            driver.local.values().any(|local| local.fact.phase == Phase::Idle && local.fact.node.is_none())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_disk_error_that_the_guest_survives_is_told_and_no_more() {
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, Phase::Ready, Some(node()));
+    rig.name(one);
+    rig.driver.listen_to_hypervisor();
+    rig.hypervisor.fail_disk(one, "vdb", false);
+    rig.until("it is told", |driver| driver.complaints.contains_key("disks")).await;
+    assert_eq!(rig.phase(one), Some(Phase::Ready));
+    let told = rig.complaints();
+    for part in [&one.to_string(), "vdb", "journalctl -k"] {
+        assert!(told.contains(part), "{part} is not in: {told}");
+    }
+    rig.hypervisor.kill(one);
+    rig.until("it is dead", |driver| died(driver, one, "qemu process")).await;
+    rig.write(&crate::keys::Key::Node(node()), crate::keys::encode(&super::record(None)));
+    rig.until("it is forgotten", |driver| !driver.complaints.contains_key("disks")).await;
+}
+
+#[tokio::test]
+async fn what_stopped_while_libvirt_was_away_is_found_when_it_is_back() {
+    let quiet: [(Fault, &str); 2] = [FATAL[0], (FATAL[2].0, "an error of its disk")];
+    for (fault, reason) in quiet {
+        let (mut rig, one, idle) = (Rig::new(), instance(1), instance(2));
+        rig.runs(one, Phase::Ready, Some(node()));
+        rig.runs(idle, Phase::Idle, None);
+        rig.name(one);
+        rig.driver.listen_to_hypervisor();
+        rig.hypervisor.set_libvirt_up(false);
+        rig.until("it is away", |driver| driver.complaints.contains_key("libvirt")).await;
+        fault(&rig.hypervisor, one);
+        fault(&rig.hypervisor, idle);
+        rig.hypervisor.set_libvirt_up(true);
+        rig.until(reason, |driver| died(driver, one, reason)).await;
+        rig.until(reason, |driver| !driver.local.contains_key(&idle)).await;
+        assert!(running(&rig.hypervisor).is_empty(), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn what_another_has_on_this_host_is_left_alone() {
+    let (mut rig, known, others) = (Rig::new(), instance(1), instance(2));
+    let name: NodeId = node();
+    rig.runs(known, Phase::Ready, Some(name));
+    rig.runs(others, Phase::Idle, None);
+    rig.driver.local.remove(&others);
+    rig.name(known);
+    rig.driver.listen_to_hypervisor();
+    rig.hypervisor.panic_guest(others);
+    rig.hypervisor.panic_guest(known);
+    rig.until("the later one is heard", |driver| died(driver, known, "panicked")).await;
+    assert_eq!(running(&rig.hypervisor), [others].into());
+}
