@@ -116,6 +116,8 @@ pub enum Outcome {
     },
     /// It is on the other host.
     Moved,
+    /// It is not here any more, and whether it has moved is not known.
+    Gone,
     /// It did not move, and nothing of it is there.
     Stayed(String),
     /// The instance is dead for that: it is known to be gone.

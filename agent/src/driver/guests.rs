@@ -3,7 +3,7 @@
 //! Promises: a guest that cannot go on is ended, idle or not, and so is one that stopped while nobody was told; a job that
 //! knows more of an end has the word on it. Must not do: ask the hypervisor in the driver's own task.
 
-use understudy_core::ids::InstanceId;
+use understudy_core::ids::{HostId, InstanceId};
 use understudy_hypervisor::{
     CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, ListError, PauseCause, WatchdogAction,
     process,
@@ -11,6 +11,7 @@ use understudy_hypervisor::{
 
 use super::Driver;
 use super::event::Event;
+use super::outcomes::moved_or_ended;
 use crate::exit::chain;
 
 /// What a complaint about instances' disks goes under.
@@ -63,7 +64,22 @@ impl Driver {
             return;
         }
         self.parts.metrics.death_seen();
-        self.dead(id, None, reason.to_owned());
+        match self.leaves_for(id) {
+            Some(to) => self.moved(id, None, moved_or_ended(&to)),
+            None => self.dead(id, None, reason.to_owned()),
+        }
+    }
+
+    /// Where a live migration takes an instance of this host, as far as it is known to stand.
+    pub(super) fn leaves_for(&self, id: InstanceId) -> Option<HostId> {
+        let me = &self.parts.config.host;
+        let migration = self.cluster.nodes().find_map(|record| {
+            let of_it = record.primary.as_ref().is_some_and(|primary| primary.instance == Some(id));
+            record.migration.as_ref().filter(|migration| of_it && &migration.from == me)
+        })?;
+        let failed = self.local.get(&id).and_then(|local| local.fact.migration_failed.as_ref());
+        let stands = !migration.abandoned && failed.is_none_or(|(epoch, _)| *epoch < migration.epoch);
+        stands.then(|| migration.to.clone())
     }
 
     /// A guest that stands still for its disk serves nobody; one that goes on is for people to judge.

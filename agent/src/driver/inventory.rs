@@ -3,15 +3,16 @@
 //! Promises: an instance that goes on is one whose state is known; what was half-way is ended; what should be here and
 //! is not is reported dead only by the standard of SAFE-2. Must not do: create anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::host::Local;
-use understudy_core::ids::InstanceId;
+use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::records::{HostFacts, InstanceFact, Phase};
 use understudy_hypervisor::{
     DestroyError, EventKind, HypervisorEvent, InstanceState, LifeSign, ListError, Pid, process,
 };
 
+use super::outcomes::moved_or_ended;
 use super::{Driver, Event, Parts, now};
 
 /// One instance that goes on, or that is known dead.
@@ -34,15 +35,20 @@ pub(super) enum InventoryError {
     Destroy(#[from] DestroyError),
 }
 
-/// Instances that are on their way to this host.
-pub(super) type Arriving = BTreeSet<InstanceId>;
+/// Instances that live migrations bring to this host or take from it.
+#[derive(Debug, Default)]
+pub(super) struct Passing {
+    arriving: BTreeSet<InstanceId>,
+    /// With where they go.
+    leaving: BTreeMap<InstanceId, HostId>,
+}
 
 /// What goes on. `previous` are the facts that this host reported in the same session; `adopting` says that the
 /// session goes on, so that members do too.
 pub(super) fn take(
     parts: &Parts,
     previous: Option<&HostFacts>,
-    arriving: &Arriving,
+    passing: &Passing,
     adopting: bool,
 ) -> Result<Vec<Found>, InventoryError> {
     let here = parts.hypervisor.instances()?;
@@ -62,7 +68,7 @@ pub(super) fn take(
                     local: Local { fact: fact.clone(), paused: false },
                 });
             }
-            _ if adopting && arriving.contains(&instance.id) => {}
+            _ if adopting && passing.arriving.contains(&instance.id) => {}
             _ => {
                 tracing::info!(instance = %instance.id, "ending an instance that an earlier agent left half-way or that has no place");
                 parts.hypervisor.destroy(instance.id)?;
@@ -70,13 +76,18 @@ pub(super) fn take(
         }
     }
     if let Some(previous) = previous.filter(|_| adopting) {
-        found.extend(missing(parts, previous, &found)?);
+        found.extend(missing(parts, previous, passing, &found)?);
     }
     Ok(found)
 }
 
 /// Instances that were reported and are not there any more.
-fn missing(parts: &Parts, previous: &HostFacts, found: &[Found]) -> Result<Vec<Found>, InventoryError> {
+fn missing(
+    parts: &Parts,
+    previous: &HostFacts,
+    passing: &Passing,
+    found: &[Found],
+) -> Result<Vec<Found>, InventoryError> {
     let mut dead = Vec::new();
     for (&instance, fact) in &previous.instances {
         if found.iter().any(|found| found.instance == instance) {
@@ -85,7 +96,11 @@ fn missing(parts: &Parts, previous: &HostFacts, found: &[Found]) -> Result<Vec<F
         if parts.hypervisor.life(instance)? == LifeSign::Gone {
             let phase = match &fact.phase {
                 dead @ Phase::Dead { .. } => dead.clone(),
-                _ => Phase::Dead { reason: "found dead when the agent started".to_owned(), at: now().wall },
+                _ => {
+                    let left = passing.leaving.get(&instance).map(moved_or_ended);
+                    let reason = left.unwrap_or_else(|| "found dead when the agent started".to_owned());
+                    Phase::Dead { reason, at: now().wall }
+                }
             };
             let fact = InstanceFact { phase, ..fact.clone() };
             dead.push(Found { instance, local: Local { fact, paused: false } });
@@ -95,14 +110,25 @@ fn missing(parts: &Parts, previous: &HostFacts, found: &[Found]) -> Result<Vec<F
 }
 
 impl Driver {
-    /// Instances that a migration brings here.
-    pub(super) fn arriving(&self) -> Arriving {
+    /// Instances that migrations bring here or take away. What this host reported of them tells which failed.
+    pub(super) fn passing(&self) -> Passing {
         let me = &self.parts.config.host;
-        self.cluster
-            .nodes()
-            .filter(|record| record.migration.as_ref().is_some_and(|migration| &migration.to == me))
-            .filter_map(|record| record.primary.as_ref()?.instance)
-            .collect()
+        let reported = self.cluster.facts(me).map(|facts| &facts.instances);
+        let mut passing = Passing::default();
+        for record in self.cluster.nodes() {
+            let instance = record.primary.as_ref().and_then(|primary| primary.instance);
+            let (Some(migration), Some(instance)) = (&record.migration, instance) else { continue };
+            let failed = reported.and_then(|all| all.get(&instance)?.migration_failed.as_ref());
+            if &migration.to == me {
+                passing.arriving.insert(instance);
+            } else if &migration.from == me
+                && !migration.abandoned
+                && failed.is_none_or(|(epoch, _)| *epoch < migration.epoch)
+            {
+                passing.leaving.insert(instance, migration.to.clone());
+            }
+        }
+        passing
     }
 
     /// Goes on with what was found.

@@ -78,7 +78,11 @@ impl Driver {
             }
             (HostAction::MigrateOut { node, to, .. }, Outcome::Moved) => {
                 self.leaving.remove(&instance);
-                self.moved(instance, node, &to);
+                self.moved(instance, Some(node), format!("{MOVED} to {to}"));
+            }
+            (HostAction::MigrateOut { node, to, .. }, Outcome::Gone) => {
+                self.leaving.remove(&instance);
+                self.moved(instance, Some(node), moved_or_ended(&to));
             }
             (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
                 self.leaving.remove(&instance);
@@ -148,9 +152,9 @@ impl Driver {
     }
 
     /// This host's word that it has let go: the destination may let it run. What is known of its windows goes with it.
-    fn moved(&mut self, instance: InstanceId, node: NodeId, to: &HostId) {
+    pub(super) fn moved(&mut self, instance: InstanceId, node: Option<NodeId>, reason: String) {
         let windows = self.local.get(&instance).and_then(|local| local.fact.windows);
-        self.dead(instance, Some(node), format!("{MOVED} to {to}"));
+        self.dead(instance, node, reason);
         self.edit(instance, |local| local.fact.windows = windows);
     }
 
@@ -177,6 +181,7 @@ impl Driver {
         if let Some(node) = fact.node.clone() {
             self.taken.insert(node, now().boottime);
         }
+        self.fallen.remove(&instance);
         self.local.insert(instance, Local { fact, paused: false });
     }
 
@@ -237,4 +242,10 @@ impl Driver {
         local.fact.since = at;
         local.fact.windows = None;
     }
+}
+
+/// It is gone from here in a migration of which the end was not heard. Whether it has arrived the destination knows, so
+/// that its word is waited for: to call it dead would have the destination end what may be the only copy.
+pub(super) fn moved_or_ended(to: &HostId) -> String {
+    format!("{MOVED} to {to}, or ended on the way")
 }

@@ -39,10 +39,10 @@ impl Driver {
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         match action {
             SessionAction::Open => {
-                let arriving = self.arriving();
+                let passing = self.passing();
                 let previous = self.cluster.facts(&parts.config.host).cloned();
                 tokio::spawn(async move {
-                    let opened = open(&parts, previous, arriving).await;
+                    let opened = open(&parts, previous, passing).await;
                     let _ = sender.send(Event::Opened(Box::new(opened)));
                 });
             }
@@ -147,7 +147,7 @@ impl Driver {
 }
 
 /// Adopts the open session of this very boot, else makes sure that nothing of an earlier one runs and opens the next.
-async fn open(parts: &Arc<Parts>, previous: Option<HostFacts>, arriving: inventory::Arriving) -> Opened {
+async fn open(parts: &Arc<Parts>, previous: Option<HostFacts>, passing: inventory::Passing) -> Opened {
     let failed = |outcome| Opened { outcome, session: None, found: Vec::new() };
     let key = Key::Session(parts.config.host.clone()).to_string();
     let entry = match parts.store.get(&key).await {
@@ -187,7 +187,7 @@ async fn open(parts: &Arc<Parts>, previous: Option<HostFacts>, arriving: invento
         }),
     );
     let found = tokio::task::spawn_blocking(move || {
-        inventory::take(&task_parts, task_previous.as_ref(), &arriving, adopting)
+        inventory::take(&task_parts, task_previous.as_ref(), &passing, adopting)
     })
     .await;
     let found = match found {

@@ -3,6 +3,7 @@
 
 mod ending;
 mod guests;
+mod leaving;
 mod unreadable;
 
 use std::collections::BTreeSet;

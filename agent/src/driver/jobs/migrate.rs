@@ -24,11 +24,14 @@ use crate::exit::chain;
 /// Between two looks at whether the source has let go. It stands still for half of this on average.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// How long what has come is given to be whole once its source has let go; libvirt's last step takes milliseconds.
+const SETTLED: Duration = Duration::from_secs(30);
+
 pub(super) fn leave(parts: &Parts, instance: InstanceId, uri: &str, data_uri: Option<&str>) -> Outcome {
     match parts.hypervisor.life(instance) {
         Ok(LifeSign::Gone) => {
             // An earlier try ended without a clear word. If it has arrived, the destination's word comes first.
-            return Outcome::Died("it left in a migration whose end is not known".to_owned());
+            return Outcome::Gone;
         }
         Ok(LifeSign::Known(_) | LifeSign::ProcessOnly(_)) => {}
         Err(error) => return Outcome::Failed(chain(&error)),
@@ -66,7 +69,7 @@ enum Next {
     Wait,
     /// All of it is here and the source has let go.
     Land,
-    /// The source has let go and nothing is here.
+    /// The source has let go, and nothing is here, or only a part that nothing is added to any more.
     Lost,
     /// The migration was abandoned or is over: nothing may stay.
     Withdraw,
@@ -74,7 +77,9 @@ enum Next {
 
 /// On the way in libvirt calls it paused for migration; once its state is complete, paused as asked. Both ends may have
 /// all of it then, and a source that did not hear of the end goes on: only its own word lets this end run (SAFE-7).
-fn next(wanted: bool, let_go: bool, seen: Option<LifeSign>) -> Next {
+///
+/// `settled` says that what is here has been seen for so long, with its source gone, that it stays what it is.
+fn next(wanted: bool, let_go: bool, seen: Option<LifeSign>, settled: bool) -> Next {
     match seen {
         _ if !wanted => Next::Withdraw,
         Some(LifeSign::Known(InstanceState::Running | InstanceState::Paused(PauseCause::Asked)))
@@ -83,6 +88,7 @@ fn next(wanted: bool, let_go: bool, seen: Option<LifeSign>) -> Next {
             Next::Land
         }
         Some(LifeSign::Gone) if let_go => Next::Lost,
+        Some(LifeSign::Known(_)) if let_go && settled => Next::Lost,
         Some(LifeSign::Known(_) | LifeSign::ProcessOnly(_) | LifeSign::Gone) | None => Next::Wait,
     }
 }
@@ -100,6 +106,7 @@ pub(super) fn accept(
         return Outcome::Failed(chain(&error));
     }
     let until = Instant::now() + patience;
+    let mut partly_since: Option<Instant> = None;
     while Instant::now() < until {
         let view = cluster.borrow().clone();
         let wanted = still_wanted(&view.view, instance);
@@ -107,13 +114,13 @@ pub(super) fn accept(
         // As long as the source may go on, what is here is looked at by nobody: looking takes a part of the processors
         // from the very migration.
         let seen = if wanted && !let_go { None } else { parts.hypervisor.life(instance).ok() };
-        match next(wanted, let_go, seen) {
+        let partly = let_go && matches!(seen, Some(LifeSign::Known(_)));
+        partly_since = partly_since.filter(|_| partly).or_else(|| partly.then(Instant::now));
+        let settled = partly_since.is_some_and(|since| since.elapsed() >= SETTLED);
+        match next(wanted, let_go, seen, settled) {
             Next::Wait => {}
             Next::Withdraw => return withdraw(parts, instance),
-            Next::Lost => {
-                let _ = parts.permits.revoke(instance);
-                return Outcome::Died("it left its source and did not arrive".to_owned());
-            }
+            Next::Lost => return give_up(parts, instance),
             Next::Land => {
                 if let Some(fact) = here(parts, instance) {
                     return land(parts, &fact, session, epoch);
@@ -123,6 +130,14 @@ pub(super) fn accept(
         std::thread::sleep(LOOK);
     }
     Outcome::Failed(format!("instance {instance} did not arrive within {patience:?}"))
+}
+
+/// Permit and whatever is here first, and only then it is called lost.
+fn give_up(parts: &Parts, instance: InstanceId) -> Outcome {
+    match withdraw(parts, instance) {
+        Outcome::Done => Outcome::Died("it left its source and did not arrive".to_owned()),
+        failed => failed,
+    }
 }
 
 fn here(parts: &Parts, instance: InstanceId) -> Option<InstanceFact> {
@@ -158,18 +173,22 @@ mod tests {
     fn what_has_arrived_runs_only_once_the_source_has_let_go() {
         let complete = LifeSign::Known(InstanceState::Paused(PauseCause::Asked));
         let coming = LifeSign::Known(InstanceState::Paused(PauseCause::Migration));
-        for (wanted, let_go, seen, expected) in [
-            (true, false, Some(complete), Next::Wait),
-            (true, true, Some(complete), Next::Land),
-            (true, true, Some(coming), Next::Wait),
-            (true, false, Some(LifeSign::Gone), Next::Wait),
-            (true, true, Some(LifeSign::Gone), Next::Lost),
-            (true, true, None, Next::Wait),
-            (true, true, Some(LifeSign::ProcessOnly(Pid(7))), Next::Wait),
-            (false, true, Some(complete), Next::Withdraw),
-            (false, false, Some(LifeSign::Gone), Next::Withdraw),
+        for (wanted, let_go, seen, settled, expected) in [
+            (true, false, Some(complete), false, Next::Wait),
+            (true, true, Some(complete), false, Next::Land),
+            (true, true, Some(coming), false, Next::Wait),
+            (true, true, Some(coming), true, Next::Lost),
+            (true, false, Some(coming), true, Next::Wait),
+            (true, true, Some(complete), true, Next::Land),
+            (true, true, None, true, Next::Wait),
+            (true, false, Some(LifeSign::Gone), false, Next::Wait),
+            (true, true, Some(LifeSign::Gone), false, Next::Lost),
+            (true, true, None, false, Next::Wait),
+            (true, true, Some(LifeSign::ProcessOnly(Pid(7))), false, Next::Wait),
+            (false, true, Some(complete), false, Next::Withdraw),
+            (false, false, Some(LifeSign::Gone), false, Next::Withdraw),
         ] {
-            assert_eq!(next(wanted, let_go, seen), expected, "{wanted} {let_go} {seen:?}");
+            assert_eq!(next(wanted, let_go, seen, settled), expected, "{wanted} {let_go} {seen:?} {settled}");
         }
     }
 }

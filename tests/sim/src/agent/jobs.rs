@@ -447,7 +447,7 @@ fn migrate_out(world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome>
     let (to, epoch, instance) = (to.clone(), *epoch, job.instance);
     let Some(transfer) = job.transfer.or_else(|| world.transfer_of(me, instance)) else {
         if !world.machine(me).domains.contains_key(&instance) {
-            return Some(Outcome::Died("it left in a migration whose end is not known".to_owned()));
+            return Some(Outcome::Gone);
         }
         job.transfer = world.start_transfer(me, &to, instance, epoch);
         if job.transfer.is_none() && world.now > job.patience {

@@ -28,6 +28,7 @@ pub(super) enum Outcome {
     WindowsSent(WindowsSent),
     Restored,
     Moved,
+    Gone,
     Stayed(String),
     Arrived(Box<InstanceFact>),
 }
@@ -261,6 +262,11 @@ impl Agent {
                 self.leaving.remove(&instance);
                 self.watched.remove(&instance);
                 self.dead(world, me, instance, Some(node), format!("{MOVED} to {to}"));
+            }
+            (HostAction::MigrateOut { node, to, .. }, Outcome::Gone) => {
+                self.leaving.remove(&instance);
+                self.watched.remove(&instance);
+                self.dead(world, me, instance, Some(node), format!("{MOVED} to {to}, or ended on the way"));
             }
             (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
                 self.leaving.remove(&instance);

@@ -1,0 +1,58 @@
+//! What a source says of an instance that is gone in a live migration of which it did not hear the end.
+
+use understudy_core::MOVED;
+use understudy_core::ids::{BootId, Epoch, HostId};
+use understudy_core::records::{HostFacts, Migration, Phase, SessionRecord};
+use understudy_core::units::UnixMillis;
+
+use super::super::inventory;
+use super::{Rig, died, instance, me, node, record};
+use crate::keys::{Key, encode};
+
+/// alice's display leaves for `host2`.
+fn leaves(rig: &mut Rig, abandoned: bool) {
+    let to: HostId = "host2".parse().unwrap();
+    let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+    let facts = HostFacts { session: 1, instances: Default::default(), ..rig.driver.facts() };
+    rig.write(&Key::Session(to.clone()), encode(&session));
+    rig.write(&Key::Facts(to.clone()), encode(&facts));
+    let migration =
+        Migration { from: me(), to, to_session: 1, epoch: Epoch(2), abandoned, started: UnixMillis(0) };
+    let record = record(Some(instance(1)));
+    let record =
+        understudy_core::records::NodeRecord { epoch: Epoch(2), migration: Some(migration), ..record };
+    rig.write(&Key::Node(node()), encode(&record));
+}
+
+#[tokio::test]
+async fn a_try_that_finds_it_gone_leaves_the_word_to_the_destination() {
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, Phase::Ready, Some(node()));
+    leaves(&mut rig, false);
+    rig.hypervisor.kill(one);
+    rig.until("it is gone", |driver| died(driver, one, "")).await;
+    assert!(died(&rig.driver, one, &format!("{MOVED} to host2, or ended")), "{:?}", rig.phase(one));
+}
+
+#[tokio::test]
+async fn so_does_an_end_before_the_first_try_and_one_that_a_new_agent_finds() {
+    for (abandoned, moved) in [(false, true), (true, false)] {
+        let (mut rig, one) = (Rig::new(), instance(1));
+        rig.runs(one, Phase::Ready, Some(node()));
+        leaves(&mut rig, abandoned);
+        let reported = HostFacts { session: 1, ..rig.driver.facts() };
+        rig.driver.listen_to_hypervisor();
+        rig.hypervisor.kill(one);
+        while let Some(event) = rig.driver.receiver.recv().await {
+            rig.driver.take(event);
+            if died(&rig.driver, one, "") {
+                break;
+            }
+        }
+        assert_eq!(died(&rig.driver, one, MOVED), moved, "{:?}", rig.phase(one));
+        let found = inventory::take(&rig.driver.parts, Some(&reported), &rig.driver.passing(), true).unwrap();
+        let phases: Vec<&Phase> = found.iter().map(|found| &found.local.fact.phase).collect();
+        let [Phase::Dead { reason, .. }] = phases.as_slice() else { panic!("{phases:?}") };
+        assert_eq!(reason.starts_with(MOVED), moved, "{reason}");
+    }
+}
