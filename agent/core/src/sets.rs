@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Promises: a set becomes active only when every open host could lead with it, so that a leader change never changes
-//! who decides; generations only grow; what failed stays set aside until its component changes. Must not do: load
-//! anything, or judge answers.
+//! who decides; generations only grow; what failed stays set aside until its component changes or an operator restores
+//! it. Must not do: load anything, or judge answers.
 
 mod refusal;
 #[cfg(test)]
@@ -38,6 +38,9 @@ pub struct PolicySetRecord {
     pub settings: String,
     /// Policies that decide nothing because they failed too often, and how.
     pub set_aside: BTreeMap<String, String>,
+    /// How often operators restored which policy. Failures that a host saw before the last time do not count any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restored: BTreeMap<String, u64>,
     /// The host whose folder it came from.
     pub by: HostId,
 }
@@ -163,6 +166,7 @@ impl PolicySets {
             components,
             settings,
             set_aside: BTreeMap::new(),
+            restored: BTreeMap::new(),
             by: by.clone(),
         })
     }
@@ -207,7 +211,8 @@ impl PolicySets {
         })
     }
 
-    /// The candidate as the active set: what failed stays aside unless its component is another.
+    /// The candidate as the active set: what failed stays aside unless its component is another. Restores stay counted,
+    /// also of a name that has gone: it may come back while some host still knows what it did.
     fn activated(&self, candidate: &PolicySetRecord) -> PolicySetRecord {
         let old = self.active.as_ref().map(|set| &set.value);
         let aside = old.into_iter().flat_map(|old| {
@@ -217,7 +222,8 @@ impl PolicySets {
                 .filter(move |(name, _)| candidate.components.contains_key(*name) && same(name))
         });
         let set_aside = aside.map(|(name, reason)| (name.clone(), reason.clone())).collect();
-        PolicySetRecord { set_aside, ..candidate.clone() }
+        let restored = old.map(|old| old.restored.clone()).unwrap_or_default();
+        PolicySetRecord { set_aside, restored, ..candidate.clone() }
     }
 
     /// Whether `me` may lead: it has the active set ready, or there is none, or nobody who is open can have it, so that
@@ -246,11 +252,14 @@ impl PolicySets {
         Some(record)
     }
 
-    /// The active set with a policy back in its place. None where it is not set aside.
+    /// The active set with a policy back in its place, on every host. None where it does not belong to the set.
     #[must_use]
     pub fn restored(&self, policy: &str) -> Option<PolicySetRecord> {
         let mut record = self.active.as_ref()?.value.clone();
-        record.set_aside.remove(policy)?;
+        record.components.get(policy)?;
+        record.set_aside.remove(policy);
+        let count = record.restored.entry(policy.to_owned()).or_default();
+        *count = count.saturating_add(1);
         Some(record)
     }
 }

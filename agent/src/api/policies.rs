@@ -65,25 +65,25 @@ pub(super) async fn explain(
     asked.map(Json).map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
-/// A policy that was set aside is asked again.
+/// A policy that was set aside is asked again, on every host.
 pub(super) async fn restore(
     State(state): State<ApiState>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     let snapshot = state.snapshot()?;
     let active = snapshot.sets.active.as_ref();
-    if !active.is_some_and(|set| set.value.components.contains_key(&name)) {
+    let Some((active, record)) = active.zip(snapshot.sets.restored(&name)) else {
         let text = format!("there is no policy '{name}': see `understudy policy list`");
         return Err(Refusal::new(StatusCode::NOT_FOUND, text));
-    }
-    let Some(record) = snapshot.sets.restored(&name) else {
+    };
+    // What failed on this host may not have come into the record yet.
+    let failed_here = state.parts.policies.failed().iter().any(|(failed, ..)| *failed == name);
+    if !active.value.set_aside.contains_key(&name) && !failed_here {
         let text = format!("policy '{name}' is not set aside: see `understudy policy list`");
         return Err(Refusal::new(StatusCode::CONFLICT, text));
-    };
-    // What this host saw of it must be forgotten first, or it is set aside again by what is past.
-    state.parts.policies.trust(&name);
+    }
     let txn = Txn::new()
-        .when(unchanged(&Key::PolicyActive, active.map(|set| set.revision)))
+        .when(unchanged(&Key::PolicyActive, Some(active.revision)))
         .put(Key::PolicyActive.to_string(), encode(&record));
     match state.parts.store.commit(&txn).await {
         Ok(Committed::Applied { .. }) => Ok(StatusCode::NO_CONTENT),

@@ -327,6 +327,7 @@ impl Driver {
             if self.adopted {
                 self.work(&view, now);
                 self.publish_facts(now);
+                self.set_aside_what_failed();
                 self.lead(&view, now);
             }
             self.publish_state(view, now.boottime);

@@ -1,8 +1,9 @@
 //! Owns the driver's part in the sets of policies: it tells the keeper what stands in the store, keeps who may not lead
-//! from leading, and writes as leader what becomes of a candidate and of a policy that failed.
+//! from leading, writes a policy that failed here into the record, and as leader what becomes of a candidate.
 //!
-//! Promises: every write rests on the leadership and on the records that it was decided from. Must not do: load, ask or
-//! judge (the keeper, `policies` and core do).
+//! Promises: every write rests on the records that it was decided from, what becomes of a candidate on the leadership as
+//! well. Who is set aside is one fact of the cluster: any host writes it, and heeds it before anything else. Must not do:
+//! load, ask or judge (the keeper, `policies` and core do).
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ impl Driver {
 
     /// Tells the keeper what stands.
     pub(super) fn tell_keeper(&self, view: &View) {
+        self.parts.policies.heed(&self.cluster.policies);
         let me = &self.parts.config.host;
         let api = |facts: &HostFacts| Some(facts.api.clone()).filter(|api| !api.is_empty());
         let peers = view
@@ -75,33 +77,41 @@ impl Driver {
         false
     }
 
-    /// As leader: what becomes of the candidate, and of policies that failed.
-    pub(super) fn settle_sets(&mut self, view: &View, mine: &Leadership, now: Now) {
-        if self.settling {
+    /// A policy that failed too often here is set aside for the cluster, whoever leads: an admission asks on any host.
+    pub(super) fn set_aside_what_failed(&mut self) {
+        if self.settling || !self.sets_are_seen() {
             return;
         }
         let sets = &self.cluster.policies;
         let failed = self.parts.policies.failed();
         let aside = failed.iter().find_map(|(name, digest, reason)| sets.aside(name, digest, reason));
-        let txn = if let Some(record) = aside {
-            Some(self.put_active(&record))
-        } else {
-            match sets.judge(&view.hosts, now.wall) {
-                Some(Verdict::Activate(record)) => {
-                    tracing::info!(generation = record.generation, by = %record.by, "every open host has the set of policies: it decides from here on");
-                    Some(self.put_active(&record).delete(Key::PolicyCandidate.to_string()))
-                }
-                Some(Verdict::Refuse(refused)) => Some(self.refuse(&refused)),
-                Some(Verdict::Waits(_)) | None => None,
+        if let Some(record) = aside {
+            self.settle(self.put_active(&record));
+        }
+    }
+
+    /// As leader: what becomes of the candidate.
+    pub(super) fn settle_sets(&mut self, view: &View, mine: &Leadership, now: Now) {
+        if self.settling {
+            return;
+        }
+        let txn = match self.cluster.policies.judge(&view.hosts, now.wall) {
+            Some(Verdict::Activate(record)) => {
+                tracing::info!(generation = record.generation, by = %record.by, "every open host has the set of policies: it decides from here on");
+                self.put_active(&record).delete(Key::PolicyCandidate.to_string())
             }
+            Some(Verdict::Refuse(refused)) => self.refuse(&refused),
+            Some(Verdict::Waits(_)) | None => return,
         };
-        let Some(txn) = txn else { return };
         let candidate = self.cluster.policies.candidate.as_ref().map(|set| set.revision);
-        let txn = txn.when(mine.condition()).when(unchanged(&Key::PolicyCandidate, candidate));
+        self.settle(txn.when(mine.condition()).when(unchanged(&Key::PolicyCandidate, candidate)));
+    }
+
+    fn settle(&mut self, txn: Txn) {
         self.settling = true;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let written = settle(&parts, &txn).await;
+            let written = write(&parts, &txn).await;
             let _ = sender.send(Event::Settled(written));
         });
     }
@@ -134,7 +144,7 @@ impl Driver {
     }
 }
 
-async fn settle(parts: &Parts, txn: &Txn) -> Option<understudy_store::Revision> {
+async fn write(parts: &Parts, txn: &Txn) -> Option<understudy_store::Revision> {
     match parts.store.commit(txn).await {
         Ok(Committed::Applied { revision }) => Some(revision),
         Ok(Committed::Refused { failed, .. }) => {

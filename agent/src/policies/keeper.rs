@@ -229,7 +229,7 @@ impl Keeper {
         }
         self.load_what_stands(seen);
         self.propose(seen);
-        self.trust_again(seen);
+        self.note_changes(seen);
         self.tell(seen);
         self.prune(seen);
     }
@@ -326,13 +326,12 @@ impl Keeper {
         }
     }
 
-    /// What an operator restored starts anew here too.
-    fn trust_again(&mut self, seen: &Seen) {
+    /// Logs who decides from here on.
+    fn note_changes(&mut self, seen: &Seen) {
         let aside: BTreeSet<String> =
             seen.sets.active.iter().flat_map(|set| set.value.set_aside.keys().cloned()).collect();
         for name in self.aside.difference(&aside) {
-            tracing::info!(policy = name, "a policy that was set aside decides again");
-            self.parts.policies.trust(name);
+            tracing::info!(policy = name, "a policy is not set aside any more");
         }
         self.aside = aside;
         let active = active(seen);

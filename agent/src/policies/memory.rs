@@ -156,6 +156,7 @@ mod tests {
             components: Default::default(),
             settings: String::new(),
             set_aside: Default::default(),
+            restored: Default::default(),
             by: "host1".parse().unwrap(),
         };
         Some(Versioned { value, revision: 1 })

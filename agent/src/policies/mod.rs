@@ -99,8 +99,10 @@ pub struct Policies {
     /// Sets that are loaded and ready, by generation.
     ready: RwLock<BTreeMap<u64, Arc<PolicySet>>>,
     conduct: Mutex<Conduct>,
-    /// Policies that failed too often here, by name: digest and reason. The leader writes them into the record.
+    /// Policies that failed too often here, by name: digest and reason. The driver writes them into the record.
     failed: Mutex<BTreeMap<String, (String, String)>>,
+    /// How often operators restored which policy, as this host knows it.
+    restored: Mutex<BTreeMap<String, u64>>,
     standing: Mutex<FolderStanding>,
     recorder: Recorder,
     metrics: Arc<Metrics>,
@@ -132,6 +134,7 @@ impl Policies {
             ready: RwLock::default(),
             conduct: Mutex::default(),
             failed: Mutex::default(),
+            restored: Mutex::default(),
             standing: Mutex::default(),
             metrics: metrics.clone(),
         }
@@ -177,10 +180,25 @@ impl Policies {
         failed.iter().map(|(name, (digest, why))| (name.clone(), digest.clone(), why.clone())).collect()
     }
 
-    /// An operator trusts a policy again, whatever this host saw of it.
-    pub fn trust(&self, name: &str) {
-        lock(&self.conduct).restore(name);
-        lock(&self.failed).remove(name);
+    /// Takes over what operators restored, on whichever host they said so: what this one saw of it before is forgotten.
+    /// To be called with records before anything follows from them.
+    pub(crate) fn heed(&self, sets: &PolicySets) {
+        let Some(active) = sets.active.as_ref().map(|set| &set.value) else { return };
+        let mut known = lock(&self.restored);
+        if *known == active.restored {
+            return;
+        }
+        for name in
+            active.restored.iter().filter(|(name, count)| known.get(*name) != Some(count)).map(|(n, _)| n)
+        {
+            tracing::info!(
+                policy = name,
+                "an operator restored a policy: its earlier failures do not count any more"
+            );
+            lock(&self.conduct).restore(name);
+            lock(&self.failed).remove(name);
+        }
+        known.clone_from(&active.restored);
     }
 
     /// Takes over what the keeper loaded: what is in no record any more is let go, and what was seen of its policies.

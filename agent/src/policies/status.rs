@@ -87,11 +87,18 @@ impl PoliciesStatus {
         let standing = policies.standing();
         let loaded: BTreeMap<&str, _> =
             deciding.set.policies().map(|info| (info.name.as_str(), info)).collect();
+        // What failed on this host is not asked here before that has come into the record.
+        let failed = policies
+            .failed()
+            .into_iter()
+            .filter(|(name, digest, _)| active.is_some_and(|set| set.components.get(name) == Some(digest)));
+        let mut aside: BTreeMap<_, _> = failed.map(|(name, _, reason)| (name, reason)).collect();
+        aside.extend(deciding.aside.clone());
         let own =
             active.and_then(|set| settings(&set.settings, policies.defaults()).ok()).unwrap_or_default();
         let shown = active.into_iter().flat_map(|set| &set.components).map(|(name, digest)| {
             let info = loaded.get(name.as_str());
-            let set_aside = deciding.aside.get(name).cloned();
+            let set_aside = aside.get(name).cloned();
             let words =
                 |of: &std::collections::BTreeSet<Interface>| of.iter().map(ToString::to_string).collect();
             let shadows = info.into_iter().flat_map(|info| &info.shadows).map(|interface| {
@@ -116,7 +123,7 @@ impl PoliciesStatus {
         });
         let decider = |interface: &Interface| {
             let name = deciding.set.deciding(*interface).map(|info| info.name.clone());
-            (interface.to_string(), name.filter(|name| !deciding.aside.contains_key(name)))
+            (interface.to_string(), name.filter(|name| !aside.contains_key(name)))
         };
         let newest = sets.newest();
         Self {

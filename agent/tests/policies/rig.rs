@@ -178,13 +178,14 @@ impl Agent {
         (status, String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// What status says of the policies, once the agent has read the store.
     pub(crate) async fn status(&self) -> PoliciesStatus {
-        // It answers once it has seen the store.
-        let told = wait("the policies' status", || async {
-            let (code, told) = self.get("/v1/policies").await;
-            (code == hyper::StatusCode::OK).then_some(told)
-        });
-        serde_json::from_value(told.await).unwrap()
+        let shown = wait("status", || async {
+            let (code, shown) = self.get("/v1/policies").await;
+            (code == hyper::StatusCode::OK).then_some(shown)
+        })
+        .await;
+        serde_json::from_value(shown).unwrap()
     }
 
     pub(crate) fn leads(&self) -> bool {

@@ -20,6 +20,7 @@ fn set(generation: u64, pairs: &[(&str, &str)]) -> Versioned<PolicySetRecord> {
         components: components(pairs),
         settings: String::new(),
         set_aside: BTreeMap::new(),
+        restored: BTreeMap::new(),
         by: host("host1"),
     };
     Versioned { value, revision: generation }
@@ -132,17 +133,35 @@ fn what_is_set_aside_stays_so_until_its_component_changes() {
 }
 
 #[test]
+fn restores_are_counted_for_good() {
+    let mut cluster = Cluster::of(1);
+    ready(&mut cluster, "host1", &[2]);
+    let mut sets = candidate();
+    sets.active = Some(set(1, &[("spread", "aa"), ("gone", "dd")]));
+    for name in ["gone", "spread", "spread"] {
+        sets.active.as_mut().unwrap().value = sets.restored(name).unwrap();
+    }
+    let Some(Verdict::Activate(record)) = sets.judge(&cluster.view.hosts, NOW) else { panic!() };
+    assert_eq!(record.restored, [("gone".to_owned(), 1), ("spread".to_owned(), 2)].into());
+    // A record without restores is read, and written, as one of an agent that does not know of them.
+    let text = serde_json::to_string(&set(1, &[]).value).unwrap();
+    assert!(!text.contains("restored"), "{text}");
+    assert_eq!(serde_json::from_str::<PolicySetRecord>(&text).unwrap(), set(1, &[]).value);
+}
+
+#[test]
 fn a_policy_is_set_aside_once_and_restored_once() {
     let mut sets = candidate();
     assert_eq!(sets.aside("spread", "bb", "why"), None, "another component failed than the one that decides");
     assert_eq!(sets.aside("count", "cc", "why"), None, "it belongs to the candidate only");
-    assert_eq!(sets.restored("spread"), None);
+    assert_eq!(sets.restored("count"), None);
     let record = sets.aside("spread", "aa", "why").unwrap();
     assert_eq!(record.generation, 1, "the set is the same");
     sets.active = Some(Versioned { value: record, revision: 9 });
     assert_eq!(sets.aside("spread", "aa", "why"), None);
     let back = sets.restored("spread").unwrap();
     assert_eq!(back.set_aside, BTreeMap::new());
+    assert_eq!(back.restored, [("spread".to_owned(), 1)].into());
     assert_eq!(PolicySets::default().restored("spread"), None);
 }
 

@@ -214,6 +214,7 @@ impl World {
             components: BTreeMap::new(),
             settings: String::new(),
             set_aside: BTreeMap::new(),
+            restored: BTreeMap::new(),
             by: host.clone(),
         };
         let number = record.generation;
