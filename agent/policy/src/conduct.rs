@@ -100,7 +100,10 @@ impl Conduct {
                 return None;
             }
             Outcome::Failed(
-                PolicyFault::Unavailable { .. } | PolicyFault::Guest { .. } | PolicyFault::Parameters { .. },
+                PolicyFault::Unavailable { .. }
+                | PolicyFault::Busy { .. }
+                | PolicyFault::Guest { .. }
+                | PolicyFault::Parameters { .. },
             ) => return None,
             Outcome::Refused(reason) => reason.clone(),
             Outcome::Failed(fault) => fault.to_string(),
@@ -166,7 +169,8 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_set_a_policy_aside_and_nothing_else_does() {
         use Interface::{BackupCount, Placement};
-        let cases: [Case; 8] = [
+        let busy = || Outcome::Failed(PolicyFault::Busy { policy: "p".to_owned() });
+        let cases: [Case; 9] = [
             ("three traps", vec![(Placement, trap()), (Placement, trap()), (Placement, trap())], true),
             ("all kinds", vec![(Placement, trap()), (Placement, refused()), (Placement, deadline())], true),
             ("two traps", vec![(Placement, trap()), (Placement, trap())], false),
@@ -196,6 +200,7 @@ mod tests {
                 false,
             ),
             ("errors are answers", vec![(Placement, error()); 9], false),
+            ("a busy host is no fault of the policy", vec![(Placement, busy()); 9], false),
             (
                 "an error does not make up for traps",
                 vec![(Placement, trap()), (Placement, trap()), (Placement, error()), (Placement, trap())],

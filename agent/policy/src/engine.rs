@@ -7,7 +7,8 @@ use std::sync::Arc;
 use understudy_core::units::MiB;
 use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter,
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolConcurrencyLimitError, PoolingAllocationConfig,
+    ResourceLimiter,
 };
 use wasmtime::{Store, Trap};
 
@@ -15,6 +16,7 @@ use crate::bindings::{v01, v02};
 use crate::fault::{EngineFault, PolicyFault};
 use crate::limits::Limits;
 use crate::log::{Level, PolicyLog};
+use crate::slots::Slots;
 use crate::text::one_line;
 use crate::ticker::Ticker;
 
@@ -25,7 +27,7 @@ const STACK_BYTES: usize = 512 << 10;
 const INSTANCES_MAX: usize = 128;
 /// Core instances, memories and tables of an ordinary component, with room.
 const PARTS_MAX: u32 = 64;
-/// Questions at a time: the leader's own, and one for each admission that is being asked for.
+/// Questions at a time: the leader's own, and one for each admission that is being asked for. More wait for their turn.
 const QUESTIONS_MAX: u32 = 32;
 /// Memory that stays from one question to the next: what a Rust policy takes for 10 000 hosts.
 const KEPT_BYTES: usize = 4 << 20;
@@ -39,8 +41,8 @@ const FUEL_TEXT: &str = "fuel allocated for hostcalls has been exhausted";
 
 /// What ends a question that takes too long.
 enum Meter {
-    /// Time: of all, it disturbs the guest's code least.
-    Clock(Ticker),
+    /// Time: of all, it disturbs the guest's code least. A question waits for one of the slots first.
+    Clock(Ticker, Slots),
     /// A count of instructions: the same everywhere, however busy the machine.
     Fuel(u64),
 }
@@ -180,7 +182,7 @@ impl Sandbox {
             set_up(&config)
         })?;
         let ticker = Ticker::start(&engine).map_err(|e| EngineFault { message: e.to_string() })?;
-        Ok(Self { engine, linker, meter: Meter::Clock(ticker) })
+        Ok(Self { engine, linker, meter: Meter::Clock(ticker, Slots::new(QUESTIONS_MAX)) })
     }
 
     /// Ends questions after `fuel` instructions, whatever the time.
@@ -199,12 +201,20 @@ impl Sandbox {
         call: impl FnOnce(&mut Store<Guest>, &Instance) -> wasmtime::Result<Result<R, Refusal>>,
     ) -> (Result<R, PolicyFault>, Usage) {
         let Subject { name, limits, log } = subject;
+        // The wait is no part of the policy's own time, or a busy host would be charged to it.
+        let _slot = match &self.meter {
+            Meter::Clock(_, slots) => match slots.take(limits.deadline) {
+                Some(slot) => Some(slot),
+                None => return (Err(PolicyFault::Busy { policy: name.clone() }), Usage::default()),
+            },
+            Meter::Fuel(_) => None,
+        };
         let budget = Budget { left: bytes(limits.memory), exceeded: false };
         let mut store = Store::new(&self.engine, Guest { log: Arc::clone(log), budget, said: None });
         store.limiter(|guest| &mut guest.budget);
         store.set_hostcall_fuel(bytes(limits.answer_size));
         let outcome = match &self.meter {
-            Meter::Clock(ticker) => {
+            Meter::Clock(ticker, _) => {
                 let _ticking = ticker.question();
                 store.set_epoch_deadline(Ticker::ticks(limits.deadline));
                 pre.instantiate(&mut store).and_then(|instance| call(&mut store, &instance))
@@ -235,7 +245,7 @@ impl Sandbox {
 
     fn usage(&self, store: &Store<Guest>, limits: &Limits) -> Usage {
         let fuel = match &self.meter {
-            Meter::Clock(_) => 0,
+            Meter::Clock(..) => 0,
             Meter::Fuel(fuel) => fuel.saturating_sub(store.get_fuel().unwrap_or(0)),
         };
         Usage { memory: bytes(limits.memory).saturating_sub(store.data().budget.left), fuel }
@@ -247,15 +257,19 @@ impl Sandbox {
         if guest.budget.exceeded {
             return PolicyFault::Memory { policy, limit: memory };
         }
+        if error.is::<PoolConcurrencyLimitError>() {
+            // Some components need more of the pool than an ordinary one.
+            return PolicyFault::Busy { policy };
+        }
         let trap = error.downcast_ref::<Trap>().copied();
         match (&self.meter, trap) {
-            (Meter::Clock(_), Some(Trap::Interrupt)) => {
+            (Meter::Clock(..), Some(Trap::Interrupt)) => {
                 return PolicyFault::Deadline { policy, limit: deadline };
             }
             (Meter::Fuel(limit), Some(Trap::OutOfFuel)) => {
                 return PolicyFault::Fuel { policy, limit: *limit };
             }
-            (Meter::Clock(_) | Meter::Fuel(_), _) => {}
+            (Meter::Clock(..) | Meter::Fuel(_), _) => {}
         }
         let what = trap.map_or_else(|| error.root_cause().to_string(), |t| t.to_string());
         if trap.is_none() && what.contains(FUEL_TEXT) {

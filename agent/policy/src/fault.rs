@@ -28,6 +28,12 @@ pub enum PolicyFault {
         /// What was asked.
         interface: Interface,
     },
+    /// It was not asked: too many other questions were under way. No fault of its own.
+    #[error("policy {policy} was not asked: too many other questions are under way on this host")]
+    Busy {
+        /// The policy.
+        policy: String,
+    },
     /// It did not answer in time.
     #[error("policy {policy} did not answer within {} ms", limit.as_millis())]
     Deadline {
@@ -92,6 +98,7 @@ impl PolicyFault {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable { .. } => "unavailable",
+            Self::Busy { .. } => "busy",
             Self::Deadline { .. } => "deadline",
             Self::Fuel { .. } => "fuel",
             Self::Memory { .. } => "memory",

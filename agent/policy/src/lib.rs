@@ -25,6 +25,7 @@ mod names;
 mod replay;
 mod set;
 mod settings;
+mod slots;
 mod speak;
 mod text;
 mod ticker;

@@ -95,7 +95,7 @@ impl Policy {
                 Err(PolicyFault::Guest { .. }) if self.speaker.tells_refusals_apart() => Ok(()),
                 outcome => outcome,
             };
-            if left == 0 || !matches!(outcome, Err(PolicyFault::Deadline { .. })) {
+            if left == 0 || !matches!(outcome, Err(PolicyFault::Deadline { .. } | PolicyFault::Busy { .. })) {
                 return Trial { interface, outcome, took: start.elapsed(), usage };
             }
         }

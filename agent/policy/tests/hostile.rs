@@ -52,6 +52,51 @@ fn an_endless_loop_ends_at_the_deadline() {
     assert_eq!(fault.to_string(), "policy hostile did not answer within 1000 ms");
 }
 
+/// Many more questions than an engine has room for, by far more than twice.
+const CROWD: usize = 160;
+
+/// Asks as many questions at once as there are threads, and some of them have to wait. What came of each.
+fn crowd(set: &PolicySet, threads: usize) -> Vec<Result<PlacementAnswer, PolicyFault>> {
+    let start = std::sync::Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let ask = || {
+            start.wait();
+            set.ask_placement(&question("villain")).outcome
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn more_questions_than_there_is_room_for_wait_and_are_answered() {
+    // Counts for some tenths of a second, so that all are under way at once.
+    let slow = "(local.set $request (i32.const 500000000))
+        (loop $l (br_if $l (local.tee $request (i32.sub (local.get $request) (i32.const 1)))))";
+    let site = Site::new();
+    site.add("slow", &placement_guest(slow));
+    let (set, faults) = site.load(&settings(PATIENCE));
+    assert!(faults.is_empty(), "{faults:?}");
+    let outcomes = crowd(&set, 40);
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(PlacementAnswer::default())), "{outcomes:?}");
+}
+
+#[test]
+fn who_waits_for_room_in_vain_is_told_so_and_it_is_no_fault_of_the_policy() {
+    let set = set_with("(loop $l (br $l))");
+    // Those that got in end at their deadline; at that moment those that waited gave up, or have come in at last.
+    let (mut late, mut busy) = (0, 0);
+    for outcome in crowd(&set, CROWD) {
+        match outcome {
+            Err(PolicyFault::Deadline { .. }) => late += 1,
+            Err(PolicyFault::Busy { policy }) => busy += usize::from(policy == "hostile"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(late >= 32 && late + busy == CROWD, "{late} were late, {busy} waited in vain");
+    assert!(busy > 0, "{CROWD} questions of one second each do not fit into two seconds, 32 at a time");
+}
+
 #[test]
 fn an_endless_loop_holds_up_no_other_question() {
     let site = Site::new();

@@ -93,7 +93,8 @@ pub struct PolicyId {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// In one word: `deadline`, `memory`, `trap`, `too-large`, `error`, `unavailable`, `held-off`, `set-aside`.
+    /// In one word: `deadline`, `memory`, `trap`, `too-large`, `error`, `unavailable`, `busy`, `held-off`,
+    /// `set-aside`.
     pub kind: String,
     /// For people.
     pub message: String,
