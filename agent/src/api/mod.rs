@@ -78,6 +78,7 @@ pub fn local(state: ApiState) -> Router {
         .route("/v1/hosts/{host}/drain", put(change::drain).delete(change::undrain))
         .route("/v1/nodes/{terminal}/{node}/explain", get(policies::explain))
         .route("/v1/policies/{name}/restore", post(policies::restore))
+        .route("/v1/policies", post(policies::propose))
         .route("/v1/nodes/{terminal}/{node}/failover", post(change::failover))
         .with_state(state.clone())
         .merge(public(state))

@@ -1,4 +1,4 @@
-//! Owns the policies' part of the interface: their status, their components for peers, explanations, restoring.
+//! Owns the policies' part of the interface: their status, their components for peers, explanations, proposing, restoring.
 //!
 //! Promises: a peer gets a component by its digest and nothing else of this host's files. Must not do: load anything.
 
@@ -63,6 +63,20 @@ pub(super) async fn explain(
     let deciding = snapshot.deciding.clone();
     let asked = tokio::task::spawn_blocking(move || explained(&deciding, &explanation)).await;
     asked.map(Json).map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+/// What differs in this host's folder is proposed, although it did not change.
+pub(super) async fn propose(State(state): State<ApiState>) -> Result<StatusCode, Refusal> {
+    state.snapshot()?;
+    if state.parts.policies.standing().unproposed.is_empty() {
+        let folder = state.parts.config.policies_dir.display();
+        let text = format!(
+            "nothing in {folder} of this host is to be proposed: see `understudy policy list` for what decides"
+        );
+        return Err(Refusal::new(StatusCode::CONFLICT, text));
+    }
+    state.parts.policies.want_proposal();
+    Ok(StatusCode::ACCEPTED)
 }
 
 /// A policy that was set aside is asked again, on every host.

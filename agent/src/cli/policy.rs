@@ -74,7 +74,9 @@ pub(crate) enum PolicyVerb {
         /// Its name: small letters, digits and hyphens, such as my-policy.
         name: String,
     },
-    /// Ask a policy that was set aside again.
+    /// Propose this host's policies folder as it is, where `list` says that it differs from what decides.
+    Propose,
+    /// Ask a policy that was set aside again, on every host.
     Restore {
         /// Its name.
         name: String,
@@ -102,6 +104,9 @@ impl PolicyVerb {
             }
             Self::Restore { name } => {
                 ask::<Value>(socket, Method::POST, &format!("/v1/policies/{name}/restore"), None).await?;
+            }
+            Self::Propose => {
+                ask::<Value>(socket, Method::POST, "/v1/policies", None).await?;
             }
             Self::Replay { policy, since, records, settings } => {
                 replay_records(json, &policy, since, &records, settings.as_deref())?;

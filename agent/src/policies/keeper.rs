@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -205,9 +206,9 @@ impl Keeper {
         }
     }
 
-    /// A folder that is not there is one without policies.
+    /// A folder that is not there is one without policies, unless there were some.
     fn is_no_folder(&self, fault: &LoadFault) -> bool {
-        let knows = self.memory.folder().is_some_and(|folder| !folder.components.is_empty());
+        let knows = self.memory.folder().is_some_and(|folder| *folder != FolderState::default());
         match fault {
             LoadFault::Folder { source, .. } => source.kind() == std::io::ErrorKind::NotFound && !knows,
             _ => false,
@@ -275,11 +276,24 @@ impl Keeper {
         }
     }
 
+    /// The folder as it is known to be: listed, or not there at all. The first file in it is a change.
+    fn known_folder(&self) -> Option<&Folder> {
+        self.folder
+            .as_ref()
+            .filter(|folder| folder.listed || folder.faults.iter().any(|fault| self.is_no_folder(fault)))
+    }
+
     fn propose(&mut self, seen: &Seen) {
-        let Some(folder) = self.folder.as_ref().filter(|folder| folder.listed) else { return };
         if self.proposing {
             return;
         }
+        let Some(folder) = self.known_folder() else { return };
+        if folder.listed && self.parts.policies.proposal_wanted.swap(false, Ordering::Relaxed) {
+            tracing::info!("an operator wants this host's policies folder proposed as it is");
+            self.memory.is_known(FolderState::default());
+            (self.tried, self.refused) = (None, None);
+        }
+        let Some(folder) = self.known_folder() else { return };
         let state = state(folder, self.memory.folder());
         let decides = active(seen);
         match &self.refused {
@@ -389,7 +403,8 @@ impl Keeper {
         let policies = seen.sets.active.iter().flat_map(|set| set.value.components.keys());
         metrics.set_aside(&policies.map(|name| (name.as_str(), self.aside.contains(name))).collect());
         let complaint = (!faults.is_empty()).then(|| format!("policies: {}", faults.join("; ")));
-        *lock(&self.parts.policies.standing) = FolderStanding { faults, differs: self.differs(seen) };
+        let (differs, unproposed) = self.differs(seen);
+        *lock(&self.parts.policies.standing) = FolderStanding { faults, differs, unproposed };
         let told = Told { facts, complaint };
         if self.told.as_ref() != Some(&told) {
             self.told = Some(told.clone());
@@ -397,23 +412,27 @@ impl Keeper {
         }
     }
 
-    /// Files that are not what decides, or is to.
-    fn differs(&self, seen: &Seen) -> Vec<String> {
+    /// Files that are not what decides, or is to; and those of them that lie in the folder and are not under way.
+    fn differs(&self, seen: &Seen) -> (Vec<String>, Vec<String>) {
         let Some((folder, set)) = self.folder.as_ref().filter(|folder| folder.listed).zip(seen.sets.base())
         else {
-            return Vec::new();
+            return Default::default();
         };
         let state = state(folder, self.memory.folder());
         let names: BTreeSet<&String> = state.components.keys().chain(set.components.keys()).collect();
-        let mut differs: Vec<String> = names
+        let mut differs: Vec<(String, bool)> = names
             .into_iter()
             .filter(|name| state.components.get(*name) != set.components.get(*name))
-            .map(|name| format!("{name}.wasm"))
+            .map(|name| (format!("{name}.wasm"), state.components.contains_key(name)))
             .collect();
-        if state.settings.unwrap_or_default() != set.settings {
-            differs.push(understudy_policy::SETTINGS_FILE.to_owned());
+        let has_settings = state.settings.is_some();
+        if state.settings.clone().unwrap_or_default() != set.settings {
+            differs.push((understudy_policy::SETTINGS_FILE.to_owned(), has_settings));
         }
-        differs
+        let is_known = !self.proposing && self.memory.folder() == Some(&state);
+        let here = differs.iter().filter(|(_, here)| *here && is_known);
+        let unproposed = here.map(|(file, _)| file.clone()).collect();
+        (differs.into_iter().map(|(file, _)| file).collect(), unproposed)
     }
 
     /// Components that are in no record and not in the folder are let go, once nothing is under way that may need them.

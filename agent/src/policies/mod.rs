@@ -22,6 +22,7 @@ pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use understudy_core::ids::HostId;
@@ -66,6 +67,8 @@ pub struct FolderStanding {
     pub faults: Vec<String>,
     /// Names of files that are not what decides in the cluster.
     pub differs: Vec<String>,
+    /// Those of them that lie there and that nothing proposes, unless an operator wants it.
+    pub unproposed: Vec<String>,
 }
 
 /// A set that is asked, and what of it is not. Whoever holds one can ask it to the end, whatever decides by then.
@@ -104,6 +107,8 @@ pub struct Policies {
     /// How often operators restored which policy, as this host knows it.
     restored: Mutex<BTreeMap<String, u64>>,
     standing: Mutex<FolderStanding>,
+    /// An operator wants this host's folder proposed as it is.
+    proposal_wanted: AtomicBool,
     recorder: Recorder,
     metrics: Arc<Metrics>,
 }
@@ -136,6 +141,7 @@ impl Policies {
             failed: Mutex::default(),
             restored: Mutex::default(),
             standing: Mutex::default(),
+            proposal_wanted: AtomicBool::new(false),
             metrics: metrics.clone(),
         }
     }
@@ -171,6 +177,11 @@ impl Policies {
     #[must_use]
     pub fn standing(&self) -> FolderStanding {
         lock(&self.standing).clone()
+    }
+
+    /// Has this host's folder proposed as it is, whatever was known of it. At the keeper's next look.
+    pub(crate) fn want_proposal(&self) {
+        self.proposal_wanted.store(true, Ordering::Relaxed);
     }
 
     /// Policies that failed too often here: name, digest, reason.

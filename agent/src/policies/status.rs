@@ -32,6 +32,9 @@ pub struct PoliciesStatus {
     pub faults: Vec<String>,
     /// Files of this host's folder that are not what decides.
     pub differs: Vec<String>,
+    /// Those of them that lie there and that nothing proposes, unless an operator wants it.
+    #[serde(default)]
+    pub unproposed: Vec<String>,
 }
 
 /// One policy of the set that decides.
@@ -144,6 +147,7 @@ impl PoliciesStatus {
             ready: deciding.ready,
             faults: standing.faults,
             differs: standing.differs,
+            unproposed: standing.unproposed,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod again;
 mod aside;
+mod folder;
 mod nothing;
 mod rig;
 mod swap;

@@ -75,8 +75,19 @@ dir = "{home}/policies"
 impl Agent {
     /// Starts an agent in `home`, where an earlier one of the same name may have left its state.
     pub(crate) async fn start(home: &Path, name: &str, store: &MemoryStore, more: &str) -> Self {
+        fs::create_dir_all(home.join(name).join("policies")).unwrap();
+        Self::start_without_folder(home, name, store, more).await
+    }
+
+    /// The same where nobody has made the folder of policies.
+    pub(crate) async fn start_without_folder(
+        home: &Path,
+        name: &str,
+        store: &MemoryStore,
+        more: &str,
+    ) -> Self {
         let home = home.join(name);
-        for folder in ["state", "run", "policies"] {
+        for folder in ["state", "run"] {
             fs::create_dir_all(home.join(folder)).unwrap();
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -84,6 +84,13 @@ pub(crate) fn list(status: &PoliciesStatus) -> String {
     if !status.differs.is_empty() {
         let _ = writeln!(text, "this host's folder differs from what decides: {}", status.differs.join(", "));
     }
+    if !status.unproposed.is_empty() {
+        let _ = writeln!(
+            text,
+            "    to have {} of this host decide: `understudy policy propose`",
+            status.unproposed.join(", ")
+        );
+    }
     text
 }
 

@@ -75,6 +75,7 @@ fn a_list_shows_who_decides_who_looks_on_and_who_is_set_aside() {
         policies: vec![aside, shadow, spread],
         ready: true,
         differs: vec!["pack.wasm".to_owned(), "policies.toml".to_owned()],
+        unproposed: vec!["pack.wasm".to_owned()],
         ..Default::default()
     };
     reads(
@@ -90,6 +91,7 @@ fn a_list_shows_who_decides_who_looks_on_and_who_is_set_aside() {
             "policy count is set aside: it failed 3 times in a row, last: trap: out of ideas",
             "    it comes back with a new file, or by `understudy policy restore count`",
             "this host's folder differs from what decides: pack.wasm, policies.toml",
+            "    to have pack.wasm of this host decide: `understudy policy propose`",
         ],
     );
 }
