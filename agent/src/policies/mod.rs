@@ -15,6 +15,7 @@ pub mod explain;
 mod keeper;
 mod load;
 mod memory;
+mod news;
 pub mod recorder;
 pub mod records;
 pub mod replay;

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use understudy_core::ids::NodeId;
 use understudy_core::plan::{recount, replace};
 use understudy_core::policy::{
     BackupCountAnswer, BackupCountQuestion, CountVerdict, Interface, PlacementAnswer, PlacementQuestion,
-    PlacementVerdict, Purpose,
+    PlacementVerdict,
 };
 use understudy_core::units::{MiB, UnixMillis};
 use understudy_policy::{Asked, PolicyFault, PolicySet};
 
 use super::ask::said;
+use super::news::News;
 use super::records::{Asking, Decision, Log, Matter, Said, Shadow, VERSION};
 use crate::metrics::Metrics;
 
@@ -57,7 +57,7 @@ impl Recorder {
         let (sender, receiver) = sync_channel(AHEAD);
         let log = (limit > MiB(0)).then(|| Log::new(dir, limit));
         let work =
-            Work { log, metrics: metrics.clone(), last: BTreeMap::new(), rest_until: None, failing: false };
+            Work { log, metrics: metrics.clone(), news: News::new(), rest_until: None, failing: false };
         let spawned =
             std::thread::Builder::new().name("policy-records".to_owned()).spawn(move || work.run(&receiver));
         let sender = match spawned {
@@ -79,13 +79,10 @@ impl Recorder {
     }
 }
 
-/// What a question is told from the last one by.
-type Subject = (Interface, NodeId, Option<Purpose>, bool);
-
 struct Work {
     log: Option<Log>,
     metrics: Arc<Metrics>,
-    last: BTreeMap<Subject, (u64, Item)>,
+    news: News,
     rest_until: Option<Instant>,
     failing: bool,
 }
@@ -95,34 +92,13 @@ impl Work {
         while let Ok(batch) = batches.recv() {
             let Batch { at, generation, term, set, aside, items } = batch;
             for item in items {
-                if !self.is_news(generation, term, &item) {
+                if !self.news.is(generation, term, &item) {
                     continue;
                 }
                 let matter = self.matter(&set, &aside, item);
                 self.write(&Decision { v: VERSION, at, generation, term, matter });
             }
         }
-    }
-
-    /// Whether it differs from the last one of its kind. How long it took makes no difference.
-    fn is_news(&mut self, generation: u64, term: Option<u64>, item: &Item) -> bool {
-        let mut plain = item.clone();
-        let subject = match &mut plain {
-            Item::Placement { question, said, .. } => {
-                said.took_us = 0;
-                (Interface::Placement, question.node.clone(), Some(question.purpose), term.is_some())
-            }
-            Item::BackupCount { question, said, .. } => {
-                said.took_us = 0;
-                (Interface::BackupCount, question.node.clone(), None, term.is_some())
-            }
-        };
-        let news = (generation, plain);
-        if self.last.get(&subject) == Some(&news) {
-            return false;
-        }
-        self.last.insert(subject, news);
-        true
     }
 
     fn matter(&mut self, set: &PolicySet, aside: &BTreeMap<String, String>, item: Item) -> Matter {
