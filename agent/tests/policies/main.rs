@@ -66,7 +66,13 @@ async fn a_file_that_is_dropped_in_decides_and_a_bad_one_leaves_the_old_one_deci
     })
     .await;
     assert!(status.faults[0].contains("bad.wasm") && status.faults[0].contains("core module"), "{status:?}");
+    let metrics = || agent.parts.metrics.text(UnixMillis(0));
+    assert!(metrics().contains("understudy_policy_load_faults 1\n"), "{}", metrics());
     std::fs::remove_file(agent.folder.join("bad.wasm")).unwrap();
+    wait("the metric says that it is gone", || async {
+        metrics().contains("understudy_policy_load_faults 0\n").then_some(())
+    })
+    .await;
     agent.put("second.wasm", &guest("", "2"));
     let status = wait("both answer", || async {
         Some(agent.status().await)

@@ -114,7 +114,7 @@ fn every_alert_of_policies_rests_on_metrics_that_exist_and_says_what_to_do() {
     let names = names();
     let rules: Vec<_> = rules().into_iter().filter(|(file, _)| file == "policies.rules.yml").collect();
     let alerts: Vec<&str> = rules.iter().map(|(_, rule)| rule["alert"].as_str().unwrap()).collect();
-    assert_eq!(alerts, ["UnderstudyPolicySetAside"]);
+    assert_eq!(alerts, ["UnderstudyPolicySetAside", "UnderstudyPolicyLoadFaults"]);
     for (file, rule) in &rules {
         let alert = rule["alert"].as_str().unwrap();
         let used = named(rule["expr"].as_str().unwrap());
@@ -126,15 +126,18 @@ fn every_alert_of_policies_rests_on_metrics_that_exist_and_says_what_to_do() {
             );
         }
         assert_eq!(rule["labels"]["severity"].as_str(), Some("warning"), "{file}: {alert}");
+        let (of, commands) = if alert == "UnderstudyPolicySetAside" {
+            ("policy", &["policy list", "policy explain", "policy replay", "policy restore"][..])
+        } else {
+            ("instance", &["policy list", "policy check"][..])
+        };
         for part in ["summary", "description"] {
             let text = rule["annotations"][part].as_str().unwrap_or_default();
-            assert!(
-                text.contains("{{ $labels.policy }}"),
-                "{file}: {alert}: {part} does not say which policy"
-            );
+            let label = format!("{{{{ $labels.{of} }}}}");
+            assert!(text.contains(&label), "{file}: {alert}: {part} does not say which {of}");
         }
         let next = rule["annotations"]["description"].as_str().unwrap();
-        for command in ["policy list", "policy explain", "policy replay", "policy restore"] {
+        for command in commands {
             assert!(next.contains(command), "{file}: {alert}: nothing about `understudy {command}`");
         }
     }
