@@ -1,7 +1,7 @@
 //! Owns the explanation of a placement as the API and the command line show it.
 //!
-//! Promises: the policy that decides is asked the very question of the node's next member, with reasons; each host is
-//! shown with its verdict. Must not do: hold the policy to what it answers here.
+//! Promises: the policy that decides and the shadows are asked the very question of the node's next member, with reasons;
+//! each host is shown with its verdict. Must not do: hold a policy to what it answers here.
 
 use std::time::Duration;
 
@@ -35,6 +35,22 @@ pub struct Explained {
     pub hosts: Vec<ExplainedHost>,
     /// Picks that would not be used.
     pub refused: Vec<RefusedPick>,
+    /// What the shadow policies would have done.
+    #[serde(default)]
+    pub shadows: Vec<ExplainedShadow>,
+}
+
+/// A policy that decides nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExplainedShadow {
+    /// Who was asked, and what was said.
+    pub said: Said<PlacementAnswer>,
+    /// Why the built-in rule would decide in its place; none where the policy would.
+    pub built_in: Option<BuiltIn>,
+    /// The hosts that would be tried, best first.
+    pub ranked: Vec<HostId>,
+    /// Whether another host would be tried first.
+    pub differs: bool,
 }
 
 /// One host.
@@ -54,7 +70,7 @@ pub struct ExplainedHost {
     pub reason: Option<String>,
 }
 
-/// Asks who decides and puts it all together. Blocks up to the policy's deadline.
+/// Asks who decides and the shadows, and puts it all together. Blocks up to the deadline of each.
 pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Explained {
     let question = &explanation.question;
     let info = deciding.set.deciding(Interface::Placement);
@@ -88,6 +104,7 @@ pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Expla
         rank: ranked.iter().position(|host| *host == row.host).map(|at| at + 1),
         reason: reason(place),
     });
+    let shadows = shadows(deciding, explanation, ranked.first());
     Explained {
         node: question.node.clone(),
         purpose: question.purpose,
@@ -96,6 +113,21 @@ pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Expla
         built_in: verdict.built_in,
         first: ranked.first().cloned(),
         refused: verdict.refused,
+        shadows,
         said,
     }
+}
+
+fn shadows(deciding: &Deciding, explanation: &Explanation, first: Option<&HostId>) -> Vec<ExplainedShadow> {
+    let asked = deciding.set.shadow_placement(&explanation.question).into_iter();
+    let asked =
+        asked.filter(|asked| !asked.by.as_ref().is_some_and(|by| deciding.aside.contains_key(&by.name)));
+    asked
+        .map(|asked| {
+            let said = said(asked.by.as_ref(), asked.outcome, asked.took);
+            let (ranked, verdict) = explanation.judge(said.answer.as_ref());
+            let differs = ranked.first() != first;
+            ExplainedShadow { said, built_in: verdict.built_in, ranked, differs }
+        })
+        .collect()
 }

@@ -374,6 +374,12 @@ async fn a_shadow_is_compared_and_a_replay_tells_the_same_difference() {
     assert_eq!(asking.shadows[0].said.answer.as_ref().unwrap().picks[0].index, 1);
     let primary = node(&store, &id).await.primary.unwrap();
     assert_eq!(primary.host.as_str(), "host1", "a shadow decides nothing");
+    // An explanation shows its order beside what decides: the first host has the primary, the second is its only pick.
+    let (_, explained) = agent.get("/v1/nodes/villain/display/explain").await;
+    let order = serde_json::json!(["host2"]);
+    assert_eq!((&explained["shadows"][0]["ranked"], &explained["first"]), (&order, &order[0]), "{explained}");
+    assert_eq!(explained["shadows"][0]["said"]["policy"]["name"], "p");
+    assert_eq!(explained["said"]["policy"], serde_json::Value::Null, "the built-in rule decides");
     let shown = agent.status().await;
     assert_eq!((shown.policies[0].shadows[0].answers, shown.policies[0].shadows[0].differences), (1, 1));
 

@@ -6,7 +6,7 @@ use understudy_core::policy::Purpose;
 use understudy_policy::{BenchRow, CheckReport};
 
 use crate::exit::chain;
-use crate::policies::explain::Explained;
+use crate::policies::explain::{Explained, ExplainedShadow};
 use crate::policies::replay::Replayed;
 use crate::policies::status::PoliciesStatus;
 
@@ -138,7 +138,23 @@ pub(crate) fn explained(shown: &Explained) -> String {
     for pick in &shown.refused {
         let _ = writeln!(text, "refused: {pick}");
     }
+    for shadow in &shown.shadows {
+        let _ = writeln!(text, "{}", shadow_line(shadow));
+    }
     text
+}
+
+/// What a policy that decides nothing would have done.
+fn shadow_line(shadow: &ExplainedShadow) -> String {
+    let name = shadow.said.policy.as_ref().map_or("", |policy| policy.name.as_str());
+    let hosts: Vec<&str> = shadow.ranked.iter().map(understudy_core::ids::HostId::as_str).collect();
+    let order = if hosts.is_empty() { "no host".to_owned() } else { hosts.join(", ") };
+    let differs = if shadow.differs { "another first" } else { "the same first" };
+    match (&shadow.said.fault, shadow.built_in) {
+        (Some(fault), _) => format!("shadow {name} did not answer: {}", fault.message),
+        (None, Some(why)) => format!("shadow {name} answered and would not be used: {}", why.as_str()),
+        (None, None) => format!("shadow {name} would try {order} ({differs})"),
+    }
 }
 
 /// What would have been otherwise.

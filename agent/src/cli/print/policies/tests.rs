@@ -8,7 +8,7 @@ use understudy_core::sets::RefusedSet;
 use understudy_core::units::{MiB, UnixMillis};
 
 use super::*;
-use crate::policies::explain::ExplainedHost;
+use crate::policies::explain::{ExplainedHost, ExplainedShadow};
 use crate::policies::records::{Fault, PolicyId, Said};
 use crate::policies::replay::Difference;
 use crate::policies::status::{CandidateStatus, PolicyStatus, ShadowStatus};
@@ -177,7 +177,39 @@ fn explanation() -> Explained {
                 detail: String::new(),
             },
         ],
+        shadows: Vec::new(),
     }
+}
+
+#[test]
+fn an_explanation_shows_what_shadows_would_have_done() {
+    let shadow = |name: &str, fault: Option<&str>, built_in, ranked: &[&str], differs| ExplainedShadow {
+        said: Said {
+            policy: Some(PolicyId { name: name.to_owned(), digest: "c".repeat(64) }),
+            took_us: 9,
+            answer: None,
+            fault: fault.map(|text| Fault { kind: "trap".to_owned(), message: text.to_owned() }),
+        },
+        built_in,
+        ranked: ranked.iter().map(|name| host(name)).collect(),
+        differs,
+    };
+    let mut shown = explanation();
+    shown.shadows = vec![
+        shadow("pack", None, None, &["host2", "host3"], true),
+        shadow("zones", None, None, &["host3"], false),
+        shadow("odd", None, Some(BuiltIn::NothingUsable), &["host3"], false),
+        shadow("broken", Some("policy broken broke off: out of ideas"), None, &["host3"], false),
+    ];
+    let lines = explained(&shown);
+    let lines: Vec<&str> = lines.lines().filter(|line| line.starts_with("shadow")).collect();
+    let told = [
+        "shadow pack would try host2, host3 (another first)",
+        "shadow zones would try host3 (the same first)",
+        "shadow odd answered and would not be used: nothing-usable",
+        "shadow broken did not answer: policy broken broke off: out of ideas",
+    ];
+    assert_eq!(lines, told);
 }
 
 #[test]
