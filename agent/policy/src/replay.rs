@@ -33,6 +33,8 @@ pub enum ReplayFault {
 /// A component that answers old questions.
 pub struct Replayer {
     sandbox: Sandbox,
+    compiled: Component,
+    name: String,
     policy: Policy,
     digest: Digest,
 }
@@ -53,17 +55,35 @@ impl Replayer {
         fuel: u64,
     ) -> Result<Self, ReplayFault> {
         let sandbox = Sandbox::fueled(fuel)?;
-        let settings = PolicySettings { mode: Mode::Decide, limits, parameters: parameters.clone() };
         let load = || {
             inspect(component)?;
             let compiled = Component::from_binary(&sandbox.engine, component)
                 .map_err(|e| FileFault::Compile { message: format!("{e:#}") })?;
-            let policy = Policy::link(&sandbox, name, &compiled, &settings)?;
-            policy.try_out(&sandbox)?;
-            Ok(policy)
+            let policy = tried(&sandbox, name, &compiled, parameters, limits)?;
+            Ok((compiled, policy))
         };
-        let policy = load().map_err(ReplayFault::Component)?;
-        Ok(Self { sandbox, policy, digest: Digest::of(component) })
+        let (compiled, policy) = load().map_err(ReplayFault::Component)?;
+        Ok(Self { sandbox, compiled, name: name.to_owned(), policy, digest: Digest::of(component) })
+    }
+
+    /// Give it other parameters and limits from here on. Nothing is compiled again.
+    ///
+    /// # Errors
+    /// When it refuses them; those of before stay.
+    pub fn configure(
+        &mut self,
+        parameters: &BTreeMap<String, String>,
+        limits: Limits,
+    ) -> Result<(), ReplayFault> {
+        self.policy = tried(&self.sandbox, &self.name, &self.compiled, parameters, limits)
+            .map_err(ReplayFault::Component)?;
+        Ok(())
+    }
+
+    /// The name that it was given.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The component's digest.
@@ -87,6 +107,19 @@ impl Replayer {
     pub fn ask_backup_count(&self, question: &BackupCountQuestion) -> Result<BackupCountAnswer, PolicyFault> {
         self.policy.count(&self.sandbox, question).0
     }
+}
+
+fn tried(
+    sandbox: &Sandbox,
+    name: &str,
+    compiled: &Component,
+    parameters: &BTreeMap<String, String>,
+    limits: Limits,
+) -> Result<Policy, FileFault> {
+    let settings = PolicySettings { mode: Mode::Decide, limits, parameters: parameters.clone() };
+    let policy = Policy::link(sandbox, name, compiled, &settings)?;
+    policy.try_out(sandbox)?;
+    Ok(policy)
 }
 
 impl std::fmt::Debug for Replayer {

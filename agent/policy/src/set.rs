@@ -40,6 +40,8 @@ pub struct PolicyInfo {
     pub set_aside: bool,
     /// What it may use.
     pub limits: Limits,
+    /// What it is told with every question.
+    pub parameters: BTreeMap<String, String>,
     /// How long compiling took; none where it was done before.
     pub compiled: Option<Duration>,
 }
@@ -261,6 +263,7 @@ impl Member {
             mode: own.mode,
             set_aside,
             limits: own.limits,
+            parameters: own.parameters.clone(),
             compiled: None,
         };
         if own.mode == Mode::Off {

@@ -19,7 +19,7 @@ use crate::client::ask;
 use crate::exit::{Exit, Failure, chain};
 use crate::policies::explain::Explained;
 use crate::policies::records;
-use crate::policies::replay::replay;
+use crate::policies::replay::{recorded, replay};
 use crate::policies::status::PoliciesStatus;
 
 /// Where a daemon keeps its records unless it is configured otherwise.
@@ -46,7 +46,8 @@ pub(crate) enum PolicyVerb {
         /// Where the records are.
         #[arg(long, default_value = RECORDS)]
         records: PathBuf,
-        /// policies.toml with the parameters of the policy.
+        /// policies.toml with the parameters of the policy, for all questions. By default each is put with those that the
+        /// policy of the file's name had at that time.
         #[arg(long)]
         settings: Option<PathBuf>,
     },
@@ -255,9 +256,12 @@ fn replay_records(
         let text = format!("cannot read records in {}: {error}: see --records", dir.display());
         Failure::new(exit, text)
     })?;
-    let replayer = Replayer::new(name, &bytes, &own.parameters, own.limits, FUEL)
-        .map_err(|error| refused(chain(&error)))?;
-    let replayed = replay(&history, &replayer);
+    let as_recorded = settings_file.is_none();
+    let oldest = history.sets.iter().find_map(|set| recorded(set.as_deref(), name));
+    let (parameters, limits) = oldest.filter(|_| as_recorded).unwrap_or((own.parameters, own.limits));
+    let mut replayer =
+        Replayer::new(name, &bytes, &parameters, limits, FUEL).map_err(|error| refused(chain(&error)))?;
+    let replayed = replay(&history, &mut replayer, as_recorded).map_err(|error| refused(chain(&error)))?;
     show(json, json!(replayed), || print::replayed(&replayed));
     Ok(())
 }

@@ -19,7 +19,7 @@ use understudy_policy::{Asked, PolicyFault, PolicySet};
 
 use super::ask::said;
 use super::news::News;
-use super::records::{Asking, Decision, Log, Matter, Said, Shadow, VERSION};
+use super::records::{Asking, Decision, Log, Matter, Said, SetLine, Shadow, VERSION};
 use crate::metrics::Metrics;
 
 /// Batches that may wait: some seconds of planning.
@@ -96,7 +96,8 @@ impl Work {
                     continue;
                 }
                 let matter = self.matter(&set, &aside, item);
-                self.write(&Decision { v: VERSION, at, generation, term, matter });
+                let line = SetLine::of(at, generation, &set);
+                self.write(&line, &Decision { v: VERSION, at, generation, term, matter });
             }
         }
     }
@@ -158,9 +159,9 @@ impl Work {
         shadows
     }
 
-    fn write(&mut self, decision: &Decision) {
+    fn write(&mut self, set: &SetLine, decision: &Decision) {
         let Some(log) = &mut self.log else { return };
-        match log.append(decision) {
+        match log.append(set, decision) {
             Ok(()) => self.failing = false,
             Err(error) => {
                 self.metrics.policies.record_dropped();

@@ -1,16 +1,19 @@
 //! Owns the replay of recorded questions with another policy.
 //!
-//! Promises: instructions are counted instead of time, so that the same records and the same component give the same
+//! Promises: each question is put with the parameters that the policy of that name had when it was asked, unless others
+//! are given; instructions are counted instead of time, so that the same records and the same component give the same
 //! result on every machine. Must not do: ask a running agent.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use understudy_core::ids::NodeId;
 use understudy_core::plan::{recount, replace};
 use understudy_core::policy::{BuiltIn, Interface};
 use understudy_core::units::UnixMillis;
-use understudy_policy::{PolicyFault, Replayer};
+use understudy_policy::{Limits, PolicyFault, ReplayFault, Replayer};
 
-use super::records::{Decision, History, Matter, Said};
+use super::records::{Decision, History, Matter, Said, SetLine};
 
 /// What came of a replay.
 #[derive(Debug, Default, Serialize)]
@@ -48,11 +51,42 @@ pub struct Difference {
     pub why: Option<String>,
 }
 
-/// Puts every question of a history to another policy.
+/// The policy refuses the parameters of a set in the records.
+#[derive(Debug, thiserror::Error)]
+#[error("with its parameters of set {generation}: give it others by --settings")]
+pub struct NoReplay {
+    /// The set.
+    pub generation: u64,
+    /// Why.
+    #[source]
+    pub source: ReplayFault,
+}
+
+/// The parameters and the memory of a policy in a recorded set; none where it does not belong to it.
 #[must_use]
-pub fn replay(history: &History, policy: &Replayer) -> Replayed {
+pub fn recorded(set: Option<&SetLine>, name: &str) -> Option<(BTreeMap<String, String>, Limits)> {
+    let policy = set?.set.get(name)?;
+    Some((policy.parameters.clone(), Limits { memory: policy.memory, ..Limits::default() }))
+}
+
+/// Puts every question of a history to another policy: with the parameters that it has, or, where `as_recorded`, with
+/// those of each set that has a policy of its name.
+///
+/// # Errors
+/// When the policy refuses such parameters.
+pub fn replay(history: &History, policy: &mut Replayer, as_recorded: bool) -> Result<Replayed, NoReplay> {
     let mut replayed = Replayed { unreadable: history.unreadable, ..Replayed::default() };
-    for decision in &history.decisions {
+    let mut last = None;
+    for (decision, set) in history.decisions.iter().zip(&history.sets) {
+        let own = recorded(set.as_deref(), policy.name()).filter(|_| as_recorded);
+        if own.is_some() && own != last {
+            if let Some((parameters, limits)) = &own {
+                policy
+                    .configure(parameters, *limits)
+                    .map_err(|source| NoReplay { generation: decision.generation, source })?;
+            }
+            last = own;
+        }
         match judged(decision, policy) {
             None => replayed.passed_over += 1,
             Some((failed, difference)) => {
@@ -65,7 +99,7 @@ pub fn replay(history: &History, policy: &Replayer) -> Replayed {
             }
         }
     }
-    replayed
+    Ok(replayed)
 }
 
 /// Whether it failed, and what would have been otherwise.

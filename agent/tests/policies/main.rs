@@ -6,6 +6,7 @@ mod again;
 mod aside;
 mod folder;
 mod nothing;
+mod replayed;
 mod rig;
 mod swap;
 mod told;
@@ -383,7 +384,7 @@ async fn a_shadow_is_compared_and_a_replay_tells_the_same_difference() {
     let shown = agent.status().await;
     assert_eq!((shown.policies[0].shadows[0].answers, shown.policies[0].shadows[0].differences), (1, 1));
 
-    let replayer = understudy_policy::Replayer::new(
+    let mut replayer = understudy_policy::Replayer::new(
         "p",
         &shadow,
         &Default::default(),
@@ -392,7 +393,7 @@ async fn a_shadow_is_compared_and_a_replay_tells_the_same_difference() {
     )
     .unwrap();
     let history = records::read(&records, UnixMillis(0)).unwrap();
-    let replayed = understudy::policies::replay::replay(&history, &replayer);
+    let replayed = understudy::policies::replay::replay(&history, &mut replayer, true).unwrap();
     assert_eq!((replayed.questions, replayed.same, replayed.failures), (1, 0, 0), "{replayed:?}");
     let difference = &replayed.differences[0];
     assert_eq!((difference.was.as_str(), difference.would.as_str()), ("host1", "host2"));
