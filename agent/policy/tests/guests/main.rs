@@ -6,6 +6,7 @@
 mod common;
 mod languages;
 mod one;
+mod panics;
 #[path = "../../../../tests/xtask/src/policies.rs"]
 #[allow(dead_code, unreachable_pub, reason = "a module of xtask, included because xtask is a program")]
 mod policies;

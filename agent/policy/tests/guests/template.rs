@@ -8,7 +8,7 @@ use crate::{policies, root, toolchain};
 
 #[path = "../../../../policies/template/skeleton.rs"]
 #[allow(unreachable_pub, reason = "a module that the agent includes as well")]
-mod skeleton;
+pub(crate) mod skeleton;
 
 #[test]
 fn a_new_policy_builds_and_decides() {
