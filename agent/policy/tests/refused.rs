@@ -5,29 +5,17 @@ mod common;
 
 use std::time::Duration;
 
-use common::samples::{facts, spec};
+use common::planning::{host, planned};
+use common::samples::spec;
 use common::{Site, settings};
-use understudy_core::bounds::Profile;
-use understudy_core::ids::{BootId, HostId};
+use understudy_core::ids::HostId;
 use understudy_core::invariants;
-use understudy_core::plan::{Plan, Report, plan};
 use understudy_core::policy::Interface;
-use understudy_core::records::{HostIntent, NodeRecord, SessionRecord};
-use understudy_core::units::{Boottime, MiB, Now, UnixMillis};
-use understudy_core::view::{Answer, HostView, Versioned, View};
-use understudy_policy::PolicySet;
+use understudy_core::records::NodeRecord;
+use understudy_core::units::MiB;
+use understudy_core::view::{Versioned, View};
 
 const NODE: &str = "alice/display";
-
-fn host(memory: MiB, drain: bool) -> HostView {
-    let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
-    HostView {
-        facts: Some(facts(memory)),
-        session: Versioned { value: session, revision: 1 },
-        silent_for: Duration::ZERO,
-        intent: HostIntent { drain },
-    }
-}
 
 /// Row 0 is draining, row 1 is full, rows 2 and 3 would do; one node that has no member yet.
 fn view() -> View {
@@ -40,25 +28,6 @@ fn view() -> View {
     let record = NodeRecord::new(spec(), "token".to_owned());
     view.nodes.insert(NODE.parse().unwrap(), Versioned { value: record, revision: 2 });
     view
-}
-
-/// Plans as the leader does: asks until the plan has no more questions.
-fn planned(set: &PolicySet) -> (View, Plan, Report) {
-    let mut view = view();
-    let at = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_000_000) };
-    for _ in 0..20 {
-        let (plan, report) = plan(&view, &Profile::Safe.bounds(), at);
-        if !plan.has_questions() {
-            return (view, plan, report);
-        }
-        for question in plan.placements {
-            let answer = set.ask_placement(&question).outcome.map_or(Answer::Unavailable, Answer::Given);
-            view.placements.insert(question, answer);
-        }
-        let counts = plan.backup_counts.into_iter().map(|question| (question, Answer::Unavailable));
-        view.backup_counts.extend(counts);
-    }
-    panic!("the plan has ever new questions");
 }
 
 /// A guest that picks these rows for whatever it is asked: first for the primary, then for its backup.
@@ -96,7 +65,8 @@ fn no_guest_puts_a_member_where_none_may_be() {
         site.add("guest", &guest);
         let (set, faults) = site.load(&settings(Duration::from_millis(500)));
         assert!(faults.is_empty(), "{what}: {faults:?}");
-        let (view, plan, report) = planned(&set);
+        let mut view = view();
+        let (plan, report) = planned(&mut view, &set);
         let [assignment] = &plan.assignments[..] else { panic!("{what}: {plan:?}") };
         let placed = assignment.record.primary.as_ref().unwrap();
         assert_eq!(placed.host.as_str(), primary, "{what}");

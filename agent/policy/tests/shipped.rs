@@ -10,11 +10,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use common::planning::{host, planned};
+use common::samples::spec;
 use common::{chain, load, question, row};
+use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::policy::{
     BackupCountQuestion, ClusterRow, HostRow, HostState, Interface, NodeMember, Part, Purpose,
 };
-use understudy_core::units::MiB;
+use understudy_core::records::{InstanceFact, NodeRecord, Phase};
+use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::view::{Versioned, View};
 use understudy_policy::{Library, LoadFault, PolicyFault, PolicySet, Settings};
 
 /// A folder with one built policy for each question; none, and a line that says why, where they cannot be built.
@@ -165,4 +170,49 @@ fn shipped_components_hold_no_path_of_the_machine_that_built_them() {
         }
         assert!(bytes.len() < 100 << 10, "{name}.wasm has {} bytes", bytes.len());
     }
+}
+
+#[test]
+fn zones_parts_primary_and_backup_though_only_the_primarys_zone_has_an_idle_instance() {
+    let Some(folder) =
+        shipped("zones_parts_primary_and_backup_though_only_the_primarys_zone_has_an_idle_instance")
+    else {
+        return;
+    };
+    let zones = tempfile::tempdir().unwrap();
+    let built = folder.with_file_name("policies").join("zones.wasm");
+    std::fs::copy(built, zones.path().join("zones.wasm")).unwrap();
+    let set = set(zones.path());
+    let mut view = View::default();
+    for (name, zone) in [("east", "east"), ("west-1", "west"), ("west-2", "west")] {
+        let mut host = host(MiB(4096), false);
+        let facts = host.facts.as_mut().unwrap();
+        facts.labels.insert("zone".to_owned(), zone.to_owned());
+        if zone == "west" {
+            let id =
+                InstanceId::derived(&"pool/display".parse().unwrap(), Epoch(0), &name.parse().unwrap(), 1);
+            let idle = InstanceFact {
+                phase: Phase::Idle,
+                node: None,
+                epoch: Epoch(0),
+                address: None,
+                memory: MiB(512),
+                vcpus: Vcpus(1),
+                since: UnixMillis(0),
+                windows: None,
+                admitted: BTreeMap::new(),
+                migration_failed: None,
+            };
+            facts.instances.insert(id, idle);
+        }
+        view.hosts.insert(name.parse().unwrap(), host);
+    }
+    let record = NodeRecord::new(spec(), "token".to_owned());
+    view.nodes.insert("alice/display".parse().unwrap(), Versioned { value: record, revision: 2 });
+    let (plan, report) = planned(&mut view, &set);
+    let [assignment] = &plan.assignments[..] else { panic!("{plan:?}") };
+    let (primary, backups) = (assignment.record.primary.as_ref().unwrap(), &assignment.record.backups);
+    assert!(primary.host.as_str().starts_with("west"), "an idle instance takes the primary: {primary:?}");
+    assert_eq!(backups.iter().map(|backup| backup.host.as_str()).collect::<Vec<_>>(), ["east"]);
+    assert_eq!(report.refusals, Vec::new());
 }

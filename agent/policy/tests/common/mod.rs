@@ -4,6 +4,7 @@
 
 pub(crate) mod guests;
 pub(crate) mod mutant;
+pub(crate) mod planning;
 pub(crate) mod samples;
 
 use std::collections::BTreeSet;
