@@ -5,9 +5,10 @@
 /** A gateway that has not answered by then is not there. */
 const CONNECT_MS = 1000;
 /** The gateway says something every 250 ms; three of its beats lost, and a little for the way. A host that
- *  lost its power sends no FIN, so silence is the only sign. */
+ *  lost its power sends no FIN, so silence is the only sign. Silence and tick together stay below a second: by
+ *  then the page is on its way to another gateway. */
 const SILENCE_MS = 900;
-const TICK_MS = 150;
+const TICK_MS = 50;
 /** A tick this late means that this page itself stood still (sleep, hidden tab): silence proves nothing. */
 const LATE_MS = 600;
 
