@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use understudy_checkpoint::{Description, Digest};
@@ -29,6 +30,9 @@ pub const SHIPMENT_HEADER: &str = "x-understudy-shipment";
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Sending one image: a few hundred MiB at a tenth of a gigabit.
 const SEND: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long a peer is waited for that neither bids the image come nor refuses it (RFC 9110, 10.1.1): more than it takes to
+/// look for the node.
+const BIDDEN: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bytes read from the image at a time.
 const CHUNK: usize = 1 << 20;
 /// The longest answer that is read.
@@ -71,22 +75,32 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     // Ends with this future, however that ends: an image that nobody waits for any more is not sent on.
     let mut connections = JoinSet::new();
     connections.spawn(connection);
-    let chunks = futures_util::stream::try_unfold(file, |mut file| async move {
+    // What the peer does not want is not sent: while it reads nothing, its refusal would be lost in a broken connection.
+    let (asked, mut wanted) = watch::channel(false);
+    let bidden = async move { drop(timeout(BIDDEN, wanted.wait_for(|wanted| *wanted)).await) };
+    let chunks = futures_util::stream::try_unfold((file, Some(bidden)), |(mut file, bidden)| async move {
+        if let Some(bidden) = bidden {
+            bidden.await;
+        }
         let mut chunk = Vec::with_capacity(CHUNK);
         (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
-        Ok::<_, std::io::Error>(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), file)) })
+        let rest = (file, None);
+        Ok::<_, std::io::Error>(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), rest)) })
     });
     let body = StreamBody::new(chunks.map_ok(Frame::data));
     let header = serde_json::to_string(shipment).map_err(|error| chain(&error))?;
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(Method::PUT)
         .uri("/v1/checkpoints")
         .header(hyper::header::HOST, peer)
+        .header(hyper::header::EXPECT, "100-continue")
         .header(SHIPMENT_HEADER, header)
         .body(body)
         .map_err(|error| chain(&error))?;
-    let response = sender.send_request(request).await.map_err(|error| chain(&error));
-    let response = response?;
+    hyper::ext::on_informational(&mut request, move |_| {
+        asked.send_replace(true);
+    });
+    let response = sender.send_request(request).await.map_err(|error| chain(&error))?;
     let status = response.status();
     let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     if status == StatusCode::NO_CONTENT {

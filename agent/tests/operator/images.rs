@@ -18,7 +18,8 @@ use super::agent;
 use super::rig::samples::spec;
 use super::rig::{facts, played_host, wait, write};
 
-const IMAGE: &[u8] = b"a guest's memory";
+/// More than a connection takes in before anybody reads: what is refused is refused before it is sent.
+static IMAGE: &[u8] = &[7; 32 << 20];
 const EPOCH: Epoch = Epoch(3);
 
 fn instance() -> InstanceId {
