@@ -22,6 +22,9 @@ pub(crate) struct Drained {
     pub(crate) moved: Vec<Vec<&'static str>>,
 }
 
+/// Looks in a row, half a second apart, that have to find a cluster at rest.
+const LOOKS_AT_REST: u32 = 4;
+
 impl Drained {
     /// The row, against the bare migrations of the same guests one after the other.
     pub(crate) fn row(&self, floor: &[Duration]) -> Row {
@@ -36,7 +39,6 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
     for run in 0..=runs {
         stage.wait_whole("alice", 1, LIMIT)?;
         // What boots or is to end takes part of the processors; nothing does beside the bare migrations.
-        stage.wait_pools(LIMIT)?;
         wait_rest(stage)?;
         let status = stage.status()?;
         let (host, _) = member(&node_of(&status, "alice/exec-1")?)?;
@@ -68,10 +70,12 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
 }
 
 /// Waits until no instance runs but the members of the nodes and one idle instance on each host. One that is to end, such
-/// as a backup that was given up while it was being deployed, shows in no status.
+/// as a backup that was given up while it was being deployed, shows in no status; one that boots in the place of an idle one
+/// that a drain has ended shows there only after a moment, so that it has to stay so for several looks.
 fn wait_rest(stage: &Stage) -> Result<()> {
-    let begun = Instant::now();
+    let (begun, mut at_rest) = (Instant::now(), 0);
     loop {
+        stage.wait_pools(LIMIT)?;
         let status = stage.status()?;
         let instances = |id: &&str| {
             let node = node_of(&status, id).ok()?;
@@ -83,7 +87,8 @@ fn wait_rest(stage: &Stage) -> Result<()> {
         for host in stage.cluster().hosts() {
             running += host.run(["virsh", "-q", "list", "--name"])?.split_whitespace().count();
         }
-        if running == wanted {
+        at_rest = if running == wanted { at_rest + 1 } else { 0 };
+        if at_rest == LOOKS_AT_REST {
             return Ok(());
         }
         ensure!(begun.elapsed() < LIMIT, "{running} instances run, {wanted} should after {LIMIT:?}");
