@@ -80,23 +80,12 @@ impl Cluster {
     #[must_use]
     pub fn unreadable(&self) -> Vec<String> {
         let told = |(key, fault): (&String, &String)| {
-            let follows = match Key::parse(key) {
-                Some(Key::Node(node) | Key::Checkpoint(node)) => format!(
+            let follows = match Hidden::by(key) {
+                Hidden::Node(node) => format!(
                     "until then nothing is planned for {node}, and this host ends and deletes nothing for want of a name"
                 ),
-                Some(Key::Facts(_) | Key::Session(_)) => {
-                    "until then this host ends and deletes nothing for want of a name".to_owned()
-                }
-                Some(
-                    Key::Leader
-                    | Key::Intent(_)
-                    | Key::Terminal(_)
-                    | Key::Failover(_)
-                    | Key::PolicyActive
-                    | Key::PolicyCandidate
-                    | Key::PolicyRefused,
-                )
-                | None => "until then it counts as it was last read".to_owned(),
+                Hidden::Host => "until then this host ends and deletes nothing for want of a name".to_owned(),
+                Hidden::Nothing => "until then it counts as it was last read".to_owned(),
             };
             format!(
                 "{fault}: update this agent to the version of the one that wrote it, or repair the record in the store; \
@@ -110,36 +99,15 @@ impl Cluster {
     /// destroyed for want of a name then.
     #[must_use]
     pub fn hides_names(&self) -> bool {
-        let hides = |key: &String| match Key::parse(key) {
-            Some(Key::Node(_) | Key::Checkpoint(_) | Key::Facts(_) | Key::Session(_)) => true,
-            Some(
-                Key::Leader
-                | Key::Intent(_)
-                | Key::Terminal(_)
-                | Key::Failover(_)
-                | Key::PolicyActive
-                | Key::PolicyCandidate
-                | Key::PolicyRefused,
-            )
-            | None => false,
-        };
-        self.unreadable.keys().any(hides)
+        self.unreadable.keys().any(|key| Hidden::by(key) != Hidden::Nothing)
     }
 
     /// Nodes of which a record cannot be read: nothing may be planned for them.
     #[must_use]
     pub fn withheld(&self) -> BTreeSet<NodeId> {
-        let node = |key: &String| match Key::parse(key)? {
-            Key::Node(node) | Key::Checkpoint(node) => Some(node),
-            Key::Leader
-            | Key::Facts(_)
-            | Key::Session(_)
-            | Key::Intent(_)
-            | Key::Terminal(_)
-            | Key::Failover(_)
-            | Key::PolicyActive
-            | Key::PolicyCandidate
-            | Key::PolicyRefused => None,
+        let node = |key: &String| match Hidden::by(key) {
+            Hidden::Node(node) => Some(node),
+            Hidden::Host | Hidden::Nothing => None,
         };
         self.unreadable.keys().filter_map(node).collect()
     }
@@ -271,6 +239,35 @@ fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
 
 fn versioned<T: DeserializeOwned>(entry: &Entry) -> Result<Versioned<T>, Unreadable> {
     Ok(Versioned { value: read(entry)?, revision: entry.modified.0 })
+}
+
+/// What a record that cannot be read may name.
+#[derive(PartialEq, Eq)]
+enum Hidden {
+    /// Instances and images of this node.
+    Node(NodeId),
+    /// Who is on a host, or may speak for it.
+    Host,
+    Nothing,
+}
+
+impl Hidden {
+    fn by(key: &str) -> Self {
+        match Key::parse(key) {
+            Some(Key::Node(node) | Key::Checkpoint(node)) => Self::Node(node),
+            Some(Key::Facts(_) | Key::Session(_)) => Self::Host,
+            Some(
+                Key::Leader
+                | Key::Intent(_)
+                | Key::Terminal(_)
+                | Key::Failover(_)
+                | Key::PolicyActive
+                | Key::PolicyCandidate
+                | Key::PolicyRefused,
+            )
+            | None => Self::Nothing,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -398,6 +398,23 @@ pub struct HostFacts {
     pub version: String,
 }
 
+impl Migration {
+    /// Whether it may still come about: it was not abandoned, and its source, as far as it reports, has not failed at it.
+    #[must_use]
+    pub fn stands(&self, source: Option<&InstanceFact>) -> bool {
+        let failed = source.and_then(|fact| fact.migration_failed.as_ref());
+        !self.abandoned && failed.is_none_or(|(epoch, _)| *epoch < self.epoch)
+    }
+}
+
+impl InstanceFact {
+    /// Whether it is large enough.
+    #[must_use]
+    pub fn fits(&self, spec: &NodeSpec) -> bool {
+        self.memory >= spec.memory && self.vcpus >= spec.vcpus
+    }
+}
+
 impl Phase {
     /// Whether this is the end.
     #[must_use]

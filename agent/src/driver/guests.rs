@@ -77,8 +77,7 @@ impl Driver {
             let of_it = record.primary.as_ref().is_some_and(|primary| primary.instance == Some(id));
             record.migration.as_ref().filter(|migration| of_it && &migration.from == me)
         })?;
-        let failed = self.local.get(&id).and_then(|local| local.fact.migration_failed.as_ref());
-        let stands = !migration.abandoned && failed.is_none_or(|(epoch, _)| *epoch < migration.epoch);
+        let stands = migration.stands(self.local.get(&id).map(|local| &local.fact));
         stands.then(|| migration.to.clone())
     }
 

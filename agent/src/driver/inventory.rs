@@ -118,13 +118,10 @@ impl Driver {
         for record in self.cluster.nodes() {
             let instance = record.primary.as_ref().and_then(|primary| primary.instance);
             let (Some(migration), Some(instance)) = (&record.migration, instance) else { continue };
-            let failed = reported.and_then(|all| all.get(&instance)?.migration_failed.as_ref());
+            let source = reported.and_then(|all| all.get(&instance));
             if &migration.to == me {
                 passing.arriving.insert(instance);
-            } else if &migration.from == me
-                && !migration.abandoned
-                && failed.is_none_or(|(epoch, _)| *epoch < migration.epoch)
-            {
+            } else if &migration.from == me && migration.stands(source) {
                 passing.leaving.insert(instance, migration.to.clone());
             }
         }

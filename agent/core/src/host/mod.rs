@@ -262,7 +262,6 @@ pub fn source_let_go(view: &View, node: &NodeId, instance: InstanceId) -> bool {
     let Some(record) = view.nodes.get(node).map(|known| &known.value) else { return false };
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return false };
     let facts = view.hosts.get(&migration.from).and_then(|from| from.facts.as_ref());
-    let failed = facts.and_then(|facts| facts.instances.get(&instance)?.migration_failed.as_ref());
-    let stands = !migration.abandoned && failed.is_none_or(|(epoch, _)| *epoch < migration.epoch);
+    let stands = migration.stands(facts.and_then(|facts| facts.instances.get(&instance)));
     stands && primary.instance == Some(instance) && view.life(record, primary) != Life::Alive
 }

@@ -156,14 +156,11 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
         Phase::Dead { .. } if local.fact.epoch < named.since() => vec![HostAction::Forget { instance }],
         Phase::Dead { .. } => Vec::new(),
         Phase::Idle | Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Ready
-            if named.is_anothers(local) && situation.unreadable =>
-        {
-            Vec::new()
-        }
-        Phase::Idle | Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Ready
             if named.is_anothers(local) =>
         {
-            vec![HostAction::Destroy { instance, reason: "it was deployed for another node".to_owned() }]
+            let reason = "it was deployed for another node".to_owned();
+            let ended = (!situation.unreadable).then_some(HostAction::Destroy { instance, reason });
+            ended.into_iter().collect()
         }
         Phase::Booting => Vec::new(),
         Phase::Restoring | Phase::Ready if gave_up(named, local) => {
@@ -221,8 +218,7 @@ fn is_leaving(situation: &Situation<'_>, record: &NodeRecord) -> bool {
 fn leave(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<HostAction> {
     let Named { node, record, instance, part, .. } = *named;
     let migration = record.migration.as_ref().filter(|migration| &migration.from == situation.me)?;
-    let failed = local.fact.migration_failed.as_ref().is_some_and(|(epoch, _)| *epoch >= migration.epoch);
-    if failed || migration.abandoned || part != Part::Primary {
+    if !migration.stands(Some(&local.fact)) || part != Part::Primary {
         return None;
     }
     let to = situation.hosts.get(&migration.to)?;

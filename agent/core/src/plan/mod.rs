@@ -117,6 +117,9 @@ impl Plan {
     /// the kind, or nothing to wait for.
     #[must_use]
     pub fn before_answers(&self) -> Option<Self> {
+        if !self.has_questions() {
+            return None;
+        }
         let asked = |node: &NodeId| {
             self.placements.iter().any(|question| question.node == *node)
                 || self.backup_counts.iter().any(|question| question.node == *node)
@@ -127,7 +130,7 @@ impl Plan {
             assignments: unasked.cloned().collect(),
             ..Self::default()
         };
-        (self.has_questions() && !ready.is_empty()).then_some(ready)
+        (!ready.is_empty()).then_some(ready)
     }
 
     /// Whether there is nothing to do.
@@ -172,8 +175,12 @@ const SETBACKS_MAX: usize = 8;
 /// Adds a setback and drops the oldest beyond what a node remembers.
 fn remember(record: &mut NodeRecord, setback: Setback) {
     record.setbacks.push(setback);
-    let surplus = record.setbacks.len().saturating_sub(SETBACKS_MAX);
-    record.setbacks.drain(..surplus);
+    keep_newest(&mut record.setbacks, SETBACKS_MAX);
+}
+
+/// Drops the oldest, which come first, beyond `most`.
+fn keep_newest<T>(all: &mut Vec<T>, most: usize) {
+    all.drain(..all.len().saturating_sub(most));
 }
 
 /// Most failures that a node remembers.
@@ -185,8 +192,7 @@ const DAY: Duration = Duration::from_hours(24);
 fn remember_failure(record: &mut NodeRecord, now: UnixMillis) {
     record.failures.push(now);
     record.failures.retain(|&at| now.since(at) < DAY);
-    let surplus = record.failures.len().saturating_sub(FAILURES_MAX);
-    record.failures.drain(..surplus);
+    keep_newest(&mut record.failures, FAILURES_MAX);
 }
 
 /// A plan in the making: the view as it will be once the plan is applied.
@@ -247,9 +253,7 @@ impl<'a> Draft<'a> {
     /// The idle instance of a host that `node` may have; not one that another node gives up in this very plan.
     fn idle(&self, node: &NodeId, host: &HostId) -> Option<InstanceId> {
         let (spec, room) = (&self.record(node).spec, self.room(node, host));
-        let fits = |fact: &InstanceFact| {
-            fact.memory >= spec.memory && fact.vcpus >= spec.vcpus && fact.memory <= room
-        };
+        let fits = |fact: &InstanceFact| fact.fits(spec) && fact.memory <= room;
         let mut idle = self.view.idle(host).filter(|(_, fact)| fits(fact));
         idle.find(|(instance, _)| !self.before.is_claimed(*instance)).map(|(instance, _)| instance)
     }

@@ -10,7 +10,7 @@ use crate::ids::{HostId, NodeId, Role};
 use crate::policy::{
     HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion, Purpose, SiblingMember, Traffic,
 };
-use crate::records::{InstanceFact, NodeRecord, NodeSpec, Phase};
+use crate::records::{NodeRecord, NodeSpec, Phase};
 use crate::view::{HostView, View};
 
 /// The one template that pools are filled from.
@@ -73,8 +73,7 @@ fn row(draft: &Draft<'_>, host: &HostId, asked: &NodeSpec) -> HostRow {
     };
     let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
     let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();
-    let fits = |fact: &InstanceFact| fact.memory >= asked.memory && fact.vcpus >= asked.vcpus;
-    let idle = view.idle(host).filter(|(_, fact)| fits(fact)).count();
+    let idle = view.idle(host).filter(|(_, fact)| fact.fits(asked)).count();
     let idle = u32::try_from(idle).unwrap_or(u32::MAX);
     HostRow {
         host: host.clone(),
