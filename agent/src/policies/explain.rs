@@ -47,7 +47,7 @@ pub struct ExplainedShadow {
     pub said: Said<PlacementAnswer>,
     /// Why the built-in rule would decide in its place; none where the policy would.
     pub built_in: Option<BuiltIn>,
-    /// The hosts that would be tried, best first.
+    /// The hosts in the order in which they would be tried.
     pub ranked: Vec<HostId>,
     /// Whether another host would be tried first.
     pub differs: bool,
@@ -62,6 +62,9 @@ pub struct ExplainedHost {
     pub state: HostState,
     /// Memory that is free.
     pub free_memory: MiB,
+    /// Idle instances that the member could have. A primary goes to a host that has one before it goes to one without.
+    #[serde(default)]
+    pub idle: u32,
     /// Why it may not take the member; none where it may.
     pub excluded: Option<String>,
     /// Its place in the order in which hosts would be tried, from 1; none where it would not be.
@@ -100,18 +103,19 @@ pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Expla
         host: row.host.clone(),
         state: row.state,
         free_memory: row.free_memory,
+        idle: row.idle.values().sum(),
         excluded: explanation.excluded.get(&row.host).cloned(),
         rank: ranked.iter().position(|host| *host == row.host).map(|at| at + 1),
         reason: reason(place),
     });
-    let shadows = shadows(deciding, explanation, ranked.first());
+    let shadows = shadows(deciding, explanation, verdict.first.as_ref());
     Explained {
         node: question.node.clone(),
         purpose: question.purpose,
         memory: question.memory,
         hosts: hosts.collect(),
         built_in: verdict.built_in,
-        first: ranked.first().cloned(),
+        first: verdict.first,
         refused: verdict.refused,
         shadows,
         said,
@@ -126,7 +130,7 @@ fn shadows(deciding: &Deciding, explanation: &Explanation, first: Option<&HostId
         .map(|asked| {
             let said = said(asked.by.as_ref(), asked.outcome, asked.took);
             let (ranked, verdict) = explanation.judge(said.answer.as_ref());
-            let differs = ranked.first() != first;
+            let differs = verdict.first.as_ref() != first;
             ExplainedShadow { said, built_in: verdict.built_in, ranked, differs }
         })
         .collect()

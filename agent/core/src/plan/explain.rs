@@ -50,7 +50,7 @@ pub fn explain(view: &View, node: &NodeId, bounds: &Bounds, now: Now) -> Option<
 }
 
 impl Explanation {
-    /// The hosts that would be tried, best first, and what would become of the answer. Without one the built-in rule
+    /// The hosts in the order in which they would be tried, and what would become of the answer. Without one the built-in rule
     /// decides.
     #[must_use]
     pub fn judge(&self, answer: Option<&PlacementAnswer>) -> (Vec<HostId>, PlacementVerdict) {

@@ -250,12 +250,12 @@ impl<'a> Draft<'a> {
         facts.capacity.memory.saturating_sub(after.max(self.before.taken_memory(host, instead)))
     }
 
-    /// The idle instance of a host that `node` may have; not one that another node gives up in this very plan.
-    fn idle(&self, node: &NodeId, host: &HostId) -> Option<InstanceId> {
+    /// The idle instances of a host that `node` may have; not those that another node gives up in this very plan.
+    fn idle(&self, node: &NodeId, host: &HostId) -> impl Iterator<Item = InstanceId> {
         let (spec, room) = (&self.record(node).spec, self.room(node, host));
-        let fits = |fact: &InstanceFact| fact.fits(spec) && fact.memory <= room;
-        let mut idle = self.view.idle(host).filter(|(_, fact)| fits(fact));
-        idle.find(|(instance, _)| !self.before.is_claimed(*instance)).map(|(instance, _)| instance)
+        let fits = move |fact: &InstanceFact| fact.fits(spec) && fact.memory <= room;
+        let idle = self.view.idle(host).filter(move |(_, fact)| fits(fact)).map(|(instance, _)| instance);
+        idle.filter(|instance| !self.before.is_claimed(*instance))
     }
 
     /// Whether everything is to leave `host`.

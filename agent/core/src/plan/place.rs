@@ -16,7 +16,7 @@ use crate::view::{Answer, HostView};
 
 /// The outcome of looking for a host.
 pub(super) enum Choice {
-    /// The hosts that will do, best first.
+    /// The hosts that will do, in the order in which they are tried; one at least.
     Ranked(Vec<HostId>),
     /// The policy has to be asked first.
     Asked,
@@ -57,7 +57,7 @@ fn decided(
     let few = question(draft, node, purpose);
     let answer = asked(draft, &few)?;
     let ((ranked, verdict), cut) = (judge(&few, answer, eligible, excluded), is_cut(&few, answer));
-    if !cut || (verdict.built_in.is_none() && holds_the_taken(draft, &few, &ranked, eligible)) {
+    if !cut || (verdict.built_in.is_none() && holds_the_taken(&few, &ranked, eligible)) {
         return Some((few, ranked, verdict));
     }
     let whole = whole(draft, node, purpose);
@@ -82,19 +82,11 @@ fn is_cut(question: &PlacementQuestion, answer: &Answer<PlacementAnswer>) -> boo
     }
 }
 
-/// Whether the host that is taken of a whole order is among its first, `ranked`: for a primary the first with an idle
-/// instance, see [`first`], or just the first.
-fn holds_the_taken(
-    draft: &Draft<'_>,
-    question: &PlacementQuestion,
-    ranked: &[HostId],
-    eligible: &BTreeSet<HostId>,
-) -> bool {
-    let idle = |host: &HostId| draft.idle(&question.node, host).is_some();
-    match question.purpose {
-        Purpose::HeldBackup | Purpose::WarmBackup | Purpose::Migration => true,
-        Purpose::Primary => ranked.iter().any(idle) || !eligible.iter().any(idle),
-    }
+/// Whether the host that is taken of a whole order is the first of `ranked`, which is the beginning of that order.
+fn holds_the_taken(question: &PlacementQuestion, ranked: &[HostId], eligible: &BTreeSet<HostId>) -> bool {
+    let with_idle = preferred(question);
+    let is_preferred = |host: &HostId| with_idle.contains(host);
+    ranked.first().is_some_and(is_preferred) || !eligible.iter().any(is_preferred)
 }
 
 /// Why an answer was refused as a whole, for people.
@@ -169,8 +161,8 @@ fn exclusion(draft: &Draft<'_>, node: &NodeId, host: &HostId, seen: &HostView) -
     None
 }
 
-/// What an answer comes to: only eligible hosts, each once, best first. The built-in rule decides where nothing of it is
-/// of use.
+/// What an answer comes to: only eligible hosts, each once, in the order in which they are tried. The built-in rule
+/// decides where nothing of it is of use.
 pub(super) fn judge(
     question: &PlacementQuestion,
     answer: &Answer<PlacementAnswer>,
@@ -189,25 +181,23 @@ pub(super) fn judge(
             (ranked, refused, built_in)
         }
     };
-    let ranked = if built_in.is_some() { self::built_in(question, eligible) } else { ranked };
+    let mut ranked = if built_in.is_some() { self::built_in(question, eligible) } else { ranked };
+    let with_idle = preferred(question);
+    ranked.sort_by_key(|host| !with_idle.contains(host));
     let places = question.hosts.iter().zip(0..).filter(|(row, _)| eligible.contains(&row.host));
     let eligible = places.map(|(_, place)| place).collect();
-    let first = first(question, &ranked).cloned();
+    let first = ranked.first().cloned();
     (ranked, PlacementVerdict { eligible, first, chosen: None, refused, built_in })
 }
 
-/// The host that is taken of those that are ranked: the ladder puts an idle instance of any of them before a new one
-/// where a terminal waits for its primary.
-fn first<'a>(question: &PlacementQuestion, ranked: &'a [HostId]) -> Option<&'a HostId> {
-    let has_idle = |host: &&HostId| {
-        let row = question.hosts.iter().find(|row| row.host == **host);
-        row.is_some_and(|row| row.idle.values().any(|&count| count > 0))
-    };
-    let with_idle = match question.purpose {
-        Purpose::Primary => ranked.iter().find(has_idle),
-        Purpose::WarmBackup | Purpose::HeldBackup | Purpose::Migration => None,
-    };
-    with_idle.or_else(|| ranked.first())
+/// The hosts that are tried before the others, whatever their rank: where a terminal waits for its primary, the ladder
+/// puts an idle instance before a new one. Nobody waits for a backup, which goes where the policy wants it.
+fn preferred(question: &PlacementQuestion) -> BTreeSet<&HostId> {
+    let with_idle = question.hosts.iter().filter(|row| row.idle.values().any(|&count| count > 0));
+    match question.purpose {
+        Purpose::Primary => with_idle.map(|row| &row.host).collect(),
+        Purpose::WarmBackup | Purpose::HeldBackup | Purpose::Migration => BTreeSet::new(),
+    }
 }
 
 /// Takes an answer apart.

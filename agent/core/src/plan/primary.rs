@@ -167,7 +167,7 @@ fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Optio
     let found = match rank(draft, node, Purpose::Primary) {
         Choice::Asked => None,
         Choice::Ranked(hosts) => {
-            let found = draft.seat(node, record, &hosts);
+            let found = hosts.first().and_then(|host| draft.seat_on(node, record, host));
             if let Some((member, _)) = &found {
                 draft.chosen(node, &member.host);
             }
@@ -196,7 +196,7 @@ fn from_held_place(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) ->
     };
     let host = record.backups.iter().rev().find(gives_way)?.host.clone();
     draft.change_quietly(node, |record| record.backups.retain(|backup| backup.host != host));
-    draft.seat(node, record, &[host])
+    draft.seat_on(node, record, &host)
 }
 
 impl Draft<'_> {
@@ -207,13 +207,6 @@ impl Draft<'_> {
         }
     }
 
-    /// Takes the idle instance of the best ranked host that has one, else a new instance on the best ranked host: a
-    /// terminal waits for this. Nobody waits for a backup, which goes where the policy wants it, see [`Self::seat_on`].
-    fn seat(&self, node: &NodeId, record: &NodeRecord, ranked: &[HostId]) -> Option<(Member, String)> {
-        let with_idle = ranked.iter().find(|host| self.idle(node, host).is_some());
-        self.seat_on(node, record, with_idle.or_else(|| ranked.first())?)
-    }
-
     /// Takes an idle instance of the host, else a new one there.
     pub(super) fn seat_on(
         &self,
@@ -221,7 +214,7 @@ impl Draft<'_> {
         record: &NodeRecord,
         host: &HostId,
     ) -> Option<(Member, String)> {
-        let (instance, origin, action) = match self.idle(node, host) {
+        let (instance, origin, action) = match self.idle(node, host).next() {
             Some(instance) => (instance, Origin::Idle, format!("idle instance on {host} deployed")),
             None if self.room(node, host) < record.spec.memory => return None,
             None => {

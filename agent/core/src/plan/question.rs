@@ -10,7 +10,7 @@ use crate::ids::{HostId, NodeId, Role};
 use crate::policy::{
     HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion, Purpose, SiblingMember, Traffic,
 };
-use crate::records::{NodeRecord, NodeSpec, Phase};
+use crate::records::{NodeRecord, Phase};
 use crate::view::{HostView, View};
 
 /// The one template that pools are filled from.
@@ -51,7 +51,7 @@ pub(super) fn whole(draft: &Draft<'_>, node: &NodeId, purpose: Purpose) -> Place
         environment_labels: record.spec.environment_labels.clone(),
         members: members(record).map(|(host, part)| NodeMember { host, part }).collect(),
         siblings,
-        hosts: view.hosts.keys().map(|host| row(draft, host, &record.spec)).collect(),
+        hosts: view.hosts.keys().map(|host| row(draft, host, node)).collect(),
     }
 }
 
@@ -60,7 +60,7 @@ fn members(record: &NodeRecord) -> impl Iterator<Item = (HostId, Part)> + '_ {
     primary.chain(record.backups.iter().map(|member| (member.host.clone(), Part::Backup)))
 }
 
-fn row(draft: &Draft<'_>, host: &HostId, asked: &NodeSpec) -> HostRow {
+fn row(draft: &Draft<'_>, host: &HostId, node: &NodeId) -> HostRow {
     let view = &draft.view;
     let seen = &view.hosts[host];
     let facts = seen.current_facts();
@@ -73,8 +73,7 @@ fn row(draft: &Draft<'_>, host: &HostId, asked: &NodeSpec) -> HostRow {
     };
     let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
     let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();
-    let idle = view.idle(host).filter(|(_, fact)| fact.fits(asked)).count();
-    let idle = u32::try_from(idle).unwrap_or(u32::MAX);
+    let idle = u32::try_from(draft.idle(node, host).count()).unwrap_or(u32::MAX);
     HostRow {
         host: host.clone(),
         state,

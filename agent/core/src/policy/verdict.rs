@@ -105,8 +105,8 @@ impl BuiltIn {
 pub struct PlacementVerdict {
     /// Hosts that could take the member, by their places in the question's list.
     pub eligible: Vec<u32>,
-    /// The first of them by the answer, or by the built-in rule; for a primary the first with an idle instance, where
-    /// one of them has one.
+    /// The first of them that is tried: by the answer, or by the built-in rule; for a primary the first with an idle
+    /// instance, where one of them has one.
     pub first: Option<HostId>,
     /// The host that the member was put on. None where the member was not placed after all.
     pub chosen: Option<HostId>,

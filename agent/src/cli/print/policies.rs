@@ -118,7 +118,7 @@ pub(crate) fn explained(shown: &Explained) -> String {
         (_, Some(fault), _) => writeln!(text, "the built-in rule decides: {}", fault.message),
         (None, None, _) => writeln!(text, "the built-in rule decides"),
     };
-    let _ = writeln!(text, "{:>4} {:16} {:9} {:>12}  WHY", "RANK", "HOST", "STATE", "FREE");
+    let _ = writeln!(text, "{:>4} {:16} {:9} {:>12} {:>4}  WHY", "RANK", "HOST", "STATE", "FREE", "IDLE");
     let mut hosts: Vec<_> = shown.hosts.iter().collect();
     hosts.sort_by_key(|host| (host.rank.unwrap_or(usize::MAX), host.host.clone()));
     for host in hosts {
@@ -132,7 +132,7 @@ pub(crate) fn explained(shown: &Explained) -> String {
         };
         let state = format!("{:?}", host.state).to_lowercase();
         let free = host.free_memory.to_string();
-        let line = format!("{rank:>4} {:16} {state:9} {free:>12}  {why}", host.host);
+        let line = format!("{rank:>4} {:16} {state:9} {free:>12} {:>4}  {why}", host.host, host.idle);
         let _ = writeln!(text, "{}", line.trim_end());
     }
     for pick in &shown.refused {

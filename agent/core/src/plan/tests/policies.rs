@@ -260,6 +260,31 @@ fn explain_shows_the_question_of_the_next_member_and_each_host_with_its_verdict(
 }
 
 #[test]
+fn explain_ranks_hosts_as_the_plan_tries_them() {
+    let mut cluster = Cluster::of(4);
+    cluster.idle("host3", 1);
+    cluster.add(&["alice/display"]);
+    let id = crate::fixture::node("alice/display");
+    let mut says = Says { picks: vec![3, 2, 0], count: Some((1, 1)) };
+    let picks = [3, 2, 0].map(|index| Pick { index, reason: None });
+    let answer = PlacementAnswer { picks: picks.into() };
+    let ranked = |cluster: &Cluster| {
+        let shown = explain(&cluster.view, &id, &cluster.bounds, cluster.now).unwrap();
+        let (ranked, verdict) = shown.judge(Some(&answer));
+        assert_eq!(verdict.first, ranked.first().cloned());
+        ranked
+    };
+    assert_eq!(ranked(&cluster), [host("host3"), host("host4"), host("host1")], "an idle instance first");
+    let plan = cluster.plan_with(&mut says);
+    cluster.apply(&plan);
+    assert_eq!(cluster.primary_host("alice/display"), "host3");
+    cluster.settle();
+    cluster.edit("alice/display", |record| record.backups.clear());
+    cluster.idle("host1", 1);
+    assert_eq!(ranked(&cluster), [host("host4"), host("host1")], "nobody waits for a backup");
+}
+
+#[test]
 fn explain_asks_for_a_primary_where_there_is_none_that_lives() {
     let mut cluster = Cluster::of(2).with(&["alice/display"]);
     let id = crate::fixture::node("alice/display");
