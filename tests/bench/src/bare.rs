@@ -11,7 +11,8 @@ use understudy_lab::Host;
 use understudy_lab::cluster::{AGENT, GUARD};
 
 use crate::execution::NODE;
-use crate::moving::{NODES, domain};
+use crate::moving::domain;
+use crate::rest::{self, NODES};
 
 /// Longest wait for one step.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -28,7 +29,7 @@ pub(crate) struct Bare<'a> {
 impl<'a> Bare<'a> {
     /// Stops agents and guards.
     pub(crate) fn take(stage: &'a Stage) -> Result<Self> {
-        stage.wait_whole("alice", 1, LIMIT * 3)?;
+        rest::wait(stage)?;
         let primaries = NODES.iter().map(|id| domain(stage, id)).collect::<Result<Vec<_>>>()?;
         let node = stage.node(NODE)?;
         let address = address_of(&node)?;

@@ -2,21 +2,24 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use understudy_e2e::counter::{Watch, start_of};
 use understudy_e2e::stage::{Stage, address_of};
 use understudy_e2e::story::member;
+
+use crate::rest;
 
 /// The node that is killed.
 pub(crate) const NODE: &str = "alice/exec-1";
 /// Longest wait for a failover.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Kills the primary again and again.
+/// Kills the primary again and again. The first run is not measured: the guests have just been started and are still busy
+/// with it, the one that the bare tools restore is not.
 pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
-    for run in 1..=runs {
-        stage.wait_whole("alice", 1, LIMIT * 2)?;
+    for run in 0..=runs {
+        rest::wait(stage)?;
         let node = stage.node(NODE)?;
         let (host, instance) = member(&node)?;
         let address = address_of(&node)?;
@@ -25,13 +28,7 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
         let killed = watch.elapsed();
         stage.kill_instance(&host, &instance)?;
         let dead = watch.elapsed();
-        stage.wait("the node is restored", LIMIT, |status| {
-            let seen = understudy_e2e::stage::node_of(status, NODE)?;
-            if seen["begun"] == node["begun"] || seen["primary"]["ready"] != true {
-                bail!("not yet")
-            }
-            Ok(())
-        })?;
+        // Only its service is watched, as that of the bare guest: who asks for a status takes from the processors.
         let until = std::time::Instant::now() + LIMIT;
         let answered = loop {
             // A reading that began before the kill may end just after it.
@@ -42,7 +39,11 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
             std::thread::sleep(Duration::from_millis(10));
         };
         ensure!(start_of(stage.cluster(), address)? == process, "the state was lost: another process counts");
-        times.push(answered.saturating_sub(killed));
+        let after = stage.node(NODE)?;
+        ensure!(after["begun"] != node["begun"], "no failover is on record: {after}");
+        if run > 0 {
+            times.push(answered.saturating_sub(killed));
+        }
         say(&format!("  run {run}: answered after {:.2} s", answered.saturating_sub(killed).as_secs_f64()));
     }
     Ok(times)

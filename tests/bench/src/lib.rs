@@ -10,6 +10,7 @@ mod execution;
 mod idle;
 mod moving;
 pub mod policies;
+mod rest;
 mod row;
 
 pub use row::{Row, print};

@@ -6,14 +6,13 @@ use anyhow::{Context, Result, ensure};
 use understudy_e2e::stage::{Stage, node_of};
 use understudy_e2e::story::member;
 
+use crate::rest::{self, NODES};
 use crate::row::Row;
 
 /// Between two looks at whether the host is empty.
 const LOOK: Duration = Duration::from_millis(40);
 /// Longest wait for a drain.
 const LIMIT: Duration = Duration::from_secs(300);
-/// All nodes of the terminal.
-pub(crate) const NODES: [&str; 3] = ["alice/display", "alice/exec-1", "alice/exec-2"];
 
 /// What was measured.
 pub(crate) struct Drained {
@@ -21,9 +20,6 @@ pub(crate) struct Drained {
     /// The nodes whose primaries each drain moved: the floor moves the same.
     pub(crate) moved: Vec<Vec<&'static str>>,
 }
-
-/// Looks in a row, half a second apart, that have to find a cluster at rest.
-const LOOKS_AT_REST: u32 = 4;
 
 impl Drained {
     /// The row, against the bare migrations of the same guests one after the other.
@@ -37,9 +33,7 @@ impl Drained {
 pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<Drained> {
     let (mut times, mut moved) = (Vec::new(), Vec::new());
     for run in 0..=runs {
-        stage.wait_whole("alice", 1, LIMIT)?;
-        // What boots or is to end takes part of the processors; nothing does beside the bare migrations.
-        wait_rest(stage)?;
+        rest::wait(stage)?;
         let status = stage.status()?;
         let (host, _) = member(&node_of(&status, "alice/exec-1")?)?;
         let here = |status: &serde_json::Value| -> Vec<&'static str> {
@@ -67,33 +61,6 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
         stage.cli(&["host", "undrain", &host])?;
     }
     Ok(Drained { times, moved })
-}
-
-/// Waits until no instance runs but the members of the nodes and one idle instance on each host. One that is to end, such
-/// as a backup that was given up while it was being deployed, shows in no status; one that boots in the place of an idle one
-/// that a drain has ended shows there only after a moment, so that it has to stay so for several looks.
-fn wait_rest(stage: &Stage) -> Result<()> {
-    let (begun, mut at_rest) = (Instant::now(), 0);
-    loop {
-        stage.wait_pools(LIMIT)?;
-        let status = stage.status()?;
-        let instances = |id: &&str| {
-            let node = node_of(&status, id).ok()?;
-            let backups = node["backups"].as_array().into_iter().flatten();
-            Some(backups.chain([&node["primary"]]).filter(|member| member["instance"].is_string()).count())
-        };
-        let wanted: usize = NODES.iter().filter_map(instances).sum::<usize>() + stage.cluster().hosts().len();
-        let mut running = 0;
-        for host in stage.cluster().hosts() {
-            running += host.run(["virsh", "-q", "list", "--name"])?.split_whitespace().count();
-        }
-        at_rest = if running == wanted { at_rest + 1 } else { 0 };
-        if at_rest == LOOKS_AT_REST {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < LIMIT, "{running} instances run, {wanted} should after {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(500));
-    }
 }
 
 /// Name and host of the running instance of a node.
