@@ -1,7 +1,7 @@
 //! Owns this agent's mirror of the store.
 //!
 //! Promises: the mirror is what the store held at one revision; a record that cannot be read is left as it was last read, if
-//! it was, and complained about, and never taken for a deleted one: its node is not planned for, and no host ends or
+//! it was, and complained about, and never taken for a deleted one: its node is withheld from plans, and no host ends or
 //! deletes for want of a name what it may name. Must not do: decide.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,7 +82,8 @@ impl Cluster {
         let told = |(key, fault): (&String, &String)| {
             let follows = match Hidden::by(key) {
                 Hidden::Node(node) => format!(
-                    "until then nothing is planned for {node}, and this host ends and deletes nothing for want of a name"
+                    "until then nothing is planned for {node}, no idle instance is given out, and this host ends and \
+                     deletes nothing for want of a name"
                 ),
                 Hidden::Host => "until then this host ends and deletes nothing for want of a name".to_owned(),
                 Hidden::Nothing => "until then it counts as it was last read".to_owned(),
@@ -103,8 +104,7 @@ impl Cluster {
     }
 
     /// Nodes of which a record cannot be read: nothing may be planned for them.
-    #[must_use]
-    pub fn withheld(&self) -> BTreeSet<NodeId> {
+    fn withheld(&self) -> BTreeSet<NodeId> {
         let node = |key: &String| match Hidden::by(key) {
             Hidden::Node(node) => Some(node),
             Hidden::Host | Hidden::Nothing => None,
@@ -167,6 +167,7 @@ impl Cluster {
             terminals: self.terminals.clone(),
             nodes: self.nodes.clone(),
             checkpoints: self.checkpoints.clone(),
+            withheld: self.withheld(),
             ..View::default()
         }
     }

@@ -7,6 +7,7 @@ mod policies;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::{
@@ -44,7 +45,9 @@ pub struct Metrics {
     pub policies: PolicyMetrics,
     invariants: IntCounterVec,
     gateway_sockets: IntGauge,
-    gateway_connections: IntGauge,
+    gateway_connections: IntCounter,
+    /// What that counter holds, for readers that come at once.
+    gateway_connections_told: AtomicU64,
 }
 
 fn vec(names: &[&'static str], name: &str, help: &str) -> (Opts, Vec<&'static str>) {
@@ -96,6 +99,9 @@ impl Metrics {
         registry.register(Box::new(checkpoint_age.clone()))?;
         let deaths = IntCounter::new("instance_deaths_total", "Deaths of qemu processes seen on this host")?;
         registry.register(Box::new(deaths.clone()))?;
+        let gateway_connections =
+            IntCounter::new("gateway_connections_total", "Connections of terminals since the agent started")?;
+        registry.register(Box::new(gateway_connections.clone()))?;
         Ok(Self {
             failovers: counters(
                 &["role", "outcome"],
@@ -138,10 +144,8 @@ impl Metrics {
                 "Assignments that were not written because they would break an invariant: report each",
             )?,
             gateway_sockets: gauge("gateway_sockets", "Terminals connected through this gateway")?,
-            gateway_connections: gauge(
-                "gateway_connections",
-                "Connections of terminals since the agent started",
-            )?,
+            gateway_connections,
+            gateway_connections_told: AtomicU64::new(0),
             registry,
         })
     }
@@ -225,7 +229,9 @@ impl Metrics {
 
     pub(crate) fn gateway_seen(&self, counters: &crate::gateway::Counters) {
         self.gateway_sockets.set(counters.open());
-        self.gateway_connections.set(i64::try_from(counters.connections()).unwrap_or(i64::MAX));
+        let all = counters.connections();
+        let told = self.gateway_connections_told.fetch_max(all, Ordering::Relaxed);
+        self.gateway_connections.inc_by(all.saturating_sub(told));
     }
 }
 

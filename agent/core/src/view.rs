@@ -2,7 +2,7 @@
 //!
 //! Promises: nothing but data; the same view gives the same plan. Must not do: decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
@@ -55,6 +55,9 @@ pub struct View {
     pub nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
     /// The newest complete checkpoint of each protected node.
     pub checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// Nodes that have a record which could not be read: nothing is planned for them, and each of them may have any
+    /// instance that nobody else does.
+    pub withheld: BTreeSet<NodeId>,
     /// Backups that nodes were short of by the last plan, where one was made. A node that lacks none is not listed.
     pub deficits: BTreeMap<NodeId, u32>,
     /// Answers to the placement questions of earlier rounds of this plan.

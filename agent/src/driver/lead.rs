@@ -3,10 +3,8 @@
 //! Promises: every write rests on the leadership, on the record's revision and on the ended sessions that it was
 //! decided from; what would break an invariant is not written. Must not do: decide what to write.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use understudy_core::ids::NodeId;
 use understudy_core::invariants;
 use understudy_core::plan::{Assignment, CheckpointChange, Plan, Report, SessionEnding, plan};
 use understudy_core::units::{Boottime, Now};
@@ -112,9 +110,8 @@ impl Driver {
         let (parts, sender, mut view) = (self.parts.clone(), self.sender.clone(), view.clone());
         view.deficits = self.report.deficits();
         let asking = Round::new(parts.policies.deciding(&self.cluster.policies), Some(mine.term().0));
-        let withheld = self.cluster.withheld();
         tokio::spawn(async move {
-            let planned = round(&parts, view, (asking, &withheld), &mine, now).await;
+            let planned = round(&parts, view, asking, &mine, now).await;
             let _ = sender.send(Event::Planned(Box::new(planned)));
         });
     }
@@ -147,11 +144,11 @@ impl Driver {
     }
 }
 
-/// One round. What it plans for a withheld node rests on a record that was not read, and is not written.
+/// One round.
 pub(super) async fn round(
     parts: &Arc<Parts>,
     mut view: View,
-    (asking, withheld): (Round, &BTreeSet<NodeId>),
+    asking: Round,
     mine: &Leadership,
     at: Now,
 ) -> Planned {
@@ -159,7 +156,7 @@ pub(super) async fn round(
     // A policy that takes its time holds up the one node that it is asked about, and the end of no silent session.
     let first = plan(&view, &parts.config.bounds, at);
     if let Some(unasked) = first.0.before_answers() {
-        carry_out(parts, &view, &unasked, (mine, withheld), &mut planned).await;
+        carry_out(parts, &view, &unasked, mine, &mut planned).await;
         if planned.revision.is_some() {
             return planned;
         }
@@ -167,7 +164,7 @@ pub(super) async fn round(
     match answered(parts, &mut view, first, asking, at).await {
         Ok((plan, report)) => {
             planned.report = Some(report);
-            carry_out(parts, &view, &plan, (mine, withheld), &mut planned).await;
+            carry_out(parts, &view, &plan, mine, &mut planned).await;
         }
         Err(reason) => tracing::error!(%reason, "no plan could be made"),
     }
@@ -175,18 +172,12 @@ pub(super) async fn round(
 }
 
 /// Writes what is planned. What one write changes is seen before the next plan is made.
-async fn carry_out(
-    parts: &Parts,
-    view: &View,
-    plan: &Plan,
-    (mine, withheld): (&Leadership, &BTreeSet<NodeId>),
-    planned: &mut Planned,
-) {
+async fn carry_out(parts: &Parts, view: &View, plan: &Plan, mine: &Leadership, planned: &mut Planned) {
     for ending in &plan.endings {
         tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "ending a silent session");
         write(parts, mine, &ending_txn(mine, ending), planned).await;
     }
-    for assignment in plan.assignments.iter().filter(|one| !withheld.contains(&one.node)) {
+    for assignment in &plan.assignments {
         let broken = invariants::broken_by(view, assignment);
         if !broken.is_empty() {
             for broken in &broken {

@@ -114,7 +114,7 @@ impl Counters {
         self.refused_origins.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn enter(&self) {
+    pub(crate) fn enter(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
         self.connections.fetch_add(1, Ordering::Relaxed);
     }

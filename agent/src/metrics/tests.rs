@@ -254,3 +254,13 @@ fn promtool_finds_no_fault_with_the_metrics() {
     let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }
+
+#[test]
+fn connections_of_terminals_are_counted_once_however_often_they_are_read() {
+    let (metrics, counters) = (Metrics::new().unwrap(), crate::gateway::Counters::default());
+    for (arriving, expected) in [(2, 2), (0, 2), (3, 5)] {
+        (0..arriving).for_each(|_| counters.enter());
+        metrics.gateway_seen(&counters);
+        assert_eq!(lines(&metrics, "understudy_gateway_connections_total "), [expected.to_string()]);
+    }
+}

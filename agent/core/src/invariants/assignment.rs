@@ -192,12 +192,24 @@ impl Change<'_> {
             let names = |record: &NodeRecord| record.members().any(|other| other.instance == Some(instance));
             others().find(|(_, known)| names(&known.value)).map(|(other, _)| (instance, other))
         });
-        claimed
-            .map(|(instance, other)| {
-                let detail = format!("{} claims {instance} of {other}", self.node);
-                Broken::new(Invariant::OneNode, detail)
-            })
-            .collect()
+        let details = claimed.map(|(instance, other)| format!("{} claims {instance} of {other}", self.node));
+        details.chain(self.unsure()).map(|detail| Broken::new(Invariant::OneNode, detail)).collect()
+    }
+
+    /// Instances that stood by and that a record which could not be read may name.
+    fn unsure(&self) -> impl Iterator<Item = String> {
+        let facts = |member: &Member| self.view.hosts.get(&member.host)?.current_facts();
+        let stood_by = move |member: &&Member| {
+            let instance = member.instance.filter(|_| !self.view.withheld.is_empty());
+            let fact = facts(member).zip(instance).and_then(|(facts, id)| facts.instances.get(&id));
+            let had = self.before.members().any(|other| other.instance == instance);
+            !had && fact.is_some_and(|fact| fact.node.is_none())
+        };
+        let taken = self.after.members().filter(stood_by).filter_map(|member| member.instance);
+        taken.map(|instance| {
+            let all: Vec<String> = self.view.withheld.iter().map(ToString::to_string).collect();
+            format!("{} takes {instance}, which may be one of {}", self.node, all.join(", "))
+        })
     }
 
     fn migration(&self) -> Vec<Broken> {

@@ -140,6 +140,22 @@ fn an_instance_in_two_nodes_breaks_safe_6() {
 }
 
 #[test]
+fn an_instance_that_an_unread_record_may_name_breaks_safe_6() {
+    let mut cluster = Cluster::of(3).with(&["alice/display"]);
+    let free = free_host(&cluster, "alice/display");
+    cluster.idle(free.as_str(), 1);
+    let (&idle, _) = cluster.facts(free.as_str()).instances.first_key_value().unwrap();
+    let model = cluster.record("alice/display").primary.clone().unwrap();
+    let take = |record: &mut NodeRecord| {
+        record.backups.push(Member { host: free, instance: Some(idle), ..model });
+    };
+    let assignment = decision(&cluster, "alice/display", take);
+    assert_eq!(found(&cluster, &assignment), []);
+    cluster.view.withheld.insert(node("bob/display"));
+    assert_eq!(found(&cluster, &assignment), [Invariant::OneNode]);
+}
+
+#[test]
 fn a_migration_cut_short_breaks_safe_7() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let from = cluster.primary_host("alice/exec-1");

@@ -151,7 +151,11 @@ impl Plan {
 pub fn plan(view: &View, bounds: &Bounds, now: Now) -> (Plan, Report) {
     let mut draft = Draft::new(view, bounds, now);
     draft.end_silent_sessions();
-    let nodes: Vec<NodeId> = draft.view.nodes.keys().cloned().collect();
+    for node in &view.withheld {
+        draft.note(node, "nothing is planned for it while a record of it cannot be read");
+    }
+    let nodes: Vec<NodeId> =
+        view.nodes.keys().filter(|node| !view.withheld.contains(*node)).cloned().collect();
     for node in &nodes {
         settle::settle(&mut draft, node);
     }
@@ -250,12 +254,14 @@ impl<'a> Draft<'a> {
         facts.capacity.memory.saturating_sub(after.max(self.before.taken_memory(host, instead)))
     }
 
-    /// The idle instances of a host that `node` may have; not those that another node gives up in this very plan.
+    /// The idle instances of a host that `node` may have; not those that another node gives up in this very plan, and
+    /// none while a record that was not read may name them (SAFE-6).
     fn idle(&self, node: &NodeId, host: &HostId) -> impl Iterator<Item = InstanceId> {
         let (spec, room) = (&self.record(node).spec, self.room(node, host));
         let fits = move |fact: &InstanceFact| fact.fits(spec) && fact.memory <= room;
         let idle = self.view.idle(host).filter(move |(_, fact)| fits(fact)).map(|(instance, _)| instance);
-        idle.filter(|instance| !self.before.is_claimed(*instance))
+        let is_known = self.before.withheld.is_empty();
+        idle.filter(move |instance| is_known && !self.before.is_claimed(*instance))
     }
 
     /// Whether everything is to leave `host`.

@@ -6,3 +6,4 @@ mod migration;
 mod policies;
 mod properties;
 mod told;
+mod withheld;

@@ -94,7 +94,8 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
     };
     for (withheld, written) in [(BTreeSet::from([node()]), false), (BTreeSet::new(), true)] {
         let asking = Round::new(parts.policies.deciding(&Default::default()), Some(mine.term().0));
-        round(parts, view.clone(), (asking, &withheld), &mine, now()).await;
+        let view = View { withheld: withheld.clone(), ..view.clone() };
+        round(parts, view, asking, &mine, now()).await;
         assert_eq!(revision(&known).await > before, written, "{withheld:?}");
     }
 }

@@ -34,6 +34,7 @@ enum Event {
     Silence(usize),
     Forget(usize),
     Drain(usize, bool),
+    Withhold(usize, bool),
     Shrink(usize, u64),
     Idle(usize),
     Pass(u64),
@@ -50,7 +51,8 @@ fn event() -> impl Strategy<Value = Event> {
         2 => node.clone().prop_map(Event::Move),
         2 => node.clone().prop_map(Event::Arrive),
         1 => node.clone().prop_map(Event::LoseArrival),
-        1 => node.prop_map(Event::LoseCheckpoint),
+        1 => node.clone().prop_map(Event::LoseCheckpoint),
+        1 => (node, any::<bool>()).prop_map(|(node, withheld)| Event::Withhold(node, withheld)),
         2 => host.clone().prop_map(Event::Lose),
         2 => host.clone().prop_map(Event::Reopen),
         1 => host.clone().prop_map(Event::Silence),
@@ -142,6 +144,8 @@ fn apply(cluster: &mut Cluster, event: &Event) {
         Event::Silence(at) => cluster.seen(&named(at)).silent_for = Duration::from_secs(60),
         Event::Forget(at) => cluster.facts(&named(at)).session = 0,
         Event::Drain(at, drain) => cluster.seen(&named(at)).intent.drain = *drain,
+        Event::Withhold(at, true) => drop(cluster.view.withheld.insert(node(NODES[*at]))),
+        Event::Withhold(at, false) => drop(cluster.view.withheld.remove(&node(NODES[*at]))),
         Event::Shrink(at, members) => cluster.facts(&named(at)).capacity.memory = MiB(512 * members),
         Event::Idle(at) => cluster.idle(&named(at), 1),
         Event::Pass(seconds) => cluster.pass(Duration::from_secs(*seconds)),
@@ -176,6 +180,8 @@ fn epochs(view: &View) -> Epochs {
 fn checked_step(cluster: &mut Cluster, policy: &mut dyn Policy) {
     let before = cluster.view.clone();
     let plan = cluster.plan_with(policy);
+    let withheld = plan.assignments.iter().find(|one| before.withheld.contains(&one.node));
+    assert_eq!(withheld, None, "a node of which a record was not read");
     cluster.apply(&plan);
     for (node, (epoch, begun)) in epochs(&cluster.view) {
         let (old_epoch, old_begun) = epochs(&before)[&node];
@@ -218,8 +224,9 @@ fn promised(view: &View, host: &HostId) -> MiB {
     nodes.map(|node| node.value.spec.memory).sum()
 }
 
-/// Every host back, nothing draining, room for all: then every node must become whole.
+/// Every host back, nothing draining, every record read, room for all: then every node must become whole.
 fn heal(cluster: &mut Cluster) {
+    cluster.view.withheld.clear();
     for name in cluster.view.hosts.keys().cloned().collect::<Vec<_>>() {
         let open = cluster.view.hosts[&name].current_facts().is_some();
         if !open {
@@ -281,6 +288,7 @@ proptest! {
         reversed.hosts.extend(cluster.view.hosts.clone().into_iter().rev());
         reversed.nodes.extend(cluster.view.nodes.clone().into_iter().rev());
         reversed.checkpoints.extend(cluster.view.checkpoints.clone().into_iter().rev());
+        reversed.withheld.clone_from(&cluster.view.withheld);
         cluster.view.placements.clear();
         cluster.view.backup_counts.clear();
         prop_assert_eq!(
