@@ -103,6 +103,12 @@ impl Cluster {
         self.unreadable.keys().any(|key| Hidden::by(key) != Hidden::Nothing)
     }
 
+    /// Whether a node's own record cannot be read.
+    #[must_use]
+    pub fn hides_nodes(&self) -> bool {
+        self.unreadable.keys().any(|key| matches!(Key::parse(key), Some(Key::Node(_))))
+    }
+
     /// Nodes of which a record cannot be read: nothing may be planned for them.
     fn withheld(&self) -> BTreeSet<NodeId> {
         let node = |key: &String| match Hidden::by(key) {

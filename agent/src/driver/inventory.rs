@@ -1,7 +1,8 @@
 //! Owns the taking stock of this host when a session is opened or adopted.
 //!
-//! Promises: an instance that goes on is one whose state is known; what was half-way is ended; what should be here and
-//! is not is reported dead only by the standard of SAFE-2. Must not do: create anything.
+//! Promises: an instance that goes on is one whose state is known; what was half-way is ended; what a migration brings,
+//! or may bring by a record that cannot be read, is left to it; what should be here and is not is reported dead only by
+//! the standard of SAFE-2. Must not do: create anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +42,8 @@ pub(super) struct Passing {
     arriving: BTreeSet<InstanceId>,
     /// With where they go.
     leaving: BTreeMap<InstanceId, HostId>,
+    /// Whether a record that cannot be read may bring others.
+    unread: bool,
 }
 
 /// What goes on. `previous` are the facts that this host reported in the same session; `adopting` says that the
@@ -69,6 +72,7 @@ pub(super) fn take(
                 });
             }
             _ if adopting && passing.arriving.contains(&instance.id) => {}
+            None if adopting && passing.unread => {}
             _ => {
                 tracing::info!(instance = %instance.id, "ending an instance that an earlier agent left half-way or that has no place");
                 parts.hypervisor.destroy(instance.id)?;
@@ -114,7 +118,7 @@ impl Driver {
     pub(super) fn passing(&self) -> Passing {
         let me = &self.parts.config.host;
         let reported = self.cluster.facts(me).map(|facts| &facts.instances);
-        let mut passing = Passing::default();
+        let mut passing = Passing { unread: self.cluster.hides_nodes(), ..Passing::default() };
         for record in self.cluster.nodes() {
             let instance = record.primary.as_ref().and_then(|primary| primary.instance);
             let (Some(migration), Some(instance)) = (&record.migration, instance) else { continue };

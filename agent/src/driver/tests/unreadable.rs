@@ -7,6 +7,7 @@ use understudy_core::records::{CheckpointId, HostFacts, HostIntent, Phase, Sessi
 use understudy_core::view::{HostView, Versioned, View};
 use understudy_store::election::{Bid, lead};
 
+use super::super::inventory::take;
 use super::super::lead::round;
 use super::super::now;
 use super::{Rig, instance, me, node, record, running};
@@ -32,6 +33,28 @@ async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once
     assert_eq!(rig.complaints(), "");
     rig.until("nobody names it", |driver| !driver.local.contains_key(&one)).await;
     assert!(running(&rig.hypervisor).is_empty());
+}
+
+#[tokio::test]
+async fn taking_stock_leaves_alone_what_a_migration_may_bring_for_a_node_whose_record_cannot_be_read() {
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, Phase::Ready, Some(node()));
+    let reported = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
+    for (adopting, record, left) in [
+        (true, b"{\"newer\": true}".to_vec(), true),
+        (true, encode(&record(None)), false),
+        // A new session: what ran in the old one is over.
+        (false, b"{\"newer\": true}".to_vec(), false),
+    ] {
+        if !running(&rig.hypervisor).contains(&one) {
+            rig.runs(one, Phase::Ready, Some(node()));
+        }
+        rig.write(&Key::Node(node()), record);
+        let parts = &rig.driver.parts;
+        let found = take(parts, Some(&reported), &rig.driver.passing(), adopting).unwrap();
+        assert!(found.is_empty(), "{found:?}");
+        assert_eq!(running(&rig.hypervisor).contains(&one), left, "adopting: {adopting}");
+    }
 }
 
 #[tokio::test]
