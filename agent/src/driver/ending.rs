@@ -1,7 +1,8 @@
 //! Owns the ends of instances: each is tried until the instance is known to be gone.
 //!
-//! Promises: an instance that is to be ended stays what it was until libvirt or its process says that it is gone (SAFE-2); it
-//! is never forgotten before; what keeps it from ending stands in the status. Must not do: decide who is to be ended.
+//! Promises: an instance that is to be ended stays what it was until libvirt or its process says that it is gone (SAFE-2),
+//! and until nothing brings it to life any more; it is never forgotten before; what keeps it from ending stands in the
+//! status. Must not do: decide who is to be ended.
 
 use std::collections::btree_map::Entry;
 use std::time::Duration;
@@ -28,6 +29,14 @@ pub(super) struct Ending {
     failure: Option<String>,
 }
 
+impl Ending {
+    /// Whether a try is over, and another one to come.
+    #[cfg(test)]
+    pub(super) fn waits(&self) -> bool {
+        self.again.is_some()
+    }
+}
+
 impl Driver {
     /// Ends an instance for good, beside whatever else is under way with it.
     pub(super) fn end(&mut self, instance: InstanceId, reason: &str) {
@@ -37,7 +46,7 @@ impl Driver {
         }
     }
 
-    fn try_to_end(&self, instance: InstanceId, reason: String) {
+    fn try_to_end(&mut self, instance: InstanceId, reason: String) {
         self.launch(self.job(HostAction::Destroy { instance, reason }, instance));
     }
 
@@ -59,7 +68,9 @@ impl Driver {
     pub(super) fn ended(&mut self, instance: InstanceId, reason: String, outcome: Outcome) {
         match outcome {
             // Its process was seen to end; what libvirt has of it still is no instance.
-            Outcome::Failed(_) if !self.fallen.contains(&instance) => self.not_ended(instance, outcome),
+            Outcome::Failed(failure) if !self.fallen.contains(&instance) => self.not_ended(instance, failure),
+            // What makes it had not come to that yet, and may still. A try while it does stops it.
+            _ if self.is_being_made(instance) => self.end_later(instance, RETRY.0),
             _ => {
                 self.ending.remove(&instance);
                 self.dead(instance, None, reason);
@@ -68,14 +79,22 @@ impl Driver {
         self.tell_what_does_not_end();
     }
 
-    fn not_ended(&mut self, instance: InstanceId, outcome: Outcome) {
-        let (Some(ending), Outcome::Failed(failure)) = (self.ending.get_mut(&instance), outcome) else {
-            return;
-        };
+    fn is_being_made(&self, instance: InstanceId) -> bool {
+        self.making.iter().any(|(made, _)| *made == instance)
+    }
+
+    fn not_ended(&mut self, instance: InstanceId, failure: String) {
+        let Some(ending) = self.ending.get_mut(&instance) else { return };
         let wait: Duration = RETRY.0.saturating_mul(1 << ending.tries.min(8)).min(RETRY.1);
         ending.tries += 1;
-        ending.again = Some(now().boottime + wait);
         ending.failure = Some(failure);
+        self.end_later(instance, wait);
+    }
+
+    fn end_later(&mut self, instance: InstanceId, wait: Duration) {
+        if let Some(ending) = self.ending.get_mut(&instance) {
+            ending.again = Some(now().boottime + wait);
+        }
     }
 
     pub(super) fn tell_what_does_not_end(&mut self) {

@@ -124,6 +124,8 @@ pub struct Driver {
     local: BTreeMap<InstanceId, Local>,
     leaving: BTreeSet<InstanceId>,
     ending: BTreeMap<InstanceId, ending::Ending>,
+    /// Instances that jobs bring to life, with the session of each: they may not be there yet.
+    making: BTreeSet<(InstanceId, u64)>,
     fallen: BTreeSet<InstanceId>,
     disks: BTreeMap<InstanceId, String>,
     capacity: Capacity,
@@ -192,6 +194,7 @@ impl Driver {
             local: BTreeMap::new(),
             leaving: BTreeSet::new(),
             ending: BTreeMap::new(),
+            making: BTreeSet::new(),
             fallen: BTreeSet::new(),
             disks: BTreeMap::new(),
             capacity,

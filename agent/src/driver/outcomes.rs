@@ -18,6 +18,9 @@ use super::{Busy, Driver, now};
 
 impl Driver {
     pub(super) fn finish(&mut self, job: Job, outcome: Outcome) {
+        if job.makes() {
+            self.making.remove(&(job.instance, job.session));
+        }
         if job.session != self.session_number {
             self.outlived(&job);
             return;
@@ -34,6 +37,9 @@ impl Driver {
         }
         let instance = job.instance;
         match (job.action, outcome) {
+            // It is to end, which says more than what became of its making.
+            (HostAction::Create { .. } | HostAction::Restore { .. }, _)
+                if self.ending.contains_key(&instance) => {}
             (HostAction::CreateIdle(_), outcome) => self.idle_made(instance, outcome),
             (HostAction::Create { .. }, Outcome::Done) => self.change(instance, Phase::Idle, "booted"),
             (HostAction::Create { node, .. }, Outcome::Died(reason)) => {

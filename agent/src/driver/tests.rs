@@ -140,6 +140,11 @@ impl Rig {
             note: Note::default(),
         };
         self.hypervisor.create(&spec).unwrap();
+        self.knows(id, phase, node);
+    }
+
+    /// What the driver knows of an instance.
+    fn knows(&mut self, id: InstanceId, phase: Phase, node: Option<NodeId>) {
         let epoch = Epoch(u64::from(node.is_some()));
         let fact = booting(node, [10, 0, 0, 2].into(), MEMORY, Vcpus(1));
         let fact = understudy_core::records::InstanceFact { phase, epoch, ..fact };

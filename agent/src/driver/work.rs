@@ -235,9 +235,17 @@ impl Driver {
     }
 
     /// Starts a job without taking its lane.
-    pub(super) fn launch(&self, job: Job) {
+    pub(super) fn launch(&mut self, job: Job) {
+        self.begun(&job);
         tracing::debug!(action = ?job.action, "job starts");
         jobs::spawn(self.parts.clone(), self.snapshots.subscribe(), self.sender.clone(), job);
+    }
+
+    /// Keeps in mind what a job does beside the state of its instance.
+    pub(super) fn begun(&mut self, job: &Job) {
+        if job.makes() {
+            self.making.insert((job.instance, job.session));
+        }
     }
 
     pub(super) fn is_sending(&self, instance: InstanceId) -> bool {

@@ -110,6 +110,10 @@ pub(super) fn withdraw(parts: &Parts, instance: InstanceId) -> Outcome {
 
 pub(super) fn destroy(parts: &Parts, instance: InstanceId, reason: &str) -> Outcome {
     tracing::info!(%instance, reason, "ending an instance");
+    // What is being made of it may not have come to its start: that is refused from here on.
+    if let Err(error) = parts.permits.revoke(instance) {
+        tracing::warn!(%instance, error = %chain(&error), "cannot take the permit back; it lapses by itself");
+    }
     match parts.hypervisor.destroy(instance) {
         Ok(()) => Outcome::Done,
         Err(error) => Outcome::Failed(chain(&error)),

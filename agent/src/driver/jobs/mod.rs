@@ -43,6 +43,16 @@ pub struct Job {
     pub session: u64,
 }
 
+impl Job {
+    /// Whether it brings an instance to life that is not there when it begins.
+    pub(super) fn makes(&self) -> bool {
+        matches!(
+            self.action,
+            HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Restore { .. }
+        )
+    }
+}
+
 /// An instance, and the session of this host under which it is brought to life.
 type Whose = (InstanceId, u64);
 

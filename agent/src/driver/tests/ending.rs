@@ -2,7 +2,8 @@
 
 use understudy_core::DEPLOY_FAILED;
 use understudy_core::host::{HostAction, PoolSettings};
-use understudy_core::records::Phase;
+use understudy_core::ids::Epoch;
+use understudy_core::records::{CheckpointId, Phase};
 use understudy_core::units::Vcpus;
 
 use super::super::event::Outcome;
@@ -61,6 +62,47 @@ async fn an_end_that_failed_is_tried_again() {
     rig.hypervisor.set_unkillable(one, false);
     rig.until("it is dead", |driver| died(driver, one, "the guest hangs")).await;
     assert!(running(&rig.hypervisor).is_empty());
+}
+
+/// The old primary must be dead before another node takes its place, and one that is not there yet is not.
+#[tokio::test]
+async fn what_is_ended_while_it_is_being_made_is_not_dead_until_nothing_makes_it_any_more() {
+    let restore = HostAction::Restore {
+        node: node(),
+        instance: instance(1),
+        epoch: Epoch(1),
+        checkpoint: CheckpointId { epoch: Epoch(1), sequence: 1 },
+        valid: Epoch(1),
+    };
+    let create = HostAction::Create {
+        node: node(),
+        instance: instance(1),
+        epoch: Epoch(1),
+        memory: MEMORY,
+        vcpus: Vcpus(1),
+    };
+    let outcomes = [
+        (restore.clone(), Phase::Restoring, Outcome::Restored { address: None }, true),
+        (restore, Phase::Restoring, Outcome::Died("not permitted".to_owned()), false),
+        (create, Phase::Booting, Outcome::Done, true),
+    ];
+    for (action, phase, outcome, comes) in outcomes {
+        let (mut rig, one) = (Rig::new(), instance(1));
+        rig.name(one);
+        rig.knows(one, phase.clone(), Some(node()));
+        let job = rig.driver.job(action, one);
+        rig.driver.begun(&job);
+        rig.driver.end(one, "an operator asked for a failover");
+        rig.until("it was tried", |driver| driver.ending.values().all(|ending| ending.waits())).await;
+        assert_eq!(rig.phase(one), Some(phase.clone()), "it may still come");
+        if comes {
+            rig.runs(one, phase.clone(), Some(node()));
+        }
+        rig.driver.finish(job, outcome);
+        assert_eq!(rig.phase(one), Some(phase));
+        rig.until("it is dead", |driver| died(driver, one, "an operator asked for a failover")).await;
+        assert!(running(&rig.hypervisor).is_empty() && rig.complaints().is_empty(), "{}", rig.complaints());
+    }
 }
 
 /// With libvirtd down the end of the process is all that is known, and it is enough.
