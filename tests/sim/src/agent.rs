@@ -22,6 +22,7 @@ use understudy_core::units::{Boottime, Now, Vcpus};
 use understudy_core::view::Versioned;
 
 use self::jobs::Job;
+use crate::Weakness;
 use crate::machine::Domain;
 use crate::store::{Key, Mirror, Txn, Value};
 use crate::world::{Answer, Body, World};
@@ -73,6 +74,8 @@ pub(crate) struct Agent {
     next_job: u64,
     leaving: BTreeSet<InstanceId>,
     ending: BTreeSet<InstanceId>,
+    /// What could not be ended, when that is tried again, and why it is to end.
+    again: BTreeMap<InstanceId, (u64, String)>,
     filling: bool,
     fill_after: u64,
     taken: BTreeMap<NodeId, Boottime>,
@@ -114,6 +117,7 @@ impl Agent {
             next_job: 0,
             leaving: BTreeSet::new(),
             ending: BTreeSet::new(),
+            again: BTreeMap::new(),
             filling: false,
             fill_after: 0,
             taken: BTreeMap::new(),
@@ -153,7 +157,8 @@ impl Agent {
     pub(crate) fn hear(&mut self, world: &World, me: &HostId, until: u64) {
         let clock = world.machine(me).boottime(world.now);
         if self.mirror.is_none() {
-            self.mirror = Some(world.store.list());
+            let foreign = world.machine(me).foreign.keys().cloned().collect();
+            self.mirror = Some(world.store.list_for(foreign));
             self.observer.was_blind(clock);
             self.dirty = true;
         }
@@ -162,6 +167,9 @@ impl Agent {
         while let Some(change) = world.store.history.get(mirror.next).filter(|change| change.at <= until) {
             mirror.apply(change);
             heard = true;
+        }
+        if world.weakness == Some(Weakness::ForgetsUnread) {
+            mirror.unread.clear();
         }
         if heard {
             self.dirty = true;
@@ -203,6 +211,9 @@ impl Agent {
     /// Ends what libvirt has and this agent knows nothing of: what an earlier agent's job left, or what arrived late.
     fn sweep(&mut self, world: &mut World, me: &HostId) {
         let Some(mirror) = &self.mirror else { return };
+        if !mirror.unread.is_empty() || world.holds(me) {
+            return;
+        }
         let arriving = arriving(mirror, me);
         let known = |instance: &InstanceId| {
             self.local.contains_key(instance)

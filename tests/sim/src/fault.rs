@@ -103,6 +103,8 @@ impl Swarm {
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
             Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
             Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),
+            Weakness::TrustsEnds => (&[(Kind::KillInstance, 100)], 0),
+            Weakness::ForgetsUnread => (&[(Kind::AgentCrash, 400)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
             Weakness::BlindWrites => (&[(Kind::SlowWatch, 600), (Kind::CutFromStore, 450)], 0),
         };
@@ -147,6 +149,9 @@ impl World {
         }
         if self.changing_sets && self.sets_rng.below(100_000) < SET_WEIGHT {
             self.propose_set();
+        }
+        if self.ailing {
+            self.ail();
         }
     }
 
@@ -219,7 +224,7 @@ impl World {
         self.write(Key::Intent(host.clone()), Some(Value::Intent(HostIntent { drain })));
     }
 
-    fn write(&mut self, key: Key, value: Option<Value>) {
+    pub(crate) fn write(&mut self, key: Key, value: Option<Value>) {
         let when = vec![(key.clone(), self.store.revision_of(&key))];
         let written = self.commit(Txn { when, writes: vec![(key, value)] });
         debug_assert!(written.is_ok(), "an operator reads before it writes");
@@ -328,6 +333,7 @@ impl World {
         let now = self.now;
         self.swarm = Swarm { jitter: true, ..Swarm::default() };
         self.changing_sets = false;
+        self.recover();
         self.store_down_until = 0;
         self.partitions.clear();
         let mut may_drain = self.machines.len() > 2;

@@ -6,6 +6,7 @@
 //! anything that core decides.
 
 mod agent;
+mod ailing;
 mod check;
 mod fault;
 mod machine;
@@ -44,6 +45,10 @@ pub enum Weakness {
     LeadsWithoutSet,
     /// An agent takes the refusal of a set of policies for the last word.
     GivesUpSets,
+    /// An agent takes an instance for dead that it only tried to end.
+    TrustsEnds,
+    /// An agent takes a record that it cannot read for none.
+    ForgetsUnread,
 }
 
 /// What a run is made of, besides its seed.
@@ -57,6 +62,8 @@ pub struct Options {
     pub weakness: Option<Weakness>,
     /// Whether sets of policies are proposed all the time.
     pub sets: bool,
+    /// Whether instances resist their end, operators want failovers, and agents of another version cannot read records.
+    pub ailing: bool,
     /// Whether the events hold also what comes all the time: checkpoints, images, facts.
     pub detailed: bool,
 }
@@ -89,6 +96,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let mut world = World::new(rng.draw(), hosts, swarm, options.weakness);
     world.detailed = options.detailed;
     world.changing_sets = options.sets;
+    world.ailing = options.ailing;
     world.skew_clocks();
     world.add_terminal("alice", 2);
     for _ in 0..steps {

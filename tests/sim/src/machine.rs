@@ -127,6 +127,10 @@ pub(crate) struct Machine {
     /// Its wall clock's error in milliseconds.
     pub(crate) wall_skew: u64,
     pub(crate) guard: Guard,
+    /// Its libvirtd ends nothing until then.
+    pub(crate) holds_until: u64,
+    /// Nodes whose records its agent, of another version, cannot read, and until when.
+    pub(crate) foreign: BTreeMap<NodeId, u64>,
     /// The guard cannot be asked until then; it kills all the same.
     pub(crate) guard_deaf_until: u64,
     pub(crate) domains: BTreeMap<InstanceId, Domain>,
@@ -168,6 +172,8 @@ impl Machine {
             drift_ppm: 0,
             wall_skew: 0,
             guard: Guard::default(),
+            holds_until: 0,
+            foreign: BTreeMap::new(),
             guard_deaf_until: 0,
             domains: BTreeMap::new(),
             images: BTreeMap::new(),

@@ -26,6 +26,9 @@ struct Arguments {
     /// Propose sets of policies all the time.
     #[arg(long)]
     sets: bool,
+    /// Instances resist their end, operators want failovers, and agents of another version cannot read records.
+    #[arg(long)]
+    ailing: bool,
     /// Runs the seeds that failed once first.
     #[arg(long)]
     regressions: bool,
@@ -39,12 +42,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let Arguments { steps, hosts, weakness, .. } = arguments;
+    let Arguments { steps, hosts, weakness, sets, ailing, detailed, .. } = arguments;
     let known = if arguments.regressions { seeds(REGRESSIONS) } else { Vec::new() };
     let mut failed = Vec::new();
     for seed in known.into_iter().chain(arguments.seed..arguments.seed.saturating_add(arguments.seeds)) {
-        let outcome =
-            run(seed, Options { steps, hosts, weakness, sets: arguments.sets, detailed: arguments.detailed });
+        let outcome = run(seed, Options { steps, hosts, weakness, sets, ailing, detailed });
         println!("{}", outcome.title);
         if arguments.verbose || (outcome.failure.is_some() && arguments.seeds == 1) {
             println!("{}", outcome.events.join("\n"));

@@ -3,9 +3,9 @@
 //! Promises: a transaction is applied wholly or not at all, at one revision. Must not do: lose anything; requests,
 //! answers and watches get lost and late on the way to and from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::ids::{HostId, NodeId};
+use understudy_core::ids::{Epoch, HostId, NodeId};
 use understudy_core::observe::Observer;
 use understudy_core::records::{
     CheckpointRecord, HostFacts, HostIntent, LeaderRecord, NodeRecord, SessionRecord,
@@ -23,6 +23,7 @@ pub(crate) enum Key {
     Intent(HostId),
     Node(NodeId),
     Checkpoint(NodeId),
+    Failover(NodeId),
     ActiveSet,
     CandidateSet,
     RefusedSet,
@@ -36,6 +37,8 @@ pub(crate) enum Value {
     Intent(HostIntent),
     Node(Box<NodeRecord>),
     Checkpoint(CheckpointRecord),
+    /// The epoch that is to end.
+    Failover(Epoch),
     Set(Box<PolicySetRecord>),
     Refused(RefusedSet),
 }
@@ -101,7 +104,13 @@ impl Store {
 
     /// The whole of it, as a listing gives it.
     pub(crate) fn list(&self) -> Mirror {
-        let mut mirror = Mirror { revision: self.revision, next: self.history.len(), ..Mirror::default() };
+        self.list_for(BTreeSet::new())
+    }
+
+    /// The same for an agent that cannot read the records of the nodes in `foreign`.
+    pub(crate) fn list_for(&self, foreign: BTreeSet<NodeId>) -> Mirror {
+        let (revision, next) = (self.revision, self.history.len());
+        let mut mirror = Mirror { revision, next, foreign, ..Mirror::default() };
         for (key, known) in &self.records {
             mirror.put(key, Some(&known.value), known.revision);
         }
@@ -127,6 +136,11 @@ pub(crate) struct Mirror {
     hosts: BTreeMap<HostId, HostRecords>,
     pub(crate) nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
     pub(crate) checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    /// The nodes for which operators want a failover, with the epoch that is to end.
+    pub(crate) failovers: BTreeMap<NodeId, Epoch>,
+    /// Nodes whose records it cannot read, and those of them that have one.
+    foreign: BTreeSet<NodeId>,
+    pub(crate) unread: BTreeSet<NodeId>,
 }
 
 impl Mirror {
@@ -140,6 +154,15 @@ impl Mirror {
 
     fn put(&mut self, key: &Key, value: Option<&Value>, revision: u64) {
         match (key, value) {
+            (Key::Node(node), Some(_)) if self.foreign.contains(node) => {
+                self.unread.insert(node.clone());
+            }
+            (Key::Node(node), None) if self.foreign.contains(node) => {
+                self.unread.remove(node);
+            }
+            (Key::Failover(node), Some(Value::Failover(epoch))) => {
+                self.failovers.insert(node.clone(), *epoch);
+            }
             (Key::Leader, Some(Value::Leader(leader))) => {
                 self.leader = Some(Versioned { value: leader.clone(), revision });
             }
@@ -170,6 +193,7 @@ impl Mirror {
             }
             (Key::Leader, _) => self.leader = None,
             (Key::Session(_) | Key::Facts(_) | Key::Intent(_), _)
+            | (Key::Failover(_), _)
             | (Key::Node(_) | Key::Checkpoint(_), Some(_)) => {}
         }
     }
@@ -208,6 +232,7 @@ impl Mirror {
             hosts: hosts.collect(),
             nodes: self.nodes.clone(),
             checkpoints: self.checkpoints.clone(),
+            withheld: self.unread.clone(),
             ..View::default()
         }
     }

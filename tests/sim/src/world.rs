@@ -82,6 +82,9 @@ pub(crate) struct World {
     /// Of its own, so that runs without changing sets stay as they are.
     pub(crate) sets_rng: Rng,
     pub(crate) changing_sets: bool,
+    /// Of its own too.
+    pub(crate) ailing_rng: Rng,
+    pub(crate) ailing: bool,
     pub(crate) store: Store,
     pub(crate) store_down_until: u64,
     pub(crate) machines: BTreeMap<HostId, Machine>,
@@ -108,6 +111,8 @@ impl World {
             weakness,
             sets_rng: Rng::new(seed ^ 0x5e75),
             changing_sets: false,
+            ailing_rng: Rng::new(seed ^ 0xa111),
+            ailing: false,
             store: Store::default(),
             store_down_until: 0,
             machines: (1..=hosts).map(machine).collect(),
@@ -138,6 +143,11 @@ impl World {
     pub(crate) fn fail(&mut self, text: String) {
         self.note(format!("BROKEN {text}"));
         self.failure.get_or_insert(text);
+    }
+
+    /// Whether libvirtd of a host ends nothing at the moment.
+    pub(crate) fn holds(&self, host: &HostId) -> bool {
+        self.machine(host).holds_until > self.now
     }
 
     pub(crate) fn machine(&self, host: &HostId) -> &Machine {
@@ -342,7 +352,7 @@ impl World {
             .filter_map(|(key, _)| match key {
                 Key::Node(node) => Some((node.clone(), self.record(node).cloned())),
                 Key::Leader | Key::Session(_) | Key::Facts(_) | Key::Intent(_) | Key::Checkpoint(_) => None,
-                Key::ActiveSet | Key::CandidateSet | Key::RefusedSet => None,
+                Key::Failover(_) | Key::ActiveSet | Key::CandidateSet | Key::RefusedSet => None,
             })
             .collect();
         let notes: Vec<(Key, Option<Value>)> = txn.writes.clone();

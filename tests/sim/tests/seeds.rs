@@ -57,6 +57,27 @@ fn a_leader_change_never_changes_who_decides() {
     assert!(noticed.is_some(), "an agent that gives a refused set up is missed in 20 seeds");
 }
 
+/// An instance that resists its end, or that is ended while it is being made, is not dead yet; and what a record that
+/// cannot be read may name belongs to its node.
+#[test]
+fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
+    let options = Options { ailing: true, ..Options::default() };
+    let mut counts = [0; 3];
+    for seed in 1..=count() {
+        let outcome = run_or_panic(seed, options);
+        let events = ["ends nothing", "an operator wants a failover", "an agent that cannot read"];
+        for (sum, what) in counts.iter_mut().zip(events) {
+            *sum += outcome.events.iter().filter(|event| event.contains(what)).count();
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
+    for weakness in [Weakness::TrustsEnds, Weakness::ForgetsUnread] {
+        let weak = Options { weakness: Some(weakness), hosts: Some(3), ..options };
+        let noticed = (1..=30).filter_map(|seed| run(seed, weak).failure).find(|why| why.contains("SAFE-"));
+        assert!(noticed.is_some(), "{weakness:?} breaks nothing in 30 seeds");
+    }
+}
+
 #[test]
 fn each_protection_that_is_switched_off_is_missed() {
     // The others (a dead guard, jobs that outlive sessions, blind writes) are caught by a second protection in these

@@ -16,7 +16,7 @@ use crate::{fuzz, setup, sim, test};
 /// How long is soaked.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Seeds of the simulator, from the first one that the tests do not run.
+    /// Seeds of the simulator with each mix of faults, from the first one that the tests do not run.
     #[arg(long, default_value_t = 5_000)]
     seeds: u64,
     /// Minutes for which the loader of policies is fuzzed; 0 leaves that out.
@@ -34,11 +34,14 @@ const TESTED: u64 = 200;
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     setup::ensure(&options.setup)?;
-    println!("== simulator, {} seeds", options.seeds);
-    let seeds =
-        ["--seed", &(TESTED + 1).to_string(), "--seeds", &options.seeds.to_string()].map(str::to_owned);
-    if !sim::run(root, &sim::Options::of(seeds.into()))? {
-        return Ok(false);
+    for more in [&[][..], &["--ailing"], &["--sets"]] {
+        println!("== simulator, {} seeds {}", options.seeds, more.join(" "));
+        let (first, count) = ((TESTED + 1).to_string(), options.seeds.to_string());
+        let words = [&["--seed", &first, "--seeds", &count], more].concat();
+        let words = words.into_iter().map(str::to_owned).collect();
+        if !sim::run(root, &sim::Options::of(words))? {
+            return Ok(false);
+        }
     }
     if options.fuzz_minutes > 0 && !fuzz::run(root, Duration::from_secs(60 * options.fuzz_minutes))? {
         return Ok(false);

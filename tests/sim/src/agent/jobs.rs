@@ -89,6 +89,14 @@ impl Job {
         job
     }
 
+    /// Whether it brings a domain to life.
+    pub(super) fn makes(&self) -> bool {
+        matches!(
+            self.action,
+            HostAction::Create { .. } | HostAction::CreateIdle(_) | HostAction::Restore { .. }
+        )
+    }
+
     fn begin(&mut self, world: &mut World, me: &HostId, agent: &Agent) {
         match &self.action {
             HostAction::Accept { epoch, from, .. } => {
@@ -136,19 +144,15 @@ impl Agent {
     }
 
     pub(super) fn step_jobs(&mut self, world: &mut World, me: &HostId) {
-        if self.jobs.iter().all(|job| job.until > world.now) {
-            return;
-        }
-        let mut going = Vec::new();
-        for mut job in std::mem::take(&mut self.jobs) {
-            let outcome = if job.until > world.now { None } else { self.step_job(world, me, &mut job) };
-            match outcome {
+        let due: Vec<u64> = self.jobs.iter().filter(|job| job.until <= world.now).map(|job| job.id).collect();
+        for id in due {
+            let Some(at) = self.jobs.iter().position(|job| job.id == id) else { continue };
+            let mut job = self.jobs.remove(at);
+            match self.step_job(world, me, &mut job) {
                 Some(outcome) => self.finish(world, me, job, outcome),
-                None => going.push(job),
+                None => self.jobs.insert(at, job),
             }
         }
-        going.append(&mut self.jobs);
-        self.jobs = going;
     }
 
     fn step_job(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
@@ -183,8 +187,8 @@ impl Agent {
             HostAction::Accept { .. } => self.accept(world, me, job),
             HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
             HostAction::Destroy { .. } => {
-                world.machine_mut(me).domains.remove(&instance);
-                Some(Outcome::Done)
+                let ended = remove(world, me, instance);
+                Some(if ended { Outcome::Done } else { Outcome::Failed })
             }
             HostAction::Forget { .. } | HostAction::Missing { .. } | HostAction::DropImages { .. } => {
                 Some(Outcome::Done)
@@ -193,20 +197,26 @@ impl Agent {
     }
 
     fn booted(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let domains = &mut world.machine_mut(me).domains;
-        match domains.get(&job.instance).map(|domain| domain.stage) {
+        match world.machine(me).domains.get(&job.instance).map(|domain| domain.stage) {
             None => Some(Outcome::Died("qemu ended while the guest booted".to_owned())),
             Some(Stage::Booting { .. }) => {
                 job.until += 50;
                 None
             }
             Some(_) if job.fails => {
-                domains.remove(&job.instance);
-                self.watched.remove(&job.instance);
-                Some(Outcome::Died("the guest's agent does not answer".to_owned()))
+                Some(self.failed(world, me, job.instance, "the guest's agent does not answer"))
             }
             Some(_) => Some(Outcome::Done),
         }
+    }
+
+    /// What a job could not bring up is ended.
+    fn failed(&mut self, world: &mut World, me: &HostId, instance: InstanceId, why: &str) -> Outcome {
+        if !remove(world, me, instance) {
+            return Outcome::Unsure(why.to_owned());
+        }
+        self.watched.remove(&instance);
+        Outcome::Died(why.to_owned())
     }
 
     fn deploy(
@@ -222,13 +232,12 @@ impl Agent {
         let known = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(&node));
         let primary = known.and_then(|known| known.value.primary.as_ref());
         let acts = primary.is_some_and(|primary| &primary.host == me && primary.instance == Some(instance));
-        let domains = &mut world.machine_mut(me).domains;
         if fails {
-            domains.remove(&instance);
-            self.watched.remove(&instance);
-            return Outcome::Died("no role disk".to_owned());
+            return self.failed(world, me, instance, "no role disk");
         }
-        let Some(domain) = domains.get_mut(&instance) else { return Outcome::Died("qemu ended".to_owned()) };
+        let Some(domain) = world.machine_mut(me).domains.get_mut(&instance) else {
+            return Outcome::Died("qemu ended".to_owned());
+        };
         if !domain.deployed {
             domain.deployed = true;
             domain.generation = generation;
@@ -280,8 +289,7 @@ impl Agent {
         let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
         let held = life.is_some_and(|life| register(world, me, job.session, instance, (life, epoch)));
         if !held {
-            world.machine_mut(me).domains.remove(&instance);
-            return Some(Outcome::Died("the guard did not acknowledge it".to_owned()));
+            return Some(self.failed(world, me, instance, "the guard did not acknowledge it"));
         }
         if let (Some(life), Some(image)) = (life, &job.image) {
             self.watch(instance, life);
@@ -326,10 +334,8 @@ impl Agent {
         let here = world.machine(me).domains.get(&instance).map(|domain| (domain.stage, domain.life));
         if !wanted {
             world.machine_mut(me).permits.remove(&instance);
-            if matches!(here, Some((Stage::Paused | Stage::Incoming, _))) {
-                world.machine_mut(me).domains.remove(&instance);
-            }
-            return Some(Outcome::Done);
+            let stands = matches!(here, Some((Stage::Paused | Stage::Incoming, _)));
+            return (!stands || remove(world, me, instance)).then_some(Outcome::Done);
         }
         let eager = world.weakness == Some(Weakness::EagerDestination);
         let let_go = eager || source_let_go(&self.view(world, me), &node, instance);
@@ -412,6 +418,16 @@ fn node_of(action: &HostAction) -> NodeId {
         HostAction::Restore { node, .. } => node.clone(),
         other => unreachable!("{other:?} is no restore"),
     }
+}
+
+/// Ends a domain, unless libvirtd does not; whether it is gone.
+fn remove(world: &mut World, me: &HostId, instance: InstanceId) -> bool {
+    let (holds, domains) = (world.holds(me), &mut world.machine_mut(me).domains);
+    if holds && domains.contains_key(&instance) {
+        return false;
+    }
+    domains.remove(&instance);
+    true
 }
 
 /// Asks the guard to take a process under its eyes, on behalf of the session that the job belongs to.

@@ -1,7 +1,7 @@
 //! Owns the model of how the daemon executes its session's state machine, and of the taking of stock when one is opened or
 //! adopted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::host::Local;
 use understudy_core::ids::{HostId, InstanceId};
@@ -105,6 +105,7 @@ impl Agent {
         self.busy.clear();
         self.leaving.clear();
         self.ending.clear();
+        self.again.clear();
         self.filling = false;
     }
 
@@ -129,7 +130,10 @@ impl Agent {
             session.clone().filter(|session| stands && session.boot == boot && session.ended.is_none());
         self.forget_work(world);
         let previous = session.as_ref().filter(|session| session.boot == boot).map(|session| session.number);
-        let found = self.take_stock(world, me, previous, same.is_some());
+        let Some(found) = self.take_stock(world, me, previous, same.is_some()) else {
+            self.session_busy = false;
+            return self.session_event(world, me, SessionEvent::Unavailable);
+        };
         let record = match (same, session) {
             (Some(same), _) => SessionRecord { beat: same.beat + 1, ..same },
             (None, session) => SessionRecord {
@@ -150,21 +154,21 @@ impl Agent {
         self.send(world, me, tag, Body::Commit(txn));
     }
 
-    /// What goes on; the rest is ended. What was reported in this session and is gone is known dead.
+    /// What goes on; the rest is ended, or else nothing does. What was reported in this session and is gone is known dead.
     fn take_stock(
         &mut self,
         world: &mut World,
         me: &HostId,
         previous: Option<u64>,
         adopting: bool,
-    ) -> BTreeMap<InstanceId, Local> {
+    ) -> Option<BTreeMap<InstanceId, Local>> {
         let wall = world.machine(me).wall(world.now);
         let mirror = self.mirror.clone().unwrap_or_default();
         let reported: Option<&HostFacts> = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
         let fact_of = |instance: &InstanceId| reported.and_then(|facts| facts.instances.get(instance));
         let arriving = arriving(&mirror, me);
-        let mut found = BTreeMap::new();
-        world.machine_mut(me).domains.retain(|instance, domain| {
+        let (mut found, mut ends) = (BTreeMap::new(), BTreeSet::new());
+        for (instance, domain) in &world.machine(me).domains {
             let fact = fact_of(instance);
             let goes_on = domain.stage == Stage::Running
                 && fact.is_some_and(|fact| match fact.phase {
@@ -175,11 +179,18 @@ impl Agent {
             match fact {
                 Some(fact) if goes_on => {
                     found.insert(*instance, Local { fact: fact.clone(), paused: false });
-                    true
                 }
-                Some(_) | None => adopting && arriving.contains(instance),
+                Some(_) | None if adopting && arriving.contains(instance) => {}
+                None if adopting && !mirror.unread.is_empty() => {}
+                Some(_) | None => {
+                    ends.insert(*instance);
+                }
             }
-        });
+        }
+        if world.holds(me) && !ends.is_empty() {
+            return None;
+        }
+        world.machine_mut(me).domains.retain(|instance, _| !ends.contains(instance));
         if let Some(reported) = reported.filter(|_| adopting) {
             for (instance, fact) in &reported.instances {
                 if !found.contains_key(instance) && !world.machine(me).domains.contains_key(instance) {
@@ -192,7 +203,7 @@ impl Agent {
                 }
             }
         }
-        found
+        Some(found)
     }
 
     /// A process that has ended since stock was taken is found dead at the next look.

@@ -11,12 +11,15 @@ use understudy_core::{DEPLOY_FAILED, MOVED};
 use uuid::Uuid;
 
 use super::{Agent, Busy, jobs::Job};
+use crate::Weakness;
 use crate::machine::{Domain, Stage};
 use crate::world::{POOL, World};
 
 /// First and longest wait before a failed job is tried again.
 const RETRY_MS: (u64, u64) = (200, 10_000);
 const FILL_RETRY_MS: u64 = 5_000;
+/// Before what could not be ended is tried again.
+const END_RETRY_MS: u64 = 500;
 
 /// How a job ended.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub(super) enum Outcome {
     Done,
     Failed,
     Died(String),
+    /// It failed, and may run on.
+    Unsure(String),
     Guarded(Epoch),
     WindowsSent(WindowsSent),
     Restored,
@@ -44,6 +49,7 @@ impl Agent {
                 Busy::Waiting { until, .. } => *until > world.now,
             })
             .map(|(&lane, _)| lane)
+            .chain(self.ending.iter().map(|&instance| (instance, Lane::Domain)))
             .collect();
         let images: BTreeSet<NodeId> = world.machine(me).images.keys().cloned().collect();
         let situation = Situation {
@@ -53,7 +59,7 @@ impl Agent {
             nodes: &view.nodes,
             hosts: &view.hosts,
             checkpoints: &view.checkpoints,
-            unreadable: false,
+            unreadable: self.mirror.as_ref().is_some_and(|mirror| !mirror.unread.is_empty()),
             local: &self.local,
             busy: &busy,
             images: &images,
@@ -71,10 +77,43 @@ impl Agent {
         }
         for instance in forsaken {
             let deploys = matches!(self.busy.get(&(instance, Lane::Domain)), Some(Busy::Running));
-            if deploys && self.ending.insert(instance) {
-                let reason = "no node names it as a member any more".to_owned();
-                self.spawn(world, me, HostAction::Destroy { instance, reason }, instance);
+            if deploys {
+                self.end(world, me, instance, "no node names it as a member any more".to_owned());
             }
+        }
+        for instance in self.asked_for(me) {
+            self.end(world, me, instance, "an operator asked for a failover".to_owned());
+        }
+        self.end_what_is_left(world, me);
+    }
+
+    /// Primaries of this host that operators want replaced.
+    fn asked_for(&self, me: &HostId) -> Vec<InstanceId> {
+        let Some(mirror) = &self.mirror else { return Vec::new() };
+        let records =
+            mirror.failovers.iter().filter_map(|(node, epoch)| Some((mirror.nodes.get(node)?, epoch)));
+        records
+            .filter(|(known, epoch)| known.value.epoch == **epoch && known.value.migration.is_none())
+            .filter_map(|(known, _)| known.value.primary.as_ref().filter(|primary| &primary.host == me))
+            .filter_map(|primary| primary.instance)
+            .filter(|instance| self.local.get(instance).is_some_and(|local| !local.fact.phase.is_dead()))
+            .collect()
+    }
+
+    fn end(&mut self, world: &mut World, me: &HostId, instance: InstanceId, reason: String) {
+        if self.ending.insert(instance) {
+            self.spawn(world, me, HostAction::Destroy { instance, reason }, instance);
+        }
+    }
+
+    fn is_being_made(&self, instance: InstanceId) -> bool {
+        self.jobs.iter().any(|job| job.instance == instance && job.makes())
+    }
+
+    fn end_what_is_left(&mut self, world: &mut World, me: &HostId) {
+        let due = self.again.extract_if(.., |_, (at, _)| *at <= world.now).collect::<Vec<_>>();
+        for (instance, (_, reason)) in due {
+            self.spawn(world, me, HostAction::Destroy { instance, reason }, instance);
         }
     }
 
@@ -102,12 +141,14 @@ impl Agent {
                 self.local.remove(&instance);
                 self.busy.retain(|(of, _), _| *of != instance);
                 self.ending.remove(&instance);
+                self.again.remove(&instance);
             }
             HostAction::Missing { ref node, instance, epoch } => {
                 world.machine_mut(me).domains.remove(&instance);
                 let reason = "is not on this host".to_owned();
                 self.dead_in_epoch(world, me, instance, Some(node.clone()), epoch, reason);
             }
+            HostAction::Destroy { instance, reason } => self.end(world, me, instance, reason),
             HostAction::DropImages { node } => {
                 world.machine_mut(me).images.remove(&node);
                 world.verbose(|| format!("{me} drops the images of {node}"));
@@ -173,10 +214,8 @@ impl Agent {
                     self.sequences.get(node).filter(|(of, _)| of == epoch).map_or(0, |(_, tried)| *tried);
                 self.sequences.insert(node.clone(), (*epoch, newest.max(tried) + 1));
             }
-            HostAction::Destroy { .. } => {
-                self.ending.insert(instance);
-            }
-            HostAction::CreateIdle(_)
+            HostAction::Destroy { .. }
+            | HostAction::CreateIdle(_)
             | HostAction::Create { .. }
             | HostAction::Guard { .. }
             | HostAction::Admit { .. }
@@ -228,6 +267,9 @@ impl Agent {
         let instance = job.instance;
         let failed = |reason: &str| format!("{DEPLOY_FAILED}: {reason}");
         match (job.action, outcome) {
+            // It is to end, which says more than what became of its making.
+            (HostAction::Create { .. } | HostAction::Restore { .. }, _)
+                if self.ending.contains(&instance) => {}
             (HostAction::CreateIdle(_), Outcome::Done) => {
                 self.filling = false;
                 self.change(wall, instance, Phase::Idle);
@@ -282,6 +324,19 @@ impl Agent {
             }
             (HostAction::Accept { node, epoch, .. }, Outcome::Died(reason)) => {
                 self.dead_in_epoch(world, me, instance, Some(node), epoch, reason);
+            }
+            (
+                HostAction::Create { .. } | HostAction::Deploy { .. } | HostAction::Restore { .. },
+                Outcome::Unsure(why),
+            ) => {
+                self.end(world, me, instance, failed(&why));
+            }
+            // It stays what it was until it is known to be gone (SAFE-2), and what makes it may not have come to that yet.
+            (HostAction::Destroy { reason, .. }, outcome)
+                if (matches!(outcome, Outcome::Failed) || self.is_being_made(instance))
+                    && world.weakness != Some(Weakness::TrustsEnds) =>
+            {
+                self.again.insert(instance, (world.now + END_RETRY_MS, reason));
             }
             (HostAction::Destroy { reason, .. }, _) => {
                 self.ending.remove(&instance);

@@ -1,0 +1,83 @@
+//! Owns the faults of single parts: instances that resist their end, with operators who ask for failovers meanwhile, and
+//! agents of another version, which cannot read the records of some node.
+//!
+//! Promises: it draws from a generator of its own, so that runs without these faults stay as they are. Must not do: lose
+//! what it hides; a record that cannot be read is there.
+
+use understudy_core::ids::{HostId, NodeId};
+
+use crate::store::{Key, Value};
+use crate::world::World;
+
+/// How often each comes, in so many of 100 000 steps.
+const HOLD_WEIGHT: u64 = 300;
+const FAILOVER_WEIGHT: u64 = 250;
+const FOREIGN_WEIGHT: u64 = 150;
+/// How long an agent that is replaced by one of another version is away, in milliseconds.
+const REPLACED_MS: u64 = 300;
+
+impl World {
+    /// What goes wrong in this step.
+    pub(crate) fn ail(&mut self) {
+        let hosts = self.hosts();
+        if self.strikes(HOLD_WEIGHT)
+            && let Some(host) = self.ailing_rng.pick(&hosts).cloned()
+        {
+            let until = self.now + self.ailing_rng.between(1_000, 20_000);
+            self.machine_mut(&host).holds_until = until;
+            self.note(format!("libvirtd of {host} ends nothing"));
+        }
+        if self.strikes(FAILOVER_WEIGHT)
+            && let Some(node) = self.some_node()
+            && let Some(epoch) = self.record(&node).map(|record| record.epoch)
+        {
+            self.note(format!("an operator wants a failover of {node}"));
+            self.write(Key::Failover(node), Some(Value::Failover(epoch)));
+        }
+        if self.strikes(FOREIGN_WEIGHT)
+            && let Some(node) = self.some_node()
+            && let Some(host) = self.ailing_rng.pick(&hosts).cloned()
+        {
+            let until = self.now + self.ailing_rng.between(5_000, 40_000);
+            self.note(format!("an agent that cannot read {node} comes to {host}"));
+            self.machine_mut(&host).foreign.insert(node, until);
+            self.crash_agent(&host, self.now + REPLACED_MS);
+        }
+        let due: Vec<HostId> =
+            hosts.into_iter().filter(|host| self.is_to_be_updated(host, self.now)).collect();
+        for host in due {
+            self.update(&host, self.now);
+        }
+    }
+
+    /// Everything ends what it is told to, and every agent reads everything.
+    pub(crate) fn recover(&mut self) {
+        self.ailing = false;
+        for host in self.hosts() {
+            self.machine_mut(&host).holds_until = 0;
+            if self.is_to_be_updated(&host, u64::MAX) {
+                self.update(&host, u64::MAX);
+            }
+        }
+    }
+
+    fn strikes(&mut self, weight: u64) -> bool {
+        self.ailing_rng.below(100_000) < weight
+    }
+
+    fn some_node(&mut self) -> Option<NodeId> {
+        let nodes: Vec<NodeId> = self.nodes().map(|(node, _)| node.clone()).collect();
+        self.ailing_rng.pick(&nodes).cloned()
+    }
+
+    fn is_to_be_updated(&self, host: &HostId, until: u64) -> bool {
+        self.machine(host).foreign.values().any(|&end| end <= until)
+    }
+
+    /// The next agent of the host reads what this one could not.
+    fn update(&mut self, host: &HostId, until: u64) {
+        self.machine_mut(host).foreign.retain(|_, end| *end > until);
+        self.note(format!("a newer agent comes to {host}"));
+        self.crash_agent(host, self.now + REPLACED_MS);
+    }
+}
