@@ -6,10 +6,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{Site, question, row, settings};
-use understudy_core::policy::{
-    BackupCountQuestion, ClusterRow, HostState, Interface, NodeMember, Part, Purpose,
-};
+use common::samples::{count_question, six_hosts};
+use common::{Site, settings};
+use understudy_core::policy::Interface;
 use understudy_policy::{Digest, PolicySet};
 
 const PLACEMENT: &[u8] = include_bytes!("frozen/placement-0.1.0.wasm");
@@ -39,16 +38,7 @@ fn they_are_those_that_were_built_then() {
 fn a_placement_policy_of_0_1_0_loads_and_answers() {
     let set = frozen();
     assert_eq!(set.deciding(Interface::Placement).unwrap().name, "placement");
-    let mut asked = question("alice");
-    asked.purpose = Purpose::WarmBackup;
-    asked.hosts = ["primary", "busy", "calm", "draining", "full", "idle"].map(row).into();
-    asked.members = vec![NodeMember { host: "primary".parse().unwrap(), part: Part::Primary }];
-    asked.template = Some("standard".to_owned());
-    asked.hosts[1].load_permille = 900;
-    asked.hosts[3].state = HostState::Draining;
-    asked.hosts[4].free_memory = understudy_core::units::MiB(100);
-    asked.hosts[5].load_permille = 950;
-    asked.hosts[5].idle.insert("standard".to_owned(), 1);
+    let asked = six_hosts();
     let picks = set.ask_placement(&asked).outcome.unwrap().picks;
     let rows: Vec<u32> = picks.iter().map(|pick| pick.index).collect();
     assert_eq!(rows, [5, 2, 1, 0], "{picks:?}");
@@ -60,15 +50,7 @@ fn a_placement_policy_of_0_1_0_loads_and_answers() {
 fn a_backup_count_policy_of_0_1_0_loads_answers_and_refuses() {
     let set = frozen();
     assert_eq!(set.deciding(Interface::BackupCount).unwrap().name, "backup-count");
-    let mut asked = BackupCountQuestion {
-        node: "alice/display".parse().unwrap(),
-        protected: false,
-        terminal_labels: BTreeMap::new(),
-        environment_labels: BTreeMap::new(),
-        backups: 0,
-        deficit: 0,
-        cluster: ClusterRow { hosts: 5, hosts_ready: 5, failures_last_day: 0, deficit: 0 },
-    };
+    let mut asked = count_question();
     let mut count = |label: &str| {
         asked.terminal_labels = BTreeMap::from([("backups".to_owned(), label.to_owned())]);
         set.ask_backup_count(&asked).outcome.map(|answer| (answer.primaries, answer.backups))

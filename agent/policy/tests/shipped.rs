@@ -11,14 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::planning::{host, planned};
-use common::samples::spec;
+use common::samples::{count_question, fact, six_hosts, spec};
 use common::{chain, load, question, row};
 use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::policy::{
-    BackupCountQuestion, ClusterRow, HostRow, HostState, Interface, NodeMember, Part, Purpose,
-};
-use understudy_core::records::{InstanceFact, NodeRecord, Phase};
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::policy::{HostRow, Interface};
+use understudy_core::records::{NodeRecord, Phase};
+use understudy_core::units::MiB;
 use understudy_core::view::{Versioned, View};
 use understudy_policy::{Library, LoadFault, PolicyFault, PolicySet, Settings};
 
@@ -64,16 +62,7 @@ fn spread_places_by_room_anti_affinity_and_load() {
     let Some(folder) = shipped("spread_places_by_room_anti_affinity_and_load") else { return };
     let set = set(&folder);
     assert_eq!(set.deciding(Interface::Placement).unwrap().name, "spread");
-    let mut asked = question("alice");
-    asked.purpose = Purpose::WarmBackup;
-    asked.hosts = ["primary", "busy", "calm", "draining", "full", "idle"].map(row).into();
-    asked.members = vec![NodeMember { host: "primary".parse().unwrap(), part: Part::Primary }];
-    asked.template = Some("standard".to_owned());
-    asked.hosts[1].load_permille = 900;
-    asked.hosts[3].state = HostState::Draining;
-    asked.hosts[4].free_memory = MiB(100);
-    asked.hosts[5].load_permille = 950;
-    asked.hosts[5].idle.insert("standard".to_owned(), 1);
+    let asked = six_hosts();
     let answer = set.ask_placement(&asked).outcome.unwrap();
     let rows: Vec<u32> = answer.picks.iter().map(|p| p.index).collect();
     assert_eq!(rows, [5, 2, 1, 0], "{answer:?}");
@@ -113,15 +102,7 @@ fn count_answers_by_role_and_label_and_refuses_what_it_cannot_read() {
         return;
     };
     let set = set(&folder);
-    let mut asked = BackupCountQuestion {
-        node: "alice/display".parse().unwrap(),
-        protected: false,
-        terminal_labels: BTreeMap::new(),
-        environment_labels: BTreeMap::new(),
-        backups: 0,
-        deficit: 0,
-        cluster: ClusterRow { hosts: 5, hosts_ready: 5, failures_last_day: 0, deficit: 0 },
-    };
+    let mut asked = count_question();
     let mut backups = |label: Option<&str>| {
         asked.terminal_labels = label.map(|l| ("backups".to_owned(), l.to_owned())).into_iter().collect();
         set.ask_backup_count(&asked).outcome.map(|a| (a.primaries, a.backups))
@@ -191,19 +172,7 @@ fn zones_parts_primary_and_backup_though_only_the_primarys_zone_has_an_idle_inst
         if zone == "west" {
             let id =
                 InstanceId::derived(&"pool/display".parse().unwrap(), Epoch(0), &name.parse().unwrap(), 1);
-            let idle = InstanceFact {
-                phase: Phase::Idle,
-                node: None,
-                epoch: Epoch(0),
-                address: None,
-                memory: MiB(512),
-                vcpus: Vcpus(1),
-                since: UnixMillis(0),
-                windows: None,
-                admitted: BTreeMap::new(),
-                migration_failed: None,
-            };
-            facts.instances.insert(id, idle);
+            facts.instances.insert(id, fact(Phase::Idle, None, Epoch(0)));
         }
         view.hosts.insert(name.parse().unwrap(), host);
     }

@@ -8,14 +8,12 @@ use understudy::keys::Key;
 use understudy::peers::{Shipment, send_checkpoint};
 use understudy_checkpoint::{Description, Digest};
 use understudy_core::ids::{BootId, Epoch, InstanceId, NodeId};
-use understudy_core::records::{
-    CheckpointId, InstanceFact, Member, NodeRecord, Origin, Phase, SessionRecord,
-};
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::records::{CheckpointId, Member, NodeRecord, Origin, Phase, SessionRecord};
+use understudy_core::units::{MiB, UnixMillis};
 use understudy_store::Store;
 
 use super::agent;
-use super::rig::samples::spec;
+use super::rig::samples::{fact, spec};
 use super::rig::{facts, played_host, wait, write};
 
 /// More than a connection takes in before anybody reads: what is refused is refused before it is sent.
@@ -35,20 +33,8 @@ async fn protected(store: &dyn Store, id: &NodeId) {
     (record.epoch, record.begun) = (EPOCH, EPOCH);
     record.primary = Some(member("host2", Some(instance()), Origin::Created));
     record.backups = vec![member("host1", None, Origin::Held)];
-    let fact = InstanceFact {
-        phase: Phase::Ready,
-        node: Some(id.clone()),
-        epoch: EPOCH,
-        address: None,
-        memory: MiB(512),
-        vcpus: Vcpus(1),
-        since: UnixMillis(0),
-        windows: None,
-        admitted: Default::default(),
-        migration_failed: None,
-    };
     let mut there = facts(&[]);
-    there.instances.insert(instance(), fact);
+    there.instances.insert(instance(), fact(Phase::Ready, Some(id), EPOCH));
     played_host(store, "host2", there).await;
     write(store, &Key::Node(id.clone()), &record).await;
 }

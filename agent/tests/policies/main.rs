@@ -14,14 +14,14 @@ mod told;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rig::samples::spec;
+use rig::samples::{fact, spec};
 use rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
 use understudy::keys::{Key, decode};
 use understudy::policies::records::{self, Matter};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{HostFacts, InstanceFact, Member, NodeRecord, Origin, Phase, TerminalRecord};
+use understudy_core::records::{HostFacts, Member, NodeRecord, Origin, Phase, TerminalRecord};
 use understudy_core::sets::{RefusedSet, SetFacts, SetFault};
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::units::UnixMillis;
 use understudy_store::MemoryStore;
 use understudy_store::Store;
 
@@ -174,21 +174,6 @@ async fn a_host_that_cannot_load_a_set_refuses_it_and_no_host_leads_without_the_
     assert!(!agent.status().await.ready);
 }
 
-fn fact(phase: Phase, node: &NodeId) -> InstanceFact {
-    InstanceFact {
-        phase,
-        node: Some(node.clone()),
-        epoch: Epoch(1),
-        address: None,
-        memory: MiB(512),
-        vcpus: Vcpus(1),
-        since: UnixMillis(0),
-        windows: None,
-        admitted: Default::default(),
-        migration_failed: None,
-    }
-}
-
 async fn node(store: &MemoryStore, id: &NodeId) -> NodeRecord {
     let entry = store.get(&Key::Node(id.clone()).to_string()).await.unwrap().unwrap();
     decode(&entry.key, &entry.value).unwrap()
@@ -204,7 +189,7 @@ async fn with_primary(store: &MemoryStore, id: &NodeId) -> InstanceId {
     // No backup is wanted, so that none is placed before the failure.
     record.spec.labels.insert("backups".to_owned(), "0".to_owned());
     let mut there = facts(&[1]);
-    there.instances.insert(instance, fact(Phase::Ready, id));
+    there.instances.insert(instance, fact(Phase::Ready, Some(id), Epoch(1)));
     played_host(store, "host2", there).await;
     let terminal = TerminalRecord {
         id: id.terminal().clone(),
@@ -238,9 +223,10 @@ async fn failover(policy: Option<&[u8]>, deadline: Duration) -> (Duration, tempf
     let mut record = node(&store, &id).await;
     record.spec.labels.insert("backups".to_owned(), "1".to_owned());
     let mut there = facts(&[1]);
-    there
-        .instances
-        .insert(instance, fact(Phase::Dead { reason: "killed".to_owned(), at: UnixMillis(1) }, &id));
+    there.instances.insert(
+        instance,
+        fact(Phase::Dead { reason: "killed".to_owned(), at: UnixMillis(1) }, Some(&id), Epoch(1)),
+    );
     let killed = Instant::now();
     let txn = understudy_store::Txn::new()
         .put(Key::Node(id.clone()).to_string(), understudy::keys::encode(&record))

@@ -5,9 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::policy::{HostRow, HostState, MemberCounts, PlacementQuestion, Purpose, Traffic};
-use understudy_core::records::{Capacity, HostFacts, NodeSpec, Screen};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::ids::{Epoch, NodeId};
+use understudy_core::policy::{
+    BackupCountQuestion, ClusterRow, HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion,
+    Purpose, Traffic,
+};
+use understudy_core::records::{Capacity, HostFacts, InstanceFact, NodeSpec, Phase, Screen};
+use understudy_core::units::{MiB, UnixMillis, Vcpus};
 
 pub(crate) fn row(name: &str) -> HostRow {
     HostRow {
@@ -43,6 +47,51 @@ pub(crate) fn question(terminal: &str) -> PlacementQuestion {
         members: Vec::new(),
         siblings: Vec::new(),
         hosts: ["a", "b", "c"].map(row).into(),
+    }
+}
+
+/// A warm backup on a cluster of six hosts that differ: one has the primary, one is busy, one is calm, one drains, one is
+/// full, and the last has an idle instance and is the busiest.
+pub(crate) fn six_hosts() -> PlacementQuestion {
+    let mut asked = question("alice");
+    asked.purpose = Purpose::WarmBackup;
+    asked.hosts = ["primary", "busy", "calm", "draining", "full", "idle"].map(row).into();
+    asked.members = vec![NodeMember { host: "primary".parse().unwrap(), part: Part::Primary }];
+    asked.template = Some("standard".to_owned());
+    asked.hosts[1].load_permille = 900;
+    asked.hosts[3].state = HostState::Draining;
+    asked.hosts[4].free_memory = MiB(100);
+    asked.hosts[5].load_permille = 950;
+    asked.hosts[5].idle.insert("standard".to_owned(), 1);
+    asked
+}
+
+/// How many backups an unprotected display is to have, on a cluster of five hosts.
+pub(crate) fn count_question() -> BackupCountQuestion {
+    BackupCountQuestion {
+        node: "alice/display".parse().unwrap(),
+        protected: false,
+        terminal_labels: BTreeMap::new(),
+        environment_labels: BTreeMap::new(),
+        backups: 0,
+        deficit: 0,
+        cluster: ClusterRow { hosts: 5, hosts_ready: 5, failures_last_day: 0, deficit: 0 },
+    }
+}
+
+/// An instance of a node, or of nobody.
+pub(crate) fn fact(phase: Phase, node: Option<&NodeId>, epoch: Epoch) -> InstanceFact {
+    InstanceFact {
+        phase,
+        node: node.cloned(),
+        epoch,
+        address: None,
+        memory: MiB(512),
+        vcpus: Vcpus(1),
+        since: UnixMillis(0),
+        windows: None,
+        admitted: BTreeMap::new(),
+        migration_failed: None,
     }
 }
 
