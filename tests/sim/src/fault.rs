@@ -106,7 +106,15 @@ impl Swarm {
             Weakness::TrustsEnds => (&[(Kind::KillInstance, 100)], 0),
             Weakness::ForgetsUnread => (&[(Kind::AgentCrash, 400)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
-            Weakness::BlindWrites => (&[(Kind::SlowWatch, 600), (Kind::CutFromStore, 450)], 0),
+            Weakness::BlindWrites => (
+                &[
+                    (Kind::SlowWatch, 600),
+                    (Kind::CutFromStore, 450),
+                    (Kind::KillInstance, 900),
+                    (Kind::LabelChange, 400),
+                ],
+                0,
+            ),
         };
         let weights = kinds.iter().copied().collect();
         Self { weights, lost_finishes, jitter: true, ..Self::default() }

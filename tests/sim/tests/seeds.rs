@@ -80,9 +80,13 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
 
 #[test]
 fn each_protection_that_is_switched_off_is_missed() {
-    // The others (a dead guard, jobs that outlive sessions, blind writes) are caught by a second protection in these
-    // seeds: they need a fault of their own before their absence can be seen.
-    for weakness in [Weakness::EagerDestination, Weakness::CarelessReceiver] {
+    for weakness in [
+        Weakness::DeadGuard,
+        Weakness::JobsOutliveSessions,
+        Weakness::EagerDestination,
+        Weakness::CarelessReceiver,
+        Weakness::BlindWrites,
+    ] {
         let steps = Some(8_000);
         let options = Options { weakness: Some(weakness), hosts: Some(3), steps, ..Options::default() };
         let noticed = (1..=100).find(|seed| run(*seed, options).failure.is_some());
