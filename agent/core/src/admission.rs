@@ -43,9 +43,7 @@ pub fn admit(view: &View, new: &BTreeMap<NodeId, NodeRecord>, bounds: &Bounds, n
     }
     let mut with_new = view.clone();
     for assignment in of_existing.assignments {
-        if let Some(known) = with_new.nodes.get_mut(&assignment.node) {
-            known.value = assignment.record;
-        }
+        with_new.nodes.update(&assignment.node, |known| known.value = assignment.record);
     }
     let nodes =
         new.iter().map(|(node, record)| (node.clone(), Versioned { value: record.clone(), revision: 0 }));

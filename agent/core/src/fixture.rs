@@ -1,6 +1,7 @@
 //! A small cluster for the tests of this crate: records as the leader sees them, and hosts that obey at once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bounds::{Bounds, Profile};
@@ -112,12 +113,12 @@ impl Cluster {
             version: String::new(),
         };
         let seen = HostView {
-            facts: Some(facts),
+            facts: Some(facts.into()),
             session: Versioned { value: session, revision: self.bump() },
-            silent_for: Duration::ZERO,
+            silent_since: self.now.boottime,
             intent: HostIntent::default(),
         };
-        self.view.hosts.insert(host(name), seen);
+        self.view.hosts.insert(host(name), seen.into());
     }
 
     pub(crate) fn bump(&mut self) -> u64 {
@@ -147,17 +148,19 @@ impl Cluster {
 
     pub(crate) fn edit(&mut self, name: &str, edit: impl FnOnce(&mut NodeRecord)) {
         let revision = self.bump();
-        let known = self.view.nodes.get_mut(&node(name)).unwrap();
-        edit(&mut known.value);
-        known.revision = revision;
+        let known = self.view.nodes.update(&node(name), |known| {
+            edit(&mut known.value);
+            known.revision = revision;
+        });
+        assert!(known, "there is a node {name}");
     }
 
     pub(crate) fn seen(&mut self, name: &str) -> &mut HostView {
-        self.view.hosts.get_mut(&host(name)).unwrap()
+        Arc::make_mut(self.view.hosts.get_mut(&host(name)).unwrap())
     }
 
     pub(crate) fn facts(&mut self, name: &str) -> &mut HostFacts {
-        self.seen(name).facts.as_mut().unwrap()
+        Arc::make_mut(self.seen(name).facts.as_mut().unwrap())
     }
 
     pub(crate) fn primary(&self, name: &str) -> (HostId, InstanceId) {
@@ -201,7 +204,7 @@ impl Cluster {
         seen.session.value.number += 1;
         seen.session.value.ended = None;
         let number = seen.session.value.number;
-        let facts = seen.facts.as_mut().unwrap();
+        let facts = Arc::make_mut(seen.facts.as_mut().unwrap());
         facts.session = number;
         facts.instances.clear();
     }
@@ -214,7 +217,17 @@ impl Cluster {
         }
     }
 
+    /// For so long the host has been silent, and open still.
+    pub(crate) fn silence(&mut self, name: &str, time: Duration) {
+        self.seen(name).silent_since = self.now.boottime - time;
+    }
+
+    /// Time goes by, and how long each host has been silent stays what it is.
     pub(crate) fn pass(&mut self, time: Duration) {
+        for name in self.view.hosts.keys().cloned().collect::<Vec<_>>() {
+            let seen = self.seen(name.as_str());
+            seen.silent_since = seen.silent_since + time;
+        }
         self.now.boottime = self.now.boottime + time;
         self.now.wall = UnixMillis(self.now.wall.0 + u64::try_from(time.as_millis()).unwrap());
     }
@@ -251,20 +264,21 @@ impl Cluster {
     pub(crate) fn apply(&mut self, plan: &Plan) {
         for ending in &plan.endings {
             let revision = self.bump();
-            let session = &mut self.view.hosts.get_mut(&ending.host).unwrap().session;
+            let session = &mut self.seen(ending.host.as_str()).session;
             assert_eq!(session.revision, ending.revision);
             *session = Versioned { value: ending.record.clone(), revision };
         }
         for assignment in &plan.assignments {
             let revision = self.bump();
-            let known = self.view.nodes.get_mut(&assignment.node).unwrap();
+            let known = &self.view.nodes[&assignment.node];
             assert_eq!(known.revision, assignment.revision);
-            *known = Versioned { value: assignment.record.clone(), revision };
+            let new = Versioned { value: assignment.record.clone(), revision };
+            self.view.nodes.insert(assignment.node.clone(), new);
             match &assignment.checkpoint {
                 CheckpointChange::Keep => {}
                 CheckpointChange::Replace(_, record) => {
                     let known = Versioned { value: record.clone(), revision };
-                    self.view.checkpoints.insert(assignment.node.clone(), known);
+                    self.view.checkpoints.insert(assignment.node.clone(), known.into());
                 }
                 CheckpointChange::Delete(_) => {
                     self.view.checkpoints.remove(&assignment.node);
@@ -285,11 +299,13 @@ impl Cluster {
     pub(crate) fn obey(&mut self) {
         let wall = self.now.wall;
         let nodes = self.view.nodes.clone();
-        for (name, seen) in &mut self.view.hosts {
+        let names: Vec<HostId> = self.view.hosts.keys().cloned().collect();
+        for name in &names {
+            let seen = self.seen(name.as_str());
             if !seen.is_open() {
                 continue;
             }
-            let Some(facts) = &mut seen.facts else { continue };
+            let Some(facts) = seen.facts.as_mut().map(Arc::make_mut) else { continue };
             let mut kept = BTreeMap::new();
             for (id, known) in &nodes {
                 for member in known.value.members().filter(|member| &member.host == name) {
@@ -308,8 +324,8 @@ impl Cluster {
             facts.instances.retain(|_, fact| fact.phase == Phase::Idle && fact.node.is_none());
             facts.instances.append(&mut kept);
         }
-        for (id, known) in nodes {
-            self.take_checkpoint(&id, &known.value);
+        for (id, known) in &nodes {
+            self.take_checkpoint(id, &known.value);
         }
     }
 
@@ -332,7 +348,8 @@ impl Cluster {
             hosts,
         };
         let revision = self.bump();
-        self.view.checkpoints.insert(id.clone(), Versioned { value: checkpoint, revision });
+        let checkpoint = Versioned { value: checkpoint, revision };
+        self.view.checkpoints.insert(id.clone(), checkpoint.into());
     }
 
     /// Plans and obeys until there is nothing left to plan.

@@ -1,10 +1,11 @@
 //! Owns the names of things: hosts, terminals, nodes, instances, boots.
 //!
 //! Promises: a value of one of these types is well-formed, because it can only be made by parsing; two kinds
-//! of name never mix. Must not do: look anything up.
+//! of name never mix; a clone shares its text. Must not do: look anything up.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -34,12 +35,12 @@ pub enum NameError {
     Instance(String),
 }
 
-fn label(kind: &'static str, text: &str) -> Result<String, NameError> {
+fn label(kind: &'static str, text: &str) -> Result<Arc<str>, NameError> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
     let ends = bytes.first().copied().is_some_and(inner) && bytes.last().copied().is_some_and(inner);
     if ends && bytes.len() <= NAME_BYTES_MAX && bytes.iter().all(|&b| inner(b) || b == b'-') {
-        Ok(text.to_owned())
+        Ok(text.into())
     } else {
         Err(NameError::Label { kind, text: text.to_owned() })
     }
@@ -50,7 +51,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -76,7 +77,7 @@ macro_rules! name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 

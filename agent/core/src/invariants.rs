@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::records::NodeRecord;
-use crate::view::{Versioned, View};
+use crate::view::View;
 
 pub use assignment::broken_by;
 
@@ -133,7 +133,7 @@ pub fn broken_in_world(acting: &[Acting]) -> Vec<Broken> {
 pub fn broken_in(view: &View) -> Vec<Broken> {
     let mut broken = Vec::new();
     let mut owners: BTreeMap<InstanceId, &NodeId> = BTreeMap::new();
-    for (node, Versioned { value: record, .. }) in &view.nodes {
+    for (node, record) in view.nodes.iter().map(|(node, known)| (node, &known.value)) {
         broken.extend(broken_in_record(node, record));
         for instance in record.members().filter_map(|member| member.instance) {
             if let Some(other) = owners.insert(instance, node).filter(|other| *other != node) {

@@ -4,7 +4,6 @@
 //! as silent from the moment that it is seen (again), never from earlier. Must not do: read a clock, end anything.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use crate::ids::HostId;
 use crate::units::Boottime;
@@ -34,10 +33,10 @@ impl Observer {
         }
     }
 
-    /// How long the session of `host` has been unchanged; nothing when it was never seen.
+    /// Since when the session of `host` has been unchanged; from `now` on when it was never seen.
     #[must_use]
-    pub fn silent_for(&self, host: &HostId, now: Boottime) -> Duration {
-        self.seen.get(host).map_or(Duration::ZERO, |(_, since)| now.since(*since))
+    pub fn silent_since(&self, host: &HostId, now: Boottime) -> Boottime {
+        self.seen.get(host).map_or(now, |(_, since)| *since)
     }
 }
 
@@ -49,13 +48,13 @@ mod tests {
     fn silence_counts_from_the_last_change_and_anew_after_blindness() {
         let host: HostId = "host1".parse().unwrap();
         let mut observer = Observer::default();
-        assert_eq!(observer.silent_for(&host, Boottime(5)), Duration::ZERO);
+        assert_eq!(observer.silent_since(&host, Boottime(5)), Boottime(5));
         observer.saw(&host, 1, Boottime(10));
         observer.saw(&host, 1, Boottime(20));
-        assert_eq!(observer.silent_for(&host, Boottime(30)), Duration::from_nanos(20));
+        assert_eq!(observer.silent_since(&host, Boottime(30)), Boottime(10));
         observer.saw(&host, 2, Boottime(30));
-        assert_eq!(observer.silent_for(&host, Boottime(31)), Duration::from_nanos(1));
+        assert_eq!(observer.silent_since(&host, Boottime(31)), Boottime(30));
         observer.was_blind(Boottime(40));
-        assert_eq!(observer.silent_for(&host, Boottime(45)), Duration::from_nanos(5));
+        assert_eq!(observer.silent_since(&host, Boottime(45)), Boottime(40));
     }
 }

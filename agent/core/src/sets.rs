@@ -17,12 +17,13 @@ mod refusal;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::HostId;
 use crate::units::UnixMillis;
-use crate::view::{HostView, Versioned};
+use crate::view::{HostView, Hosts, Versioned};
 
 pub use refusal::{OpenHosts, Refusal};
 
@@ -173,14 +174,15 @@ impl PolicySets {
 
     /// What becomes of the candidate. None where there is none.
     #[must_use]
-    pub fn judge(&self, hosts: &BTreeMap<HostId, HostView>, now: UnixMillis) -> Option<Verdict> {
+    pub fn judge(&self, hosts: &Hosts, now: UnixMillis) -> Option<Verdict> {
         let candidate = &self.candidate.as_ref()?.value;
         let generation = candidate.generation;
         let refuse = |reason: String, refusers| {
             Verdict::Refuse(RefusedSet { generation, by: candidate.by.clone(), reason, at: now, refusers })
         };
         let open = || hosts.iter().filter(|(_, seen)| seen.is_open());
-        let session = |(host, seen): (&HostId, &HostView)| (host.clone(), Some(seen.session.value.number));
+        let session =
+            |(host, seen): (&HostId, &Arc<HostView>)| (host.clone(), Some(seen.session.value.number));
         let fault = |seen: &HostView| {
             seen.current_facts().and_then(|facts| facts.policies.faults.get(&generation)).cloned()
         };
@@ -229,10 +231,10 @@ impl PolicySets {
     /// Whether `me` may lead: it has the active set ready, or there is none, or nobody who is open can have it, so that
     /// no choice of a leader keeps who decides. With that last one the built-in rules decide in the set's place.
     #[must_use]
-    pub fn may_lead(&self, me: &SetFacts, hosts: &BTreeMap<HostId, HostView>) -> bool {
+    pub fn may_lead(&self, me: &SetFacts, hosts: &Hosts) -> bool {
         let Some(active) = &self.active else { return true };
         let generation = active.value.generation;
-        let cannot = |seen: &HostView| {
+        let cannot = |seen: &Arc<HostView>| {
             seen.current_facts().is_some_and(|facts| facts.policies.faults.contains_key(&generation))
         };
         let mut open = hosts.values().filter(|seen| seen.is_open());

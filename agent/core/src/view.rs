@@ -1,9 +1,18 @@
-//! Owns the leader's picture of the cluster: what the store holds, and how long each host has been silent.
+//! Owns the picture of the cluster that decisions are made from: what the store holds, and since when each host has been
+//! silent.
 //!
-//! Promises: nothing but data; the same view gives the same plan. Must not do: decide.
+//! Promises: nothing but data; a copy shares whatever did not change since; what is asked about one host or one instance
+//! looks at the nodes that concern it, and no others. Must not do: decide.
+//!
+//! Cost, with N records: a copy O(1), a look-up or change O(log N), a question about a host O(its instances and nodes).
+
+mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+use imbl::OrdMap;
 
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
@@ -11,7 +20,9 @@ use crate::records::{
     CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, NodeSpec, Phase,
     SessionRecord, TerminalRecord,
 };
-use crate::units::{MiB, UnixMillis, Vcpus};
+use crate::units::{Boottime, MiB, UnixMillis, Vcpus};
+
+pub use nodes::{Nodes, SharedNode};
 
 /// A record together with the revision at which it was read: what a compare-and-swap compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,15 +33,21 @@ pub struct Versioned<T> {
     pub revision: u64,
 }
 
+/// All hosts, each shared by all copies that hold it unchanged.
+pub type Hosts = OrdMap<HostId, Arc<HostView>>;
+
+/// The newest complete checkpoint of each protected node, shared likewise.
+pub type Checkpoints = OrdMap<NodeId, Arc<Versioned<CheckpointRecord>>>;
+
 /// One host as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostView {
     /// What its agent reported last; none when it never did.
-    pub facts: Option<HostFacts>,
+    pub facts: Option<Arc<HostFacts>>,
     /// Its session.
     pub session: Versioned<SessionRecord>,
-    /// How long the leader has seen the session unchanged, on the leader's own clock.
-    pub silent_for: Duration,
+    /// Since when this agent has seen the session unchanged, on its own clock.
+    pub silent_since: Boottime,
     /// What the operator wants.
     pub intent: HostIntent,
 }
@@ -48,13 +65,13 @@ pub enum Answer<T> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
     /// Every host that ever opened a session.
-    pub hosts: BTreeMap<HostId, HostView>,
+    pub hosts: Hosts,
     /// Every terminal.
-    pub terminals: BTreeMap<TerminalId, TerminalRecord>,
+    pub terminals: OrdMap<TerminalId, Arc<TerminalRecord>>,
     /// Every node.
-    pub nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
+    pub nodes: Nodes,
     /// The newest complete checkpoint of each protected node.
-    pub checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    pub checkpoints: Checkpoints,
     /// Nodes that have a record which could not be read: nothing is planned for them, and each of them may have any
     /// instance that nobody else does.
     pub withheld: BTreeSet<NodeId>,
@@ -98,10 +115,16 @@ impl HostView {
         self.session.value.ended.is_none()
     }
 
+    /// How long the session has been seen unchanged.
+    #[must_use]
+    pub fn silent_for(&self, now: Boottime) -> Duration {
+        now.since(self.silent_since)
+    }
+
     /// The facts, if they were reported in the session that is open now.
     #[must_use]
     pub fn current_facts(&self) -> Option<&HostFacts> {
-        self.facts.as_ref().filter(|facts| self.is_open() && facts.session == self.session.value.number)
+        self.facts.as_deref().filter(|facts| self.is_open() && facts.session == self.session.value.number)
     }
 
     /// Whether new work may be put here.
@@ -158,8 +181,7 @@ impl View {
     #[must_use]
     pub fn is_ready(&self, node: &NodeRecord, member: &Member) -> bool {
         // An idle instance may have been given to another node before, and its host not have heard that it was taken back.
-        let names = |record: &NodeRecord| record.members().any(|other| other.instance == member.instance);
-        let owner = self.nodes.iter().find(|(_, known)| names(&known.value)).map(|(id, _)| id);
+        let owner = member.instance.and_then(|instance| self.nodes.naming(instance).first());
         let ready = self.fact(member).is_some_and(|fact| {
             fact.phase == Phase::Ready && fact.epoch >= node.since(member) && fact.node.as_ref() == owner
         });
@@ -176,7 +198,7 @@ impl View {
     /// Memory of `host` for members: its idle instances give way to them.
     #[must_use]
     pub fn room(&self, host: &HostId) -> MiB {
-        let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
+        let Some(facts) = self.current_facts(host) else { return MiB(0) };
         facts.capacity.memory.saturating_sub(self.taken_memory(host, None))
     }
 
@@ -191,25 +213,33 @@ impl View {
     /// Processors of `host` that are neither taken by a living instance, idle ones included, nor promised to a member.
     #[must_use]
     pub fn free_vcpus(&self, host: &HostId) -> Vcpus {
-        let Some(facts) = self.hosts.get(host).and_then(HostView::current_facts) else { return Vcpus(0) };
+        let Some(facts) = self.current_facts(host) else { return Vcpus(0) };
         let spare: u32 = self.spare(host, None).map(|fact| fact.vcpus.0).sum();
         let taken = self.taken(host, None, |fact| fact.vcpus.0.into(), |spec| spec.vcpus.0.into());
         let taken = u32::try_from(taken).unwrap_or(u32::MAX).saturating_add(spare);
         Vcpus(facts.capacity.vcpus.0.saturating_sub(taken))
     }
 
+    /// What a host reports in its open session.
+    #[must_use]
+    pub fn current_facts(&self, host: &HostId) -> Option<&HostFacts> {
+        self.hosts.get(host).and_then(|seen| seen.current_facts())
+    }
+
+    /// The nodes that concern a host, with `instead` in the place of one node's record.
     fn records<'a>(
         &'a self,
+        host: &'a HostId,
         instead: Option<(&'a NodeId, &'a NodeRecord)>,
-    ) -> impl Iterator<Item = (&'a NodeId, &'a NodeRecord)> + Clone {
-        self.nodes.iter().map(move |(node, known)| match instead {
-            Some((other, record)) if other == node => (node, record),
-            Some(_) | None => (node, &known.value),
-        })
+    ) -> impl Iterator<Item = &'a NodeRecord> + use<'a> {
+        let others =
+            self.nodes.on_host(host).filter(move |(node, _)| instead.is_none_or(|(other, _)| other != *node));
+        let own = instead.map(|(_, record)| record).filter(|record| record.touches(host));
+        others.map(|(_, known)| &known.value).chain(own)
     }
 
     fn living(&self, host: &HostId) -> impl Iterator<Item = (InstanceId, &InstanceFact)> {
-        let facts = self.hosts.get(host).and_then(HostView::current_facts);
+        let facts = self.current_facts(host);
         let all = facts.into_iter().flat_map(|facts| &facts.instances);
         all.filter(|(_, fact)| !fact.phase.is_dead()).map(|(&instance, fact)| (instance, fact))
     }
@@ -233,8 +263,7 @@ impl View {
     ) -> bool {
         let idle = matches!(fact.phase, Phase::Idle | Phase::Booting);
         let nobodys = fact.node.is_none() && fact.epoch == Epoch(0);
-        let claims = |record: &NodeRecord| record.members().any(|member| member.instance == Some(instance));
-        idle && nobodys && !self.records(instead).any(|(_, record)| claims(record))
+        idle && nobodys && !self.is_named(instance, instead)
     }
 
     fn taken(
@@ -255,9 +284,8 @@ impl View {
             .map(|(_, fact)| has(fact))
             .sum();
         let promised: u64 = self
-            .records(instead)
-            .filter(|(_, record)| record.touches(host))
-            .map(|(_, record)| {
+            .records(host, instead)
+            .map(|record| {
                 let instance = record.instance_on(host);
                 let fact = self.living(host).find(|(other, _)| instance == Some(*other));
                 needs(&record.spec).saturating_sub(fact.map_or(0, |(_, fact)| has(fact)))
@@ -268,9 +296,7 @@ impl View {
 
     /// The idle instances of a host that no node has claimed, or that was guarded for one, yet.
     pub fn idle<'a>(&'a self, host: &HostId) -> impl Iterator<Item = (InstanceId, &'a InstanceFact)> {
-        self.hosts
-            .get(host)
-            .and_then(HostView::current_facts)
+        self.current_facts(host)
             .into_iter()
             .flat_map(|facts| &facts.instances)
             .filter(|(_, fact)| fact.phase == Phase::Idle && fact.node.is_none() && fact.epoch == Epoch(0))
@@ -281,6 +307,14 @@ impl View {
     /// Whether a node names this instance (SAFE-6).
     #[must_use]
     pub fn is_claimed(&self, instance: InstanceId) -> bool {
-        self.nodes.values().any(|node| node.value.members().any(|member| member.instance == Some(instance)))
+        !self.nodes.naming(instance).is_empty()
+    }
+
+    /// The same, with `instead` in the place of one node's record.
+    fn is_named(&self, instance: InstanceId, instead: Option<(&NodeId, &NodeRecord)>) -> bool {
+        let naming = self.nodes.naming(instance);
+        let Some((node, record)) = instead else { return !naming.is_empty() };
+        naming.iter().any(|other| other != node)
+            || record.members().any(|member| member.instance == Some(instance))
     }
 }

@@ -8,6 +8,7 @@ mod policies;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::planning::{host, planned};
@@ -167,7 +168,7 @@ fn zones_parts_primary_and_backup_though_only_the_primarys_zone_has_an_idle_inst
     let mut view = View::default();
     for (name, zone) in [("east", "east"), ("west-1", "west"), ("west-2", "west")] {
         let mut host = host(MiB(4096), false);
-        let facts = host.facts.as_mut().unwrap();
+        let facts = Arc::make_mut(Arc::make_mut(&mut host).facts.as_mut().unwrap());
         facts.labels.insert("zone".to_owned(), zone.to_owned());
         if zone == "west" {
             let id =

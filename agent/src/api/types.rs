@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use understudy_core::records::{Application, CheckpointId, Incident, Labels, Member, NodeRecord, Origin};
+use understudy_core::units::Boottime;
 use understudy_core::view::{HostView, View};
 
 use crate::driver::{Parts, Snapshot, now};
@@ -164,14 +165,14 @@ fn millis(duration: std::time::Duration) -> u64 {
 
 impl Status {
     pub(crate) fn of(snapshot: &Snapshot, parts: &Parts) -> Self {
-        let view = &snapshot.view;
+        let (view, now) = (&snapshot.view, now().boottime);
         Self {
             host: parts.config.host.clone(),
             leader: snapshot.leader.clone(),
             session_remaining_ms: snapshot.session_remaining.map(millis),
             complaints: snapshot.complaints.clone(),
             policies: PoliciesStatus::of(snapshot, &parts.policies),
-            hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host)).collect(),
+            hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host, now)).collect(),
             terminals: view
                 .terminals
                 .iter()
@@ -193,7 +194,7 @@ fn pages(view: &View, terminal: &TerminalId) -> Vec<String> {
 }
 
 impl Host {
-    fn of(view: &View, id: &HostId, host: &HostView) -> Self {
+    fn of(view: &View, id: &HostId, host: &HostView, now: Boottime) -> Self {
         let facts = host.current_facts();
         let mut instances = BTreeMap::new();
         for fact in facts.iter().flat_map(|facts| facts.instances.values()) {
@@ -204,13 +205,13 @@ impl Host {
             (true, true) => "draining",
             (true, false) => "open",
         };
-        let members =
-            view.nodes.values().flat_map(|node| node.value.members()).filter(|member| &member.host == id);
+        let here = view.nodes.on_host(id).flat_map(|(_, node)| node.value.members());
+        let members = here.filter(|member| &member.host == id);
         Self {
             id: id.clone(),
             state: state.to_owned(),
             session: host.session.value.number,
-            silent_ms: millis(host.silent_for),
+            silent_ms: millis(host.silent_for(now)),
             memory_free_mib: view.free_memory(id).0,
             memory_mib: facts.map_or(0, |facts| facts.capacity.memory.0),
             idle: view.idle(id).count(),

@@ -60,12 +60,12 @@ impl Driver {
 
     /// Bids when nobody leads, when the leader's session is over or silent, or when the leader was this agent's
     /// own earlier life.
-    fn bid(&mut self, view: &View, _now: Boottime) {
+    fn bid(&mut self, view: &View, now: Boottime) {
         let vacant = match self.cluster.leader.as_ref().and_then(|leader| leader.host().cloned()) {
             None => true,
             Some(host) if host == self.parts.config.host => true,
             Some(host) => view.hosts.get(&host).is_none_or(|seen| {
-                !seen.is_open() || seen.silent_for >= self.parts.config.bounds.session_end_after()
+                !seen.is_open() || seen.silent_for(now) >= self.parts.config.bounds.session_end_after()
             }),
         };
         if !vacant || self.bidding {

@@ -27,7 +27,6 @@ use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, InstanceId, NodeId};
-use understudy_core::observe::Observer;
 use understudy_core::plan::Report;
 use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::session::Session;
@@ -115,7 +114,6 @@ pub struct Driver {
     receiver: mpsc::UnboundedReceiver<Event>,
     cluster: Cluster,
     synced: bool,
-    observer: Observer,
     session: Session,
     session_number: u64,
     session_revision: Option<Revision>,
@@ -185,7 +183,6 @@ impl Driver {
             receiver,
             cluster: Cluster::default(),
             synced: false,
-            observer: Observer::default(),
             session,
             session_number: 0,
             session_revision: None,
@@ -271,12 +268,11 @@ impl Driver {
         match event {
             Event::Tick => {}
             Event::Listed(listing) => {
-                let faults = self.cluster.replace(&listing);
+                let faults = self.cluster.replace(&listing, now().boottime);
                 self.mirror_changed(&faults);
-                self.observer.was_blind(now().boottime);
             }
             Event::Changed(batch) => {
-                let faults = self.cluster.apply(&batch);
+                let faults = self.cluster.apply(&batch, now().boottime);
                 self.mirror_changed(&faults);
             }
             Event::Hypervisor(event) => self.hypervisor_event(event),
@@ -299,10 +295,6 @@ impl Driver {
 
     fn mirror_changed(&mut self, faults: &[crate::keys::Unreadable]) {
         self.synced = true;
-        let now = now().boottime;
-        for (host, revision) in self.cluster.sessions() {
-            self.observer.saw(host, revision, now);
-        }
         for (node, checkpoint) in self.cluster.checkpoints() {
             if checkpoint.hosts.contains(&self.parts.config.host) {
                 self.parts.images.name(node, checkpoint.id);
@@ -325,7 +317,7 @@ impl Driver {
         let now = now();
         self.advance_session(now.boottime);
         if self.synced {
-            let view = self.cluster.view(&self.observer, now.boottime);
+            let view = self.cluster.view().clone();
             self.tell_keeper(&view);
             if self.adopted {
                 self.work(&view, now);

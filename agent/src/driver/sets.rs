@@ -10,7 +10,7 @@ use std::sync::Arc;
 use understudy_core::records::HostFacts;
 use understudy_core::sets::{PolicySetRecord, RefusedSet, Verdict};
 use understudy_core::units::Now;
-use understudy_core::view::{HostView, View};
+use understudy_core::view::View;
 use understudy_store::election::{Leadership, resign};
 use understudy_store::{Committed, Txn};
 
@@ -39,7 +39,7 @@ impl Driver {
             .hosts
             .iter()
             .filter(|(host, seen)| *host != me && seen.is_open())
-            .filter_map(|(host, seen)| Some((host.clone(), seen.facts.as_ref().and_then(api)?)))
+            .filter_map(|(host, seen)| Some((host.clone(), seen.facts.as_deref().and_then(api)?)))
             .collect();
         let open = view.hosts.iter().filter(|(_, seen)| seen.is_open());
         let open = open.map(|(host, seen)| (host.clone(), seen.session.value.number)).collect();
@@ -160,8 +160,7 @@ async fn write(parts: &Parts, txn: &Txn) -> Option<understudy_store::Revision> {
 
 /// Hosts that a candidate waits for, for status.
 pub(crate) fn waits(sets: &understudy_core::sets::PolicySets, view: &View, now: Now) -> Vec<String> {
-    let hosts: &std::collections::BTreeMap<_, HostView> = &view.hosts;
-    match sets.judge(hosts, now.wall) {
+    match sets.judge(&view.hosts, now.wall) {
         Some(Verdict::Waits(hosts)) => hosts.iter().map(ToString::to_string).collect(),
         Some(Verdict::Activate(_) | Verdict::Refuse(_)) | None => Vec::new(),
     }

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::Local;
 use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
-use understudy_core::observe::Observer;
 use understudy_core::records::{
     Capacity, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
 };
@@ -152,7 +151,7 @@ impl Rig {
     }
 
     fn view(&self) -> View {
-        self.driver.cluster.view(&Observer::default(), now().boottime)
+        self.driver.cluster.view().clone()
     }
 
     fn work(&mut self) {

@@ -159,7 +159,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         hosts: Vec::new(),
     };
     let mut view = View::default();
-    view.checkpoints.insert(nodes[2].clone(), Versioned { value: checkpoint, revision: 1 });
+    view.checkpoints.insert(nodes[2].clone(), Versioned { value: checkpoint, revision: 1 }.into());
     let dead = Phase::Dead { reason: "killed".to_owned(), at: UnixMillis(1) };
     let busy = facts(&[Phase::Idle, Phase::Idle, Phase::Ready, Phase::Booting, dead]);
     metrics.cluster_seen(&view, &report, true, Some(Duration::from_millis(4_500)), &busy);

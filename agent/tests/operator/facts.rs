@@ -9,7 +9,7 @@ async fn peers_are_told_where_memory_is_taken_in_and_nothing_where_libvirt_choos
     {
         let (_home, agent) = agent(more).await;
         let seen = agent.snapshots.borrow().clone();
-        let facts = seen.view.hosts[&agent.parts.config.host].facts.as_ref().unwrap();
+        let facts = seen.view.hosts[&agent.parts.config.host].facts.as_deref().unwrap();
         assert_eq!(facts.migration_data_uri.as_deref(), told);
         // An agent that does not know the key yet can read the facts of one that does not use it.
         let written = String::from_utf8(understudy::keys::encode(facts)).unwrap();

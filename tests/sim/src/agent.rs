@@ -16,10 +16,10 @@ use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::observe::Observer;
 use understudy_core::plan::Report;
-use understudy_core::records::{Capacity, HostFacts, NodeRecord};
+use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::session::{Session, SessionAction, SessionEvent};
 use understudy_core::units::{Boottime, Now, Vcpus};
-use understudy_core::view::Versioned;
+use understudy_core::view::SharedNode;
 
 use self::jobs::Job;
 use crate::Weakness;
@@ -384,10 +384,9 @@ impl Agent {
 
 /// Instances that a migration brings to `me`.
 fn arriving(mirror: &Mirror, me: &HostId) -> BTreeSet<InstanceId> {
-    let comes = |node: &&Versioned<NodeRecord>| {
-        node.value.migration.as_ref().is_some_and(|migration| &migration.to == me)
-    };
-    let instance = |node: &Versioned<NodeRecord>| node.value.primary.as_ref()?.instance;
+    let comes =
+        |node: &&SharedNode| node.value.migration.as_ref().is_some_and(|migration| &migration.to == me);
+    let instance = |node: &SharedNode| node.value.primary.as_ref()?.instance;
     mirror.nodes.values().filter(comes).filter_map(instance).collect()
 }
 

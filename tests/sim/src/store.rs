@@ -4,6 +4,7 @@
 //! answers and watches get lost and late on the way to and from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use understudy_core::ids::{Epoch, HostId, NodeId};
 use understudy_core::observe::Observer;
@@ -12,7 +13,7 @@ use understudy_core::records::{
 };
 use understudy_core::sets::{PolicySetRecord, PolicySets, RefusedSet};
 use understudy_core::units::Boottime;
-use understudy_core::view::{HostView, Versioned, View};
+use understudy_core::view::{Checkpoints, HostView, Nodes, Versioned, View};
 
 /// What a record lies under.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,7 +121,7 @@ impl Store {
 
 #[derive(Debug, Clone, Default)]
 struct HostRecords {
-    facts: Option<(HostFacts, u64)>,
+    facts: Option<(Arc<HostFacts>, u64)>,
     session: Option<Versioned<SessionRecord>>,
     intent: HostIntent,
 }
@@ -134,8 +135,8 @@ pub(crate) struct Mirror {
     pub(crate) leader: Option<Versioned<LeaderRecord>>,
     pub(crate) sets: PolicySets,
     hosts: BTreeMap<HostId, HostRecords>,
-    pub(crate) nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
-    pub(crate) checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    pub(crate) nodes: Nodes,
+    pub(crate) checkpoints: Checkpoints,
     /// The nodes for which operators want a failover, with the epoch that is to end.
     pub(crate) failovers: BTreeMap<NodeId, Epoch>,
     /// Nodes whose records it cannot read, and those of them that have one.
@@ -171,7 +172,8 @@ impl Mirror {
                 self.hosts.entry(host.clone()).or_default().session = Some(session);
             }
             (Key::Facts(host), Some(Value::Facts(facts))) => {
-                self.hosts.entry(host.clone()).or_default().facts = Some((facts.as_ref().clone(), revision));
+                self.hosts.entry(host.clone()).or_default().facts =
+                    Some((Arc::new(facts.as_ref().clone()), revision));
             }
             (Key::Intent(host), Some(Value::Intent(intent))) => {
                 self.hosts.entry(host.clone()).or_default().intent = *intent;
@@ -180,7 +182,8 @@ impl Mirror {
                 self.nodes.insert(node.clone(), Versioned { value: record.as_ref().clone(), revision });
             }
             (Key::Checkpoint(node), Some(Value::Checkpoint(record))) => {
-                self.checkpoints.insert(node.clone(), Versioned { value: record.clone(), revision });
+                let record = Versioned { value: record.clone(), revision };
+                self.checkpoints.insert(node.clone(), record.into());
             }
             (Key::Node(node), None) => {
                 self.nodes.remove(node);
@@ -199,7 +202,7 @@ impl Mirror {
     }
 
     pub(crate) fn facts(&self, host: &HostId) -> Option<&HostFacts> {
-        self.hosts.get(host)?.facts.as_ref().map(|(facts, _)| facts)
+        self.hosts.get(host)?.facts.as_ref().map(|(facts, _)| facts.as_ref())
     }
 
     pub(crate) fn facts_revision(&self, host: &HostId) -> u64 {
@@ -221,12 +224,12 @@ impl Mirror {
     pub(crate) fn view(&self, observer: &Observer, now: Boottime) -> View {
         let hosts = self.hosts.iter().filter_map(|(host, records)| {
             let seen = HostView {
-                facts: records.facts.as_ref().map(|(facts, _)| facts.clone()),
+                facts: records.facts.as_ref().map(|(facts, _)| Arc::clone(facts)),
                 session: records.session.clone()?,
-                silent_for: observer.silent_for(host, now),
+                silent_since: observer.silent_since(host, now),
                 intent: records.intent,
             };
-            Some((host.clone(), seen))
+            Some((host.clone(), Arc::new(seen)))
         });
         View {
             hosts: hosts.collect(),

@@ -18,9 +18,9 @@ use std::net::Ipv4Addr;
 pub use images::{Offer, offered};
 
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::records::{CheckpointId, CheckpointRecord, InstanceFact, NodeRecord, NodeSpec, Phase};
+use crate::records::{CheckpointId, InstanceFact, NodeSpec, Phase};
 use crate::units::{Boottime, MiB, Now, Vcpus};
-use crate::view::{HostView, Life, Versioned, View};
+use crate::view::{Checkpoints, Hosts, Life, Nodes, SharedNode, View};
 
 /// What of an instance an action occupies. Actions of different lanes go on side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,11 +63,11 @@ pub struct Situation<'a> {
     /// Everything is to leave.
     pub draining: bool,
     /// Every node, as the store holds it.
-    pub nodes: &'a BTreeMap<NodeId, Versioned<NodeRecord>>,
+    pub nodes: &'a Nodes,
     /// Every host, as the store holds it.
-    pub hosts: &'a BTreeMap<HostId, HostView>,
+    pub hosts: &'a Hosts,
     /// The newest complete checkpoint of each node.
-    pub checkpoints: &'a BTreeMap<NodeId, Versioned<CheckpointRecord>>,
+    pub checkpoints: &'a Checkpoints,
     /// Some record cannot be read: it may name any instance that no other names, and any image.
     pub unreadable: bool,
     /// The managed instances of this host.
@@ -116,7 +116,7 @@ impl Situation<'_> {
     ///
     /// What is known is when the windows were accepted; they are drawn later, by the same processors.
     fn is_waiting_for_windows(&self, terminal: &TerminalId) -> bool {
-        let waits = |(node, known): (&NodeId, &Versioned<NodeRecord>)| {
+        let waits = |(node, known): (&NodeId, &SharedNode)| {
             let incident = known.value.incident.as_ref().filter(|_| node.terminal() == terminal);
             incident.is_some_and(|incident| {
                 let accepted = incident.windows.map(|at| at.since(incident.decided) * DRAWN);

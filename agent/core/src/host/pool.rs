@@ -7,7 +7,6 @@ use super::{HostAction, Local, Situation};
 use crate::ids::{Epoch, InstanceId, NodeId};
 use crate::records::Phase;
 use crate::units::MiB;
-use crate::view::HostView;
 
 /// What to do about the instances that no node names.
 pub(super) fn unnamed(situation: &Situation<'_>, is_named: impl Fn(InstanceId) -> bool) -> Vec<HostAction> {
@@ -50,7 +49,7 @@ fn dismiss(situation: &Situation<'_>, instance: InstanceId, local: &Local) -> Op
 /// Memory that instances and promises take beyond what the host has: leader and pool may give out the same room at
 /// the same time.
 fn excess(situation: &Situation<'_>) -> MiB {
-    let Some(facts) = situation.hosts.get(situation.me).and_then(HostView::current_facts) else {
+    let Some(facts) = situation.hosts.get(situation.me).and_then(|seen| seen.current_facts()) else {
         return MiB(0);
     };
     let living = |local: &&Local| !local.fact.phase.is_dead();

@@ -9,7 +9,6 @@ use super::windows::{admit, send_windows};
 use super::{HostAction, Local, Situation};
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
-use crate::view::HostView;
 
 /// How a node names an instance of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,7 +248,7 @@ fn checkpoint(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Op
     let hosts: Vec<HostId> = record
         .backups
         .iter()
-        .filter(|backup| situation.hosts.get(&backup.host).is_some_and(HostView::is_open))
+        .filter(|backup| situation.hosts.get(&backup.host).is_some_and(|seen| seen.is_open()))
         .map(|backup| backup.host.clone())
         .collect();
     (!hosts.is_empty()).then(|| HostAction::Checkpoint {

@@ -86,7 +86,8 @@ fn a_restore_from_anything_but_the_newest_complete_checkpoint_breaks_safe_3() {
     elsewhere.record.backups.clear();
     assert_eq!(found(&cluster, &elsewhere), [Invariant::CompleteCheckpoint]);
     let mut stale = cluster.clone();
-    stale.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap().value.valid = Epoch(0);
+    let known = stale.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
+    std::sync::Arc::make_mut(known).value.valid = Epoch(0);
     assert_eq!(found(&stale, &right), [Invariant::CompleteCheckpoint]);
     let mut fresh = keeps;
     fresh.record.primary.as_mut().unwrap().origin = Origin::Created;

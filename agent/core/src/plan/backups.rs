@@ -120,8 +120,8 @@ fn give_up_draining(draft: &mut Draft<'_>, node: &NodeId, wanted: u32) {
         count(record.backups.iter().filter(|backup| {
             !draft.is_draining(&backup.host) && can_take_over(draft, node, &record, backup)
         }));
-    let stays = |(host, seen): &(&HostId, &HostView)| seen.is_open() && !draft.is_draining(host);
-    let no_host_left = draft.view.hosts.iter().filter(stays).all(|(host, _)| record.touches(host));
+    let stays = |host: &HostId, seen: &HostView| seen.is_open() && !draft.is_draining(host);
+    let no_host_left = draft.view.hosts.iter().all(|(host, seen)| !stays(host, seen) || record.touches(host));
     if others < wanted && !(others > 0 && no_host_left) {
         return;
     }

@@ -23,7 +23,7 @@ use crate::ids::{HostId, InstanceId, NodeId};
 use crate::policy::{BackupCountQuestion, Interface, Judged, PlacementQuestion};
 use crate::records::{CheckpointRecord, InstanceFact, NodeRecord, SessionEnd, SessionRecord, Setback};
 use crate::units::{MiB, Now, UnixMillis};
-use crate::view::{HostView, Versioned, View};
+use crate::view::{Versioned, View};
 
 pub use explain::{Explanation, explain, recount, replace};
 
@@ -233,8 +233,7 @@ impl<'a> Draft<'a> {
 
     /// Changes a node's record and says why.
     fn change(&mut self, node: &NodeId, reason: impl Into<String>, edit: impl FnOnce(&mut NodeRecord)) {
-        if let Some(known) = self.view.nodes.get_mut(node) {
-            edit(&mut known.value);
+        if self.view.nodes.update(node, |known| edit(&mut known.value)) {
             self.reasons.entry(node.clone()).or_default().push(reason.into());
         }
     }
@@ -248,7 +247,9 @@ impl<'a> Draft<'a> {
     /// Memory of `host` that `node` may take. What another node gives up in this very plan is not given away yet:
     /// assignments are written one by one, and each must be right by itself.
     fn room(&self, node: &NodeId, host: &HostId) -> MiB {
-        let Some(facts) = self.view.hosts.get(host).and_then(HostView::current_facts) else { return MiB(0) };
+        let Some(facts) = self.view.hosts.get(host).and_then(|seen| seen.current_facts()) else {
+            return MiB(0);
+        };
         let instead = Some((node, self.record(node)));
         let after = self.view.taken_memory(host, instead);
         facts.capacity.memory.saturating_sub(after.max(self.before.taken_memory(host, instead)))
@@ -294,7 +295,7 @@ impl<'a> Draft<'a> {
             CheckpointChange::Keep => {}
             CheckpointChange::Replace(revision, record) => {
                 let known = Versioned { value: record.clone(), revision: *revision };
-                self.view.checkpoints.insert(node.clone(), known);
+                self.view.checkpoints.insert(node.clone(), known.into());
             }
             CheckpointChange::Delete(_) => {
                 self.view.checkpoints.remove(node);
@@ -306,8 +307,9 @@ impl<'a> Draft<'a> {
     fn end_silent_sessions(&mut self) {
         let after = self.bounds.session_end_after();
         for (host, seen) in &self.view.hosts {
-            if seen.is_open() && seen.silent_for >= after {
-                let silent = u64::try_from(seen.silent_for.as_millis()).unwrap_or(u64::MAX);
+            if seen.is_open() && seen.silent_for(self.now.boottime) >= after {
+                let silent =
+                    u64::try_from(seen.silent_for(self.now.boottime).as_millis()).unwrap_or(u64::MAX);
                 let end = SessionEnd {
                     reason: format!("session not renewed for {silent} ms"),
                     silent_since: UnixMillis(self.now.wall.0.saturating_sub(silent)),
@@ -321,7 +323,8 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(mut self) -> (Plan, Report) {
-        for (node, Versioned { value, revision }) in &self.view.nodes {
+        for (node, known) in &self.view.nodes {
+            let Versioned { value, revision } = known.as_ref();
             if self.before.nodes.get(node).is_some_and(|old| old.value == *value) {
                 continue;
             }

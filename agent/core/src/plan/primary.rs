@@ -16,7 +16,7 @@ use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
 use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, Setback, StateKept};
 use crate::units::UnixMillis;
-use crate::view::{HostView, Life};
+use crate::view::Life;
 
 /// Gives the node a primary if it has none that may be alive.
 pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
@@ -144,7 +144,7 @@ fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Ste
     let Some(session) = draft.view.hosts.get(host).map(|seen| seen.session.value.number) else {
         return Step::Nothing;
     };
-    let live = |host: &&HostId| draft.view.hosts.get(*host).is_some_and(HostView::is_open);
+    let live = |host: &&HostId| draft.view.hosts.get(*host).is_some_and(|seen| seen.is_open());
     Step::Found(Box::new(Successor {
         member: Member {
             host: host.clone(),
@@ -191,7 +191,7 @@ fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Optio
 /// Places held for backups on all hosts that are left must not keep the primary itself out: the last one gives way.
 fn from_held_place(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<(Member, String)> {
     let gives_way = |backup: &&Member| {
-        let open = draft.view.hosts.get(&backup.host).is_some_and(HostView::accepts_work);
+        let open = draft.view.hosts.get(&backup.host).is_some_and(|seen| seen.accepts_work());
         backup.instance.is_none() && open && !draft.recently_failed(record, &backup.host)
     };
     let host = record.backups.iter().rev().find(gives_way)?.host.clone();
@@ -202,9 +202,7 @@ fn from_held_place(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) ->
 impl Draft<'_> {
     /// Changes a record for the time of a question only.
     pub(super) fn change_quietly(&mut self, node: &NodeId, edit: impl FnOnce(&mut NodeRecord)) {
-        if let Some(known) = self.view.nodes.get_mut(node) {
-            edit(&mut known.value);
-        }
+        self.view.nodes.update(node, |known| edit(&mut known.value));
     }
 
     /// Takes an idle instance of the host, else a new one there.

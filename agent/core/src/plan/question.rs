@@ -11,7 +11,7 @@ use crate::policy::{
     HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion, Purpose, SiblingMember, Traffic,
 };
 use crate::records::{NodeRecord, Phase};
-use crate::view::{HostView, View};
+use crate::view::View;
 
 /// The one template that pools are filled from.
 const TEMPLATE: &str = "default";
@@ -116,7 +116,7 @@ fn traffic(draft: &Draft<'_>, host: &HostId) -> Traffic {
         traffic.migrations_in += u32::from(&migration.to == host);
         traffic.migrations_out += u32::from(&migration.from == host);
     }
-    let facts = view.hosts.get(host).and_then(HostView::current_facts);
+    let facts = view.hosts.get(host).and_then(|seen| seen.current_facts());
     let restoring = |facts: &crate::records::HostFacts| {
         facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count()
     };

@@ -1,6 +1,6 @@
 //! The leader's part: a view of hosts, and a plan whose questions a set of policies answers.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use understudy_core::bounds::Profile;
 use understudy_core::ids::BootId;
@@ -12,23 +12,24 @@ use understudy_policy::PolicySet;
 
 use super::samples::facts;
 
+const NOW: Now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_000_000) };
+
 /// An open host with this much memory.
-pub(crate) fn host(memory: MiB, drain: bool) -> HostView {
+pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
     let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
-    HostView {
-        facts: Some(facts(memory)),
+    Arc::new(HostView {
+        facts: Some(facts(memory).into()),
         session: Versioned { value: session, revision: 1 },
-        silent_for: Duration::ZERO,
+        silent_since: NOW.boottime,
         intent: HostIntent { drain },
-    }
+    })
 }
 
 /// Plans as the leader does: asks until the plan has no more questions. Backup counts are the built-in rule's where the
 /// set does not answer.
 pub(crate) fn planned(view: &mut View, set: &PolicySet) -> (Plan, Report) {
-    let at = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_000_000) };
     for _ in 0..20 {
-        let (plan, report) = plan(view, &Profile::Safe.bounds(), at);
+        let (plan, report) = plan(view, &Profile::Safe.bounds(), NOW);
         if !plan.has_questions() {
             return (plan, report);
         }

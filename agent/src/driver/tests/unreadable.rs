@@ -84,16 +84,16 @@ fn view() -> View {
     let rig = Rig::new();
     let facts = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
     let host = HostView {
-        facts: Some(facts),
+        facts: Some(facts.into()),
         session: Versioned { value: session, revision: 1 },
-        silent_for: std::time::Duration::ZERO,
+        silent_since: now().boottime,
         intent: HostIntent::default(),
     };
     let mut unplaced = record(None);
     (unplaced.epoch, unplaced.begun) = Default::default();
     View {
-        hosts: BTreeMap::from([(me(), host)]),
-        nodes: BTreeMap::from([(node(), Versioned { value: unplaced, revision: 0 })]),
+        hosts: [(me(), std::sync::Arc::new(host))].into_iter().collect(),
+        nodes: [(node(), Versioned { value: unplaced, revision: 0 })].into_iter().collect(),
         ..View::default()
     }
 }
@@ -110,8 +110,9 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
     assert!(parts.store.commit(&txn).await.is_ok());
     let revision = async |key: &str| parts.store.get(key).await.unwrap().unwrap().modified.0;
     let before = revision(&known).await;
-    view.nodes.get_mut(&node()).unwrap().revision = before;
-    view.hosts.get_mut(&me()).unwrap().session.revision = revision(&session).await;
+    view.nodes.update(&node(), |known| known.revision = before);
+    let seen = std::sync::Arc::make_mut(view.hosts.get_mut(&me()).unwrap());
+    seen.session.revision = revision(&session).await;
     let Ok(Bid::Won(mine)) = lead(parts.store.as_ref(), LEADER, &me(), None).await else {
         panic!("no leader")
     };

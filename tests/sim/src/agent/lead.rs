@@ -37,13 +37,14 @@ impl Agent {
     }
 
     fn bid(&mut self, world: &mut World, me: &HostId, view: &View) {
+        let clock = world.machine(me).boottime(world.now);
         let Some(mirror) = &self.mirror else { return };
         let (vacant, revision, term) = match &mirror.leader {
             None => (true, 0, 1),
             Some(known) => {
                 let host = &known.value.host;
                 let gone = view.hosts.get(host).is_none_or(|seen| {
-                    !seen.is_open() || seen.silent_for >= world.bounds.session_end_after()
+                    !seen.is_open() || seen.silent_for(clock) >= world.bounds.session_end_after()
                 });
                 (host == me || gone, known.revision, known.value.term + 1)
             }

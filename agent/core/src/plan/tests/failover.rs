@@ -213,9 +213,9 @@ fn a_silent_session_is_ended_first_and_the_promotion_rests_on_that_very_end() {
     let mut cluster = Cluster::of(3).with(&["alice/display"]);
     let at = cluster.primary_host("alice/display");
     let revision = cluster.seen(&at).session.revision;
-    cluster.seen(&at).silent_for = cluster.bounds.session_end_after() - Duration::from_millis(1);
+    cluster.silence(&at, cluster.bounds.session_end_after() - Duration::from_millis(1));
     assert!(cluster.plan().is_empty(), "not yet");
-    cluster.seen(&at).silent_for = cluster.bounds.session_end_after();
+    cluster.silence(&at, cluster.bounds.session_end_after());
     let plan = cluster.step();
     assert_eq!(plan.assignments, Vec::new());
     assert_eq!((&plan.endings[0].host, plan.endings[0].revision), (&host(&at), revision));

@@ -2,6 +2,7 @@
 //! invariants by the fixture.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -141,7 +142,7 @@ fn apply(cluster: &mut Cluster, event: &Event) {
             }
         }
         Event::Reopen(at) => cluster.reopen(&named(at)),
-        Event::Silence(at) => cluster.seen(&named(at)).silent_for = Duration::from_secs(60),
+        Event::Silence(at) => cluster.silence(&named(at), Duration::from_secs(60)),
         Event::Forget(at) => cluster.facts(&named(at)).session = 0,
         Event::Drain(at, drain) => cluster.seen(&named(at)).intent.drain = *drain,
         Event::Withhold(at, true) => drop(cluster.view.withheld.insert(node(NODES[*at]))),
@@ -227,15 +228,16 @@ fn promised(view: &View, host: &HostId) -> MiB {
 /// Every host back, nothing draining, every record read, room for all: then every node must become whole.
 fn heal(cluster: &mut Cluster) {
     cluster.view.withheld.clear();
+    let now = cluster.now.boottime;
     for name in cluster.view.hosts.keys().cloned().collect::<Vec<_>>() {
         let open = cluster.view.hosts[&name].current_facts().is_some();
         if !open {
             cluster.reopen(name.as_str());
         }
         let seen = cluster.seen(name.as_str());
-        seen.silent_for = Duration::ZERO;
+        seen.silent_since = now;
         seen.intent.drain = false;
-        seen.facts.as_mut().unwrap().capacity.memory = MiB(16 * 1024);
+        Arc::make_mut(seen.facts.as_mut().unwrap()).capacity.memory = MiB(16 * 1024);
     }
     cluster.pass(Duration::from_secs(60));
     for name in NODES {
@@ -286,7 +288,9 @@ proptest! {
         }
         let mut reversed = View::default();
         reversed.hosts.extend(cluster.view.hosts.clone().into_iter().rev());
-        reversed.nodes.extend(cluster.view.nodes.clone().into_iter().rev());
+        for (node, known) in cluster.view.nodes.iter().rev() {
+            reversed.nodes.insert(node.clone(), known.clone());
+        }
         reversed.checkpoints.extend(cluster.view.checkpoints.clone().into_iter().rev());
         reversed.withheld.clone_from(&cluster.view.withheld);
         cluster.view.placements.clear();

@@ -74,7 +74,7 @@ fn a_policy_is_told_of_the_labels_of_the_environment_and_of_the_checkpoints_by_t
         record.spec.environment_labels.insert("tier".to_owned(), "gold".to_owned());
     });
     let known = cluster.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
-    known.value.bytes = 40 << 20;
+    std::sync::Arc::make_mut(known).value.bytes = 40 << 20;
     for (interval, rate) in [(5, 8 << 10), (20, 2 << 10)] {
         cluster.bounds.checkpoint_interval = Duration::from_secs(interval);
         let mut policy = Listens { backups: 2, ..Listens::default() };
@@ -99,7 +99,7 @@ fn what_no_answer_is_awaited_for_comes_before_the_answers() {
     let mut cluster = Cluster::of(3).with(&["alice/display"]);
     let before = |cluster: &Cluster| plan(&cluster.view, &cluster.bounds, cluster.now).0.before_answers();
     let silent = cluster.primary_host("alice/display");
-    cluster.seen(&silent).silent_for = Duration::from_secs(60);
+    cluster.silence(&silent, Duration::from_secs(60));
     cluster.add(&["bob/display"]);
     let first = before(&cluster).expect("the silent session ends whatever a policy takes its time for");
     assert_eq!(first.endings.iter().map(|ending| ending.host.as_str()).collect::<Vec<_>>(), [silent]);
