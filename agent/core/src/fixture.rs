@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bounds::{Bounds, Profile};
+use crate::death::Death;
 use crate::host::{Local, PoolSettings, Situation};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
 use crate::invariants::{broken_by, broken_in};
@@ -79,8 +80,20 @@ pub(crate) fn fact(phase: Phase, node: Option<NodeId>, epoch: Epoch) -> Instance
     }
 }
 
-pub(crate) fn dead(reason: &str) -> Phase {
-    Phase::Dead { reason: reason.to_owned(), at: UnixMillis(1_000_500) }
+pub(crate) fn dead(detail: &str) -> Phase {
+    died(Death::Exited { detail: detail.to_owned() })
+}
+
+pub(crate) fn died(death: Death) -> Phase {
+    Phase::Dead { death, at: UnixMillis(1_000_500) }
+}
+
+pub(crate) fn deploy_failed(detail: &str) -> Phase {
+    died(Death::DeployFailed { detail: detail.to_owned() })
+}
+
+pub(crate) fn moved(to: &HostId) -> Phase {
+    died(Death::Moved { to: to.clone() })
 }
 
 impl Cluster {

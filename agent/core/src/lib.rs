@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod bounds;
+pub mod death;
 pub mod errors;
 #[cfg(test)]
 mod fixture;
@@ -19,10 +20,3 @@ pub mod session;
 pub mod sets;
 pub mod units;
 pub mod view;
-
-/// How the reason of a death begins that says no more than that the instance has left by live migration: all of it is
-/// on the migration's destination, which has the word from then on.
-pub const MOVED: &str = "moved away";
-
-/// How the reason of a death begins that is to be held against the host: the member never came to work there.
-pub const DEPLOY_FAILED: &str = "deployment failed";

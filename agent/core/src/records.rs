@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::death::{Death, Setback};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
 use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
@@ -134,18 +135,6 @@ pub struct Migration {
     pub started: UnixMillis,
 }
 
-/// Something that went wrong with a member on a host; the host is avoided for a while.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Setback {
-    /// The host.
-    pub host: HostId,
-    /// What went wrong, for people.
-    pub reason: String,
-    /// When.
-    pub at: UnixMillis,
-}
-
 /// What a failover kept of the execution state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -169,8 +158,8 @@ pub enum StateKept {
 pub struct Incident {
     /// The epoch that the failover began.
     pub epoch: Epoch,
-    /// What failed, for people.
-    pub cause: String,
+    /// What failed.
+    pub cause: Death,
     /// The step of the ladder that was taken, and where.
     pub action: String,
     /// What was kept.
@@ -319,8 +308,8 @@ pub enum Phase {
     Ready,
     /// Known dead by the standard of SAFE-2.
     Dead {
-        /// How, for people.
-        reason: String,
+        /// How.
+        death: Death,
         /// When it was found.
         at: UnixMillis,
     },

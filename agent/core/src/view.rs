@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use imbl::OrdMap;
 
+use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::records::{
@@ -90,8 +91,8 @@ pub enum Life {
     Alive,
     /// Known dead by the standard of SAFE-2.
     Dead {
-        /// How, for people.
-        cause: String,
+        /// How.
+        cause: Death,
         /// When it was found.
         found: UnixMillis,
     },
@@ -156,16 +157,16 @@ impl View {
         if record.number == session
             && let Some(end) = &record.ended
         {
-            return Life::Dead { cause: format!("host lost: {}", end.reason), found: end.at };
+            return Life::Dead { cause: Death::HostLost { reason: end.reason.clone() }, found: end.at };
         }
         if record.number > session {
             let found = record.ended.as_ref().map_or_else(UnixMillis::default, |end| end.at);
-            return Life::Dead { cause: "host came back without it".to_owned(), found };
+            return Life::Dead { cause: Death::HostReturned, found };
         }
         let fact =
             instance.and_then(|instance| host.instance(instance)).filter(|fact| fact.epoch >= place.since);
         match fact.map(|fact| &fact.phase) {
-            Some(Phase::Dead { reason, at }) => Life::Dead { cause: reason.clone(), found: *at },
+            Some(Phase::Dead { death, at }) => Life::Dead { cause: death.clone(), found: *at },
             Some(Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Restoring | Phase::Ready)
             | None => Life::Alive,
         }

@@ -7,6 +7,7 @@
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
+use understudy_core::death::Death;
 use understudy_core::host::HostAction;
 use understudy_core::ids::InstanceId;
 use understudy_core::units::Boottime;
@@ -21,7 +22,7 @@ const ENDING: &str = "ending";
 /// An instance that is to be ended.
 #[derive(Debug)]
 pub(super) struct Ending {
-    reason: String,
+    death: Death,
     tries: u32,
     /// When it is tried again; none while a try is under way.
     again: Option<Boottime>,
@@ -39,15 +40,20 @@ impl Ending {
 
 impl Driver {
     /// Ends an instance for good, beside whatever else is under way with it.
-    pub(super) fn end(&mut self, instance: InstanceId, reason: &str) {
+    pub(super) fn end(&mut self, instance: InstanceId, death: Death) {
         if let Entry::Vacant(vacant) = self.ending.entry(instance) {
-            vacant.insert(Ending { reason: reason.to_owned(), tries: 0, again: None, failure: None });
-            self.try_to_end(instance, reason.to_owned());
+            vacant.insert(Ending { death: death.clone(), tries: 0, again: None, failure: None });
+            self.try_to_end(instance, death);
         }
     }
 
-    fn try_to_end(&mut self, instance: InstanceId, reason: String) {
-        self.launch(self.job(HostAction::Destroy { instance, reason }, instance));
+    /// Ends an instance for this reason.
+    pub(super) fn destroy(&mut self, instance: InstanceId, reason: &str) {
+        self.end(instance, Death::Destroyed { reason: reason.to_owned() });
+    }
+
+    fn try_to_end(&mut self, instance: InstanceId, death: Death) {
+        self.launch(self.job(HostAction::Destroy { instance, death }, instance));
     }
 
     /// Tries again what could not be ended.
@@ -56,16 +62,16 @@ impl Driver {
         for (&instance, ending) in &mut self.ending {
             if ending.again.is_some_and(|again| again <= now) {
                 ending.again = None;
-                due.push((instance, ending.reason.clone()));
+                due.push((instance, ending.death.clone()));
             }
         }
-        for (instance, reason) in due {
-            self.try_to_end(instance, reason);
+        for (instance, death) in due {
+            self.try_to_end(instance, death);
         }
     }
 
     /// A try to end it is over.
-    pub(super) fn ended(&mut self, instance: InstanceId, reason: String, outcome: Outcome) {
+    pub(super) fn ended(&mut self, instance: InstanceId, death: Death, outcome: Outcome) {
         match outcome {
             // Its process was seen to end; what libvirt has of it still is no instance.
             Outcome::Failed(failure) if !self.fallen.contains(&instance) => self.not_ended(instance, failure),
@@ -73,7 +79,7 @@ impl Driver {
             _ if self.is_being_made(instance) => self.end_later(instance, RETRY.0),
             _ => {
                 self.ending.remove(&instance);
-                self.dead(instance, None, reason);
+                self.dead(instance, None, death);
             }
         }
         self.tell_what_does_not_end();
@@ -103,7 +109,7 @@ impl Driver {
             Some(format!(
                 "instance {instance} is to be ended ({}) and may run on, it is tried again: {failure}: see systemctl \
                  status libvirtd",
-                ending.reason
+                ending.death
             ))
         };
         let left: Vec<String> = self.ending.iter().filter_map(told).collect();

@@ -3,6 +3,7 @@
 //! Promises: a guest that cannot go on is ended, idle or not, and so is one that stopped while nobody was told; a job that
 //! knows more of an end has the word on it. Must not do: ask the hypervisor in the driver's own task.
 
+use understudy_core::death::Death;
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_hypervisor::{
     CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, ListError, PauseCause, WatchdogAction,
@@ -11,7 +12,6 @@ use understudy_hypervisor::{
 
 use super::Driver;
 use super::event::Event;
-use super::outcomes::moved_or_ended;
 use crate::exit::chain;
 
 /// What a complaint about instances' disks goes under.
@@ -22,12 +22,12 @@ const SOME_DISK: &str = "of which libvirt does not say the name";
 impl Driver {
     pub(super) fn hypervisor_event(&mut self, event: HypervisorEvent) {
         match event.kind {
-            EventKind::Died { id, pid } => self.died(id, &format!("qemu process {pid} ended")),
-            EventKind::Panicked { id } if self.lives(id) => self.end(id, "the guest's kernel panicked"),
+            EventKind::Died { id, pid } => self.died(id, format!("qemu process {pid} ended")),
+            EventKind::Panicked { id } if self.lives(id) => self.destroy(id, "the guest's kernel panicked"),
             EventKind::Watchdog { id, action: WatchdogAction::None | WatchdogAction::Paused }
                 if self.lives(id) =>
             {
-                self.end(id, "the guest hangs: it did not feed its watchdog");
+                self.destroy(id, "the guest hangs: it did not feed its watchdog");
             }
             EventKind::IoError { id, device, paused } if self.lives(id) => {
                 self.disk_failed(id, device, paused);
@@ -54,7 +54,7 @@ impl Driver {
         self.local.get(&id).is_some_and(|local| !local.fact.phase.is_dead())
     }
 
-    fn died(&mut self, id: InstanceId, reason: &str) {
+    fn died(&mut self, id: InstanceId, detail: String) {
         if !self.lives(id) {
             return;
         }
@@ -65,8 +65,10 @@ impl Driver {
         }
         self.parts.metrics.death_seen();
         match self.leaves_for(id) {
-            Some(to) => self.moved(id, None, moved_or_ended(&to)),
-            None => self.dead(id, None, reason.to_owned()),
+            // Whether it has arrived the destination knows: to call it dead would have the destination end what may be the
+            // only copy.
+            Some(to) => self.moved(id, None, Death::MaybeMoved { to }),
+            None => self.dead(id, None, Death::Exited { detail }),
         }
     }
 
@@ -85,7 +87,7 @@ impl Driver {
     fn disk_failed(&mut self, id: InstanceId, device: String, paused: bool) {
         tracing::warn!(instance = %id, %device, paused, "a disk of an instance failed");
         if paused {
-            self.end(id, &format!("the guest stands still for an error of its disk {device}"));
+            self.destroy(id, &format!("the guest stands still for an error of its disk {device}"));
         }
         self.disks.insert(id, device);
         self.tell_of_disks();

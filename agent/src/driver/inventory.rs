@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use understudy_core::death::Death;
 use understudy_core::host::Local;
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::records::{HostFacts, InstanceFact, Phase};
@@ -13,7 +14,6 @@ use understudy_hypervisor::{
     DestroyError, EventKind, HypervisorEvent, InstanceState, LifeSign, ListError, Pid, process,
 };
 
-use super::outcomes::moved_or_ended;
 use super::{Driver, Event, Parts, now};
 
 /// One instance that goes on, or that is known dead.
@@ -101,9 +101,9 @@ fn missing(
             let phase = match &fact.phase {
                 dead @ Phase::Dead { .. } => dead.clone(),
                 _ => {
-                    let left = passing.leaving.get(&instance).map(moved_or_ended);
-                    let reason = left.unwrap_or_else(|| "found dead when the agent started".to_owned());
-                    Phase::Dead { reason, at: now().wall }
+                    let left = passing.leaving.get(&instance).map(|to| Death::MaybeMoved { to: to.clone() });
+                    let found = || Death::Exited { detail: "found dead when the agent started".to_owned() };
+                    Phase::Dead { death: left.unwrap_or_else(found), at: now().wall }
                 }
             };
             let fact = InstanceFact { phase, ..fact.clone() };

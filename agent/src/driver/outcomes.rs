@@ -5,11 +5,11 @@
 
 use std::net::Ipv4Addr;
 
+use understudy_core::death::Death;
 use understudy_core::host::{HostAction, Lane, Local};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{InstanceFact, Phase};
 use understudy_core::units::{MiB, Vcpus};
-use understudy_core::{DEPLOY_FAILED, MOVED};
 
 use super::event::Outcome;
 use super::jobs::Job;
@@ -43,11 +43,11 @@ impl Driver {
             (HostAction::CreateIdle(_), outcome) => self.idle_made(instance, outcome),
             (HostAction::Create { .. }, Outcome::Done) => self.change(instance, Phase::Idle, "booted"),
             (HostAction::Create { node, .. }, Outcome::Died(reason)) => {
-                self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
+                self.dead(instance, Some(node), Death::DeployFailed { detail: reason });
             }
             (HostAction::Create { .. }, Outcome::Failed(reason) | Outcome::Unsure(reason))
             | (HostAction::Restore { .. }, Outcome::Unsure(reason)) => {
-                self.end(instance, &format!("{DEPLOY_FAILED}: {reason}"));
+                self.end(instance, Death::DeployFailed { detail: reason });
             }
             (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
                 self.edit(instance, |local| local.fact.epoch = epoch);
@@ -59,10 +59,10 @@ impl Driver {
             (HostAction::Deploy { node, .. }, Outcome::Died(reason))
                 if self.local.contains_key(&instance) =>
             {
-                self.dead(instance, Some(node), format!("{DEPLOY_FAILED}: {reason}"));
+                self.dead(instance, Some(node), Death::DeployFailed { detail: reason });
             }
             (HostAction::Deploy { .. }, Outcome::Unsure(reason)) if self.local.contains_key(&instance) => {
-                self.end(instance, &format!("{DEPLOY_FAILED}: {reason}"));
+                self.end(instance, Death::DeployFailed { detail: reason });
             }
             (HostAction::Admit { node, begun, .. }, Outcome::Done) => {
                 self.edit(instance, |local| {
@@ -80,15 +80,15 @@ impl Driver {
                 self.change(instance, Phase::Ready, "restored");
             }
             (HostAction::Restore { node, epoch, .. }, Outcome::Died(reason)) => {
-                self.dead_in_epoch(instance, Some(node), epoch, format!("{DEPLOY_FAILED}: {reason}"));
+                self.dead_in_epoch(instance, Some(node), epoch, Death::DeployFailed { detail: reason });
             }
             (HostAction::MigrateOut { node, to, .. }, Outcome::Moved) => {
                 self.leaving.remove(&instance);
-                self.moved(instance, Some(node), format!("{MOVED} to {to}"));
+                self.moved(instance, Some(node), Death::Moved { to });
             }
             (HostAction::MigrateOut { node, to, .. }, Outcome::Gone) => {
                 self.leaving.remove(&instance);
-                self.moved(instance, Some(node), moved_or_ended(&to));
+                self.moved(instance, Some(node), Death::MaybeMoved { to });
             }
             (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
                 self.leaving.remove(&instance);
@@ -96,7 +96,7 @@ impl Driver {
             }
             (HostAction::MigrateOut { node, .. }, Outcome::Died(reason)) => {
                 self.leaving.remove(&instance);
-                self.dead(instance, Some(node), reason);
+                self.dead(instance, Some(node), Death::Exited { detail: reason });
             }
             (HostAction::Accept { node, epoch, from, .. }, Outcome::Arrived { memory, vcpus, address }) => {
                 self.arrived(
@@ -107,12 +107,12 @@ impl Driver {
                     booting(None, address.unwrap_or(Ipv4Addr::UNSPECIFIED), memory, vcpus),
                 );
             }
-            (HostAction::Accept { node, epoch, .. }, Outcome::Died(reason)) => {
-                self.dead_in_epoch(instance, Some(node), epoch, reason);
+            (HostAction::Accept { node, epoch, .. }, Outcome::Died(_)) => {
+                self.dead_in_epoch(instance, Some(node), epoch, Death::NotArrived);
             }
-            (HostAction::Destroy { reason, .. }, outcome) => self.ended(instance, reason, outcome),
+            (HostAction::Destroy { death, .. }, outcome) => self.ended(instance, death, outcome),
             (HostAction::Missing { node, epoch, .. }, Outcome::Done) => {
-                self.dead_in_epoch(instance, Some(node), epoch, "is not on this host".to_owned());
+                self.dead_in_epoch(instance, Some(node), epoch, Death::NotHere);
             }
             (HostAction::Checkpoint { node, .. }, Outcome::Checkpointed { id, taken, pause_ms, bytes }) => {
                 tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
@@ -132,7 +132,7 @@ impl Driver {
                 | HostAction::Accept { .. }
         );
         if makes && !self.local.contains_key(&job.instance) {
-            self.end(job.instance, "it was made under a session that is over");
+            self.destroy(job.instance, "it was made under a session that is over");
         }
     }
 
@@ -148,7 +148,7 @@ impl Driver {
                 if gone {
                     self.local.remove(&instance);
                 } else {
-                    self.end(instance, &reason);
+                    self.destroy(instance, &reason);
                 }
                 self.fill_after = now().boottime + FILL_RETRY;
                 self.complain("pool", format!("cannot make an idle instance: {reason}"));
@@ -158,9 +158,9 @@ impl Driver {
     }
 
     /// This host's word that it has let go: the destination may let it run. What is known of its windows goes with it.
-    pub(super) fn moved(&mut self, instance: InstanceId, node: Option<NodeId>, reason: String) {
+    pub(super) fn moved(&mut self, instance: InstanceId, node: Option<NodeId>, death: Death) {
         let windows = self.local.get(&instance).and_then(|local| local.fact.windows);
-        self.dead(instance, node, reason);
+        self.dead(instance, node, death);
         self.edit(instance, |local| local.fact.windows = windows);
     }
 
@@ -218,9 +218,9 @@ impl Driver {
         local.fact.since = now().wall;
     }
 
-    pub(super) fn dead(&mut self, instance: InstanceId, node: Option<NodeId>, reason: String) {
+    pub(super) fn dead(&mut self, instance: InstanceId, node: Option<NodeId>, death: Death) {
         let epoch = self.local.get(&instance).map_or(Epoch(0), |local| local.fact.epoch);
-        self.dead_in_epoch(instance, node, epoch, reason);
+        self.dead_in_epoch(instance, node, epoch, death);
     }
 
     pub(super) fn dead_in_epoch(
@@ -228,7 +228,7 @@ impl Driver {
         instance: InstanceId,
         node: Option<NodeId>,
         epoch: Epoch,
-        reason: String,
+        death: Death,
     ) {
         let at = now().wall;
         let local = self.local.entry(instance).or_insert_with(|| Local {
@@ -241,17 +241,11 @@ impl Driver {
         if local.fact.phase.is_dead() && local.fact.epoch >= epoch {
             return;
         }
-        tracing::info!(%instance, from = local.fact.phase.as_str(), to = "dead", %reason, "instance changes");
-        local.fact.phase = Phase::Dead { reason, at };
+        tracing::info!(%instance, from = local.fact.phase.as_str(), to = "dead", reason = %death, "instance changes");
+        local.fact.phase = Phase::Dead { death, at };
         local.fact.epoch = local.fact.epoch.max(epoch);
         local.fact.node = node.or_else(|| local.fact.node.clone());
         local.fact.since = at;
         local.fact.windows = None;
     }
-}
-
-/// It is gone from here in a migration of which the end was not heard. Whether it has arrived the destination knows, so
-/// that its word is waited for: to call it dead would have the destination end what may be the only copy.
-pub(super) fn moved_or_ended(to: &HostId) -> String {
-    format!("{MOVED} to {to}, or ended on the way")
 }

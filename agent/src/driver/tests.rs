@@ -203,7 +203,7 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
 
 fn died(driver: &Driver, id: InstanceId, part: &str) -> bool {
     let phase = driver.local.get(&id).map(|local| &local.fact.phase);
-    matches!(phase, Some(Phase::Dead { reason, .. }) if reason.contains(part))
+    matches!(phase, Some(Phase::Dead { death, .. }) if death.to_string().contains(part))
 }
 
 fn running(hypervisor: &FakeHypervisor) -> BTreeSet<InstanceId> {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use understudy_core::DEPLOY_FAILED;
+use understudy_core::death::Death;
 use understudy_core::host::{HostAction, Lane, Local, Situation, converge, forsaken};
 use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::{InstanceFact, Phase};
@@ -61,7 +61,7 @@ impl Driver {
         }
         for instance in forsaken {
             if matches!(self.busy.get(&(instance, Lane::Domain)), Some(Busy::Running)) {
-                self.end(instance, "no node names it as a member any more");
+                self.destroy(instance, "no node names it as a member any more");
             }
         }
         self.force_failovers();
@@ -99,7 +99,7 @@ impl Driver {
             .filter(|instance| self.local.get(instance).is_some_and(|local| !local.fact.phase.is_dead()))
             .collect();
         for instance in asked {
-            self.end(instance, "an operator asked for a failover");
+            self.destroy(instance, "an operator asked for a failover");
         }
     }
 
@@ -108,7 +108,8 @@ impl Driver {
             HostAction::CreateIdle(pool) => self.create_idle(pool.memory, pool.vcpus, view),
             HostAction::Create { ref node, instance, memory, vcpus, .. } => {
                 let Some(address) = self.free_address(view) else {
-                    self.dead(instance, Some(node.clone()), format!("{DEPLOY_FAILED}: no address is free"));
+                    let detail = "no address is free".to_owned();
+                    self.dead(instance, Some(node.clone()), Death::DeployFailed { detail });
                     return;
                 };
                 self.fallen.remove(&instance);
@@ -122,7 +123,7 @@ impl Driver {
                 self.fallen.remove(&instance);
                 self.tell_of_disks();
             }
-            HostAction::Destroy { instance, reason } => self.end(instance, &reason),
+            HostAction::Destroy { instance, death } => self.end(instance, death),
             HostAction::DropImages { node } => {
                 self.images.remove(&node);
                 let (images, deleted) = (self.parts.images.clone(), !view.nodes.contains_key(&node));

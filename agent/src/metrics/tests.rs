@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use understudy_core::death::Death;
 use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::plan::Lack;
 use understudy_core::records::{
@@ -39,7 +40,7 @@ fn failed_over(epoch: u64, state: StateKept, (ready, windows): (Option<u64>, Opt
     let later = |ms: u64| UnixMillis(decided.0 + ms);
     let incident = Incident {
         epoch: Epoch(epoch),
-        cause: "killed".to_owned(),
+        cause: Death::Exited { detail: "killed".to_owned() },
         action: "promoted".to_owned(),
         state,
         found,
@@ -160,7 +161,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     };
     let mut view = View::default();
     view.checkpoints.insert(nodes[2].clone(), Versioned { value: checkpoint, revision: 1 }.into());
-    let dead = Phase::Dead { reason: "killed".to_owned(), at: UnixMillis(1) };
+    let dead = Phase::Dead { death: Death::Exited { detail: "killed".to_owned() }, at: UnixMillis(1) };
     let busy = facts(&[Phase::Idle, Phase::Idle, Phase::Ready, Phase::Booting, dead]);
     metrics.cluster_seen(&view, &report, true, Some(Duration::from_millis(4_500)), &busy);
     metrics.checkpoint_done(&nodes[2], UnixMillis(52_500), 40, 1 << 20);

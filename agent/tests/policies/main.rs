@@ -18,6 +18,7 @@ use rig::samples::{fact, spec};
 use rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
 use understudy::keys::{Key, decode};
 use understudy::policies::records::{self, Matter};
+use understudy_core::death::Death;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{HostFacts, Member, NodeRecord, Origin, Phase, TerminalRecord};
 use understudy_core::sets::{RefusedSet, SetFacts, SetFault};
@@ -225,7 +226,11 @@ async fn failover(policy: Option<&[u8]>, deadline: Duration) -> (Duration, tempf
     let mut there = facts(&[1]);
     there.instances.insert(
         instance,
-        fact(Phase::Dead { reason: "killed".to_owned(), at: UnixMillis(1) }, Some(&id), Epoch(1)),
+        fact(
+            Phase::Dead { death: Death::Exited { detail: "killed".to_owned() }, at: UnixMillis(1) },
+            Some(&id),
+            Epoch(1),
+        ),
     );
     let killed = Instant::now();
     let txn = understudy_store::Txn::new()

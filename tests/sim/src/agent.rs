@@ -12,6 +12,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use understudy_core::death::Death;
 use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::observe::Observer;
@@ -75,7 +76,7 @@ pub(crate) struct Agent {
     leaving: BTreeSet<InstanceId>,
     ending: BTreeSet<InstanceId>,
     /// What could not be ended, when that is tried again, and why it is to end.
-    again: BTreeMap<InstanceId, (u64, String)>,
+    again: BTreeMap<InstanceId, (u64, Death)>,
     filling: bool,
     fill_after: u64,
     taken: BTreeMap<NodeId, Boottime>,
@@ -337,7 +338,7 @@ impl Agent {
             self.watched.remove(&instance);
             // The source of a migration ends when the instance has moved: its job knows how to read that.
             if !self.leaving.contains(&instance) && !self.ending.contains(&instance) {
-                self.dead(world, me, instance, None, "qemu ended".to_owned());
+                self.dead(world, me, instance, None, Death::Exited { detail: "qemu ended".to_owned() });
             }
         }
     }

@@ -17,6 +17,7 @@ use std::net::Ipv4Addr;
 
 pub use images::{Offer, offered};
 
+use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::records::{CheckpointId, InstanceFact, NodeSpec, Phase};
 use crate::units::{Boottime, MiB, Now, Vcpus};
@@ -147,8 +148,8 @@ pub enum HostAction {
     SendWindows(SendWindows),
     /// Restore this instance from the checkpoint that this host keeps.
     Restore { node: NodeId, instance: InstanceId, epoch: Epoch, checkpoint: CheckpointId, valid: Epoch },
-    /// Move this instance away, live. Once it has gone, it is reported dead with a reason that begins with
-    /// [`MOVED`](crate::MOVED); while the outcome is not known, nothing is reported.
+    /// Move this instance away, live. Once it has gone, it is reported dead as [`Death::Moved`] or, where the end was not
+    /// heard, [`Death::MaybeMoved`]; while the outcome is not known, nothing is reported.
     MigrateOut {
         node: NodeId,
         instance: InstanceId,
@@ -164,8 +165,8 @@ pub enum HostAction {
     /// Take the state of this instance and copy it to these hosts. The record is written only if the node's record is
     /// still at the revision that this was decided from; a receiver takes it only as [`offered`] says.
     Checkpoint { node: NodeId, instance: InstanceId, epoch: Epoch, hosts: Vec<HostId> },
-    /// End this instance.
-    Destroy { instance: InstanceId, reason: String },
+    /// Destroy this instance, which makes this its death.
+    Destroy { instance: InstanceId, death: Death },
     /// Nobody names this dead instance any more.
     Forget { instance: InstanceId },
     /// An instance that should be here is not: make sure that nothing of it is, and report it dead in this epoch.

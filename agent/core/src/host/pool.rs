@@ -4,6 +4,7 @@
 //! do: touch anything that a node names.
 
 use super::{HostAction, Local, Situation};
+use crate::death::Death;
 use crate::ids::{Epoch, InstanceId, NodeId};
 use crate::records::Phase;
 use crate::units::MiB;
@@ -24,7 +25,7 @@ pub(super) fn unnamed(situation: &Situation<'_>, is_named: impl Fn(InstanceId) -
 }
 
 fn destroy(instance: InstanceId, reason: &str) -> HostAction {
-    HostAction::Destroy { instance, reason: reason.to_owned() }
+    HostAction::Destroy { instance, death: Death::Destroyed { reason: reason.to_owned() } }
 }
 
 /// Booted or booting for nobody yet. One that was guarded for a node counts as that node's.

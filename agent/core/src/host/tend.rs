@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::windows::{admit, send_windows};
 use super::{HostAction, Local, Situation};
+use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
 
@@ -157,16 +158,14 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
         Phase::Idle | Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Ready
             if named.is_anothers(local) =>
         {
-            let reason = "it was deployed for another node".to_owned();
-            let ended = (!situation.unreadable).then_some(HostAction::Destroy { instance, reason });
+            let death = Death::Destroyed { reason: "it was deployed for another node".to_owned() };
+            let ended = (!situation.unreadable).then_some(HostAction::Destroy { instance, death });
             ended.into_iter().collect()
         }
         Phase::Booting => Vec::new(),
         Phase::Restoring | Phase::Ready if gave_up(named, local) => {
-            vec![HostAction::Destroy {
-                instance,
-                reason: "the migration that brought it was given up".to_owned(),
-            }]
+            let reason = "the migration that brought it was given up".to_owned();
+            vec![HostAction::Destroy { instance, death: Death::Destroyed { reason } }]
         }
         Phase::Restoring => match (&record.migration, part) {
             (Some(migration), Part::Arriving) => vec![accept(named, migration)],

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{HostAction, Lane, Local, converge, forsaken, source_let_go};
-use crate::MOVED;
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
 use crate::records::{Origin, Phase, WindowsSent};
@@ -241,14 +240,14 @@ fn the_destination_gives_up_an_abandoned_migration_and_says_so() {
 
 #[test]
 fn the_destination_lets_it_run_only_once_the_source_has_let_go() {
-    let (cluster, from, _, instance) = leaving();
+    let (cluster, from, to, instance) = leaving();
     let go = |cluster: &Cluster| source_let_go(&cluster.view, &node("alice/exec-1"), instance);
     assert!(!go(&cluster));
     let mut gone = cluster.clone();
     gone.facts(from.as_str()).instances.remove(&instance);
     assert!(!go(&gone), "not in the list is no word");
     let mut moved = cluster.clone();
-    moved.report_primary("alice/exec-1", |fact| fact.phase = dead(MOVED));
+    moved.report_primary("alice/exec-1", |fact| fact.phase = crate::fixture::moved(&to));
     assert!(go(&moved));
     let mut lost = cluster;
     lost.lose(from.as_str());

@@ -6,11 +6,12 @@
 
 use super::place::{Choice, rank};
 use super::{DAY, Draft, remember};
+use crate::death::{Setback, SetbackCause};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
 };
-use crate::records::{Member, NodeRecord, Origin, Setback};
+use crate::records::{Member, NodeRecord, Origin};
 use crate::units::UnixMillis;
 use crate::view::{Answer, HostView, Life};
 
@@ -78,8 +79,9 @@ fn drop_dead(draft: &mut Draft<'_>, node: &NodeId) {
             let now = draft.now.wall;
             draft.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {
                 record.backups.retain(|other| other != backup);
-                if cause.starts_with(crate::DEPLOY_FAILED) {
-                    remember(record, Setback { host: backup.host.clone(), reason: cause.clone(), at: now });
+                if cause.is_failed_deployment() {
+                    let cause = SetbackCause::Died { death: cause.clone(), epoch: record.epoch };
+                    remember(record, Setback { host: backup.host.clone(), cause, at: now });
                 }
             });
         }

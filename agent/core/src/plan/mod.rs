@@ -19,9 +19,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::bounds::Bounds;
+use crate::death::Setback;
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::policy::{BackupCountQuestion, Interface, Judged, PlacementQuestion};
-use crate::records::{CheckpointRecord, InstanceFact, NodeRecord, SessionEnd, SessionRecord, Setback};
+use crate::records::{CheckpointRecord, InstanceFact, NodeRecord, SessionEnd, SessionRecord};
 use crate::units::{MiB, Now, UnixMillis};
 use crate::view::{Versioned, View};
 

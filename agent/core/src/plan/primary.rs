@@ -12,9 +12,10 @@
 
 use super::place::{Choice, rank};
 use super::{CheckpointChange, Draft, remember, remember_failure};
+use crate::death::{Death, Setback, SetbackCause};
 use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
-use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, Setback, StateKept};
+use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
 use crate::units::UnixMillis;
 use crate::view::Life;
 
@@ -25,7 +26,7 @@ pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
         None => None,
         Some(primary) => match draft.view.life(&record, primary) {
             Life::Alive => return,
-            Life::Dead { cause, found } => Some(Death { cause, found: found_at(draft, found) }),
+            Life::Dead { cause, found } => Some(Found { cause, found: found_at(draft, found) }),
         },
     };
     if let (Some(migration), Some(death)) = (&record.migration, &death) {
@@ -46,23 +47,23 @@ pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
 
 /// Before a successor is chosen, so that it is not put there again. Only where it died before it was ever ready: a kill
 /// says nothing about the host.
-fn hold_against(draft: &mut Draft<'_>, node: &NodeId, host: &HostId, death: &Death) {
-    if !death.cause.starts_with(crate::DEPLOY_FAILED) {
+fn hold_against(draft: &mut Draft<'_>, node: &NodeId, host: &HostId, death: &Found) {
+    if !death.cause.is_failed_deployment() {
         return;
     }
     // The epoch tells one life from the next: each counts once, from when it was seen on this clock.
     let record = draft.record(node);
-    let reason = format!("{}, in epoch {}", death.cause, record.epoch);
-    if record.setbacks.iter().any(|known| &known.host == host && known.reason == reason) {
+    let cause = SetbackCause::Died { death: death.cause.clone(), epoch: record.epoch };
+    if record.setbacks.iter().any(|known| &known.host == host && known.cause == cause) {
         return;
     }
-    let setback = Setback { host: host.clone(), reason, at: draft.now.wall };
+    let setback = Setback { host: host.clone(), cause, at: draft.now.wall };
     draft.change(node, format!("{host} is avoided for a while"), |record| remember(record, setback));
 }
 
 /// How the old primary died.
-struct Death {
-    cause: String,
+struct Found {
+    cause: Death,
     found: UnixMillis,
 }
 
@@ -245,7 +246,7 @@ fn install(
     node: &NodeId,
     before: &NodeRecord,
     successor: Successor,
-    death: Option<Death>,
+    death: Option<Found>,
 ) {
     if let Some(old) = &before.primary {
         draft.rest_on_session(node, &old.host.clone());
@@ -259,14 +260,14 @@ fn install(
         (_, _) => CheckpointChange::Keep,
     };
     draft.change_checkpoint(node, change);
-    let cause = death.as_ref().map_or("first placement", |death| &death.cause);
+    let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
     let reason = format!("{} ({cause})", successor.action);
     let (taken, action) = (successor.member, successor.action);
     draft.change(node, reason, |record| {
         record.epoch = record.epoch.next();
         record.begun = record.epoch;
         record.backups.retain(|backup| backup.host != taken.host);
-        if let Some(Death { cause, found }) = death {
+        if let Some(Found { cause, found }) = death {
             let epoch = record.epoch;
             remember_failure(record, now);
             record.incident = Some(Incident {
@@ -284,7 +285,7 @@ fn install(
     });
 }
 
-fn state_kept(node: &NodeId, before: &NodeRecord, successor: &Successor, death: Option<&Death>) -> StateKept {
+fn state_kept(node: &NodeId, before: &NodeRecord, successor: &Successor, death: Option<&Found>) -> StateKept {
     match (&successor.checkpoint, node.role(), death) {
         (Some(checkpoint), _, death) => {
             let age = death.map_or_else(Default::default, |death| death.found.since(checkpoint.taken));

@@ -4,8 +4,9 @@
 //! Promises: a migration is closed only on the word of a host that knows (SAFE-7). Must not do: promote.
 
 use super::{Draft, remember};
+use crate::death::{Setback, SetbackCause};
 use crate::ids::{Epoch, NodeId, Role};
-use crate::records::{Member, Migration, NodeRecord, Origin, Phase, Setback};
+use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
 use crate::units::UnixMillis;
 use crate::view::{Life, Place};
 
@@ -34,7 +35,7 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
     let to_death = draft.view.life_at(to, primary.instance);
     match (draft.view.life(&record, primary), to_death) {
         // It had left before it died: its end is the destination's.
-        (Life::Dead { cause, .. }, Life::Dead { .. }) if cause.starts_with(crate::MOVED) => {
+        (Life::Dead { cause, .. }, Life::Dead { .. }) if cause.is_move() => {
             arrive(draft, node, primary, migration);
         }
         (Life::Dead { .. }, Life::Dead { .. }) => {
@@ -42,7 +43,7 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
             draft.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
         (Life::Dead { cause, .. }, Life::Alive) => {
-            if !cause.starts_with(crate::MOVED) {
+            if !cause.is_move() {
                 let reason = format!("source {} of the migration is dead ({cause})", migration.from);
                 abandon(draft, node, migration, reason, None);
             }
@@ -50,7 +51,8 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
         // Nothing of it can run there any more, so that the source alone has the word again.
         (Life::Alive, Life::Dead { cause, .. }) => {
             draft.rest_on_session(node, &migration.to);
-            let setback = Setback { host: migration.to.clone(), reason: cause, at: draft.now.wall };
+            let cause = SetbackCause::Died { death: cause, epoch: migration.epoch };
+            let setback = Setback { host: migration.to.clone(), cause, at: draft.now.wall };
             let to = &migration.to;
             draft.change(
                 node,
@@ -66,8 +68,8 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
         (Life::Alive, Life::Alive) => {
             let failed = draft.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
             if let Some((_, reason)) = failed.filter(|(epoch, _)| *epoch >= migration.epoch) {
-                let setback =
-                    Setback { host: migration.to.clone(), reason: reason.clone(), at: draft.now.wall };
+                let cause = SetbackCause::MigrationFailed { epoch: migration.epoch, reason: reason.clone() };
+                let setback = Setback { host: migration.to.clone(), cause, at: draft.now.wall };
                 let reason = format!("migration to {} failed: {reason}", migration.to);
                 abandon(draft, node, migration, reason, Some(setback));
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use understudy_core::death::Death;
 use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
 use understudy_core::records::CheckpointId;
 use understudy_core::units::{MiB, Vcpus};
@@ -108,8 +109,8 @@ pub(super) fn withdraw(parts: &Parts, instance: InstanceId) -> Outcome {
     }
 }
 
-pub(super) fn destroy(parts: &Parts, instance: InstanceId, reason: &str) -> Outcome {
-    tracing::info!(%instance, reason, "ending an instance");
+pub(super) fn destroy(parts: &Parts, instance: InstanceId, death: &Death) -> Outcome {
+    tracing::info!(%instance, reason = %death, "ending an instance");
     // What is being made of it may not have come to its start: that is refused from here on.
     if let Err(error) = parts.permits.revoke(instance) {
         tracing::warn!(%instance, error = %chain(&error), "cannot take the permit back; it lapses by itself");

@@ -111,7 +111,7 @@ fn run(
             migrate::leave(parts, instance, uri, data_uri.as_deref())
         }
         HostAction::Accept { node, epoch, .. } => migrate::accept(parts, cluster, node, whose, *epoch),
-        HostAction::Destroy { reason, .. } => domain::destroy(parts, instance, reason),
+        HostAction::Destroy { death, .. } => domain::destroy(parts, instance, death),
         HostAction::Missing { .. } => domain::withdraw(parts, instance),
         HostAction::Checkpoint { .. } | HostAction::Forget { .. } | HostAction::DropImages { .. } => {
             Outcome::Done

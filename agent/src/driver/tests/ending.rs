@@ -1,6 +1,5 @@
 //! What cannot be ended is not called dead, nor forgotten.
 
-use understudy_core::DEPLOY_FAILED;
 use understudy_core::host::{HostAction, PoolSettings};
 use understudy_core::ids::Epoch;
 use understudy_core::records::{CheckpointId, Phase};
@@ -20,7 +19,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
     rig.until("it was tried to end it", |driver| !driver.complaints.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
     let told = rig.complaints();
-    for part in [&one.to_string(), DEPLOY_FAILED, "may run on", "systemctl status libvirtd"] {
+    for part in [&one.to_string(), "deployment failed", "may run on", "systemctl status libvirtd"] {
         assert!(told.contains(part), "{part} is not in: {told}");
     }
     // It is nobody's any more: that is no reason to forget what may run.
@@ -31,7 +30,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
     rig.name(one);
     rig.hypervisor.set_unkillable(one, false);
-    rig.until("it is dead", |driver| died(driver, one, DEPLOY_FAILED)).await;
+    rig.until("it is dead", |driver| died(driver, one, "deployment failed")).await;
     assert!(running(&rig.hypervisor).is_empty() && rig.complaints().is_empty(), "{}", rig.complaints());
 }
 
@@ -56,7 +55,7 @@ async fn an_end_that_failed_is_tried_again() {
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);
     rig.hypervisor.set_unkillable(one, true);
-    rig.driver.end(one, "the guest hangs");
+    rig.driver.destroy(one, "the guest hangs");
     rig.until("it was tried", |driver| !driver.complaints.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Ready));
     rig.hypervisor.set_unkillable(one, false);
@@ -92,7 +91,7 @@ async fn what_is_ended_while_it_is_being_made_is_not_dead_until_nothing_makes_it
         rig.knows(one, phase.clone(), Some(node()));
         let job = rig.driver.job(action, one);
         rig.driver.begun(&job);
-        rig.driver.end(one, "an operator asked for a failover");
+        rig.driver.destroy(one, "an operator asked for a failover");
         rig.until("it was tried", |driver| driver.ending.values().all(|ending| ending.waits())).await;
         assert_eq!(rig.phase(one), Some(phase.clone()), "it may still come");
         if comes {
@@ -114,7 +113,7 @@ async fn a_process_that_was_seen_to_end_is_dead_although_libvirt_cannot_be_asked
     rig.driver.listen_to_hypervisor();
     rig.hypervisor.set_unkillable(one, true);
     rig.hypervisor.set_libvirt_up(false);
-    rig.driver.end(one, "the guest hangs");
+    rig.driver.destroy(one, "the guest hangs");
     rig.until("it was tried", |driver| driver.complaints.contains_key("ending")).await;
     rig.hypervisor.kill(one);
     rig.until("it is dead", |driver| died(driver, one, "the guest hangs")).await;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use understudy_core::death::Death;
 use understudy_core::host::Local;
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::records::{HostFacts, Phase, SessionRecord};
@@ -196,8 +197,8 @@ impl Agent {
                 if !found.contains_key(instance) && !world.machine(me).domains.contains_key(instance) {
                     let mut fact = fact.clone();
                     if !fact.phase.is_dead() {
-                        let reason = "found dead when the agent started".to_owned();
-                        fact.phase = Phase::Dead { reason, at: wall };
+                        let detail = "found dead when the agent started".to_owned();
+                        fact.phase = Phase::Dead { death: Death::Exited { detail }, at: wall };
                     }
                     found.insert(*instance, Local { fact, paused: false });
                 }

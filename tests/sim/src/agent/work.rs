@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use understudy_core::death::Death;
 use understudy_core::host::{HostAction, Lane, Local, Situation, converge, forsaken};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, InstanceFact, Phase, WindowsSent};
 use understudy_core::units::{MiB, Now, UnixMillis, Vcpus};
 use understudy_core::view::View;
-use understudy_core::{DEPLOY_FAILED, MOVED};
 use uuid::Uuid;
 
 use super::{Agent, Busy, jobs::Job};
@@ -78,11 +78,13 @@ impl Agent {
         for instance in forsaken {
             let deploys = matches!(self.busy.get(&(instance, Lane::Domain)), Some(Busy::Running));
             if deploys {
-                self.end(world, me, instance, "no node names it as a member any more".to_owned());
+                let reason = "no node names it as a member any more".to_owned();
+                self.end(world, me, instance, Death::Destroyed { reason });
             }
         }
         for instance in self.asked_for(me) {
-            self.end(world, me, instance, "an operator asked for a failover".to_owned());
+            let reason = "an operator asked for a failover".to_owned();
+            self.end(world, me, instance, Death::Destroyed { reason });
         }
         self.end_what_is_left(world, me);
     }
@@ -100,9 +102,9 @@ impl Agent {
             .collect()
     }
 
-    fn end(&mut self, world: &mut World, me: &HostId, instance: InstanceId, reason: String) {
+    fn end(&mut self, world: &mut World, me: &HostId, instance: InstanceId, death: Death) {
         if self.ending.insert(instance) {
-            self.spawn(world, me, HostAction::Destroy { instance, reason }, instance);
+            self.spawn(world, me, HostAction::Destroy { instance, death }, instance);
         }
     }
 
@@ -112,8 +114,8 @@ impl Agent {
 
     fn end_what_is_left(&mut self, world: &mut World, me: &HostId) {
         let due = self.again.extract_if(.., |_, (at, _)| *at <= world.now).collect::<Vec<_>>();
-        for (instance, (_, reason)) in due {
-            self.spawn(world, me, HostAction::Destroy { instance, reason }, instance);
+        for (instance, (_, death)) in due {
+            self.spawn(world, me, HostAction::Destroy { instance, death }, instance);
         }
     }
 
@@ -145,10 +147,9 @@ impl Agent {
             }
             HostAction::Missing { ref node, instance, epoch } => {
                 world.machine_mut(me).domains.remove(&instance);
-                let reason = "is not on this host".to_owned();
-                self.dead_in_epoch(world, me, instance, Some(node.clone()), epoch, reason);
+                self.dead_in_epoch(world, me, instance, Some(node.clone()), epoch, Death::NotHere);
             }
-            HostAction::Destroy { instance, reason } => self.end(world, me, instance, reason),
+            HostAction::Destroy { instance, death } => self.end(world, me, instance, death),
             HostAction::DropImages { node } => {
                 world.machine_mut(me).images.remove(&node);
                 world.verbose(|| format!("{me} drops the images of {node}"));
@@ -265,7 +266,7 @@ impl Agent {
         self.release(world, &job, &outcome);
         let wall = world.machine(me).wall(world.now);
         let instance = job.instance;
-        let failed = |reason: &str| format!("{DEPLOY_FAILED}: {reason}");
+        let failed = |detail: String| Death::DeployFailed { detail };
         match (job.action, outcome) {
             // It is to end, which says more than what became of its making.
             (HostAction::Create { .. } | HostAction::Restore { .. }, _)
@@ -281,7 +282,7 @@ impl Agent {
             }
             (HostAction::Create { .. }, Outcome::Done) => self.change(wall, instance, Phase::Idle),
             (HostAction::Create { node, .. } | HostAction::Deploy { node, .. }, Outcome::Died(reason)) => {
-                self.dead(world, me, instance, Some(node), failed(&reason));
+                self.dead(world, me, instance, Some(node), failed(reason));
             }
             (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
                 self.edit(instance, |local| local.fact.epoch = epoch);
@@ -298,17 +299,17 @@ impl Agent {
                 self.change(wall, instance, Phase::Ready);
             }
             (HostAction::Restore { node, epoch, .. }, Outcome::Died(reason)) => {
-                self.dead_in_epoch(world, me, instance, Some(node), epoch, failed(&reason));
+                self.dead_in_epoch(world, me, instance, Some(node), epoch, failed(reason));
             }
             (HostAction::MigrateOut { node, to, .. }, Outcome::Moved) => {
                 self.leaving.remove(&instance);
                 self.watched.remove(&instance);
-                self.dead(world, me, instance, Some(node), format!("{MOVED} to {to}"));
+                self.dead(world, me, instance, Some(node), Death::Moved { to });
             }
             (HostAction::MigrateOut { node, to, .. }, Outcome::Gone) => {
                 self.leaving.remove(&instance);
                 self.watched.remove(&instance);
-                self.dead(world, me, instance, Some(node), format!("{MOVED} to {to}, or ended on the way"));
+                self.dead(world, me, instance, Some(node), Death::MaybeMoved { to });
             }
             (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
                 self.leaving.remove(&instance);
@@ -316,31 +317,31 @@ impl Agent {
             }
             (HostAction::MigrateOut { node, .. }, Outcome::Died(reason)) => {
                 self.leaving.remove(&instance);
-                self.dead(world, me, instance, Some(node), reason);
+                self.dead(world, me, instance, Some(node), Death::Exited { detail: reason });
             }
             (HostAction::Accept { node, .. }, Outcome::Arrived(fact)) => {
                 self.taken.insert(node, world.machine(me).boottime(world.now));
                 self.local.insert(instance, Local { fact: *fact, paused: false });
             }
-            (HostAction::Accept { node, epoch, .. }, Outcome::Died(reason)) => {
-                self.dead_in_epoch(world, me, instance, Some(node), epoch, reason);
+            (HostAction::Accept { node, epoch, .. }, Outcome::Died(_)) => {
+                self.dead_in_epoch(world, me, instance, Some(node), epoch, Death::NotArrived);
             }
             (
                 HostAction::Create { .. } | HostAction::Deploy { .. } | HostAction::Restore { .. },
                 Outcome::Unsure(why),
             ) => {
-                self.end(world, me, instance, failed(&why));
+                self.end(world, me, instance, failed(why));
             }
             // It stays what it was until it is known to be gone (SAFE-2), and what makes it may not have come to that yet.
-            (HostAction::Destroy { reason, .. }, outcome)
+            (HostAction::Destroy { death, .. }, outcome)
                 if (matches!(outcome, Outcome::Failed) || self.is_being_made(instance))
                     && world.weakness != Some(Weakness::TrustsEnds) =>
             {
-                self.again.insert(instance, (world.now + END_RETRY_MS, reason));
+                self.again.insert(instance, (world.now + END_RETRY_MS, death));
             }
-            (HostAction::Destroy { reason, .. }, _) => {
+            (HostAction::Destroy { death, .. }, _) => {
                 self.ending.remove(&instance);
-                self.dead(world, me, instance, None, reason);
+                self.dead(world, me, instance, None, death);
             }
             (_, _) => {}
         }
@@ -371,10 +372,10 @@ impl Agent {
         me: &HostId,
         instance: InstanceId,
         node: Option<NodeId>,
-        reason: String,
+        death: Death,
     ) {
         let epoch = self.local.get(&instance).map_or(Epoch(0), |local| local.fact.epoch);
-        self.dead_in_epoch(world, me, instance, node, epoch, reason);
+        self.dead_in_epoch(world, me, instance, node, epoch, death);
     }
 
     fn dead_in_epoch(
@@ -384,7 +385,7 @@ impl Agent {
         instance: InstanceId,
         node: Option<NodeId>,
         epoch: Epoch,
-        reason: String,
+        death: Death,
     ) {
         let at = world.machine(me).wall(world.now);
         let local = self
@@ -394,7 +395,7 @@ impl Agent {
         if local.fact.phase.is_dead() && local.fact.epoch >= epoch {
             return;
         }
-        local.fact.phase = Phase::Dead { reason, at };
+        local.fact.phase = Phase::Dead { death, at };
         local.fact.epoch = local.fact.epoch.max(epoch);
         local.fact.node = node.or_else(|| local.fact.node.clone());
         local.fact.since = at;

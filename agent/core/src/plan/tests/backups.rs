@@ -1,7 +1,6 @@
 //! Tables of the backups' repair.
 
-use crate::DEPLOY_FAILED;
-use crate::fixture::{Cluster, dead, fact, host, node};
+use crate::fixture::{Cluster, deploy_failed, fact, host, node};
 use crate::records::{Origin, Phase};
 use crate::units::MiB;
 
@@ -11,7 +10,7 @@ fn a_dead_backup_is_replaced_and_a_failed_deployment_held_against_its_host() {
     let backup = cluster.record("alice/display").backups[0].clone();
     let id = backup.instance.unwrap();
     let facts = cluster.facts(backup.host.as_str());
-    facts.instances.get_mut(&id).unwrap().phase = dead(&format!("{DEPLOY_FAILED}: no role disk"));
+    facts.instances.get_mut(&id).unwrap().phase = deploy_failed("no role disk");
     cluster.step();
     let record = cluster.record("alice/display");
     assert_eq!(record.backups.len(), 1);

@@ -1,9 +1,9 @@
 //! Tables of drains and migrations.
 
-use crate::fixture::{Cluster, dead, fact, host, node};
+use crate::fixture::{Cluster, dead, fact, host, moved, node};
 use crate::ids::{Epoch, HostId, InstanceId};
+use crate::plan::Plan;
 use crate::records::{Origin, Phase};
-use crate::{MOVED, plan::Plan};
 
 /// `alice/exec-1` leaves a draining host: the migration is written.
 fn leaving(hosts: usize) -> (Cluster, HostId, HostId, InstanceId) {
@@ -154,14 +154,28 @@ fn it_may_arrive_after_it_was_abandoned() {
 #[test]
 fn a_source_that_says_it_has_moved_abandons_nothing() {
     let (mut cluster, _, to, instance) = leaving(3);
-    cluster.report_primary("alice/exec-1", |fact| fact.phase = dead(&format!("{MOVED} to {to}")));
+    cluster.report_primary("alice/exec-1", |fact| fact.phase = moved(&to));
     assert!(cluster.step().is_empty(), "the destination is about to report it");
     let missing = fact(dead("qemu ended"), None, Epoch(2));
     cluster.facts(to.as_str()).instances.insert(instance, missing);
     let plan = cluster.step();
     assert!(is_promotion(&plan), "moved and dead there");
     let incident = cluster.record("alice/exec-1").incident.clone().unwrap();
-    assert_eq!(incident.cause, "qemu ended");
+    assert_eq!(incident.cause.to_string(), "qemu ended");
+}
+
+/// What qemu or an operator writes of an end may read like a move.
+#[test]
+fn an_end_whose_text_reads_like_a_move_is_no_move() {
+    let (mut cluster, _, to, instance) = leaving(3);
+    cluster.report_primary("alice/exec-1", |fact| fact.phase = dead("moved away from its disk, says qemu"));
+    cluster.step();
+    assert!(cluster.record("alice/exec-1").migration.as_ref().unwrap().abandoned);
+    let given_up = fact(dead("is not on this host"), None, Epoch(2));
+    cluster.facts(to.as_str()).instances.insert(instance, given_up);
+    assert!(is_promotion(&cluster.step()), "both ends are dead");
+    let incident = cluster.record("alice/exec-1").incident.clone().unwrap();
+    assert_eq!(incident.cause.to_string(), "moved away from its disk, says qemu");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::fixture::{BuiltIn, Cluster, Policy, dead, fact, host, node};
+use crate::fixture::{BuiltIn, Cluster, Policy, dead, deploy_failed, fact, host, moved, node};
 use crate::ids::{Epoch, HostId, NodeId};
 use crate::plan::plan;
 use crate::policy::{
@@ -17,7 +17,6 @@ use crate::policy::{
 use crate::records::Phase;
 use crate::units::MiB;
 use crate::view::{Answer, View};
-use crate::{DEPLOY_FAILED, MOVED};
 
 const NODES: [&str; 5] = ["alice/display", "alice/exec-1", "alice/exec-2", "bob/display", "bob/exec-1"];
 
@@ -123,14 +122,14 @@ fn apply(cluster: &mut Cluster, event: &Event) {
     match event {
         Event::Kill(at) => edit_primary(cluster, *at, |fact| fact.phase = dead("killed")),
         Event::FailDeployment(at) => {
-            edit_primary(cluster, *at, |fact| fact.phase = dead(&format!("{DEPLOY_FAILED}: disk")));
+            edit_primary(cluster, *at, |fact| fact.phase = deploy_failed("disk"));
         }
         Event::FailMigration(at) => {
             edit_primary(cluster, *at, |fact| {
                 fact.migration_failed = Some((fact.epoch.next(), "timeout".to_owned()));
             });
         }
-        Event::Move(at) => edit_primary(cluster, *at, |fact| fact.phase = dead(MOVED)),
+        Event::Move(at) => edit_primary(cluster, *at, |fact| fact.phase = moved(&host("host1"))),
         Event::Arrive(at) => report_arrival(cluster, *at, Phase::Ready),
         Event::LoseArrival(at) => report_arrival(cluster, *at, dead("is not on this host")),
         Event::LoseCheckpoint(at) => {

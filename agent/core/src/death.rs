@@ -1,0 +1,209 @@
+//! Owns how an instance died, and what is held against a host.
+//!
+//! Promises: what follows from a death follows from its variant; the texts in it are for people. The form in records is
+//! the variant's name in kebab-case, with its fields: `"not-here"`, `{"moved":{"to":"host2"}}`. Must not do: find a death.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, HostId};
+use crate::units::UnixMillis;
+
+/// How an instance died, by the standard of SAFE-2.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Death {
+    /// Its process ended by itself, or was found gone.
+    Exited {
+        /// How that was seen.
+        detail: String,
+    },
+    /// Its host destroyed it.
+    Destroyed {
+        /// Why.
+        reason: String,
+    },
+    /// It never came to work as a member. This is held against its host.
+    DeployFailed {
+        /// What it ran into.
+        detail: String,
+    },
+    /// All of it has left by live migration: it runs on, and the migration's destination is authoritative.
+    Moved {
+        /// Where it is.
+        to: HostId,
+    },
+    /// It is gone in a migration of which the end was not heard: the destination may have all of it or nothing, and is
+    /// authoritative.
+    MaybeMoved {
+        /// Where it may be.
+        to: HostId,
+    },
+    /// It left its source and never arrived at the host that says so.
+    NotArrived,
+    /// Its host looked for it and has nothing of it.
+    NotHere,
+    /// The lease of its host was expired.
+    HostLost {
+        /// Why.
+        reason: String,
+    },
+    /// Its host has a later lease, under which it does not run.
+    HostReturned,
+}
+
+impl Death {
+    /// Whether the migration's destination is authoritative from then on: its own word, or its own death, decides.
+    #[must_use]
+    pub fn is_move(&self) -> bool {
+        match self {
+            Self::Moved { .. } | Self::MaybeMoved { .. } => true,
+            Self::Exited { .. }
+            | Self::Destroyed { .. }
+            | Self::DeployFailed { .. }
+            | Self::NotArrived
+            | Self::NotHere
+            | Self::HostLost { .. }
+            | Self::HostReturned => false,
+        }
+    }
+
+    /// Whether it is to be held against the host: a kill says nothing about the host, a failed deployment does.
+    #[must_use]
+    pub fn is_failed_deployment(&self) -> bool {
+        match self {
+            Self::DeployFailed { .. } => true,
+            Self::Exited { .. }
+            | Self::Destroyed { .. }
+            | Self::Moved { .. }
+            | Self::MaybeMoved { .. }
+            | Self::NotArrived
+            | Self::NotHere
+            | Self::HostLost { .. }
+            | Self::HostReturned => false,
+        }
+    }
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited { detail } => f.write_str(detail),
+            Self::Destroyed { reason } => f.write_str(reason),
+            Self::DeployFailed { detail } => write!(f, "deployment failed: {detail}"),
+            Self::Moved { to } => write!(f, "moved away to {to}"),
+            Self::MaybeMoved { to } => write!(f, "moved away to {to}, or ended on the way"),
+            Self::NotArrived => f.write_str("it left its source and did not arrive"),
+            Self::NotHere => f.write_str("is not on this host"),
+            Self::HostLost { reason } => write!(f, "host lost: {reason}"),
+            Self::HostReturned => f.write_str("host came back without it"),
+        }
+    }
+}
+
+/// Something that went wrong with a member on a host; the node avoids the host for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setback {
+    /// The host.
+    pub host: HostId,
+    /// What went wrong.
+    pub cause: SetbackCause,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// What is held against a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SetbackCause {
+    /// A member died there.
+    Died {
+        /// How.
+        death: Death,
+        /// In which epoch of its node: it tells one death from the next.
+        epoch: Epoch,
+    },
+    /// A live migration did not come to an end there.
+    MigrationFailed {
+        /// The migration's epoch.
+        epoch: Epoch,
+        /// What its source ran into.
+        reason: String,
+    },
+}
+
+impl fmt::Display for SetbackCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Died { death, epoch } => write!(f, "{death}, in epoch {epoch}"),
+            Self::MigrationFailed { epoch, reason } => {
+                write!(f, "migration in epoch {epoch} failed: {reason}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<(Death, &'static str, &'static str)> {
+        let to: HostId = "host2".parse().unwrap();
+        let text = || "moved away to deployment failed".to_owned();
+        vec![
+            (
+                Death::Exited { detail: text() },
+                "moved away to deployment failed",
+                r#"{"exited":{"detail":"moved away to deployment failed"}}"#,
+            ),
+            (
+                Death::Destroyed { reason: text() },
+                "moved away to deployment failed",
+                r#"{"destroyed":{"reason":"moved away to deployment failed"}}"#,
+            ),
+            (
+                Death::DeployFailed { detail: "no role disk".to_owned() },
+                "deployment failed: no role disk",
+                r#"{"deploy-failed":{"detail":"no role disk"}}"#,
+            ),
+            (Death::Moved { to: to.clone() }, "moved away to host2", r#"{"moved":{"to":"host2"}}"#),
+            (
+                Death::MaybeMoved { to },
+                "moved away to host2, or ended on the way",
+                r#"{"maybe-moved":{"to":"host2"}}"#,
+            ),
+            (Death::NotArrived, "it left its source and did not arrive", r#""not-arrived""#),
+            (Death::NotHere, "is not on this host", r#""not-here""#),
+            (
+                Death::HostLost { reason: "silent".to_owned() },
+                "host lost: silent",
+                r#"{"host-lost":{"reason":"silent"}}"#,
+            ),
+            (Death::HostReturned, "host came back without it", r#""host-returned""#),
+        ]
+    }
+
+    #[test]
+    fn a_death_reads_back_as_it_was_written_and_its_form_is_stable() {
+        for (death, shown, written) in all() {
+            assert_eq!(death.to_string(), shown);
+            assert_eq!(serde_json::to_string(&death).unwrap(), written);
+            assert_eq!(serde_json::from_str::<Death>(written).unwrap(), death);
+        }
+    }
+
+    #[test]
+    fn what_follows_from_a_death_follows_from_its_variant_and_never_from_its_text() {
+        for (death, ..) in all() {
+            let named = format!("{death:?}");
+            assert_eq!(
+                death.is_move(),
+                named.starts_with("Moved") || named.starts_with("MaybeMoved"),
+                "{named}"
+            );
+            assert_eq!(death.is_failed_deployment(), named.starts_with("DeployFailed"), "{named}");
+        }
+    }
+}
