@@ -52,7 +52,13 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let (directory, directories) = watch::channel(Directory::default());
     let (snapshots, seen) = watch::channel(Arc::new(Snapshot::default()));
     let gateway_state = GatewayState::new(directories, Limits::default());
-    let api_state = ApiState { parts: parts.clone(), snapshots: seen, gateway: gateway_state.counters() };
+    let events = tokio::sync::mpsc::unbounded_channel();
+    let api_state = ApiState {
+        parts: parts.clone(),
+        snapshots: seen,
+        gateway: gateway_state.counters(),
+        events: events.0.clone(),
+    };
     serve(&parts.config, api_state, gateway_state).await?;
     // Ready to be asked: what it waits for is told by `understudy status`, and is no reason to end it and start it again.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -66,7 +72,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         capacity = capacity(&parts, &snapshots) => capacity?,
         _ = told_to_stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let driver = Driver::new(parts.clone(), capacity, directory, snapshots);
+    let driver = Driver::new(parts.clone(), capacity, events, directory, snapshots);
     watch_load(driver.events());
     watch_role_disks(parts.clone(), driver.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");

@@ -15,7 +15,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 use understudy_core::ids::NodeId;
-use understudy_core::plan::Report;
+use understudy_core::leader::Report;
 use understudy_core::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
 use understudy_core::units::UnixMillis;
 use understudy_core::view::View;

@@ -9,7 +9,7 @@ use crate::death::Death;
 use crate::host::{Local, PoolSettings, Situation};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
 use crate::invariants::{broken_by, broken_in};
-use crate::plan::{CheckpointChange, Plan, Report, plan};
+use crate::leader::{CheckpointChange, Plan, Question, Reply, Report, plan_asking};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::records::{
     Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, NodeRecord, NodeSpec,
@@ -28,6 +28,20 @@ pub(crate) trait Policy {
     }
 }
 
+/// Puts a question to a policy.
+pub(crate) fn reply(policy: &mut dyn Policy, question: Question) -> Reply {
+    match question {
+        Question::Placement(question) => {
+            let answer = policy.place(&question);
+            Reply::Placement(question, answer)
+        }
+        Question::BackupCount(question) => {
+            let answer = policy.count(&question);
+            Reply::BackupCount(question, answer)
+        }
+    }
+}
+
 /// No policy at all: the built-in rules.
 pub(crate) struct BuiltIn;
 impl Policy for BuiltIn {}
@@ -38,6 +52,8 @@ pub(crate) struct Cluster {
     pub(crate) now: Now,
     pub(crate) bounds: Bounds,
     pub(crate) report: Report,
+    /// What the next plan is told that nodes were short of.
+    pub(crate) deficits: BTreeMap<NodeId, u32>,
     revision: u64,
 }
 
@@ -101,8 +117,14 @@ impl Cluster {
     pub(crate) fn of(count: usize) -> Self {
         let now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_000_000) };
         let view = View::default();
-        let mut cluster =
-            Self { view, now, bounds: Profile::Safe.bounds(), report: Report::default(), revision: 10 };
+        let mut cluster = Self {
+            view,
+            now,
+            bounds: Profile::Safe.bounds(),
+            report: Report::default(),
+            deficits: BTreeMap::new(),
+            revision: 10,
+        };
         for number in 1..=count {
             cluster.add_host(&format!("host{number}"), MiB(4096));
         }
@@ -245,29 +267,15 @@ impl Cluster {
         self.now.wall = UnixMillis(self.now.wall.0 + u64::try_from(time.as_millis()).unwrap());
     }
 
-    /// One plan with all its questions answered, checked, and not applied.
+    /// One plan from nothing with all its questions answered, checked, and not applied.
     pub(crate) fn plan_with(&mut self, policy: &mut dyn Policy) -> Plan {
-        self.view.placements.clear();
-        self.view.backup_counts.clear();
-        for _ in 0..200 {
-            let (plan, report) = plan(&self.view, &self.bounds, self.now);
-            if !plan.has_questions() {
-                for assignment in &plan.assignments {
-                    assert_eq!(broken_by(&self.view, assignment), Vec::new(), "{assignment:#?}");
-                }
-                self.report = report;
-                return plan;
-            }
-            for question in plan.placements {
-                let answer = policy.place(&question);
-                self.view.placements.insert(question, answer);
-            }
-            for question in plan.backup_counts {
-                let answer = policy.count(&question);
-                self.view.backup_counts.insert(question, answer);
-            }
+        let answer = |question| reply(policy, question);
+        let (plan, report) = plan_asking(&self.view, &self.deficits, &self.bounds, self.now, answer);
+        for assignment in &plan.assignments {
+            assert_eq!(broken_by(&self.view, assignment), Vec::new(), "{assignment:#?}");
         }
-        panic!("the plan never stops asking");
+        self.report = report;
+        plan
     }
 
     pub(crate) fn plan(&mut self) -> Plan {

@@ -3,7 +3,6 @@
 //! Owns what may happen and when; promises the numbered guarantees of `DESIGN.md`; must not touch a clock, a
 //! file, a socket, a hypervisor or a store.
 
-pub mod admission;
 pub mod bounds;
 pub mod death;
 pub mod errors;
@@ -12,8 +11,8 @@ mod fixture;
 pub mod host;
 pub mod ids;
 pub mod invariants;
+pub mod leader;
 pub mod observe;
-pub mod plan;
 pub mod policy;
 pub mod records;
 pub mod session;

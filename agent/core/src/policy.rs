@@ -5,6 +5,7 @@
 //!
 //! The wire form of the same is `wit/`, where rows become columns; a change there is a change here.
 
+mod rows;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::ids::{HostId, NodeId, Role};
 use crate::records::Labels;
 use crate::units::{MiB, Vcpus};
 
+pub use rows::Rows;
 pub use verdict::{BuiltIn, CountVerdict, Judged, PlacementVerdict, RefusedPick, Unusable};
 
 /// What can be asked.
@@ -203,7 +205,7 @@ pub struct PlacementQuestion {
     pub siblings: Vec<SiblingMember>,
     /// The hosts. An answer names them by their place in this list, so keep it in the order of their names: the
     /// same cluster gives the same question.
-    pub hosts: Vec<HostRow>,
+    pub hosts: Rows,
 }
 
 /// One host that would do.

@@ -99,6 +99,13 @@ impl UnixMillis {
     }
 }
 
+impl Add<Duration> for UnixMillis {
+    type Output = Self;
+    fn add(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
 /// Both clocks, read at one moment by the caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Now {

@@ -8,15 +8,15 @@
 
 mod nodes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::records::{
     CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, NodeSpec, Phase,
     SessionRecord, TerminalRecord,
@@ -32,6 +32,19 @@ pub struct Versioned<T> {
     pub value: T,
     /// The store's revision of its last change.
     pub revision: u64,
+}
+
+/// What changed from one map to another: each key with its values before and after. What both share is passed over, so
+/// that this takes about as long as what changed.
+pub(crate) fn diff<'a, K: Ord, V: PartialEq>(
+    old: &'a OrdMap<K, V>,
+    new: &'a OrdMap<K, V>,
+) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
+    old.diff(new).map(|item| match item {
+        DiffItem::Add(key, value) => (key, None, Some(value)),
+        DiffItem::Update { old: (_, before), new: (key, after) } => (key, Some(before), Some(after)),
+        DiffItem::Remove(key, value) => (key, Some(value), None),
+    })
 }
 
 /// All hosts, each shared by all copies that hold it unchanged.
@@ -76,12 +89,6 @@ pub struct View {
     /// Nodes that have a record which could not be read: nothing is planned for them, and each of them may have any
     /// instance that nobody else does.
     pub withheld: BTreeSet<NodeId>,
-    /// Backups that nodes were short of by the last plan, where one was made. A node that lacks none is not listed.
-    pub deficits: BTreeMap<NodeId, u32>,
-    /// Answers to the placement questions of earlier rounds of this plan.
-    pub placements: BTreeMap<PlacementQuestion, Answer<PlacementAnswer>>,
-    /// Answers to the backup-count questions of earlier rounds of this plan.
-    pub backup_counts: BTreeMap<BackupCountQuestion, Answer<BackupCountAnswer>>,
 }
 
 /// What is known of the death of a member.

@@ -224,7 +224,7 @@ fn question(hosts: u32, wanted: Wanted) -> PlacementQuestion {
             SiblingMember { host: at(1), role: Role::Display, part: Part::Primary },
             SiblingMember { host: at(5), role: Role::Display, part: Part::Backup },
         ],
-        hosts: rows,
+        hosts: rows.into(),
     }
 }
 

@@ -3,9 +3,12 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
 
 use understudy_core::ids::{HostId, Role};
-use understudy_core::policy::{BackupCountQuestion, HostRow, HostState, Part, PlacementQuestion, Purpose};
+use understudy_core::policy::{
+    BackupCountQuestion, HostRow, HostState, Part, PlacementQuestion, Purpose, Rows,
+};
 
 use crate::bindings::v01::exports::understudy::policy::{backup_count, placement};
 use crate::bindings::v01::understudy::policy::types;
@@ -80,7 +83,7 @@ pub(crate) fn placement(question: &PlacementQuestion) -> Placement {
     let mut labels = Dictionary::new();
     let mut templates = Dictionary::new();
     let mut hosts = hosts(&question.hosts, &mut labels, &mut templates);
-    let row = |host: &HostId| row_of(&question.hosts, host).map(index);
+    let row = |host: &HostId| question.hosts.place_of(host).map(index);
     let terminal_labels = label_ids(&question.terminal_labels, &mut labels);
     let environment_labels = label_ids(&question.environment_labels, &mut labels);
     let request = placement::Request {
@@ -119,15 +122,9 @@ pub(crate) fn placement(question: &PlacementQuestion) -> Placement {
     (request, hosts)
 }
 
-/// The place of a host. Rows are in the order of their names, unless whoever asks did not keep to that.
-fn row_of(rows: &[HostRow], host: &HostId) -> Option<usize> {
-    let found = rows.binary_search_by(|row| row.host.cmp(host)).ok();
-    found.or_else(|| rows.iter().position(|row| row.host == *host))
-}
-
 /// All columns but the dictionaries that the request shares.
 fn hosts<'a>(
-    rows: &'a [HostRow],
+    rows: &'a Rows,
     labels: &mut Dictionary<(&'a str, &'a str)>,
     templates: &mut Dictionary<&'a str>,
 ) -> placement::Hosts {
@@ -157,7 +154,7 @@ fn hosts<'a>(
 }
 
 /// The columns that are the same numbers in both forms.
-fn numbers(hosts: &mut placement::Hosts, rows: &[HostRow]) {
+fn numbers(hosts: &mut placement::Hosts, rows: &[Arc<HostRow>]) {
     hosts.total_vcpus.extend(rows.iter().map(|r| r.total_vcpus.0));
     hosts.free_vcpus.extend(rows.iter().map(|r| r.free_vcpus.0));
     hosts.total_memory_mib.extend(rows.iter().map(|r| r.total_memory.0));

@@ -56,11 +56,12 @@ pub(crate) fn placement() -> PlacementQuestion {
         environment_labels: labels(&[("disk", "fast")]),
         members: vec![NodeMember { host: host("a"), part: Part::Primary }],
         siblings: vec![SiblingMember { host: host("b"), role: Role::Display, part: Part::Primary }],
-        hosts: vec![
+        hosts: [
             row("a", "east", HostState::Ready, MiB(32_768)),
             row("b", "east", HostState::Ready, MiB(16_384)),
             row("c", "", HostState::Draining, MiB(65_536)),
-        ],
+        ]
+        .into(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use tokio::sync::oneshot;
 use understudy_core::ids::{HostId, NameError, NodeId, TerminalId};
 use understudy_core::records::{HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord};
 use understudy_core::units::{MiB, Vcpus};
@@ -19,7 +20,7 @@ use super::types::{NodeRequest, TerminalRequest};
 use super::{ApiState, Refusal, unknown_terminal};
 use crate::cluster::FailoverRequest;
 use crate::config::{MEMORY_MIB, VCPUS};
-use crate::driver::{admission, now};
+use crate::driver::{Event, admission, now};
 use crate::exit::chain;
 use crate::keys::{Key, encode};
 
@@ -58,7 +59,12 @@ pub(super) async fn create_terminal(
     if snapshot.view.terminals.contains_key(&record.id) {
         return Err(exists());
     }
-    admission(&state.parts, &snapshot, &nodes).await.map_err(|missing| {
+    let (reply, trial) = oneshot::channel();
+    let _ = state.events.send(Event::Trial { new: nodes.clone(), reply });
+    let trial = trial.await.map_err(|_| {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is about to end: ask another".to_owned())
+    })?;
+    admission(&state.parts, &snapshot.deciding, trial).await.map_err(|missing| {
         let text = format!("terminal '{}' does not fit:\n  {}", record.id, missing.join("\n  "));
         Refusal::new(StatusCode::CONFLICT, text)
     })?;

@@ -16,10 +16,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use understudy_core::ids::TerminalId;
 
-use crate::driver::{Parts, Snapshot, now};
+use crate::driver::{Event, Parts, Snapshot, now};
 use crate::gateway::Counters;
 use types::Status;
 
@@ -32,6 +32,8 @@ pub struct ApiState {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// The gateway's counters.
     pub gateway: Arc<Counters>,
+    /// The way to the driver.
+    pub events: mpsc::UnboundedSender<Event>,
 }
 
 /// A refusal, with its HTTP status.

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use understudy_core::ids::NodeId;
-use understudy_core::plan;
+use understudy_core::leader;
 use understudy_policy::Digest;
 use understudy_store::{Committed, Txn};
 
@@ -54,7 +54,7 @@ pub(super) async fn explain(
     })?;
     let snapshot = state.snapshot()?;
     let bounds = &state.parts.config.bounds;
-    let explanation = plan::explain(&snapshot.view, &node, bounds, now()).ok_or_else(|| {
+    let explanation = leader::explain(&snapshot.view, &node, bounds, now()).ok_or_else(|| {
         Refusal::new(
             StatusCode::NOT_FOUND,
             format!("there is no node '{node}': see `understudy terminal list`"),

@@ -1,9 +1,12 @@
 //! Owns what can happen to the driver. Plain data.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use understudy_core::ids::Epoch;
-use understudy_core::records::{CheckpointId, HostFacts, WindowsSent};
+use tokio::sync::oneshot;
+use understudy_core::ids::{Epoch, NodeId};
+use understudy_core::leader::Trial;
+use understudy_core::records::{CheckpointId, HostFacts, NodeRecord, WindowsSent};
 use understudy_core::session::SessionEvent;
 use understudy_core::units::{MiB, UnixMillis, Vcpus};
 use understudy_hypervisor::HypervisorEvent;
@@ -12,7 +15,7 @@ use understudy_store::{Batch, Listing, Revision};
 
 use super::inventory::Found;
 use super::jobs::Job;
-use super::lead::Planned;
+use super::lead::Done;
 use crate::policies::Told;
 
 /// Something happened.
@@ -48,8 +51,15 @@ pub enum Event {
     },
     /// A bid for leadership ended.
     Bid(Result<Bid, ElectionError>),
-    /// A round of planning and writing ended.
-    Planned(Box<Planned>),
+    /// Something that the leader wanted is done.
+    Led(Box<Done>),
+    /// Somebody wants to try whether new nodes fit.
+    Trial {
+        /// The nodes.
+        new: BTreeMap<NodeId, NodeRecord>,
+        /// Where the trial goes.
+        reply: oneshot::Sender<Trial>,
+    },
     /// The facts were written, or were not.
     Published(Option<Box<HostFacts>>),
     /// What the keeper of the policies says.

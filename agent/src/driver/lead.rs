@@ -1,35 +1,103 @@
-//! Owns leading: the bid, the rounds of planning and asking, and the writing of what was planned.
+//! Owns leading: the bid, the leader's machine, and the writing and asking of what it decides.
 //!
-//! Promises: every write rests on the leadership, on the record's revision and on the ended sessions that it was
-//! decided from; what would break an invariant is not written. Must not do: decide what to write.
+//! Promises: every write rests on the leadership, on the record's revision and on the ended sessions that it was decided
+//! from; what would break an invariant is not written; after a write of which the outcome is not known this agent leads
+//! in a new term or not at all, so that the write cannot come after the next decision. Must not do: decide what to write.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+use understudy_core::ids::{HostId, NodeId};
 use understudy_core::invariants;
-use understudy_core::plan::{Assignment, CheckpointChange, Plan, Report, SessionEnding, plan};
-use understudy_core::units::{Boottime, Now};
+use understudy_core::leader::{
+    Admission, Assignment, CheckpointChange, Decisions, Input, Leader, Outcome, Policies as Asked, Question,
+    Reply, Report, SessionEnding, Trial,
+};
+use understudy_core::policy::Interface;
+use understudy_core::records::NodeRecord;
+use understudy_core::units::Now;
 use understudy_core::view::View;
-use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
+use understudy_store::election::{Bid, ElectionError, Leadership, Term, lead, resign};
 use understudy_store::{Committed, Condition, Revision, Txn};
 
 use super::event::Event;
-use super::{Driver, Parts, Snapshot, now};
+use super::{Driver, Parts, now};
 use crate::exit::chain;
 use crate::keys::{self, Key, LEADER};
-use crate::policies::{Answers, Round};
+use crate::policies::{Deciding, Exchange, Open};
 
-/// More rounds of questions than this mean that answers lead to ever new questions: a defect.
-const ROUNDS_MAX: u32 = 1_000;
+/// Writes that are under way at one time. Each is a round trip to the store and a sync of its log there.
+const WRITES_MAX: usize = 32;
+/// Steps of questions that an admission may take: more mean that answers lead to ever new questions, which is a defect.
+const STEPS_MAX: u32 = 1_000;
 
-/// What came of one round of planning and writing.
-#[derive(Debug, Default)]
-pub struct Planned {
-    /// What could not be done; none where policies were not asked yet.
-    pub report: Option<Report>,
-    /// The newest revision that was written.
-    pub revision: Option<Revision>,
-    /// The leadership does not stand any more.
-    pub deposed: bool,
+/// The leader's machine under one leadership.
+pub(super) struct Leading {
+    mine: Leadership,
+    machine: Leader,
+    /// The revision of the store that it has seen.
+    seen: Revision,
+    deciding: Deciding,
+    version: u64,
+    open: Open,
+    writes: Arc<Semaphore>,
+}
+
+/// What came of something that the leader wanted done, under the term in which it was.
+#[derive(Debug)]
+pub struct Done {
+    term: Term,
+    what: What,
+}
+
+/// See [`Done`].
+#[derive(Debug)]
+enum What {
+    Assigned { node: NodeId, written: Written },
+    Ended { host: HostId, written: Written },
+    Answered(Box<(Reply, Exchange)>),
+}
+
+/// What came of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Applied(Revision),
+    /// Something that it is conditional on had changed; whether that was the leadership.
+    Refused {
+        deposed: bool,
+    },
+    /// It may be applied yet.
+    Unknown,
+}
+
+impl Leading {
+    fn new(mine: Leadership, parts: &Parts) -> Self {
+        Self {
+            mine,
+            machine: Leader::new(parts.config.bounds),
+            seen: Revision(0),
+            deciding: Deciding::default(),
+            version: 0,
+            open: Open::default(),
+            writes: Arc::new(Semaphore::new(WRITES_MAX)),
+        }
+    }
+
+    /// What cannot be done, and what is lacking.
+    pub(super) fn report(&self) -> &Report {
+        self.machine.report()
+    }
+
+    /// Whether something that was decided is on its way to the store.
+    pub(super) fn is_writing(&self) -> bool {
+        self.machine.is_writing()
+    }
+
+    /// The machine as it is, to try something with.
+    pub(super) fn machine(&self) -> &Leader {
+        &self.machine
+    }
 }
 
 impl Driver {
@@ -37,35 +105,39 @@ impl Driver {
         if !self.session.is_open(now.boottime) || !self.may_lead(view) {
             return;
         }
-        let mine = self.leading.as_ref().filter(|mine| self.cluster.leader.as_ref() == Some(*mine)).cloned();
-        if self.leading.is_some() && mine.is_none() && !self.bidding {
+        let mine =
+            self.leadership.as_ref().filter(|mine| self.cluster.leader.as_ref() == Some(*mine)).cloned();
+        if self.leadership.is_some() && mine.is_none() && !self.bidding {
             // The mirror may be behind one's own bid; it is another's record that ends a leadership.
             let newer = self.cluster.leader.as_ref().is_some_and(|seen| {
-                self.leading.as_ref().is_some_and(|own| seen.revision() > own.revision())
+                self.leadership.as_ref().is_some_and(|own| seen.revision() > own.revision())
             });
             if newer {
                 tracing::warn!("another agent leads");
-                self.leading = None;
+                self.stop_leading();
             }
         }
-        if let Some(mine) = mine.as_ref().filter(|_| self.sets_are_seen()) {
-            self.settle_sets(view, mine, now);
+        if let Some(mine) = &mine
+            && (!self.sets_are_seen() || self.settle_sets(view, mine, now))
+        {
+            return;
         }
-        match &self.leading {
-            Some(mine) if self.plan_is_due(now.boottime) => self.plan(view, mine.clone(), now),
-            Some(_) => {}
-            None => self.bid(view, now.boottime),
+        match (&self.leadership, mine) {
+            (Some(_), Some(mine)) => self.decide(view, mine, now),
+            (Some(_), None) => {}
+            (None, _) => self.bid(view, now),
         }
     }
 
     /// Bids when nobody leads, when the leader's session is over or silent, or when the leader was this agent's
-    /// own earlier life.
-    fn bid(&mut self, view: &View, now: Boottime) {
+    /// own earlier life, or its own earlier term.
+    fn bid(&mut self, view: &View, now: Now) {
         let vacant = match self.cluster.leader.as_ref().and_then(|leader| leader.host().cloned()) {
             None => true,
             Some(host) if host == self.parts.config.host => true,
             Some(host) => view.hosts.get(&host).is_none_or(|seen| {
-                !seen.is_open() || seen.silent_for(now) >= self.parts.config.bounds.session_end_after()
+                let silent = seen.silent_for(now.boottime);
+                !seen.is_open() || silent >= self.parts.config.bounds.session_end_after()
             }),
         };
         if !vacant || self.bidding {
@@ -86,7 +158,7 @@ impl Driver {
             Ok(Bid::Won(leadership)) => {
                 tracing::info!(term = %leadership.term(), "this agent leads");
                 self.content("leader");
-                self.leading = Some(leadership);
+                self.leadership = Some(leadership);
             }
             Ok(Bid::Lost(_)) => {}
             Err(error) => {
@@ -96,135 +168,181 @@ impl Driver {
         }
     }
 
-    /// A plan follows from the store and from time: without a change of the first, the second is looked at now and
-    /// then. What was written must have come back first.
-    fn plan_is_due(&self, now: Boottime) -> bool {
-        let (revision, at) = self.last_plan;
-        let changed = self.cluster.revision != revision || now.since(at) >= super::TICK;
-        !self.planning && changed && self.cluster.revision >= self.planned_at
+    /// Nothing of this leadership counts any more. What is under way is conditional on it.
+    pub(super) fn stop_leading(&mut self) -> Option<Leadership> {
+        self.leading = None;
+        self.leadership.take()
     }
 
-    fn plan(&mut self, view: &View, mine: Leadership, now: Now) {
-        self.planning = true;
-        self.last_plan = (self.cluster.revision, now.boottime);
-        let (parts, sender, mut view) = (self.parts.clone(), self.sender.clone(), view.clone());
-        view.deficits = self.report.deficits();
-        let asking = Round::new(parts.policies.deciding(&self.cluster.policies), Some(mine.term().0));
-        tokio::spawn(async move {
-            let planned = round(&parts, view, asking, &mine, now).await;
-            let _ = sender.send(Event::Planned(Box::new(planned)));
-        });
+    /// Tells the machine what the store holds by now, who is asked, and the time; and does what it wants.
+    pub(super) fn decide(&mut self, view: &View, mine: Leadership, now: Now) {
+        let revision = self.cluster.revision;
+        let deciding = self.parts.policies.deciding(&self.cluster.policies);
+        let parts = Arc::clone(&self.parts);
+        if self.leading.as_ref().is_none_or(|leading| leading.mine != mine) {
+            self.leading = Some(Leading::new(mine, &parts));
+        }
+        let Some(leading) = &mut self.leading else { return };
+        let mut inputs = Vec::new();
+        if leading.version == 0 || !leading.deciding.is_same(&deciding) {
+            leading.version += 1;
+            leading.deciding = deciding;
+            let asked = asked(&leading.deciding, leading.version);
+            inputs.push(Input::Policies(asked));
+        }
+        if leading.seen != revision {
+            leading.seen = revision;
+            inputs.push(Input::View(view.clone()));
+        } else if leading.machine.next_due().is_some_and(|due| due <= now.boottime) {
+            inputs.push(Input::Tick);
+        }
+        for input in inputs {
+            let Some(leading) = &mut self.leading else { return };
+            let decisions = leading.machine.handle(input, now);
+            self.carry_out(decisions);
+        }
     }
 
-    pub(super) fn plan_ended(&mut self, planned: Planned) {
-        self.planning = false;
-        if planned.deposed {
-            tracing::warn!("a write was refused because another agent leads");
-            self.leading = None;
+    /// Something that the leader wanted is done.
+    pub(super) fn done(&mut self, done: Done) {
+        let Some(leading) = &mut self.leading else { return };
+        if leading.mine.term() != done.term {
+            return;
         }
-        if let Some(revision) = planned.revision {
-            self.planned_at = revision;
-        }
-        let Some(report) = planned.report else { return };
-        for (interface, reason) in &report.refusals {
-            if !self.report.refusals.contains(&(*interface, reason.clone())) {
-                tracing::warn!(%interface, %reason, "a policy's answer was refused, the built-in rule decided");
+        let now = now();
+        let written = match &done.what {
+            What::Assigned { written, .. } | What::Ended { written, .. } => Some(*written),
+            What::Answered(_) => None,
+        };
+        match written {
+            Some(Written::Refused { deposed: true }) => {
+                tracing::warn!("a write was refused because another agent leads");
+                self.stop_leading();
+                return;
             }
+            // It may still be applied: a new term keeps it from coming after what is decided next.
+            Some(Written::Unknown) => {
+                tracing::warn!(term = %done.term, "the outcome of a write is not known: a new term begins");
+                self.stop_leading();
+                return;
+            }
+            Some(Written::Refused { deposed: false } | Written::Applied(_)) | None => {}
         }
-        self.report = report;
+        let input = match done.what {
+            What::Assigned { node, written } => Input::Written(node, written.outcome()),
+            What::Ended { host, written } => Input::Ended(host, written.outcome()),
+            What::Answered(answered) => {
+                let (reply, exchange) = *answered;
+                leading.open.keep(&self.parts.policies, Some(done.term.0), exchange);
+                Input::Reply(reply)
+            }
+        };
+        let decisions = leading.machine.handle(input, now);
+        self.carry_out(decisions);
+    }
+
+    /// Has everything done that the machine wants, side by side.
+    fn carry_out(&mut self, decisions: Decisions) {
+        let Some(leading) = &mut self.leading else { return };
+        let view = leading.machine.decided_from().clone();
+        let (parts, mine) = (&self.parts, &leading.mine);
+        let Decisions { endings, assignments, questions, refusals, judged } = decisions;
+        for (interface, reason) in refusals {
+            tracing::warn!(%interface, %reason, "a policy's answer was refused, the built-in rule decided");
+        }
+        leading.open.conclude(&parts.policies, &leading.deciding, Some(mine.term().0), judged);
+        let (term, sender, writes) = (mine.term(), self.sender.clone(), Arc::clone(&leading.writes));
+        let tell = move |what: What| {
+            let _ = sender.send(Event::Led(Box::new(Done { term, what })));
+        };
+        for ending in endings {
+            tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "ending a silent session");
+            let (parts, mine, tell) = (Arc::clone(parts), mine.clone(), tell.clone());
+            tokio::spawn(async move {
+                let written = write(&parts, &mine, &ending_txn(&mine, &ending)).await;
+                tell(What::Ended { host: ending.host, written });
+            });
+        }
+        for assignment in assignments {
+            let node = assignment.node.clone();
+            if breaks(parts, &view, &assignment) {
+                tell(What::Assigned { node, written: Written::Refused { deposed: false } });
+                continue;
+            }
+            let (parts, mine, tell) = (Arc::clone(parts), mine.clone(), tell.clone());
+            let (writes, old) = (Arc::clone(&writes), view.nodes.get(&node).cloned());
+            tokio::spawn(async move {
+                let Ok(_permit) = writes.acquire().await else { return };
+                let written = write(&parts, &mine, &assignment_txn(&mine, &assignment)).await;
+                if let Written::Applied(_) = written {
+                    let Assignment { record, reasons, .. } = &assignment;
+                    tracing::info!(%node, epoch = %record.epoch, reason = reasons.join("; "), "assignment written");
+                    parts.metrics.assigned(&node, record, old.as_ref().map(|old| &old.value));
+                }
+                tell(What::Assigned { node, written });
+            });
+        }
+        for question in questions {
+            let (parts, deciding, tell) = (Arc::clone(parts), leading.deciding.clone(), tell.clone());
+            tokio::task::spawn_blocking(move || {
+                tell(What::Answered(Box::new(Exchange::put(&parts.policies, deciding, question))));
+            });
+        }
     }
 
     /// Gives up the leadership in order, so that the next leader need not wait for its end.
     pub(super) async fn resign(&mut self) {
-        if let Some(mine) = self.leading.take()
+        if let Some(mine) = self.stop_leading()
             && let Err(error) = resign(self.parts.store.as_ref(), &mine).await
         {
             tracing::warn!(error = %chain(&error), "cannot resign the leadership");
         }
     }
+
+    /// A leader to try new nodes with: this agent's own, else one that begins with what this agent knows.
+    pub(super) fn trial(&self, new: &BTreeMap<NodeId, NodeRecord>) -> Trial {
+        if let Some(leading) = &self.leading {
+            return Trial::new(leading.machine(), new, now());
+        }
+        let deciding = self.parts.policies.deciding(&self.cluster.policies);
+        trial(&self.parts, &deciding, self.cluster.view(), new)
+    }
 }
 
-/// One round.
-pub(super) async fn round(
-    parts: &Arc<Parts>,
-    mut view: View,
-    asking: Round,
-    mine: &Leadership,
-    at: Now,
-) -> Planned {
-    let mut planned = Planned::default();
-    // A policy that takes its time holds up the one node that it is asked about, and the end of no silent session.
-    let first = plan(&view, &parts.config.bounds, at);
-    if let Some(unasked) = first.0.before_answers() {
-        carry_out(parts, &view, &unasked, mine, &mut planned).await;
-        if planned.revision.is_some() {
-            return planned;
-        }
-    }
-    match answered(parts, &mut view, first, asking, at).await {
-        Ok((plan, report)) => {
-            planned.report = Some(report);
-            carry_out(parts, &view, &plan, mine, &mut planned).await;
-        }
-        Err(reason) => tracing::error!(%reason, "no plan could be made"),
-    }
-    planned
+/// Who is asked of those that decide.
+fn asked(deciding: &Deciding, version: u64) -> Asked {
+    let asks = |interface| deciding.asks(interface);
+    Asked { placement: asks(Interface::Placement), backup_count: asks(Interface::BackupCount), version }
 }
 
-/// Writes what is planned. What one write changes is seen before the next plan is made.
-async fn carry_out(parts: &Parts, view: &View, plan: &Plan, mine: &Leadership, planned: &mut Planned) {
-    for ending in &plan.endings {
-        tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "ending a silent session");
-        write(parts, mine, &ending_txn(mine, ending), planned).await;
-    }
-    for assignment in &plan.assignments {
-        let broken = invariants::broken_by(view, assignment);
-        if !broken.is_empty() {
-            for broken in &broken {
-                tracing::error!(node = %assignment.node, invariant = %broken.id, detail = %broken.detail, "an assignment would break an invariant and is not written: report this");
-                parts.metrics.invariant_broken(&broken.id.to_string());
-            }
-            continue;
-        }
-        let node = &assignment.node;
-        let epoch = assignment.record.epoch;
-        if write(parts, mine, &assignment_txn(mine, assignment), planned).await {
-            tracing::info!(%node, %epoch, reason = assignment.reasons.join("; "), "assignment written");
-            parts.metrics.assigned(node, &assignment.record, view.nodes.get(node).map(|old| &old.value));
+/// A trial of new nodes in `view`, where this agent does not lead: all other nodes are decided about first.
+#[must_use]
+pub fn trial(parts: &Parts, deciding: &Deciding, view: &View, new: &BTreeMap<NodeId, NodeRecord>) -> Trial {
+    let (mut machine, now) = (Leader::new(parts.config.bounds), now());
+    machine.handle(Input::Policies(asked(deciding, 1)), now);
+    // What it decides here nobody writes: it stands as decided.
+    machine.handle(Input::View(view.clone()), now);
+    Trial::new(&machine, new, now)
+}
+
+impl Written {
+    /// As the machine is told. It is not told of an outcome that is not known.
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::Applied(revision) => Outcome::Applied(revision.0),
+            Self::Refused { .. } | Self::Unknown => Outcome::Refused,
         }
     }
 }
 
-/// Asks what the plan wants to know, and plans again, until it wants to know nothing.
-async fn answered(
-    parts: &Arc<Parts>,
-    view: &mut View,
-    mut planned: (Plan, Report),
-    mut asking: Round,
-    at: Now,
-) -> Result<(Plan, Report), String> {
-    for _ in 0..ROUNDS_MAX {
-        if !planned.0.has_questions() {
-            asking.conclude(&parts.policies, std::mem::take(&mut planned.1.judged));
-            return Ok(planned);
-        }
-        let (placements, counts);
-        (asking, (placements, counts)) = ask(parts, asking, planned.0).await?;
-        view.placements.extend(placements);
-        view.backup_counts.extend(counts);
-        planned = plan(view, &parts.config.bounds, at);
+/// Whether writing an assignment would break an invariant: that is a defect, and is told.
+fn breaks(parts: &Parts, view: &View, assignment: &Assignment) -> bool {
+    let broken = invariants::broken_by(view, assignment);
+    for broken in &broken {
+        tracing::error!(node = %assignment.node, invariant = %broken.id, detail = %broken.detail, "an assignment would break an invariant and is not written: report this");
+        parts.metrics.invariant_broken(&broken.id.to_string());
     }
-    Err(format!("the plan still has questions after {ROUNDS_MAX} rounds"))
-}
-
-/// Puts a plan's questions where blocking is allowed.
-async fn ask(parts: &Arc<Parts>, mut asking: Round, plan: Plan) -> Result<(Round, Answers), String> {
-    let parts = parts.clone();
-    let asked = tokio::task::spawn_blocking(move || {
-        let answers = asking.ask(&parts.policies, plan);
-        (asking, answers)
-    });
-    asked.await.map_err(|error| format!("asking the policies failed: {error}"))
+    !broken.is_empty()
 }
 
 fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
@@ -257,51 +375,50 @@ fn assignment_txn(mine: &Leadership, assignment: &Assignment) -> Txn {
     }
 }
 
-/// Writes one transaction. What was refused is planned again from what stands then.
-async fn write(parts: &Parts, mine: &Leadership, txn: &Txn, planned: &mut Planned) -> bool {
+/// Writes one transaction.
+async fn write(parts: &Parts, mine: &Leadership, txn: &Txn) -> Written {
     match parts.store.commit(txn).await {
-        Ok(Committed::Applied { revision }) => {
-            planned.revision = planned.revision.max(Some(revision));
-            true
-        }
-        Ok(Committed::Refused { revision, failed }) => {
-            planned.deposed |= failed.iter().any(|key| key == mine.condition().key());
-            planned.revision = planned.revision.max(Some(revision));
+        Ok(Committed::Applied { revision }) => Written::Applied(revision),
+        Ok(Committed::Refused { failed, .. }) => {
             tracing::debug!(?failed, "a write was overtaken");
-            false
+            Written::Refused { deposed: failed.iter().any(|key| key == mine.condition().key()) }
         }
         Err(error) => {
             tracing::warn!(error = %chain(&error), "a planned write failed");
-            false
+            Written::Unknown
         }
     }
 }
 
-/// For admission: plans for a view with more nodes, asking the policies as the leader would.
-pub async fn admission(
-    parts: &Arc<Parts>,
-    snapshot: &Snapshot,
-    new: &std::collections::BTreeMap<understudy_core::ids::NodeId, understudy_core::records::NodeRecord>,
-) -> Result<(), Vec<String>> {
-    use understudy_core::admission::{Admission, admit};
-    let mut view = snapshot.view.clone();
-    let mut asking = Round::new(snapshot.deciding.clone(), None);
-    for _ in 0..ROUNDS_MAX {
-        let plan = match admit(&view, new, &parts.config.bounds, now()) {
-            Admission::Admitted(judged) => {
-                asking.conclude(&parts.policies, judged);
-                return Ok(());
-            }
-            Admission::Refused { missing, judged } => {
-                asking.conclude(&parts.policies, judged);
-                return Err(missing);
-            }
-            Admission::Asks(plan) => plan,
+/// Whether new nodes fit, by a trial that asks the policies as the leader would; what is missing if not.
+pub async fn admission(parts: &Arc<Parts>, deciding: &Deciding, mut trial: Trial) -> Result<(), Vec<String>> {
+    let (mut open, mut replies) = (Open::default(), Vec::new());
+    for _ in 0..STEPS_MAX {
+        let (questions, judged, fits) = match trial.step(std::mem::take(&mut replies), now()) {
+            Admission::Asks(questions) => (questions, None, Ok(())),
+            Admission::Admitted(judged) => (Vec::new(), Some(judged), Ok(())),
+            Admission::Refused { missing, judged } => (Vec::new(), Some(judged), Err(missing)),
         };
-        let (placements, counts);
-        (asking, (placements, counts)) = ask(parts, asking, plan).await.map_err(|error| vec![error])?;
-        view.placements.extend(placements);
-        view.backup_counts.extend(counts);
+        if let Some(judged) = judged {
+            open.conclude(&parts.policies, deciding, None, judged);
+            return fits;
+        }
+        for question in questions {
+            let (reply, exchange) = ask(parts, deciding, question).await.map_err(|error| vec![error])?;
+            open.keep(&parts.policies, None, exchange);
+            replies.push(reply);
+        }
     }
     Err(vec!["the policies' answers lead to ever new questions".to_owned()])
+}
+
+/// Puts a question where blocking is allowed.
+async fn ask(
+    parts: &Arc<Parts>,
+    deciding: &Deciding,
+    question: Question,
+) -> Result<(Reply, Exchange), String> {
+    let (parts, deciding) = (Arc::clone(parts), deciding.clone());
+    let asked = tokio::task::spawn_blocking(move || Exchange::put(&parts.policies, deciding, question));
+    asked.await.map_err(|error| format!("asking the policies failed: {error}"))
 }

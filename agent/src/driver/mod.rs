@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, InstanceId, NodeId};
-use understudy_core::plan::Report;
+use understudy_core::leader::Report;
 use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::session::Session;
 use understudy_core::sets::{PolicySets, SetFacts};
@@ -39,7 +39,7 @@ use understudy_store::election::Leadership;
 use understudy_store::{Revision, Store};
 
 pub use event::Event;
-pub use lead::admission;
+pub use lead::{admission, trial};
 pub(crate) use sets::waits;
 
 use crate::cluster::Cluster;
@@ -74,6 +74,9 @@ pub struct Parts {
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
+
+/// The way to a driver, and its end.
+pub type Events = (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>);
 
 /// The agent's state as others may read it.
 #[derive(Debug, Clone, Default)]
@@ -133,12 +136,11 @@ pub struct Driver {
     images: BTreeSet<NodeId>,
     taken: BTreeMap<NodeId, Boottime>,
     sequences: BTreeMap<NodeId, (understudy_core::ids::Epoch, u64)>,
-    leading: Option<Leadership>,
+    /// The leadership that this agent won, whether the mirror shows it yet or not.
+    leadership: Option<Leadership>,
+    /// The machine that decides under it.
+    leading: Option<lead::Leading>,
     bidding: bool,
-    planning: bool,
-    planned_at: Revision,
-    last_plan: (Revision, Boottime),
-    report: Report,
     published: Option<HostFacts>,
     publishing: bool,
     publish_after: Boottime,
@@ -167,15 +169,15 @@ fn kept_images(images: &ImageStore) -> BTreeSet<NodeId> {
 }
 
 impl Driver {
-    /// A driver that knows nothing yet.
+    /// A driver that knows nothing yet, and takes `events`.
     #[must_use]
     pub fn new(
         parts: Arc<Parts>,
         capacity: Capacity,
+        (sender, receiver): Events,
         directory: watch::Sender<Directory>,
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
-        let (sender, receiver) = mpsc::unbounded_channel();
         let session = Session::new(parts.config.bounds);
         Self {
             parts,
@@ -201,12 +203,9 @@ impl Driver {
             images: BTreeSet::new(),
             taken: BTreeMap::new(),
             sequences: BTreeMap::new(),
+            leadership: None,
             leading: None,
             bidding: false,
-            planning: false,
-            planned_at: Revision(0),
-            last_plan: (Revision(0), Boottime::default()),
-            report: Report::default(),
             published: None,
             publishing: false,
             publish_after: Boottime::default(),
@@ -282,7 +281,10 @@ impl Driver {
             Event::Stopped => self.session_busy = false,
             Event::Job { job, outcome } => self.finish(*job, outcome),
             Event::Bid(bid) => self.bid_ended(bid),
-            Event::Planned(planned) => self.plan_ended(*planned),
+            Event::Led(done) => self.done(*done),
+            Event::Trial { new, reply } => {
+                let _ = reply.send(self.trial(&new));
+            }
             Event::Published(facts) => self.published(facts),
             Event::Policies(told) => self.policies_told(*told),
             Event::Settled(written) => self.sets_settled(written),

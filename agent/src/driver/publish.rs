@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::ids::{NodeId, Role};
+use understudy_core::leader::Report;
 use understudy_core::records::{HostFacts, Phase};
 use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
@@ -96,8 +97,8 @@ impl Driver {
             self.session.deadline().filter(|_| self.session.is_open(now)).map(|deadline| deadline.since(now));
         self.parts.metrics.cluster_seen(
             &view,
-            &self.report,
-            self.leading.is_some(),
+            self.leading.as_ref().map_or(&Report::default(), |leading| leading.report()),
+            self.leadership.is_some(),
             remaining,
             &self.facts(),
         );
@@ -105,8 +106,8 @@ impl Driver {
             synced: true,
             complaints: self.complaints.values().cloned().collect(),
             leader: self.cluster.leader.as_ref().and_then(|leader| leader.host()).map(ToString::to_string),
-            leading: self.leading.is_some(),
-            report: self.report.clone(),
+            leading: self.leadership.is_some(),
+            report: self.leading.as_ref().map(|leading| leading.report().clone()).unwrap_or_default(),
             session_remaining: remaining,
             facts: Some(self.facts()),
             deciding: self.parts.policies.deciding(&self.cluster.policies),

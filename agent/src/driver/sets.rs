@@ -61,7 +61,7 @@ impl Driver {
         }
         let me = &self.parts.config.host;
         let recorded = self.cluster.leader.clone().filter(|leader| leader.host() == Some(me));
-        if let Some(mine) = self.leading.take().or(recorded)
+        if let Some(mine) = self.stop_leading().or(recorded)
             && !self.bidding
         {
             tracing::warn!(term = %mine.term(), "this agent gives up the leadership: the policies that decide are not ready on this host");
@@ -91,20 +91,25 @@ impl Driver {
     }
 
     /// As leader: what becomes of the candidate.
-    pub(super) fn settle_sets(&mut self, view: &View, mine: &Leadership, now: Now) {
+    ///
+    /// What is under way was decided by the set of before, and comes first. Whether nothing more is to be decided until then.
+    pub(super) fn settle_sets(&mut self, view: &View, mine: &Leadership, now: Now) -> bool {
         if self.settling {
-            return;
+            return true;
         }
+        let is_writing = self.leading.as_ref().is_some_and(|leading| leading.is_writing());
         let txn = match self.cluster.policies.judge(&view.hosts, now.wall) {
+            Some(Verdict::Activate(_) | Verdict::Refuse(_)) if is_writing => return true,
             Some(Verdict::Activate(record)) => {
                 tracing::info!(generation = record.generation, by = %record.by, "every open host has the set of policies: it decides from here on");
                 self.put_active(&record).delete(Key::PolicyCandidate.to_string())
             }
             Some(Verdict::Refuse(refused)) => self.refuse(&refused),
-            Some(Verdict::Waits(_)) | None => return,
+            Some(Verdict::Waits(_)) | None => return false,
         };
         let candidate = self.cluster.policies.candidate.as_ref().map(|set| set.revision);
         self.settle(txn.when(mine.condition()).when(unchanged(&Key::PolicyCandidate, candidate)));
+        true
     }
 
     fn settle(&mut self, txn: Txn) {

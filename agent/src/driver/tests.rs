@@ -100,7 +100,8 @@ impl Rig {
         let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
         let (directory, snapshots) =
             (watch::Sender::new(Directory::default()), watch::Sender::new(Arc::new(Snapshot::default())));
-        let mut driver = Driver::new(parts, capacity, directory, snapshots);
+        let mut driver =
+            Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), directory, snapshots);
         for event in [SessionEvent::Tick, SessionEvent::Written, SessionEvent::GuardAcknowledged] {
             driver.session.step(event, now().boottime);
         }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use understudy_core::death::Death;
 use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::plan::Lack;
+use understudy_core::leader::Lack;
 use understudy_core::records::{
     Capacity, CheckpointId, CheckpointRecord, InstanceFact, Labels, NodeSpec, Screen,
 };

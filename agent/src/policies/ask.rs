@@ -1,13 +1,15 @@
-//! Owns the asking of a set: one round of planning with all its questions, from the first to the verdicts of core.
+//! Owns the asking of a set: one question of the leader, from the asking to the verdict of core.
 //!
-//! Promises: a policy that overran its deadline is not asked again in the same round, nor for a while after, so that a
-//! failover is later by one deadline at most; one that is set aside is not asked. Must not do: judge answers.
+//! Promises: a policy that overran its deadline is not asked again for a while after, so that a failover is later by one
+//! deadline at most; one that is set aside is not asked. Must not do: judge answers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::plan::Plan;
+use understudy_core::ids::NodeId;
+use understudy_core::leader::{Question, Reply};
 use understudy_core::policy::{
-    BackupCountAnswer, BackupCountQuestion, BuiltIn, Interface, Judged, PlacementAnswer, PlacementQuestion,
+    BackupCountQuestion, BuiltIn, CountVerdict, Interface, Judged, PlacementQuestion, PlacementVerdict,
 };
 use understudy_core::units::UnixMillis;
 use understudy_core::view::Answer;
@@ -19,83 +21,111 @@ use super::{Deciding, Policies, lock};
 use crate::driver::now;
 use crate::exit::chain;
 
-/// Answers to the questions of one plan.
-pub(crate) type Answers = (
-    Vec<(PlacementQuestion, Answer<PlacementAnswer>)>,
-    Vec<(BackupCountQuestion, Answer<BackupCountAnswer>)>,
-);
-
-/// What was asked and said, with who is to be held to it.
-struct Exchange<Q, A> {
-    question: Q,
-    by: Option<By>,
-    said: Said<A>,
-}
-
-/// One round of planning: the set that it asks, and what was said so far.
-pub(crate) struct Round {
+/// A question that was put, with who is to be held to the answer.
+#[derive(Debug)]
+pub(crate) struct Exchange {
     deciding: Deciding,
     at: UnixMillis,
-    term: Option<u64>,
-    placements: Vec<Exchange<PlacementQuestion, PlacementAnswer>>,
-    backup_counts: Vec<Exchange<BackupCountQuestion, BackupCountAnswer>>,
+    by: Option<By>,
+    item: Item,
 }
 
-impl Round {
-    /// A round that asks `deciding`; `term` of the leadership, none for an admission.
-    pub(crate) fn new(deciding: Deciding, term: Option<u64>) -> Self {
-        Self { deciding, at: now().wall, term, placements: Vec::new(), backup_counts: Vec::new() }
+impl Exchange {
+    /// Puts a question, and waits as long as the policy computes.
+    pub(crate) fn put(policies: &Policies, deciding: Deciding, question: Question) -> (Reply, Self) {
+        let at = now().wall;
+        match question {
+            Question::Placement(question) => {
+                let ask = || deciding.set.ask_placement(&question);
+                let (by, said) = policies.ask(&deciding, Interface::Placement, ask);
+                let reply = Reply::Placement(question.clone(), answer(&said));
+                (reply, Self { deciding, at, by, item: Item::Placement { question, said, made: None } })
+            }
+            Question::BackupCount(question) => {
+                let ask = || deciding.set.ask_backup_count(&question);
+                let (by, said) = policies.ask(&deciding, Interface::BackupCount, ask);
+                let reply = Reply::BackupCount(question.clone(), answer(&said));
+                (reply, Self { deciding, at, by, item: Item::BackupCount { question, said, made: None } })
+            }
+        }
+    }
+}
+
+/// Questions that were put and that core has made nothing of yet.
+#[derive(Debug, Default)]
+pub(crate) struct Open {
+    placements: BTreeMap<(NodeId, u32), Exchange>,
+    backup_counts: BTreeMap<NodeId, Exchange>,
+}
+
+impl Open {
+    /// Keeps an exchange until core has made something of it. One before it about the same came to nothing.
+    pub(crate) fn keep(&mut self, policies: &Policies, term: Option<u64>, exchange: Exchange) {
+        let before = match &exchange.item {
+            Item::Placement { question, .. } => {
+                self.placements.insert((question.node.clone(), question.wanted), exchange)
+            }
+            Item::BackupCount { question, .. } => self.backup_counts.insert(question.node.clone(), exchange),
+        };
+        policies.record(term, before);
     }
 
-    /// Asks what a plan wants to know. Blocks for as long as the policies compute.
-    pub(crate) fn ask(&mut self, policies: &Policies, plan: Plan) -> Answers {
-        let (mut placements, mut counts) = (Vec::new(), Vec::new());
-        for question in plan.placements {
-            let set = &self.deciding.set;
-            let (by, said) =
-                policies.ask(&self.deciding, Interface::Placement, || set.ask_placement(&question));
-            placements.push((question.clone(), answer(&said)));
-            self.placements.push(Exchange { question, by, said });
+    /// Takes what core made of answers, with and without a policy's: holds policies to it, counts it and has it recorded.
+    pub(crate) fn conclude(
+        &mut self,
+        policies: &Policies,
+        deciding: &Deciding,
+        term: Option<u64>,
+        judged: Judged,
+    ) {
+        for (question, verdict) in judged.placements {
+            let key = (question.node.clone(), question.wanted);
+            let known = self.placements.remove(&key).filter(|known| known.is_placement(&question));
+            let mut exchange = known.unwrap_or_else(|| {
+                let (by, said) = policies.silent(deciding, Interface::Placement);
+                let item = Item::Placement { question, said, made: None };
+                Exchange { deciding: deciding.clone(), at: now().wall, by, item }
+            });
+            exchange.place(policies, verdict);
+            policies.record(term, Some(exchange));
         }
-        for question in plan.backup_counts {
-            let set = &self.deciding.set;
-            let (by, said) =
-                policies.ask(&self.deciding, Interface::BackupCount, || set.ask_backup_count(&question));
-            counts.push((question.clone(), answer(&said)));
-            self.backup_counts.push(Exchange { question, by, said });
+        for (question, verdict) in judged.backup_counts {
+            let known = self.backup_counts.remove(&question.node).filter(|known| known.is_count(&question));
+            let mut exchange = known.unwrap_or_else(|| {
+                let (by, said) = policies.silent(deciding, Interface::BackupCount);
+                let item = Item::BackupCount { question, said, made: None };
+                Exchange { deciding: deciding.clone(), at: now().wall, by, item }
+            });
+            exchange.count(policies, verdict);
+            policies.record(term, Some(exchange));
         }
-        (placements, counts)
+    }
+}
+
+impl Exchange {
+    fn is_placement(&self, asked: &PlacementQuestion) -> bool {
+        matches!(&self.item, Item::Placement { question, .. } if question == asked)
     }
 
-    /// Takes what core made of the answers: holds policies to it, counts it and has it recorded.
-    pub(crate) fn conclude(self, policies: &Policies, judged: Judged) {
-        let Judged { placements: verdicts, backup_counts: count_verdicts } = judged;
-        let mut items = Vec::new();
-        for Exchange { question, by, said } in self.placements {
-            let made = verdicts.iter().find(|(other, _)| *other == question).map(|(_, made)| made.clone());
-            if let Some(made) = &made {
-                for pick in &made.refused {
-                    policies.metrics.policies.pick_refused(pick.why);
-                }
-                let picks: Vec<String> = made.refused.iter().map(ToString::to_string).collect();
-                policies.judged(by, Interface::Placement, made.built_in, || picks.join(", "));
-            }
-            items.push(Item::Placement { question, said, made });
+    fn is_count(&self, asked: &BackupCountQuestion) -> bool {
+        matches!(&self.item, Item::BackupCount { question, .. } if question.node == asked.node)
+    }
+
+    fn place(&mut self, policies: &Policies, verdict: PlacementVerdict) {
+        let Item::Placement { made, .. } = &mut self.item else { return };
+        for pick in &verdict.refused {
+            policies.metrics.policies.pick_refused(pick.why);
         }
-        for Exchange { question, by, said } in self.backup_counts {
-            let made =
-                count_verdicts.iter().find(|(other, _)| *other == question).map(|(_, made)| made.clone());
-            if let Some(made) = &made {
-                policies.judged(by, Interface::BackupCount, made.built_in, || {
-                    "numbers that cannot be had".to_owned()
-                });
-            }
-            items.push(Item::BackupCount { question, said, made });
-        }
-        if !items.is_empty() {
-            let Deciding { generation, set, aside, ready: _ } = self.deciding;
-            policies.recorder.take(Batch { at: self.at, generation, term: self.term, set, aside, items });
-        }
+        let picks: Vec<String> = verdict.refused.iter().map(ToString::to_string).collect();
+        policies.judged(self.by.clone(), Interface::Placement, verdict.built_in, || picks.join(", "));
+        *made = Some(verdict);
+    }
+
+    fn count(&mut self, policies: &Policies, verdict: CountVerdict) {
+        let Item::BackupCount { made, .. } = &mut self.item else { return };
+        let refusal = || "numbers that cannot be had".to_owned();
+        policies.judged(self.by.clone(), Interface::BackupCount, verdict.built_in, refusal);
+        *made = Some(verdict);
     }
 }
 
@@ -104,6 +134,26 @@ fn answer<A: Clone>(said: &Said<A>) -> Answer<A> {
 }
 
 impl Policies {
+    fn record(&self, term: Option<u64>, exchange: Option<Exchange>) {
+        let Some(Exchange { deciding, at, by: _, item }) = exchange else { return };
+        let Deciding { generation, set, aside, ready: _ } = deciding;
+        self.recorder.take(Batch { at, generation, term, set, aside, items: vec![item] });
+    }
+
+    /// What is said where nobody is to be asked.
+    fn silent<A>(&self, deciding: &Deciding, interface: Interface) -> (Option<By>, Said<A>) {
+        let by = deciding.by(interface);
+        let said = |kind: &str, message: String| {
+            let fault = Some(Fault { kind: kind.to_owned(), message });
+            Said { policy: by.as_ref().map(policy_id), took_us: 0, answer: None, fault }
+        };
+        let said = match by.as_ref().and_then(|by| deciding.aside.get(&by.name)) {
+            Some(reason) => said("set-aside", reason.clone()),
+            None => said("unavailable", format!("no policy answers {interface}")),
+        };
+        (by, said)
+    }
+
     /// Asks whoever decides, unless it is not to be asked.
     fn ask<A>(
         &self,
@@ -111,21 +161,15 @@ impl Policies {
         interface: Interface,
         put: impl FnOnce() -> Asked<A>,
     ) -> (Option<By>, Said<A>) {
-        let by = deciding
-            .set
-            .deciding(interface)
-            .map(|info| By { name: info.name.clone(), digest: info.digest.clone() });
+        if !deciding.asks(interface) {
+            return self.silent(deciding, interface);
+        }
+        let by = deciding.by(interface);
         let silent = |kind: &str, message: String| {
             let fault = Some(Fault { kind: kind.to_owned(), message });
             Said { policy: by.as_ref().map(policy_id), took_us: 0, answer: None, fault }
         };
-        let Some(asked) = &by else {
-            return (None, silent("unavailable", format!("no policy answers {interface}")));
-        };
-        if let Some(reason) = deciding.aside.get(&asked.name) {
-            let said = silent("set-aside", reason.clone());
-            return (by, said);
-        }
+        let Some(asked) = &by else { return self.silent(deciding, interface) };
         match lock(&self.conduct).standing(asked, now().boottime) {
             Standing::Asked => {}
             Standing::HeldOff { .. } => {

@@ -7,8 +7,7 @@
 //! ```
 //!
 //! Promises: loading, compiling and fetching never run on the driver's task, nor does a shadow policy or the disk delay
-//! an answer; a round of planning asks one set from its beginning to its end. Must not do: judge an answer, or decide
-//! which set is active (core does).
+//! an answer. Must not do: judge an answer, or decide which set is active (core does).
 
 mod ask;
 pub mod explain;
@@ -27,10 +26,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use understudy_core::ids::HostId;
+use understudy_core::policy::Interface;
 use understudy_core::sets::{OpenHosts, PolicySets};
-use understudy_policy::{Conduct, Library, Limits, PolicySet};
+use understudy_policy::{By, Conduct, Library, Limits, PolicySet};
 
-pub(crate) use ask::{Answers, Round};
+pub(crate) use ask::{Exchange, Open};
 pub(crate) use keeper::start;
 pub(crate) use load::unchanged;
 
@@ -83,6 +83,24 @@ pub struct Deciding {
     pub set: Arc<PolicySet>,
     /// Policies that are set aside, and why.
     pub aside: BTreeMap<String, String>,
+}
+
+impl Deciding {
+    /// Who decides; none where no policy answers `interface`.
+    fn by(&self, interface: Interface) -> Option<By> {
+        let info = self.set.deciding(interface)?;
+        Some(By { name: info.name.clone(), digest: info.digest.clone() })
+    }
+
+    /// Whether there is a policy to be asked: one that is set aside is not.
+    pub(crate) fn asks(&self, interface: Interface) -> bool {
+        self.by(interface).is_some_and(|by| !self.aside.contains_key(&by.name))
+    }
+
+    /// Whether whoever holds `other` would ask the same policies.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.generation, self.ready, &self.aside) == (other.generation, other.ready, &other.aside)
+    }
 }
 
 impl Default for Deciding {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use understudy_core::plan::{recount, replace};
+use understudy_core::leader::{recount, replace};
 use understudy_core::policy::{
     BackupCountAnswer, BackupCountQuestion, CountVerdict, Interface, PlacementAnswer, PlacementQuestion,
     PlacementVerdict,
@@ -22,8 +22,8 @@ use super::news::News;
 use super::records::{Asking, Decision, Log, Matter, Said, SetLine, Shadow, VERSION};
 use crate::metrics::Metrics;
 
-/// Batches that may wait: some seconds of planning.
-const AHEAD: usize = 64;
+/// Batches that may wait: one for each question, so the loss of several hosts at once.
+const AHEAD: usize = 1_024;
 /// After a shadow policy overran its deadline none is asked for so long, or the records would not keep up.
 const SHADOWS_REST: Duration = Duration::from_secs(30);
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use understudy_core::ids::NodeId;
-use understudy_core::plan::{recount, replace};
+use understudy_core::leader::{recount, replace};
 use understudy_core::policy::{BuiltIn, Interface};
 use understudy_core::units::UnixMillis;
 use understudy_policy::{Limits, PolicyFault, ReplayFault, Replayer};

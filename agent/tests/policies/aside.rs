@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use understudy::driver::admission;
+use understudy::driver::{admission, trial};
 use understudy::keys::Key;
 use understudy_core::ids::NodeId;
 use understudy_core::records::NodeRecord;
@@ -59,7 +59,9 @@ async fn pair(home: &std::path::Path, store: &MemoryStore) -> (Agent, Agent) {
 /// Asks for a terminal's admission on one host, which asks the policy.
 async fn admit(agent: &Agent, name: &str) {
     let snapshot = agent.snapshots.borrow().clone();
-    admission(&agent.parts, &snapshot, &BTreeMap::from([(node(name), node_record())])).await.unwrap();
+    let new = BTreeMap::from([(node(name), node_record())]);
+    let trial = trial(&agent.parts, &snapshot.deciding, &snapshot.view, &new);
+    admission(&agent.parts, &snapshot.deciding, trial).await.unwrap();
 }
 
 /// How often the policy trapped on this host.

@@ -114,14 +114,16 @@ impl Agent {
         let (directory, directories) = watch::channel(Directory::default());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let gateway = GatewayState::new(directories, Limits::default()).counters();
-        let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway };
+        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let driver =
+            Driver::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), directory, sender);
+        let events = driver.events();
+        let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway, events };
         let socket = UnixListener::bind(&parts.config.api_socket).unwrap();
         let operators = api::local(state.clone());
         tokio::spawn(async move { axum::serve(socket, operators).await });
         tokio::spawn(async move { axum::serve(listener, api::local(state)).await });
-        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
         let (stop, stopping) = watch::channel(false);
-        let driver = Driver::new(parts.clone(), capacity, directory, sender);
         let running = Some(tokio::spawn(driver.run(stopping)));
         Self { folder: home.join("policies"), parts, snapshots, stop, running, home }
     }

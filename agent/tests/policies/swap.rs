@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use understudy::driver::admission;
+use understudy::driver::{admission, trial};
 use understudy_core::ids::NodeId;
 use understudy_core::records::NodeRecord;
 use understudy_core::units::UnixMillis;
@@ -67,7 +67,8 @@ fn admit(agent: &Agent, stop: &Arc<AtomicBool>, admitted: &Arc<AtomicU64>) -> to
     tokio::spawn(async move {
         while !stop.load(Ordering::Relaxed) {
             let snapshot = snapshots.borrow().clone();
-            admission(&parts, &snapshot, &new).await.expect("there is room");
+            let trial = trial(&parts, &snapshot.deciding, &snapshot.view, &new);
+            admission(&parts, &snapshot.deciding, trial).await.expect("there is room");
             admitted.fetch_add(1, Ordering::Relaxed);
         }
     })
@@ -134,6 +135,7 @@ async fn a_swap_under_questions_drops_none_and_mixes_none() {
     let id: NodeId = "late/display".parse().unwrap();
     let mut record = NodeRecord::new(spec(), "token".to_owned());
     record.spec.labels.insert("backups".to_owned(), "0".to_owned());
-    admission(&agent.parts, &first, &BTreeMap::from([(id, record)])).await.unwrap();
+    let trial = trial(&agent.parts, &first.deciding, &first.view, &BTreeMap::from([(id, record)]));
+    admission(&agent.parts, &first.deciding, trial).await.unwrap();
     assert_eq!(failures(&agent), Vec::<String>::new(), "no built-in rule for who looked before the swap");
 }

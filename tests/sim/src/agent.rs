@@ -15,8 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use understudy_core::death::Death;
 use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
+use understudy_core::leader::{Input, Leader, Report};
 use understudy_core::observe::Observer;
-use understudy_core::plan::Report;
 use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::session::{Session, SessionAction, SessionEvent};
 use understudy_core::units::{Boottime, Now, Vcpus};
@@ -46,7 +46,8 @@ pub(crate) enum Tag {
     Bid { term: u64 },
     Resign,
     Settled,
-    Planned,
+    Assigned { leadership: u64, node: NodeId },
+    Ended { leadership: u64, host: HostId },
     Checkpoint { job: u64 },
 }
 
@@ -86,7 +87,10 @@ pub(crate) struct Agent {
     bidding: bool,
     writing: u32,
     planned_at: u64,
-    report: Report,
+    /// The machine that decides under it.
+    machine: Option<Leader>,
+    /// A change of the set of policies is under way.
+    settling: bool,
     publishing: bool,
     /// The facts that it wrote last, and their revision.
     published: Option<(HostFacts, u64)>,
@@ -127,7 +131,8 @@ impl Agent {
             bidding: false,
             writing: 0,
             planned_at: 0,
-            report: Report::default(),
+            machine: None,
+            settling: false,
             publishing: false,
             published: None,
             sets: sets::Sets::default(),
@@ -146,8 +151,8 @@ impl Agent {
     }
 
     /// What its last plan could not do.
-    pub(crate) fn report(&self) -> &Report {
-        &self.report
+    pub(crate) fn report(&self) -> Report {
+        self.machine.as_ref().map(|machine| machine.report().clone()).unwrap_or_default()
     }
 
     pub(crate) fn deliver(&mut self, id: u64, answer: Answer) {
@@ -301,22 +306,29 @@ impl Agent {
                 self.bidding = false;
                 if let Answer::Applied(revision) = answer {
                     world.note(format!("{me} leads in term {term}"));
+                    self.stop_leading();
                     self.leading = Some((revision, term));
                     self.planned_at = revision;
                 }
             }
             Tag::Resign => self.bidding = false,
-            Tag::Settled | Tag::Planned => {
-                self.writing -= 1;
-                if let (Tag::Planned, Answer::Applied(revision)) = (&tag, &answer) {
-                    self.written_by_its_set(world, me, *revision);
-                }
+            Tag::Settled => {
+                self.settling = false;
                 match answer {
                     Answer::Applied(revision) => self.planned_at = self.planned_at.max(revision),
                     // It may still be applied: a new term keeps it from coming after what is planned next.
-                    Answer::Refused(Key::Leader) | Answer::Unavailable => self.leading = None,
+                    Answer::Refused(Key::Leader) | Answer::Unavailable => self.stop_leading(),
                     Answer::Refused(_) | Answer::Read(_) => {}
                 }
+            }
+            Tag::Assigned { leadership, node } => {
+                if let Answer::Applied(revision) = &answer {
+                    self.written_by_its_set(world, me, *revision);
+                }
+                self.written(world, me, leadership, (&answer, |outcome| Input::Written(node, outcome)));
+            }
+            Tag::Ended { leadership, host } => {
+                self.written(world, me, leadership, (&answer, |outcome| Input::Ended(host, outcome)));
             }
             Tag::Checkpoint { job } => self.checkpoint_written(job, &answer),
         }

@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::admission::{Admission, admit};
 use understudy_core::ids::{HostId, NodeId, Role, TerminalId};
+use understudy_core::leader::{Admission, Input, Leader, Trial};
 use understudy_core::observe::Observer;
 use understudy_core::records::{HostIntent, NodeRecord, NodeSpec, Screen};
 use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
-use understudy_core::view::Answer;
 
 use crate::Weakness;
 use crate::rng::Rng;
@@ -292,21 +291,16 @@ impl World {
     pub(crate) fn ask_for_terminal(&mut self, name: &str, executions: u32) {
         let records = self.nodes_of(name, executions);
         let clock = Boottime(self.now * 1_000_000);
-        let mut view = self.store.list().view(&Observer::default(), clock);
+        let view = self.store.list().view(&Observer::default(), clock);
         let now = Now { boottime: clock, wall: UnixMillis(1_700_000_000_000 + self.now) };
-        loop {
-            match admit(&view, &records, &self.bounds, now) {
-                Admission::Admitted(_) => return self.create(name, records),
-                Admission::Refused { missing, .. } => {
-                    return self.note(format!("terminal {name} is refused: {}", missing.join("; ")));
-                }
-                Admission::Asks(plan) => {
-                    view.placements
-                        .extend(plan.placements.into_iter().map(|asked| (asked, Answer::Unavailable)));
-                    let counts = plan.backup_counts.into_iter().map(|asked| (asked, Answer::Unavailable));
-                    view.backup_counts.extend(counts);
-                }
+        let mut leader = Leader::new(self.bounds);
+        leader.handle(Input::View(view), now);
+        match Trial::new(&leader, &records, now).step(Vec::new(), now) {
+            Admission::Admitted(_) => self.create(name, records),
+            Admission::Refused { missing, .. } => {
+                self.note(format!("terminal {name} is refused: {}", missing.join("; ")));
             }
+            Admission::Asks(_) => self.fail("nobody is asked, and there are questions".to_owned()),
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::{Broken, Invariant, broken_in_record};
 use crate::ids::{HostId, NodeId};
-use crate::plan::{Assignment, CheckpointChange};
+use crate::leader::{Assignment, CheckpointChange};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
 use crate::view::{HostView, Life, Place, View};
 

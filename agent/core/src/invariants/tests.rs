@@ -3,7 +3,7 @@
 use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
 use crate::fixture::{Cluster, host, node};
 use crate::ids::{Epoch, HostId};
-use crate::plan::{Assignment, CheckpointChange};
+use crate::leader::{Assignment, CheckpointChange};
 use crate::records::{Member, Migration, NodeRecord, Origin};
 use crate::units::MiB;
 

@@ -136,6 +136,14 @@ impl Nodes {
         self.records.range(first..).take_while(move |(node, _)| node.terminal() == terminal)
     }
 
+    /// What changed from `self` to `other`: each node with its records before and after. What both share is passed over.
+    pub fn diff<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (&'a NodeId, Option<&'a SharedNode>, Option<&'a SharedNode>)> {
+        super::diff(&self.records, &other.records)
+    }
+
     fn list(&mut self, node: &NodeId, record: &NodeRecord) {
         for host in hosts(record) {
             match self.on_host.get_mut(host) {

@@ -1,10 +1,11 @@
 //! The leader's part: a view of hosts, and a plan whose questions a set of policies answers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use understudy_core::bounds::Profile;
 use understudy_core::ids::BootId;
-use understudy_core::plan::{Plan, Report, plan};
+use understudy_core::leader::{Plan, Question, Reply, Report, plan_asking};
 use understudy_core::records::{HostIntent, SessionRecord};
 use understudy_core::units::{Boottime, MiB, Now, UnixMillis};
 use understudy_core::view::{Answer, HostView, Versioned, View};
@@ -25,20 +26,13 @@ pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
     })
 }
 
-/// Plans as the leader does: asks until the plan has no more questions. Backup counts are the built-in rule's where the
-/// set does not answer.
+/// Plans as the leader does: asks until it has no more questions. Backup counts are the built-in rule's.
 pub(crate) fn planned(view: &mut View, set: &PolicySet) -> (Plan, Report) {
-    for _ in 0..20 {
-        let (plan, report) = plan(view, &Profile::Safe.bounds(), NOW);
-        if !plan.has_questions() {
-            return (plan, report);
-        }
-        for question in plan.placements {
+    plan_asking(view, &BTreeMap::new(), &Profile::Safe.bounds(), NOW, |question| match question {
+        Question::Placement(question) => {
             let answer = set.ask_placement(&question).outcome.map_or(Answer::Unavailable, Answer::Given);
-            view.placements.insert(question, answer);
+            Reply::Placement(question, answer)
         }
-        let counts = plan.backup_counts.into_iter().map(|question| (question, Answer::Unavailable));
-        view.backup_counts.extend(counts);
-    }
-    panic!("the plan has ever new questions");
+        Question::BackupCount(question) => Reply::BackupCount(question, Answer::Unavailable),
+    })
 }

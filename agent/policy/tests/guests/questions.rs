@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::policy::{HostState, NodeMember, Part, PlacementQuestion, Purpose};
+use understudy_core::policy::{HostState, NodeMember, Part, PlacementQuestion, Purpose, Rows};
 use understudy_core::units::{MiB, Vcpus};
 
 use crate::common::{question, row};
@@ -43,7 +43,7 @@ impl Random {
         asked.terminal_labels = self.labels();
         asked.environment_labels = self.labels();
         asked.hosts = (0..hosts).map(|i| row(&format!("host{i:02}"))).collect();
-        for host in &mut asked.hosts {
+        for host in asked.hosts.iter_mut() {
             host.state = self.of(&[
                 HostState::Ready,
                 HostState::Ready,
@@ -76,7 +76,7 @@ impl Random {
 
 /// The first are the cases at the edge.
 pub(crate) fn placements(n: usize) -> Vec<PlacementQuestion> {
-    let nobody = PlacementQuestion { hosts: Vec::new(), ..question("alice") };
+    let nobody = PlacementQuestion { hosts: Rows::default(), ..question("alice") };
     let nothing_wanted = PlacementQuestion { wanted: 0, ..question("alice") };
     let mut random = Random(20_260_101);
     let edges = [question("alice"), nobody, nothing_wanted];

@@ -8,11 +8,9 @@ use understudy_core::view::{HostView, Versioned, View};
 use understudy_store::election::{Bid, lead};
 
 use super::super::inventory::take;
-use super::super::lead::round;
 use super::super::now;
 use super::{Rig, instance, me, node, record, running};
 use crate::keys::{Key, LEADER, encode};
-use crate::policies::Round;
 
 #[tokio::test]
 async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once_nobody_names_it() {
@@ -100,26 +98,29 @@ fn view() -> View {
 
 #[tokio::test]
 async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
-    let rig = Rig::new();
-    let parts = &rig.driver.parts;
-    let mut view = view();
-    let (session, known) = (Key::Session(me()).to_string(), Key::Node(node()).to_string());
-    let txn = understudy_store::Txn::new()
-        .put(&session, encode(&view.hosts[&me()].session.value))
-        .put(&known, encode(&view.nodes[&node()].value));
-    assert!(parts.store.commit(&txn).await.is_ok());
-    let revision = async |key: &str| parts.store.get(key).await.unwrap().unwrap().modified.0;
-    let before = revision(&known).await;
-    view.nodes.update(&node(), |known| known.revision = before);
-    let seen = std::sync::Arc::make_mut(view.hosts.get_mut(&me()).unwrap());
-    seen.session.revision = revision(&session).await;
-    let Ok(Bid::Won(mine)) = lead(parts.store.as_ref(), LEADER, &me(), None).await else {
-        panic!("no leader")
-    };
     for (withheld, written) in [(BTreeSet::from([node()]), false), (BTreeSet::new(), true)] {
-        let asking = Round::new(parts.policies.deciding(&Default::default()), Some(mine.term().0));
-        let view = View { withheld: withheld.clone(), ..view.clone() };
-        round(parts, view, asking, &mine, now()).await;
+        let mut rig = Rig::new();
+        let store = rig.driver.parts.store.clone();
+        let mut view = View { withheld: withheld.clone(), ..view() };
+        let (session, known) = (Key::Session(me()).to_string(), Key::Node(node()).to_string());
+        let txn = understudy_store::Txn::new()
+            .put(&session, encode(&view.hosts[&me()].session.value))
+            .put(&known, encode(&view.nodes[&node()].value));
+        assert!(store.commit(&txn).await.is_ok());
+        let revision = async |key: &str| store.get(key).await.unwrap().unwrap().modified.0;
+        let before = revision(&known).await;
+        view.nodes.update(&node(), |known| known.revision = before);
+        let seen = std::sync::Arc::make_mut(view.hosts.get_mut(&me()).unwrap());
+        seen.session.revision = revision(&session).await;
+        let Ok(Bid::Won(mine)) = lead(store.as_ref(), LEADER, &me(), None).await else { panic!("no leader") };
+        rig.driver.cluster.revision = understudy_store::Revision(before + 1);
+        rig.driver.decide(&view, mine, now());
+        let is_writing = |rig: &Rig| rig.driver.leading.as_ref().is_some_and(|leading| leading.is_writing());
+        assert_eq!(is_writing(&rig), written, "{withheld:?}");
+        while is_writing(&rig) {
+            let event = rig.driver.receiver.recv().await.unwrap();
+            rig.driver.take(event);
+        }
         assert_eq!(revision(&known).await > before, written, "{withheld:?}");
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Sets {
     pub(crate) facts: SetFacts,
     loading: BTreeMap<u64, u64>,
     /// The generation that the plan under way asked.
-    planned: u64,
+    pub(super) planned: u64,
     /// The last refusal of what changed in its folder. An agent that starts anew has none, and proposes at once.
     refusal: Option<Refusal>,
 }
@@ -123,19 +123,19 @@ impl Agent {
             let txn = Txn { when: vec![(Key::Leader, revision)], writes: vec![(Key::Leader, None)] };
             self.send(world, me, Tag::Resign, Body::Commit(txn));
         }
-        self.leading = None;
+        self.stop_leading();
         false
     }
 
-    /// As leader: what becomes of the candidate. Whether something was written.
+    /// As leader: what becomes of the candidate.
     pub(super) fn settle_sets(
         &mut self,
         world: &mut World,
         me: &HostId,
         (view, leadership): (&View, u64),
         now: Now,
-    ) -> bool {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.sets.clone()) else { return false };
+    ) {
+        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.sets.clone()) else { return };
         let (write, told) = match sets.judge(&view.hosts, now.wall) {
             Some(Verdict::Activate(record)) => {
                 let told = format!("set {} decides from here on", record.generation);
@@ -145,7 +145,7 @@ impl Agent {
                 let told = format!("set {} is refused: {}", refused.generation, refused.reason);
                 ((Key::RefusedSet, Some(Value::Refused(refused))), told)
             }
-            Some(Verdict::Waits(_)) | None => return false,
+            Some(Verdict::Waits(_)) | None => return,
         };
         world.note(told);
         let revision = |set: &Option<understudy_core::view::Versioned<PolicySetRecord>>| {
@@ -159,9 +159,8 @@ impl Agent {
             ],
             writes: vec![write, (Key::CandidateSet, None)],
         };
-        self.writing += 1;
+        self.settling = true;
         self.send(world, me, Tag::Settled, Body::Commit(txn));
-        true
     }
 
     /// A plan is about to be made: by whom is it decided?

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::death::Death;
 use crate::fixture::{Cluster, dead, deploy_failed, fact, host, node};
 use crate::ids::Epoch;
-use crate::plan::CheckpointChange;
+use crate::leader::CheckpointChange;
 use crate::records::{Origin, Phase, StateKept};
 use crate::units::{MiB, UnixMillis};
 

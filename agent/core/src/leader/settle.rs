@@ -3,7 +3,7 @@
 //!
 //! Promises: a migration is closed only on the word of a host that knows (SAFE-7). Must not do: promote.
 
-use super::{Draft, remember};
+use super::{Leader, remember};
 use crate::death::{Setback, SetbackCause};
 use crate::ids::{Epoch, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
@@ -11,16 +11,17 @@ use crate::units::UnixMillis;
 use crate::view::{Life, Place};
 
 /// Brings the record to what has happened.
-pub(super) fn settle(draft: &mut Draft<'_>, node: &NodeId) {
-    migration(draft, node);
-    timeline(draft, node);
+pub(super) fn settle(leader: &mut Leader, node: &NodeId) {
+    migration(leader, node);
+    timeline(leader, node);
 }
 
-fn migration(draft: &mut Draft<'_>, node: &NodeId) {
-    let record = draft.record(node).clone();
+fn migration(leader: &mut Leader, node: &NodeId) {
+    let known = leader.shared(node);
+    let record = &known.value;
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return };
     // A later session of that host proves nothing of what came in the one that was chosen.
-    let there = draft
+    let there = leader
         .view
         .hosts
         .get(&migration.to)
@@ -28,33 +29,33 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
         .and_then(|host| host.instance(primary.instance?));
     let arrived = there.is_some_and(|fact| fact.phase == Phase::Ready && fact.epoch >= migration.epoch);
     if arrived {
-        arrive(draft, node, primary, migration);
+        arrive(leader, node, primary, migration);
         return;
     }
     let to = Place { host: &migration.to, session: migration.to_session, since: migration.epoch };
-    let to_death = draft.view.life_at(to, primary.instance);
-    match (draft.view.life(&record, primary), to_death) {
+    let to_death = leader.view.life_at(to, primary.instance);
+    match (leader.view.life(record, primary), to_death) {
         // It had left before it died: its end is the destination's.
         (Life::Dead { cause, .. }, Life::Dead { .. }) if cause.is_move() => {
-            arrive(draft, node, primary, migration);
+            arrive(leader, node, primary, migration);
         }
         (Life::Dead { .. }, Life::Dead { .. }) => {
-            draft.rest_on_session(node, &migration.to);
-            draft.change(node, "both ends of the migration are dead", |record| record.migration = None);
+            leader.rest_on_session(node, &migration.to);
+            leader.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
         (Life::Dead { cause, .. }, Life::Alive) => {
             if !cause.is_move() {
                 let reason = format!("source {} of the migration is dead ({cause})", migration.from);
-                abandon(draft, node, migration, reason, None);
+                abandon(leader, node, migration, reason, None);
             }
         }
         // Nothing of it can run there any more, so that the source alone has the word again.
         (Life::Alive, Life::Dead { cause, .. }) => {
-            draft.rest_on_session(node, &migration.to);
+            leader.rest_on_session(node, &migration.to);
             let cause = SetbackCause::Died { death: cause, epoch: migration.epoch };
-            let setback = Setback { host: migration.to.clone(), cause, at: draft.now.wall };
+            let setback = Setback { host: migration.to.clone(), cause, at: leader.now.wall };
             let to = &migration.to;
-            draft.change(
+            leader.change(
                 node,
                 format!("nothing of it is on {to}: it stays on {}", migration.from),
                 |record| {
@@ -66,12 +67,12 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
             );
         }
         (Life::Alive, Life::Alive) => {
-            let failed = draft.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
+            let failed = leader.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
             if let Some((_, reason)) = failed.filter(|(epoch, _)| *epoch >= migration.epoch) {
                 let cause = SetbackCause::MigrationFailed { epoch: migration.epoch, reason: reason.clone() };
-                let setback = Setback { host: migration.to.clone(), cause, at: draft.now.wall };
+                let setback = Setback { host: migration.to.clone(), cause, at: leader.now.wall };
                 let reason = format!("migration to {} failed: {reason}", migration.to);
-                abandon(draft, node, migration, reason, Some(setback));
+                abandon(leader, node, migration, reason, Some(setback));
             }
         }
     }
@@ -80,7 +81,7 @@ fn migration(draft: &mut Draft<'_>, node: &NodeId) {
 /// The destination may have all of it, and let it run once it hears that the source is dead. So the migration stands
 /// until the destination says that it has given up, or is itself known dead.
 fn abandon(
-    draft: &mut Draft<'_>,
+    leader: &mut Leader,
     node: &NodeId,
     migration: &Migration,
     reason: String,
@@ -89,7 +90,7 @@ fn abandon(
     if migration.abandoned {
         return;
     }
-    draft.change(node, reason, |record| {
+    leader.change(node, reason, |record| {
         if let Some(migration) = &mut record.migration {
             migration.abandoned = true;
         }
@@ -99,39 +100,40 @@ fn abandon(
     });
 }
 
-fn arrive(draft: &mut Draft<'_>, node: &NodeId, primary: &Member, migration: &Migration) {
+fn arrive(leader: &mut Leader, node: &NodeId, primary: &Member, migration: &Migration) {
     let member = Member {
         host: migration.to.clone(),
         session: migration.to_session,
         instance: primary.instance,
         origin: Origin::Migrated,
     };
-    draft.change(node, format!("primary has moved from {} to {}", migration.from, migration.to), |record| {
+    leader.change(node, format!("primary has moved from {} to {}", migration.from, migration.to), |record| {
         record.primary = Some(member);
         record.migration = None;
     });
 }
 
-fn timeline(draft: &mut Draft<'_>, node: &NodeId) {
-    let record = draft.record(node).clone();
+fn timeline(leader: &mut Leader, node: &NodeId) {
+    let known = leader.shared(node);
+    let record = &known.value;
     let (Some(incident), Some(primary)) = (&record.incident, &record.primary) else { return };
     if incident.epoch != record.begun || incident.windows.is_some() {
         return;
     }
     let fact =
-        draft.view.fact(primary).filter(|fact| fact.phase == Phase::Ready && fact.epoch >= record.begun);
+        leader.view.fact(primary).filter(|fact| fact.phase == Phase::Ready && fact.epoch >= record.begun);
     let Some(fact) = fact else { return };
     if incident.ready.is_none() {
         // A promoted backup was ready long before it was needed.
-        let at = if fact.since < incident.decided { draft.now.wall } else { fact.since };
-        draft.change(node, "successor is ready", |record| {
+        let at = if fact.since < incident.decided { leader.now.wall } else { fact.since };
+        leader.change(node, "successor is ready", |record| {
             if let Some(incident) = &mut record.incident {
                 incident.ready = Some(at);
             }
         });
     }
-    if let Some(at) = windows_back(draft, node, &record) {
-        draft.change(node, "windows are handed over", |record| {
+    if let Some(at) = windows_back(leader, node, record) {
+        leader.change(node, "windows are handed over", |record| {
             if let Some(incident) = &mut record.incident {
                 incident.windows = Some(at);
             }
@@ -140,29 +142,25 @@ fn timeline(draft: &mut Draft<'_>, node: &NodeId) {
 }
 
 /// When the last window that this node's failover concerns was accepted; none while one is missing.
-fn windows_back(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<UnixMillis> {
+fn windows_back(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Option<UnixMillis> {
     let display = match node.role() {
         Role::Display => record,
-        Role::Execution => &draft.view.nodes.get(&NodeId::display(node.terminal()))?.value,
+        Role::Execution => &leader.view.nodes.get(&NodeId::display(node.terminal()))?.value,
     };
     let screen = display.primary.as_ref()?.instance?;
     let handed_over = |sender: &NodeRecord| -> Option<UnixMillis> {
-        let sent = draft.view.fact(sender.primary.as_ref()?)?.windows?;
+        let sent = leader.view.fact(sender.primary.as_ref()?)?.windows?;
         let current =
             sent.display == screen && sent.display_begun == display.begun && sent.begun == sender.begun;
         current.then_some(sent.at)
     };
     match node.role() {
         Role::Execution => handed_over(record),
-        Role::Display => draft
+        Role::Display => leader
             .view
             .nodes
-            .iter()
-            .filter(|(other, record)| {
-                other.terminal() == node.terminal()
-                    && other.role() == Role::Execution
-                    && record.value.begun > Epoch(0)
-            })
+            .of_terminal(node.terminal())
+            .filter(|(other, record)| other.role() == Role::Execution && record.value.begun > Epoch(0))
             .map(|(_, sender)| handed_over(&sender.value))
             .try_fold(record.incident.as_ref()?.decided, |latest, at| Some(latest.max(at?))),
     }

@@ -2,16 +2,15 @@
 //!
 //! Promises: the same question, the same eligible hosts and the same check as the plan's. Must not do: change anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Draft;
-use super::backups;
-use super::place::{Excluded, eligible, judge};
+use super::place::{Order, exclusion, judge};
 use super::question::whole;
+use super::{Input, Leader, backups};
 use crate::bounds::Bounds;
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
-    BackupCountAnswer, BackupCountQuestion, CountVerdict, PlacementAnswer, PlacementQuestion,
+    BackupCountAnswer, BackupCountQuestion, CountVerdict, HostRow, PlacementAnswer, PlacementQuestion,
     PlacementVerdict, Purpose,
 };
 use crate::units::Now;
@@ -25,7 +24,7 @@ pub struct Explanation {
     /// Hosts that may take the member.
     pub eligible: BTreeSet<HostId>,
     /// Why each other host may not.
-    pub excluded: Excluded,
+    pub excluded: BTreeMap<HostId, String>,
 }
 
 /// Where the next member of `node` could go: its primary if it has none that lives, else another backup. None where
@@ -39,13 +38,23 @@ pub fn explain(view: &View, node: &NodeId, bounds: &Bounds, now: Now) -> Option<
         (true, true) => Purpose::HeldBackup,
         (true, false) => Purpose::WarmBackup,
     };
-    let mut draft = Draft::new(view, bounds, now);
+    let mut leader = Leader::new(*bounds);
+    leader.take(Input::View(view.clone()), now);
     if !lives {
         // As the plan does: the dead primary's host may take the new one, and has its room.
-        draft.change_quietly(node, |record| record.primary = None);
+        leader.change_quietly(node, |record| record.primary = None);
+        leader.refresh();
     }
-    let (eligible, excluded) = eligible(&draft, node);
-    let question = PlacementQuestion { reasons: true, ..whole(&draft, node, purpose) };
+    let why = |host: &HostId| (host.clone(), exclusion(&leader, node, host));
+    let all: Vec<(HostId, Option<String>)> = view.hosts.keys().map(why).collect();
+    let question = PlacementQuestion { reasons: true, ..whole(&mut leader, node, purpose) };
+    let (mut eligible, mut excluded) = (BTreeSet::new(), BTreeMap::new());
+    for (host, why) in all {
+        match why {
+            Some(why) => drop(excluded.insert(host, why)),
+            None => drop(eligible.insert(host)),
+        }
+    }
     Some(Explanation { question, eligible, excluded })
 }
 
@@ -55,7 +64,9 @@ impl Explanation {
     #[must_use]
     pub fn judge(&self, answer: Option<&PlacementAnswer>) -> (Vec<HostId>, PlacementVerdict) {
         let answer = answer.map_or(Answer::Unavailable, |answer| Answer::Given(answer.clone()));
-        let (ranked, mut verdict) = judge(&self.question, &answer, &self.eligible, &self.excluded);
+        let may = |_: usize, row: &HostRow| self.eligible.contains(&row.host);
+        let why = |host: &HostId| self.excluded.get(host).cloned().unwrap_or_default();
+        let (ranked, mut verdict) = judge(&self.question, &answer, may, why, Order::Whole);
         verdict.chosen.clone_from(&verdict.first);
         (ranked, verdict)
     }
@@ -68,10 +79,10 @@ pub fn replace(
     eligible: &[u32],
     answer: Option<&PlacementAnswer>,
 ) -> PlacementVerdict {
-    let host = |&place: &u32| question.hosts.get(usize::try_from(place).ok()?).map(|row| row.host.clone());
-    let eligible = eligible.iter().filter_map(host).collect();
+    let eligible: BTreeSet<u32> = eligible.iter().copied().collect();
+    let may = |at: usize, _: &HostRow| u32::try_from(at).is_ok_and(|at| eligible.contains(&at));
     let answer = answer.map_or(Answer::Unavailable, |answer| Answer::Given(answer.clone()));
-    judge(question, &answer, &eligible, &Excluded::new()).1
+    judge(question, &answer, may, |_| String::new(), Order::First).1
 }
 
 /// What would have become of another answer to an old question.

@@ -2,7 +2,7 @@
 
 use crate::fixture::{Cluster, dead, fact, host, moved, node};
 use crate::ids::{Epoch, HostId, InstanceId};
-use crate::plan::Plan;
+use crate::leader::Plan;
 use crate::records::{Origin, Phase};
 
 /// `alice/exec-1` leaves a draining host: the migration is written.

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Admission, admit};
-use crate::fixture::{Cluster, node, spec};
+use crate::fixture::{BuiltIn, Cluster, node, reply, spec};
 use crate::ids::NodeId;
+use crate::leader::{Admission, Input, Leader, Policies, Reply, Trial};
 use crate::records::NodeRecord;
 use crate::units::{MiB, Vcpus};
-use crate::view::Answer;
 
 fn terminal(name: &str) -> BTreeMap<NodeId, NodeRecord> {
     ["display", "exec-1"]
@@ -19,14 +18,22 @@ fn terminal(name: &str) -> BTreeMap<NodeId, NodeRecord> {
 
 /// Answers every question with the built-in rule, as without policies.
 fn ask(cluster: &mut Cluster, new: &BTreeMap<NodeId, NodeRecord>) -> Admission {
+    let mut leader = Leader::new(cluster.bounds);
+    leader.handle(Input::Policies(Policies { placement: true, backup_count: true, version: 1 }), cluster.now);
+    let mut questions = leader.handle(Input::View(cluster.view.clone()), cluster.now).questions;
+    while !questions.is_empty() {
+        let replies: Vec<Reply> = questions.drain(..).map(|asked| reply(&mut BuiltIn, asked)).collect();
+        for reply in replies {
+            questions.extend(leader.handle(Input::Reply(reply), cluster.now).questions);
+        }
+    }
+    let mut trial = Trial::new(&leader, new, cluster.now);
+    let mut replies = Vec::new();
     for _ in 0..50 {
-        match admit(&cluster.view, new, &cluster.bounds, cluster.now) {
-            Admission::Asks(plan) => {
-                assert!(plan.has_questions());
-                let view = &mut cluster.view;
-                view.placements.extend(plan.placements.into_iter().map(|asked| (asked, Answer::Unavailable)));
-                view.backup_counts
-                    .extend(plan.backup_counts.into_iter().map(|asked| (asked, Answer::Unavailable)));
+        match trial.step(std::mem::take(&mut replies), cluster.now) {
+            Admission::Asks(questions) => {
+                assert!(!questions.is_empty());
+                replies = questions.into_iter().map(|asked| reply(&mut BuiltIn, asked)).collect();
             }
             other => return other,
         }

@@ -1,7 +1,9 @@
 //! The plan, story by story.
 
+mod admission;
 mod backups;
 mod failover;
+mod incremental;
 mod migration;
 mod policies;
 mod properties;

@@ -1,7 +1,7 @@
 //! Tables of policies' answers.
 
 use crate::fixture::{Cluster, Policy, host};
-use crate::plan::{explain, recount, replace};
+use crate::leader::{explain, recount, replace};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, Interface, Pick, PlacementAnswer, PlacementQuestion,
     PlacementVerdict, Purpose, Unusable,

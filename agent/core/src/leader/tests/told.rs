@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::fixture::{Cluster, Policy, node};
-use crate::plan::plan;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::view::Answer;
 
@@ -37,7 +36,8 @@ fn a_policy_is_told_of_the_deficit_that_the_last_plan_found() {
         let told: Vec<_> = policy.counts.iter().map(|told| (told.deficit, told.cluster.deficit)).collect();
         assert!(!told.is_empty() && told.iter().all(|told| *told == expected), "{expected:?}: {told:?}");
         cluster.apply(&plan);
-        cluster.view.deficits = cluster.report.deficits();
+        let lacks = cluster.report.lacks.iter().filter(|(_, lack)| lack.backups > 0);
+        cluster.deficits = lacks.map(|(node, lack)| (node.clone(), lack.backups)).collect();
         cluster.obey();
     }
 }
@@ -92,35 +92,4 @@ fn a_policy_is_told_of_the_labels_of_the_environment_and_of_the_checkpoints_by_t
             assert_eq!(traffic, expected, "{} every {interval} s", row.host);
         }
     }
-}
-
-#[test]
-fn what_no_answer_is_awaited_for_comes_before_the_answers() {
-    let mut cluster = Cluster::of(3).with(&["alice/display"]);
-    let before = |cluster: &Cluster| plan(&cluster.view, &cluster.bounds, cluster.now).0.before_answers();
-    let silent = cluster.primary_host("alice/display");
-    cluster.silence(&silent, Duration::from_secs(60));
-    cluster.add(&["bob/display"]);
-    let first = before(&cluster).expect("the silent session ends whatever a policy takes its time for");
-    assert_eq!(first.endings.iter().map(|ending| ending.host.as_str()).collect::<Vec<_>>(), [silent]);
-    assert_eq!((first.assignments.len(), first.has_questions()), (0, false), "both are asked about");
-    cluster.apply(&first);
-    assert_eq!(before(&cluster), None, "only what waits for answers is left");
-    let whole = cluster.step();
-    assert_eq!(whole.assignments.len(), 2);
-    assert_eq!(before(&cluster), None);
-}
-
-#[test]
-fn a_node_that_is_not_asked_about_does_not_wait_for_one_that_is() {
-    let mut cluster = Cluster::of(3).with(&["alice/display"]);
-    cluster.kill_primary("alice/display");
-    cluster.add(&["bob/display"]);
-    // As where a promotion needs no new backup.
-    let mut plan = plan(&cluster.view, &cluster.bounds, cluster.now).0;
-    plan.backup_counts.retain(|question| question.node != node("alice/display"));
-    plan.placements.retain(|question| question.node != node("alice/display"));
-    let ready = plan.before_answers().unwrap();
-    let nodes: Vec<_> = ready.assignments.iter().map(|assignment| assignment.node.to_string()).collect();
-    assert_eq!(nodes, ["alice/display"]);
 }

@@ -10,8 +10,8 @@
 //! Promises: nothing is promoted before the old primary is known dead (SAFE-2), at both ends where it was
 //! migrating (SAFE-7); each change raises the epoch. Must not do: take care of backups.
 
-use super::place::{Choice, rank};
-use super::{CheckpointChange, Draft, remember, remember_failure};
+use super::place::{Choice, choose};
+use super::{CheckpointChange, Leader, remember, remember_failure};
 use crate::death::{Death, Setback, SetbackCause};
 use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
@@ -20,45 +20,47 @@ use crate::units::UnixMillis;
 use crate::view::Life;
 
 /// Gives the node a primary if it has none that may be alive.
-pub(super) fn repair(draft: &mut Draft<'_>, node: &NodeId) {
-    let record = draft.record(node).clone();
+pub(super) fn repair(leader: &mut Leader, node: &NodeId) {
+    let known = leader.shared(node);
+    let record = &known.value;
     let death = match &record.primary {
         None => None,
-        Some(primary) => match draft.view.life(&record, primary) {
+        Some(primary) => match leader.view.life(record, primary) {
             Life::Alive => return,
-            Life::Dead { cause, found } => Some(Found { cause, found: found_at(draft, found) }),
+            Life::Dead { cause, found } => Some(Found { cause, found: found_at(leader, found) }),
         },
     };
     if let (Some(migration), Some(death)) = (&record.migration, &death) {
         let text =
             format!("primary has gone ({}), {} has to say whether it has it", death.cause, migration.to);
-        draft.report.lacks.entry(node.clone()).or_default().primary = true;
-        draft.note(node, text);
+        leader.report.lacks.entry(node.clone()).or_default().primary = true;
+        leader.note(node, text);
         return;
     }
-    draft.report.lacks.entry(node.clone()).or_default().primary = true;
+    leader.report.lacks.entry(node.clone()).or_default().primary = true;
     if let (Some(primary), Some(death)) = (&record.primary, &death) {
-        hold_against(draft, node, &primary.host, death);
+        hold_against(leader, node, &primary.host, death);
     }
-    let record = draft.record(node).clone();
-    let Some(successor) = successor(draft, node, &record) else { return };
-    install(draft, node, &record, successor, death);
+    let known = leader.shared(node);
+    let record = &known.value;
+    let Some(successor) = successor(leader, node, record) else { return };
+    install(leader, node, record, successor, death);
 }
 
 /// Before a successor is chosen, so that it is not put there again. Only where it died before it was ever ready: a kill
 /// says nothing about the host.
-fn hold_against(draft: &mut Draft<'_>, node: &NodeId, host: &HostId, death: &Found) {
+fn hold_against(leader: &mut Leader, node: &NodeId, host: &HostId, death: &Found) {
     if !death.cause.is_failed_deployment() {
         return;
     }
     // The epoch tells one life from the next: each counts once, from when it was seen on this clock.
-    let record = draft.record(node);
+    let record = leader.record(node);
     let cause = SetbackCause::Died { death: death.cause.clone(), epoch: record.epoch };
     if record.setbacks.iter().any(|known| &known.host == host && known.cause == cause) {
         return;
     }
-    let setback = Setback { host: host.clone(), cause, at: draft.now.wall };
-    draft.change(node, format!("{host} is avoided for a while"), |record| remember(record, setback));
+    let setback = Setback { host: host.clone(), cause, at: leader.now.wall };
+    leader.change(node, format!("{host} is avoided for a while"), |record| remember(record, setback));
 }
 
 /// How the old primary died.
@@ -68,8 +70,8 @@ struct Found {
 }
 
 /// A host that came back does not say when its instances ended: it is found now.
-fn found_at(draft: &Draft<'_>, found: UnixMillis) -> UnixMillis {
-    if found == UnixMillis::default() { draft.now.wall } else { found }
+fn found_at(leader: &Leader, found: UnixMillis) -> UnixMillis {
+    if found == UnixMillis::default() { leader.now.wall } else { found }
 }
 
 /// Who takes over, and what that keeps.
@@ -87,26 +89,26 @@ enum Step {
     Nothing,
 }
 
-fn successor(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
+fn successor(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
     let first = if record.holds_places(node.role()) {
-        from_checkpoint(draft, node, record)
+        from_checkpoint(leader, node, record)
     } else {
-        from_backups(draft, record)
+        from_backups(leader, record)
     };
     match first {
         Step::Found(successor) => Some(*successor),
         Step::Wait(why) => {
-            draft.note(node, why);
+            leader.note(node, why);
             None
         }
-        Step::Nothing => from_pool(draft, node, record),
+        Step::Nothing => from_pool(leader, node, record),
     }
 }
 
 /// The first ready backup; one that would have to leave its host at once comes last.
-fn from_backups(draft: &Draft<'_>, record: &NodeRecord) -> Step {
-    let ready = || record.backups.iter().filter(|backup| draft.view.is_ready(record, backup));
-    let Some(backup) = ready().find(|backup| !draft.is_draining(&backup.host)).or_else(|| ready().next())
+fn from_backups(leader: &Leader, record: &NodeRecord) -> Step {
+    let ready = || record.backups.iter().filter(|backup| leader.view.is_ready(record, backup));
+    let Some(backup) = ready().find(|backup| !leader.is_draining(&backup.host)).or_else(|| ready().next())
     else {
         return Step::Nothing;
     };
@@ -119,33 +121,33 @@ fn from_backups(draft: &Draft<'_>, record: &NodeRecord) -> Step {
 
 /// The newest checkpoint (SAFE-3), on a backup's host if one has it, else on any that has it and room. A draining
 /// host comes last, but before the state is given up.
-fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Step {
-    let Some(checkpoint) = draft.view.checkpoints.get(node).map(|known| &known.value) else {
+fn from_checkpoint(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Step {
+    let Some(checkpoint) = leader.view.checkpoints.get(node).map(|known| &known.value) else {
         return Step::Nothing;
     };
     if checkpoint.valid < record.begun {
         return Step::Nothing;
     }
-    let kept = |host: &&HostId| checkpoint.hosts.contains(host) && !draft.recently_failed(record, host);
+    let kept = |host: &&HostId| checkpoint.hosts.contains(host) && !leader.recently_failed(record, host);
     let backups = record.backups.iter().map(|backup| &backup.host);
     let candidates: Vec<&HostId> = backups.chain(&checkpoint.hosts).filter(kept).collect();
     let usable = |host: &&&HostId| {
-        let reported = draft.view.hosts.get(**host).is_some_and(|seen| seen.current_facts().is_some());
-        reported && (record.touches(host) || draft.room(node, host) >= record.spec.memory)
+        let reported = leader.view.hosts.get(**host).is_some_and(|seen| seen.current_facts().is_some());
+        reported && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
     };
-    let staying = candidates.iter().filter(usable).find(|host| !draft.is_draining(host));
+    let staying = candidates.iter().filter(usable).find(|host| !leader.is_draining(host));
     let Some(&host) = staying.or_else(|| candidates.iter().find(usable)) else {
         let silent = |host: &&&HostId| {
-            draft.view.hosts.get(**host).is_some_and(|seen| seen.is_open() && seen.current_facts().is_none())
+            leader.view.hosts.get(**host).is_some_and(|seen| seen.is_open() && seen.current_facts().is_none())
         };
         return candidates.iter().find(silent).map_or(Step::Nothing, |host| {
             Step::Wait(format!("checkpoint {} is on {host}, which has not reported yet", checkpoint.id))
         });
     };
-    let Some(session) = draft.view.hosts.get(host).map(|seen| seen.session.value.number) else {
+    let Some(session) = leader.view.hosts.get(host).map(|seen| seen.session.value.number) else {
         return Step::Nothing;
     };
-    let live = |host: &&HostId| draft.view.hosts.get(*host).is_some_and(|seen| seen.is_open());
+    let live = |host: &&HostId| leader.view.hosts.get(*host).is_some_and(|seen| seen.is_open());
     Step::Found(Box::new(Successor {
         member: Member {
             host: host.clone(),
@@ -162,27 +164,27 @@ fn from_checkpoint(draft: &Draft<'_>, node: &NodeId, record: &NodeRecord) -> Ste
     }))
 }
 
-fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
+fn from_pool(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
     // The dead primary's host may take the new one, and has its room; only the backups' hosts may not.
-    draft.change_quietly(node, |record| record.primary = None);
-    let found = match rank(draft, node, Purpose::Primary) {
+    leader.change_quietly(node, |record| record.primary = None);
+    let found = match choose(leader, node, Purpose::Primary) {
         Choice::Asked => None,
-        Choice::Ranked(hosts) => {
-            let found = hosts.first().and_then(|host| draft.seat_on(node, record, host));
+        Choice::On(host) => {
+            let found = leader.seat_on(node, record, &host);
             if let Some((member, _)) = &found {
-                draft.chosen(node, &member.host);
+                leader.chosen(node, &member.host);
             }
             found
         }
         Choice::Nowhere(why) => {
-            let found = from_held_place(draft, node, record);
+            let found = from_held_place(leader, node, record);
             if found.is_none() {
-                draft.note(node, format!("no host can take the primary: {why}"));
+                leader.note(node, format!("no host can take the primary: {why}"));
             }
             found
         }
     };
-    draft.change_quietly(node, |edited| {
+    leader.change_quietly(node, |edited| {
         edited.primary.clone_from(&record.primary);
         edited.backups.clone_from(&record.backups);
     });
@@ -190,22 +192,17 @@ fn from_pool(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Optio
 }
 
 /// Places held for backups on all hosts that are left must not keep the primary itself out: the last one gives way.
-fn from_held_place(draft: &mut Draft<'_>, node: &NodeId, record: &NodeRecord) -> Option<(Member, String)> {
+fn from_held_place(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<(Member, String)> {
     let gives_way = |backup: &&Member| {
-        let open = draft.view.hosts.get(&backup.host).is_some_and(|seen| seen.accepts_work());
-        backup.instance.is_none() && open && !draft.recently_failed(record, &backup.host)
+        let open = leader.view.hosts.get(&backup.host).is_some_and(|seen| seen.accepts_work());
+        backup.instance.is_none() && open && !leader.recently_failed(record, &backup.host)
     };
     let host = record.backups.iter().rev().find(gives_way)?.host.clone();
-    draft.change_quietly(node, |record| record.backups.retain(|backup| backup.host != host));
-    draft.seat_on(node, record, &host)
+    leader.change_quietly(node, |record| record.backups.retain(|backup| backup.host != host));
+    leader.seat_on(node, record, &host)
 }
 
-impl Draft<'_> {
-    /// Changes a record for the time of a question only.
-    pub(super) fn change_quietly(&mut self, node: &NodeId, edit: impl FnOnce(&mut NodeRecord)) {
-        self.view.nodes.update(node, |known| edit(&mut known.value));
-    }
-
+impl Leader {
     /// Takes an idle instance of the host, else a new one there.
     pub(super) fn seat_on(
         &self,
@@ -213,7 +210,7 @@ impl Draft<'_> {
         record: &NodeRecord,
         host: &HostId,
     ) -> Option<(Member, String)> {
-        let (instance, origin, action) = match self.idle(node, host).next() {
+        let (instance, origin, action) = match self.idle(node, host) {
             Some(instance) => (instance, Origin::Idle, format!("idle instance on {host} deployed")),
             None if self.room(node, host) < record.spec.memory => return None,
             None => {
@@ -227,11 +224,12 @@ impl Draft<'_> {
     }
 
     fn unused_instance(&self, node: &NodeId, record: &NodeRecord, host: &HostId, serial: u64) -> InstanceId {
+        // The name holds the host, so that no other host made one of that name.
+        let here = self.view.hosts.get(host).and_then(|seen| seen.facts.as_ref());
         let known = |instance: InstanceId| {
             self.view.is_claimed(instance)
-                || self.view.hosts.values().any(|seen| {
-                    seen.facts.as_ref().is_some_and(|facts| facts.instances.contains_key(&instance))
-                })
+                || self.before.is_claimed(instance)
+                || here.is_some_and(|facts| facts.instances.contains_key(&instance))
         };
         let salt = self.now.wall.0;
         (serial..)
@@ -242,28 +240,28 @@ impl Draft<'_> {
 }
 
 fn install(
-    draft: &mut Draft<'_>,
+    leader: &mut Leader,
     node: &NodeId,
     before: &NodeRecord,
     successor: Successor,
     death: Option<Found>,
 ) {
     if let Some(old) = &before.primary {
-        draft.rest_on_session(node, &old.host.clone());
+        leader.rest_on_session(node, &old.host.clone());
     }
-    let now = draft.now.wall;
+    let now = leader.now.wall;
     let kept = state_kept(node, before, &successor, death.as_ref());
-    let old_checkpoint = draft.view.checkpoints.get(node).map(|known| known.revision);
+    let old_checkpoint = leader.view.checkpoints.get(node).map(|known| known.revision);
     let change = match (successor.checkpoint, old_checkpoint) {
         (Some(new), Some(revision)) => CheckpointChange::Replace(revision, new),
         (None, Some(revision)) if before.holds_places(node.role()) => CheckpointChange::Delete(revision),
         (_, _) => CheckpointChange::Keep,
     };
-    draft.change_checkpoint(node, change);
+    leader.change_checkpoint(node, change);
     let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
     let reason = format!("{} ({cause})", successor.action);
     let (taken, action) = (successor.member, successor.action);
-    draft.change(node, reason, |record| {
+    leader.change(node, reason, |record| {
         record.epoch = record.epoch.next();
         record.begun = record.epoch;
         record.backups.retain(|backup| backup.host != taken.host);

@@ -1,0 +1,236 @@
+//! Owns which nodes a change can concern.
+//!
+//! Promises: whatever the decision about a node is made from, its change has the node looked at again; a renewal
+//! concerns no node. Must not do: decide about one.
+//!
+//! | what changes | who is looked at |
+//! |---|---|
+//! | a renewal | nobody |
+//! | whether a host is open, has reported, is draining | nodes on it, nodes that wait |
+//! | one instance | the nodes that it belongs to; where its phase or windows changed, their terminals |
+//! | a host has more room than before | nodes that wait |
+//! | a node | its terminal; where a migration from a host begins or ends, the nodes on that host |
+//! | a checkpoint | its node |
+//! | how many hosts there are, where a policy counts backups | all |
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::Leader;
+use crate::ids::{HostId, InstanceId, NodeId};
+use crate::records::{HostFacts, InstanceFact, NodeRecord};
+use crate::view::{HostView, SharedNode, View, diff};
+
+/// Whether a host may run anything, and whether it takes work.
+fn standing(seen: &HostView) -> (u64, bool, bool, bool) {
+    let session = &seen.session.value;
+    (session.number, session.ended.is_some(), seen.current_facts().is_some(), seen.intent.drain)
+}
+
+impl Leader {
+    /// Takes what the store holds now.
+    pub(super) fn see(&mut self, new: View) {
+        let old = std::mem::replace(&mut self.before, new.clone());
+        for (host, before, after) in diff(&old.hosts, &new.hosts) {
+            self.host_changed(host, before.map(Arc::as_ref), after);
+        }
+        for (node, before, after) in old.nodes.diff(&new.nodes) {
+            self.node_changed(node, before, after);
+        }
+        for (node, _, after) in diff(&old.checkpoints, &new.checkpoints) {
+            if self.land(node) {
+                match after {
+                    Some(known) => drop(self.view.checkpoints.insert(node.clone(), Arc::clone(known))),
+                    None => drop(self.view.checkpoints.remove(node)),
+                }
+            }
+            self.look_at_changed(node);
+        }
+        if old.withheld != new.withheld {
+            self.withheld_changed(&old.withheld, &new.withheld);
+        }
+        self.view.withheld.clone_from(&new.withheld);
+        if self.refresh() {
+            self.look_at_waiting();
+        }
+        // With one host alone the built-in rule wants no backups.
+        let alone = |view: &View| view.hosts.len() <= 1;
+        if alone(&old) != alone(&new) {
+            self.look_at_all();
+        }
+    }
+
+    fn host_changed(&mut self, host: &HostId, before: Option<&HostView>, after: Option<&Arc<HostView>>) {
+        if let Some(old) = before {
+            self.leases.remove(&(old.silent_since, host.clone()));
+        }
+        match after {
+            Some(new) => {
+                if new.is_open() {
+                    self.leases.insert((new.silent_since, host.clone()));
+                }
+                let stale = |(revision, _): &(u64, _)| *revision != new.session.revision;
+                if self.ending.get(host).is_some_and(stale) {
+                    self.ending.remove(host);
+                    self.rooms.close(host, false);
+                }
+                self.view.hosts.insert(host.clone(), Arc::clone(new));
+            }
+            None => {
+                self.ending.remove(host);
+                self.rooms.close(host, false);
+                self.view.hosts.remove(host);
+            }
+        }
+        let after = after.map(Arc::as_ref);
+        let facts = |seen: Option<&HostView>| seen.and_then(|seen| seen.facts.clone());
+        let (old_facts, new_facts) = (facts(before), facts(after));
+        let same_facts = match (&old_facts, &new_facts) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        let stands = before.map(standing) == after.map(standing);
+        if stands && same_facts {
+            return;
+        }
+        self.rooms.touch(host);
+        if !stands {
+            let here: BTreeSet<NodeId> = self.nodes_on(host).collect();
+            for node in here {
+                self.look_at_changed(&node);
+            }
+            self.look_at_waiting();
+        }
+        if !same_facts {
+            self.instances_changed(old_facts.as_deref(), new_facts.as_deref());
+        }
+    }
+
+    /// The nodes that concern a host, as the store has it and as it is decided.
+    pub(super) fn nodes_on(&self, host: &HostId) -> impl Iterator<Item = NodeId> {
+        let (before, after) = (self.before.nodes.on_host(host), self.view.nodes.on_host(host));
+        before.chain(after).map(|(node, _)| node.clone())
+    }
+
+    fn instances_changed(&mut self, old: Option<&HostFacts>, new: Option<&HostFacts>) {
+        let none = std::collections::BTreeMap::new();
+        let (old, new) =
+            (old.map_or(&none, |facts| &facts.instances), new.map_or(&none, |facts| &facts.instances));
+        let mut concerned = BTreeSet::new();
+        let mut terminals = BTreeSet::new();
+        let mut concerns =
+            |leader: &Self, id: InstanceId, before: Option<&InstanceFact>, after: Option<&InstanceFact>| {
+                let named = leader.before.nodes.naming(id).iter().chain(leader.view.nodes.naming(id));
+                let deployed = [before, after].into_iter().flatten().filter_map(|fact| fact.node.as_ref());
+                let shown = |fact: Option<&InstanceFact>| fact.map(|fact| (fact.phase.clone(), fact.windows));
+                let all: BTreeSet<NodeId> = named.chain(deployed).cloned().collect();
+                if shown(before) != shown(after) {
+                    terminals.extend(all.iter().map(|node| node.terminal().clone()));
+                }
+                concerned.extend(all);
+            };
+        for (&id, fact) in old {
+            match new.get(&id) {
+                Some(now) if now == fact => {}
+                now => concerns(self, id, Some(fact), now),
+            }
+        }
+        for (&id, fact) in new.iter().filter(|(id, _)| !old.contains_key(id)) {
+            concerns(self, id, None, Some(fact));
+        }
+        for terminal in &terminals {
+            concerned.extend(self.before.nodes.of_terminal(terminal).map(|(node, _)| node.clone()));
+        }
+        for node in concerned {
+            self.look_at_changed(&node);
+        }
+    }
+
+    fn node_changed(&mut self, node: &NodeId, before: Option<&SharedNode>, after: Option<&SharedNode>) {
+        match after {
+            None => {
+                self.drafts.remove(node);
+                self.take_out(node);
+                self.forget(node);
+            }
+            // What is in flight stays as it was decided until its outcome is known.
+            Some(_) if !self.land(node) => {}
+            Some(known) => self.put(node, Arc::clone(known)),
+        }
+        for node in self.concerned_by(node, before, after) {
+            self.look_at_changed(&node);
+        }
+    }
+
+    /// Whoever was, or will be, decided by what a node's record says: one that the store holds, or one that was decided
+    /// and came to nothing.
+    pub(super) fn concerned_by(
+        &mut self,
+        node: &NodeId,
+        before: Option<&SharedNode>,
+        after: Option<&SharedNode>,
+    ) -> BTreeSet<NodeId> {
+        for record in [before, after].into_iter().flatten() {
+            self.touch_hosts(&record.value);
+        }
+        let terminal = self.before.nodes.of_terminal(node.terminal());
+        let mut all: BTreeSet<NodeId> = terminal.map(|(node, _)| node.clone()).collect();
+        let from = |known: Option<&SharedNode>| {
+            known.and_then(|known| known.value.migration.as_ref().map(|migration| migration.from.clone()))
+        };
+        let (old, new) = (from(before), from(after));
+        if old != new {
+            for host in [old, new].into_iter().flatten() {
+                all.extend(self.nodes_on(&host));
+            }
+        }
+        all
+    }
+
+    fn withheld_changed(&mut self, old: &BTreeSet<NodeId>, new: &BTreeSet<NodeId>) {
+        for node in old.symmetric_difference(new) {
+            self.look_at_changed(node);
+            if new.contains(node) {
+                self.report.forget(node);
+                self.note(node, "nothing is planned for it while a record of it cannot be read");
+            } else {
+                self.report.forget(node);
+            }
+        }
+        // Idle instances are given to nobody while such a record may name them.
+        if old.is_empty() != new.is_empty() {
+            let hosts: Vec<HostId> = self.view.hosts.keys().cloned().collect();
+            for host in &hosts {
+                self.rooms.touch(host);
+            }
+            self.look_at_waiting();
+        }
+    }
+
+    /// Something that a node is decided from has changed.
+    fn look_at_changed(&mut self, node: &NodeId) {
+        if self.before.nodes.contains_key(node) {
+            self.may_retry(node);
+            self.look_at(node);
+        }
+    }
+
+    /// Something has changed that nodes wait for.
+    pub(super) fn look_at_waiting(&mut self) {
+        for node in self.waiting.clone() {
+            self.look_at(&node);
+        }
+    }
+
+    /// What is left of a record's hosts is to be worked out anew.
+    pub(super) fn touch_hosts(&mut self, record: &NodeRecord) {
+        for member in record.members() {
+            self.rooms.touch(&member.host);
+        }
+        if let Some(migration) = &record.migration {
+            self.rooms.touch(&migration.to);
+            self.rooms.touch(&migration.from);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Owns the changes that are decided: how a step reads what will be, and changes it.
+//!
+//! Promises: a change says why; what a step sees includes all that was decided before it. Must not do: decide.
+
+use std::sync::Arc;
+
+use super::{CheckpointChange, Leader};
+use crate::death::Setback;
+use crate::ids::{HostId, InstanceId, NodeId};
+use crate::records::NodeRecord;
+use crate::units::{MiB, UnixMillis};
+use crate::view::{SharedNode, Versioned};
+
+impl Leader {
+    /// Changes a node's record and says why.
+    pub(super) fn change(
+        &mut self,
+        node: &NodeId,
+        reason: impl Into<String>,
+        edit: impl FnOnce(&mut NodeRecord),
+    ) {
+        if self.change_quietly(node, edit) {
+            self.drafts.entry(node.clone()).or_default().reasons.push(reason.into());
+        }
+    }
+
+    /// Changes a record for the time of a question only. Whether there is one.
+    pub(super) fn change_quietly(&mut self, node: &NodeId, edit: impl FnOnce(&mut NodeRecord)) -> bool {
+        let Some(known) = self.view.nodes.get(node) else { return false };
+        let mut changed = Arc::clone(known);
+        edit(&mut Arc::make_mut(&mut changed).value);
+        self.put(node, changed);
+        true
+    }
+
+    /// Puts a record in the place of another, as it will be.
+    pub(super) fn put(&mut self, node: &NodeId, record: SharedNode) {
+        let old = self.view.nodes.get(node).cloned();
+        if let Some(old) = &old {
+            self.touch_hosts(&old.value);
+        }
+        self.touch_hosts(&record.value);
+        let from =
+            |known: &SharedNode| known.value.migration.as_ref().map(|migration| migration.from.clone());
+        let (left, leaves) = (old.as_ref().and_then(from), from(&record));
+        if left != leaves {
+            self.batch.stirred.extend(left.into_iter().chain(leaves));
+        }
+        let failed = |known: &SharedNode| known.value.failures.clone();
+        let (was, is) = (old.as_ref().map(failed).unwrap_or_default(), failed(&record));
+        if was != is {
+            self.failed(node, &was, &is);
+        }
+        self.view.nodes.insert(node.clone(), record);
+    }
+
+    /// Takes a record out.
+    pub(super) fn take_out(&mut self, node: &NodeId) {
+        if let Some(old) = self.view.nodes.remove(node) {
+            self.touch_hosts(&old.value);
+            self.failed(node, &old.value.failures, &[]);
+        }
+        self.view.checkpoints.remove(node);
+    }
+
+    fn failed(&mut self, node: &NodeId, was: &[UnixMillis], is: &[UnixMillis]) {
+        for at in was {
+            self.failures.remove(&(*at, node.clone()));
+        }
+        self.failures.extend(is.iter().map(|at| (*at, node.clone())));
+    }
+
+    /// Works out anew what hosts have left. Whether one has come to have more.
+    pub(super) fn refresh(&mut self) -> bool {
+        self.rooms.refresh(&self.before, &self.view, self.bounds.checkpoint_interval)
+    }
+
+    /// Whether a time was a moment ago, so that a host is avoided. One that lies ahead was written by another clock, or
+    /// by this one before it was set back, and counts no more (S14).
+    pub(super) fn is_recent(&self, at: UnixMillis) -> bool {
+        at <= self.now.wall && self.now.wall.since(at) < self.bounds.setback
+    }
+
+    /// Whether a member of the node failed on `host` a moment ago.
+    pub(super) fn recently_failed(&self, record: &NodeRecord, host: &HostId) -> bool {
+        let recent = |setback: &Setback| &setback.host == host && self.is_recent(setback.at);
+        record.setbacks.iter().any(recent)
+    }
+
+    /// Memory of `host` that `node` may take. What another node gives up is not given away before that is written:
+    /// assignments are written side by side, and each must be right by itself.
+    pub(super) fn room(&self, node: &NodeId, host: &HostId) -> MiB {
+        let Some(facts) = self.view.current_facts(host) else { return MiB(0) };
+        let instead = Some((node, self.record(node)));
+        let (after, before) =
+            (self.view.taken_memory(host, instead), self.before.taken_memory(host, instead));
+        facts.capacity.memory.saturating_sub(after.max(before))
+    }
+
+    /// The first idle instance of a host that `node` may have; none while a record that was not read may name it
+    /// (SAFE-6).
+    pub(super) fn idle(&self, node: &NodeId, host: &HostId) -> Option<InstanceId> {
+        let room = self.rooms.get(host)?;
+        room.fitting(&self.record(node).spec, self.room(node, host)).next()
+    }
+
+    /// The hosts of which something is different for this node than for others: those with a member of it, by the store
+    /// or as it is decided, and those that it avoids.
+    pub(super) fn concerned(&self, node: &NodeId) -> Vec<HostId> {
+        let mut hosts = Vec::new();
+        let records = [self.before.nodes.get(node), self.view.nodes.get(node)];
+        for record in records.into_iter().flatten().map(|known| &known.value) {
+            hosts.extend(record.members().map(|member| member.host.clone()));
+            hosts.extend(record.migration.iter().map(|migration| migration.to.clone()));
+            hosts.extend(record.setbacks.iter().map(|setback| setback.host.clone()));
+        }
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
+    }
+
+    /// Whether everything is to leave `host`.
+    pub(super) fn is_draining(&self, host: &HostId) -> bool {
+        self.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
+    }
+
+    /// Whether a primary is on its way from `host`.
+    pub(super) fn is_being_left(&self, host: &HostId) -> bool {
+        let migrations = self.view.nodes.on_host(host).filter_map(|(_, node)| node.value.migration.as_ref());
+        migrations.into_iter().any(|migration| &migration.from == host)
+    }
+
+    pub(super) fn note(&mut self, node: &NodeId, text: impl Into<String>) {
+        self.report.notes.entry(node.clone()).or_default().push(text.into());
+    }
+
+    /// Makes an assignment rest on the end of a host's session, where it has ended.
+    pub(super) fn rest_on_session(&mut self, node: &NodeId, host: &HostId) {
+        let ended =
+            self.view.hosts.get(host).filter(|host| !host.is_open()).map(|host| host.session.revision);
+        if let Some(revision) = ended {
+            self.drafts.entry(node.clone()).or_default().sessions.push((host.clone(), revision));
+        }
+    }
+
+    /// Decides what becomes of a node's checkpoint together with its record.
+    pub(super) fn change_checkpoint(&mut self, node: &NodeId, change: CheckpointChange) {
+        match &change {
+            CheckpointChange::Keep => {}
+            CheckpointChange::Replace(revision, record) => {
+                let known = Versioned { value: record.clone(), revision: *revision };
+                self.view.checkpoints.insert(node.clone(), known.into());
+            }
+            CheckpointChange::Delete(_) => {
+                self.view.checkpoints.remove(node);
+            }
+        }
+        self.drafts.entry(node.clone()).or_default().checkpoint = Some(change);
+    }
+}

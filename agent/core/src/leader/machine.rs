@@ -1,0 +1,597 @@
+//! Owns the leader as a value: what it knows, what it has decided and not seen written yet, and what it has to look at
+//! again.
+//!
+//! Promises: a change makes it look at the nodes that the change can concern, and at no others, and it then decides as
+//! it would from nothing; all nodes without a primary come before all drains, and those before all backups; a question
+//! holds up its own node, and of the others those that come later in that order or need an answer of the same kind; what
+//! is decided is not decided again until its write is known to have come or failed. Must not do: write, ask, or read a
+//! clock itself.
+//!
+//! Cost, with N hosts and M nodes: a renewal O(log N); a fact O(instances of its host) plus what it concerns; a decision
+//! without a choice of host O(its members), with one O(N) of a few nanoseconds each; taking over the leadership O(N + M).
+//!
+//! ```text
+//!            view, reply, outcome, time
+//!                      ▼
+//!   affected ──▶ settle ──▶ primary ──▶ drain ──▶ count ──▶ backups ──▶ at rest
+//!      ▲            what has    │ no step begins while an answer     │
+//!      │            happened    │ of the one before it is awaited    │ decided
+//!      │                        ▼                                    ▼
+//!      └── written, refused ◀── in flight ◀─────────────────────── handed out
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ask::{Asked, Policies, Question, Reply};
+use super::rooms::Rooms;
+use super::{Assignment, CheckpointChange, Report, SessionEnding, backups, drain, primary, settle};
+use crate::bounds::Bounds;
+use crate::ids::{Epoch, HostId, NodeId};
+use crate::policy::{Interface, Judged};
+use crate::records::{NodeRecord, SessionEnd, SessionRecord};
+use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use crate::view::{SharedNode, View};
+
+/// Before a write that was refused is decided anew, where nothing that it was decided from is seen to change.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the leader is told.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// What the store holds, as far as it has been read. The leader finds out itself what changed.
+    View(View),
+    /// What came of a question.
+    Reply(Reply),
+    /// Who is asked from now on.
+    Policies(Policies),
+    /// What came of an assignment. One whose outcome is not known ends the leadership: a new one begins with a new term.
+    Written(NodeId, Outcome),
+    /// What came of the end of a host's session.
+    Ended(HostId, Outcome),
+    /// Nothing but time.
+    Tick,
+}
+
+/// What came of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the store, at this revision.
+    Applied(u64),
+    /// It is not: something that it is conditional on had changed.
+    Refused,
+}
+
+/// What the leader wants done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Sessions to end.
+    pub endings: Vec<SessionEnding>,
+    /// Nodes to write, in this order as far as they are not written side by side: none rests on another.
+    pub assignments: Vec<Assignment>,
+    /// What to ask.
+    pub questions: Vec<Question>,
+    /// Answers of policies that core refused or did without, with the reason.
+    pub refusals: Vec<(Interface, String)>,
+    /// What became of every answer that was used.
+    pub judged: Judged,
+}
+
+impl Decisions {
+    /// Whether there is nothing to do, nothing to ask and nothing to tell.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.endings.is_empty() && self.assignments.is_empty() && self.questions.is_empty()
+    }
+}
+
+/// What is decided of a node and not seen written yet.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Draft {
+    pub(super) checkpoint: Option<CheckpointChange>,
+    pub(super) sessions: Vec<(HostId, u64)>,
+    pub(super) reasons: Vec<String>,
+    flight: Flight,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Flight {
+    /// Not handed out yet.
+    #[default]
+    Deciding,
+    /// Handed out; the outcome is not known.
+    Out,
+    /// Written at this revision, which has not been seen yet.
+    Written(u64),
+}
+
+/// The steps of a decision, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Primary,
+    Drain,
+    Count,
+    Backups,
+}
+
+/// Nodes to be looked at, by the step that is next.
+#[derive(Debug, Clone, Default)]
+struct Todo {
+    settle: BTreeSet<NodeId>,
+    primary: BTreeSet<NodeId>,
+    drain: BTreeSet<NodeId>,
+    count: BTreeSet<NodeId>,
+    backups: BTreeSet<NodeId>,
+}
+
+impl Todo {
+    fn of(&mut self, step: Step) -> &mut BTreeSet<NodeId> {
+        match step {
+            Step::Primary => &mut self.primary,
+            Step::Drain => &mut self.drain,
+            Step::Count => &mut self.count,
+            Step::Backups => &mut self.backups,
+        }
+    }
+
+    fn forget(&mut self, node: &NodeId) {
+        for todo in [&mut self.settle, &mut self.primary, &mut self.drain, &mut self.count, &mut self.backups]
+        {
+            todo.remove(node);
+        }
+    }
+}
+
+/// What one call has come to that is not kept.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Batch {
+    pub(super) endings: Vec<SessionEnding>,
+    pub(super) refusals: Vec<(Interface, String)>,
+    pub(super) judged: Judged,
+    /// Nodes that wait for an answer.
+    pub(super) suspended: BTreeSet<NodeId>,
+    /// Nodes of which all steps are done.
+    concluded: BTreeSet<NodeId>,
+    /// Hosts that a primary leaves from now on, or leaves no more.
+    pub(super) stirred: BTreeSet<HostId>,
+}
+
+/// The leader. See the head of this file.
+#[derive(Debug, Clone)]
+pub struct Leader {
+    pub(super) bounds: Bounds,
+    pub(super) now: Now,
+    /// What the store holds.
+    pub(super) before: View,
+    /// The same, as it will be once everything that is decided is written.
+    pub(super) view: View,
+    pub(super) rooms: Rooms,
+    pub(super) asked: Asked,
+    pub(super) report: Report,
+    pub(super) batch: Batch,
+    pub(super) drafts: BTreeMap<NodeId, Draft>,
+    todo: Todo,
+    /// Nodes that more room, another host or the end of a cooldown could help.
+    pub(super) waiting: BTreeSet<NodeId>,
+    /// When such a node is looked at again, whatever happens.
+    cooldowns: BTreeMap<NodeId, UnixMillis>,
+    /// When a node whose write was refused is looked at again, whatever happens.
+    retries: BTreeMap<NodeId, Boottime>,
+    /// Open sessions, by since when they are silent.
+    pub(super) leases: BTreeSet<(Boottime, HostId)>,
+    /// Sessions whose end is handed out, and when that is tried again if it was refused.
+    pub(super) ending: BTreeMap<HostId, (u64, Option<Boottime>)>,
+    /// Hosts that there are, and that take work, as policies were told last.
+    hosts: (usize, u32),
+    /// When primaries failed.
+    pub(super) failures: BTreeSet<(UnixMillis, NodeId)>,
+    /// Backups that nodes were short of when they were last looked at: what policies are told.
+    pub(super) deficits: Deficits,
+}
+
+/// Backups that nodes are short of.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Deficits {
+    of: BTreeMap<NodeId, u32>,
+    all: u32,
+}
+
+impl Deficits {
+    pub(super) fn of(&self, node: &NodeId) -> u32 {
+        self.of.get(node).copied().unwrap_or(0)
+    }
+
+    pub(super) fn all(&self) -> u32 {
+        self.all
+    }
+
+    pub(super) fn set(&mut self, node: &NodeId, short: u32) {
+        let old = if short == 0 { self.of.remove(node) } else { self.of.insert(node.clone(), short) };
+        self.all = self.all.saturating_add(short).saturating_sub(old.unwrap_or(0));
+    }
+}
+
+impl Leader {
+    /// A leader that knows nothing yet and asks nobody.
+    #[must_use]
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            now: Now::default(),
+            before: View::default(),
+            view: View::default(),
+            rooms: Rooms::default(),
+            asked: Asked::default(),
+            report: Report::default(),
+            batch: Batch::default(),
+            drafts: BTreeMap::new(),
+            todo: Todo::default(),
+            waiting: BTreeSet::new(),
+            cooldowns: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            leases: BTreeSet::new(),
+            ending: BTreeMap::new(),
+            hosts: (0, 0),
+            failures: BTreeSet::new(),
+            deficits: Deficits::default(),
+        }
+    }
+
+    /// Takes what happened, and says what to do about it.
+    pub fn handle(&mut self, input: Input, now: Now) -> Decisions {
+        self.take(input, now);
+        self.decide();
+        self.hand_out()
+    }
+
+    /// What cannot be done, and what is lacking, by when each node was last looked at.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// What the store held, as far as it was read, when the last decisions were made.
+    #[must_use]
+    pub fn decided_from(&self) -> &View {
+        &self.before
+    }
+
+    /// Whether something that was handed out has no known outcome.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.drafts.values().any(|draft| draft.flight == Flight::Out)
+    }
+
+    /// When something is to be looked at next, whatever happens until then.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Boottime> {
+        let after = self.bounds.session_end_after();
+        let silent = self.leases.iter().find(|(_, host)| !self.ending.contains_key(host));
+        let lease = silent.map(|(since, _)| *since + after);
+        let ending = self.ending.values().filter_map(|(_, again)| *again).min();
+        let cooldown = self.cooldowns.values().min().map(|at| self.now.boottime + at.since(self.now.wall));
+        let retry = self.retries.values().min().copied();
+        [lease, ending, cooldown, retry].into_iter().flatten().min()
+    }
+
+    /// Takes what happened, and decides nothing yet.
+    pub(super) fn take(&mut self, input: Input, now: Now) {
+        self.now = now;
+        match input {
+            Input::View(view) => self.see(view),
+            Input::Reply(reply) => {
+                if let Some(node) = self.asked.reply(reply) {
+                    self.look_at_answered(node);
+                }
+            }
+            Input::Policies(policies) => {
+                if self.asked.policies != policies {
+                    self.asked.policies = policies;
+                    self.asked.clear();
+                    self.look_at_all();
+                }
+            }
+            Input::Written(node, outcome) => self.written(&node, outcome),
+            Input::Ended(host, Outcome::Refused) => {
+                if let Some(ending) = self.ending.get_mut(&host) {
+                    ending.1 = Some(now.boottime + RETRY);
+                    self.rooms.close(&host, false);
+                }
+            }
+            Input::Ended(_, Outcome::Applied(_)) | Input::Tick => {}
+        }
+        self.look_at_due();
+    }
+
+    /// Decides whatever can be decided without another answer.
+    pub(super) fn decide(&mut self) {
+        self.batch.suspended.clear();
+        self.end_silent_sessions();
+        self.refresh();
+        let hosts = (self.view.hosts.len(), self.rooms.accepting());
+        if std::mem::replace(&mut self.hosts, hosts) != hosts && self.asked.policies.backup_count {
+            self.look_at_all();
+        }
+        self.settle();
+        // A node without a primary comes before everybody's backups; those that leave a draining host come before its
+        // backups, for time and for room.
+        let _ = self.run(Step::Primary)
+            && self.run(Step::Drain)
+            && self.run(Step::Count)
+            && self.run(Step::Backups);
+        self.refresh();
+    }
+
+    /// Brings all records to what has happened. Where that ends a migration, whoever waited for it is looked at too.
+    fn settle(&mut self) {
+        let mut closed = BTreeSet::new();
+        while let Some(node) = self.todo.settle.pop_first() {
+            if self.is_open(&node) {
+                // What was decided of it, and waits for an answer still, was decided from something else.
+                if self.drafts.contains_key(&node) {
+                    self.drop_draft(&node);
+                }
+                self.report.forget(&node);
+                settle::settle(self, &node);
+                self.todo.primary.insert(node);
+            } else {
+                closed.insert(node);
+            }
+            for host in std::mem::take(&mut self.batch.stirred) {
+                let done = |node: &NodeId| self.todo.primary.contains(node) || closed.contains(node);
+                let more: Vec<NodeId> = self.nodes_on(&host).filter(|node| !done(node)).collect();
+                self.todo.settle.extend(more);
+            }
+        }
+        self.todo.settle = closed;
+    }
+
+    /// Runs one step for all that are due. Whether none of them waits for an answer.
+    fn run(&mut self, step: Step) -> bool {
+        let mut complete = true;
+        for host in std::mem::take(&mut self.batch.stirred) {
+            // A migration that begins or ends lets backups on that host wait or go on.
+            let here: Vec<NodeId> = self.nodes_on(&host).collect();
+            self.todo.count.extend(here);
+        }
+        for node in std::mem::take(self.todo.of(step)) {
+            if !self.is_open(&node) {
+                self.todo.of(step).insert(node);
+                continue;
+            }
+            match step {
+                Step::Primary => primary::repair(self, &node),
+                Step::Drain => drain::evacuate(self, &node),
+                Step::Count => backups::count(self, &node),
+                Step::Backups => backups::repair(self, &node),
+            }
+            if self.batch.suspended.contains(&node) {
+                complete = false;
+                self.todo.of(step).insert(node);
+                continue;
+            }
+            match step {
+                Step::Primary => drop(self.todo.drain.insert(node)),
+                Step::Drain => drop(self.todo.count.insert(node)),
+                Step::Count => drop(self.todo.backups.insert(node)),
+                Step::Backups => self.conclude(&node),
+            }
+        }
+        complete
+    }
+
+    /// Whether a node may be decided about: its record can be read, nothing of it is on its way to the store, and it was
+    /// not refused a moment ago.
+    fn is_open(&self, node: &NodeId) -> bool {
+        let in_flight = self.drafts.get(node).is_some_and(|draft| draft.flight != Flight::Deciding);
+        let refused = self.retries.contains_key(node);
+        !in_flight && !refused && !self.before.withheld.contains(node) && self.view.nodes.contains_key(node)
+    }
+
+    /// All steps of a node are done.
+    fn conclude(&mut self, node: &NodeId) {
+        self.asked.done(node);
+        self.batch.concluded.insert(node.clone());
+        let known = Arc::clone(&self.view.nodes[node]);
+        let leaving = known.value.members().any(|member| self.is_draining(&member.host));
+        let waits = leaving || self.report.notes.contains_key(node);
+        if !waits {
+            self.waiting.remove(node);
+            self.cooldowns.remove(node);
+            return;
+        }
+        self.waiting.insert(node.clone());
+        let ends = known.value.setbacks.iter().filter(|setback| self.is_recent(setback.at));
+        match ends.map(|setback| setback.at + self.bounds.setback).min() {
+            Some(at) => drop(self.cooldowns.insert(node.clone(), at)),
+            None => drop(self.cooldowns.remove(node)),
+        }
+    }
+
+    /// Gives away what is decided and does not wait for an answer.
+    pub(super) fn hand_out(&mut self) -> Decisions {
+        let mut decisions = Decisions {
+            endings: std::mem::take(&mut self.batch.endings),
+            assignments: Vec::new(),
+            questions: std::mem::take(&mut self.asked.new),
+            refusals: std::mem::take(&mut self.batch.refusals),
+            judged: std::mem::take(&mut self.batch.judged),
+        };
+        let deciding = |(_, draft): &(&NodeId, &Draft)| draft.flight == Flight::Deciding;
+        let open: Vec<NodeId> = self.drafts.iter().filter(deciding).map(|(node, _)| node.clone()).collect();
+        for node in open.into_iter().filter(|node| !self.batch.suspended.contains(node)) {
+            self.asked.done(&node);
+            match self.assignment(&node) {
+                Some(assignment) => {
+                    if let Some(draft) = self.drafts.get_mut(&node) {
+                        draft.flight = Flight::Out;
+                    }
+                    decisions.assignments.push(assignment);
+                }
+                None => drop(self.drafts.remove(&node)),
+            }
+        }
+        // Whoever gets another primary comes first, then all in the order of their names.
+        decisions.assignments.sort_by_key(|one| one.record.begun == self.begun_before(&one.node));
+        self.tell_deficits();
+        decisions
+    }
+
+    fn begun_before(&self, node: &NodeId) -> Epoch {
+        self.before.nodes.get(node).map(|known| known.value.begun).unwrap_or_default()
+    }
+
+    fn assignment(&self, node: &NodeId) -> Option<Assignment> {
+        let (old, new, draft) =
+            (self.before.nodes.get(node)?, self.view.nodes.get(node)?, self.drafts.get(node)?);
+        (old.value != new.value).then(|| Assignment {
+            node: node.clone(),
+            revision: old.revision,
+            record: new.value.clone(),
+            checkpoint: draft.checkpoint.clone().unwrap_or(CheckpointChange::Keep),
+            sessions: draft.sessions.clone(),
+            reasons: draft.reasons.clone(),
+        })
+    }
+
+    /// What policies are told of deficits does not change while others are still decided about.
+    fn tell_deficits(&mut self) {
+        for node in std::mem::take(&mut self.batch.concluded) {
+            let short = self.report.lacks.get(&node).map_or(0, |lack| lack.backups);
+            self.deficits.set(&node, short);
+        }
+    }
+
+    fn end_silent_sessions(&mut self) {
+        let after = self.bounds.session_end_after();
+        let silent = self.leases.iter().take_while(|(since, _)| self.now.boottime.since(*since) >= after);
+        let silent: Vec<(Boottime, HostId)> = silent.cloned().collect();
+        for (since, host) in silent {
+            let Some(seen) = self.before.hosts.get(&host) else { continue };
+            let revision = seen.session.revision;
+            let again = |again: Option<Boottime>| again.is_some_and(|again| again <= self.now.boottime);
+            let out = self.ending.get(&host);
+            if out.is_some_and(|(of, retry)| *of == revision && !again(*retry)) {
+                continue;
+            }
+            let silent = self.now.boottime.since(since).as_millis();
+            let silent = u64::try_from(silent).unwrap_or(u64::MAX);
+            let end = SessionEnd {
+                reason: format!("session not renewed for {silent} ms"),
+                silent_since: UnixMillis(self.now.wall.0.saturating_sub(silent)),
+                at: self.now.wall,
+            };
+            let record = SessionRecord { ended: Some(end), ..seen.session.value.clone() };
+            self.ending.insert(host.clone(), (revision, None));
+            // Nothing new is put on a host that is about to be called lost.
+            self.rooms.close(&host, true);
+            self.batch.endings.push(SessionEnding { host, revision, record });
+        }
+    }
+
+    fn written(&mut self, node: &NodeId, outcome: Outcome) {
+        let Some(draft) = self.drafts.get_mut(node) else { return };
+        match outcome {
+            Outcome::Applied(revision) => {
+                draft.flight = Flight::Written(revision);
+                self.land(node);
+            }
+            Outcome::Refused => {
+                let decided = self.view.nodes.get(node).cloned();
+                self.drop_draft(node);
+                let stands = self.view.nodes.get(node).cloned();
+                for other in self.concerned_by(node, decided.as_ref(), stands.as_ref()) {
+                    self.look_at(&other);
+                }
+                if self.refresh() {
+                    self.look_at_waiting();
+                }
+                self.todo.forget(node);
+                self.todo.settle.insert(node.clone());
+                self.retries.insert(node.clone(), self.now.boottime + RETRY);
+            }
+        }
+    }
+
+    /// Ends the flight of a write that the view shows. Whether none is in flight any more.
+    pub(super) fn land(&mut self, node: &NodeId) -> bool {
+        let Some(draft) = self.drafts.get(node) else { return true };
+        let seen = self.before.nodes.get(node).map_or(0, |known| known.revision);
+        match draft.flight {
+            Flight::Deciding => {}
+            Flight::Out => return false,
+            Flight::Written(revision) if seen < revision => return false,
+            Flight::Written(_) => {}
+        }
+        self.drop_draft(node);
+        self.look_at(node);
+        true
+    }
+
+    /// What was decided of a node counts no more: what the store holds does.
+    pub(super) fn drop_draft(&mut self, node: &NodeId) {
+        self.drafts.remove(node);
+        match self.before.nodes.get(node).cloned() {
+            Some(known) => self.put(node, known),
+            None => self.take_out(node),
+        }
+        match self.before.checkpoints.get(node).cloned() {
+            Some(known) => drop(self.view.checkpoints.insert(node.clone(), known)),
+            None => drop(self.view.checkpoints.remove(node)),
+        }
+    }
+
+    /// A node is to be looked at from the first step on.
+    pub(super) fn look_at(&mut self, node: &NodeId) {
+        self.todo.settle.insert(node.clone());
+    }
+
+    /// An answer has come: the node goes on at the step that asked.
+    fn look_at_answered(&mut self, node: NodeId) {
+        let Todo { settle, primary, drain, count, backups } = &self.todo;
+        if ![settle, primary, drain, count, backups].into_iter().any(|todo| todo.contains(&node)) {
+            self.todo.settle.insert(node);
+        }
+    }
+
+    /// What a refused write was decided from has changed.
+    pub(super) fn may_retry(&mut self, node: &NodeId) {
+        self.retries.remove(node);
+    }
+
+    pub(super) fn look_at_all(&mut self) {
+        self.todo.settle.extend(self.view.nodes.keys().cloned());
+    }
+
+    fn look_at_due(&mut self) {
+        let (wall, boottime) = (self.now.wall, self.now.boottime);
+        let cooled = self.cooldowns.extract_if(.., |_, at| *at <= wall).map(|(node, _)| node);
+        self.todo.settle.extend(cooled);
+        self.retries.retain(|_, at| *at > boottime);
+    }
+
+    /// The node is gone.
+    pub(super) fn forget(&mut self, node: &NodeId) {
+        self.report.forget(node);
+        self.asked.forget(node);
+        self.deficits.set(node, 0);
+        self.waiting.remove(node);
+        self.cooldowns.remove(node);
+        self.retries.remove(node);
+        self.todo.forget(node);
+    }
+
+    pub(super) fn record(&self, node: &NodeId) -> &NodeRecord {
+        &self.view.nodes[node].value
+    }
+
+    pub(super) fn shared(&self, node: &NodeId) -> SharedNode {
+        Arc::clone(&self.view.nodes[node])
+    }
+
+    pub(super) fn size_of(&self, node: &NodeId) -> (MiB, Vcpus) {
+        let spec = &self.record(node).spec;
+        (spec.memory, spec.vcpus)
+    }
+}

@@ -1,0 +1,156 @@
+//! Owns the leader's decisions: from what the store holds to assignments.
+//!
+//! Promises: a decision leaves no choice to its execution; every assignment carries the revisions that it was
+//! decided from, so that a second leader or a late one can only lose; applying all of them makes the next plan empty;
+//! the report says why each thing did not happen. Must not do: execute, wait, ask a policy itself (it returns
+//! questions, and goes on with the answers).
+//!
+//! Who follows a decision reads `machine` (what is looked at when), then the steps in their order: `settle`, `primary`,
+//! `drain`, `backups`. What it costs stands at the head of `machine`.
+
+mod admission;
+mod affected;
+mod ask;
+mod backups;
+mod draft;
+mod drain;
+mod explain;
+mod machine;
+mod place;
+mod plan;
+mod primary;
+mod question;
+mod rooms;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::death::Setback;
+use crate::ids::{HostId, NodeId};
+use crate::policy::{Interface, Judged};
+use crate::records::{CheckpointRecord, NodeRecord, SessionRecord};
+use crate::units::UnixMillis;
+
+pub use admission::{Admission, Trial};
+pub use ask::{Policies, Question, Reply};
+pub use explain::{Explanation, explain, recount, replace};
+pub use machine::{Decisions, Input, Leader, Outcome};
+pub use plan::{plan, plan_asking};
+
+/// Ends a silent session, by compare-and-swap on the very revision that was silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEnding {
+    /// The host.
+    pub host: HostId,
+    /// The revision that was silent.
+    pub revision: u64,
+    /// The record that replaces it.
+    pub record: SessionRecord,
+}
+
+/// What becomes of a node's checkpoint record together with an assignment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckpointChange {
+    /// It stays.
+    Keep,
+    /// It is replaced, if it is still at this revision.
+    Replace(u64, CheckpointRecord),
+    /// It is deleted, if it is still at this revision: its state must never come back.
+    Delete(u64),
+}
+
+/// A new record of one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The node.
+    pub node: NodeId,
+    /// The revision that it replaces.
+    pub revision: u64,
+    /// The record.
+    pub record: NodeRecord,
+    /// Its checkpoint.
+    pub checkpoint: CheckpointChange,
+    /// Sessions that must still be as they were: the ended ones that the assignment rests on.
+    pub sessions: Vec<(HostId, u64)>,
+    /// Why, for people.
+    pub reasons: Vec<String>,
+}
+
+/// All that there is to write at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Sessions to end. What rests on them is planned once that is written.
+    pub endings: Vec<SessionEnding>,
+    /// Nodes to write.
+    pub assignments: Vec<Assignment>,
+}
+
+/// What a node lacks at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lack {
+    /// It has no primary.
+    pub primary: bool,
+    /// Backups that it is short of.
+    pub backups: u32,
+}
+
+/// Why things did not happen, and what is lacking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// For each node, what keeps it from being whole.
+    pub notes: BTreeMap<NodeId, Vec<String>>,
+    /// What each node lacks. A node that lacks nothing is not listed.
+    pub lacks: BTreeMap<NodeId, Lack>,
+    /// Backups that each node should have, where the policy's answer is known.
+    pub wanted: BTreeMap<NodeId, u32>,
+    /// Answers of policies that core refused or did without, with the reason.
+    pub refusals: Vec<(Interface, String)>,
+    /// What became of every answer that the plan used.
+    pub judged: Judged,
+}
+
+impl Report {
+    /// Nothing is known of a node any more.
+    fn forget(&mut self, node: &NodeId) {
+        self.notes.remove(node);
+        self.lacks.remove(node);
+        self.wanted.remove(node);
+    }
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.endings.is_empty() && self.assignments.is_empty()
+    }
+}
+
+/// Most setbacks that a node remembers.
+const SETBACKS_MAX: usize = 8;
+
+/// Adds a setback and drops the oldest beyond what a node remembers.
+fn remember(record: &mut NodeRecord, setback: Setback) {
+    record.setbacks.push(setback);
+    keep_newest(&mut record.setbacks, SETBACKS_MAX);
+}
+
+/// Drops the oldest, which come first, beyond `most`.
+fn keep_newest<T>(all: &mut Vec<T>, most: usize) {
+    all.drain(..all.len().saturating_sub(most));
+}
+
+/// Most failures that a node remembers.
+const FAILURES_MAX: usize = 32;
+/// How long it remembers them: what policies are told of.
+const DAY: Duration = Duration::from_hours(24);
+
+/// Adds a failure of the node's primary and drops what is too old, or the oldest beyond what a node remembers.
+fn remember_failure(record: &mut NodeRecord, now: UnixMillis) {
+    record.failures.push(now);
+    record.failures.retain(|&at| now.since(at) < DAY);
+    keep_newest(&mut record.failures, FAILURES_MAX);
+}

@@ -1,0 +1,56 @@
+//! Owns the plan from nothing: the leader run once over all nodes of a view.
+//!
+//! Promises: it comes to what a leader that has followed the same cluster from its beginning comes to; a property test
+//! holds the two together. Must not do: anything that the leader does not do.
+//!
+//! Cost: O(hosts + nodes). It serves scenarios, admission where this agent does not lead, explanation and tests.
+
+use std::collections::BTreeMap;
+
+use super::{Decisions, Input, Leader, Plan, Policies, Question, Reply, Report};
+use crate::bounds::Bounds;
+use crate::ids::NodeId;
+use crate::units::Now;
+use crate::view::View;
+
+/// What to do about the cluster as it is, by the built-in rules.
+#[must_use]
+pub fn plan(view: &View, bounds: &Bounds, now: Now) -> (Plan, Report) {
+    let mut leader = Leader::new(*bounds);
+    leader.take(Input::View(view.clone()), now);
+    leader.all(now, |_| unreachable!("where nobody is asked there are no questions"))
+}
+
+/// What to do about the cluster as it is, with the answers of policies. `deficits` are what they are told that nodes were
+/// short of before.
+pub fn plan_asking(
+    view: &View,
+    deficits: &BTreeMap<NodeId, u32>,
+    bounds: &Bounds,
+    now: Now,
+    answer: impl FnMut(Question) -> Reply,
+) -> (Plan, Report) {
+    let mut leader = Leader::new(*bounds);
+    leader.take(Input::Policies(Policies { placement: true, backup_count: true, version: 1 }), now);
+    leader.take(Input::View(view.clone()), now);
+    for (node, short) in deficits {
+        leader.deficits.set(node, *short);
+    }
+    leader.all(now, answer)
+}
+
+impl Leader {
+    /// Decides all that there is to decide, and asks until nothing is left to be asked.
+    pub(super) fn all(&mut self, now: Now, mut answer: impl FnMut(Question) -> Reply) -> (Plan, Report) {
+        self.decide();
+        while !self.asked.new.is_empty() {
+            for question in std::mem::take(&mut self.asked.new) {
+                self.take(Input::Reply(answer(question)), now);
+            }
+            self.decide();
+        }
+        let Decisions { endings, assignments, questions: _, refusals, judged } = self.hand_out();
+        let report = Report { refusals, judged, ..self.report.clone() };
+        (Plan { endings, assignments }, report)
+    }
+}

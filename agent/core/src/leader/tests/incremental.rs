@@ -1,0 +1,173 @@
+//! The leader that follows a cluster decides as one that sees it for the first time.
+
+use proptest::prelude::*;
+
+use super::properties::{Event, NODES, apply, event};
+use crate::fixture::{BuiltIn, Cluster, Policy, reply};
+use crate::leader::{Decisions, Input, Leader, Outcome, Policies, Question, Reply, plan, plan_asking};
+use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
+use crate::view::Answer;
+
+/// A policy of which the answer follows from the node and the purpose alone, so that it does not matter who asks when.
+#[derive(Clone, Copy)]
+struct Steady(u64);
+
+impl Steady {
+    fn draw(self, text: &str, below: u64) -> u64 {
+        let mixed = text
+            .bytes()
+            .fold(self.0, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3).rotate_left(17));
+        (mixed >> 20) % below
+    }
+}
+
+impl Policy for Steady {
+    fn place(&mut self, question: &PlacementQuestion) -> Answer<PlacementAnswer> {
+        let text = format!("{} {:?} {:?}", question.node, question.purpose, question.members);
+        let hosts = u64::try_from(question.hosts.len()).unwrap();
+        let pick = |number: u64| {
+            let index = u32::try_from(self.draw(&format!("{text} {number}"), hosts + 1)).unwrap();
+            Pick { index, reason: None }
+        };
+        match self.draw(&text, 4) {
+            0 => Answer::Unavailable,
+            count => Answer::Given(PlacementAnswer { picks: (0..count).map(pick).collect() }),
+        }
+    }
+    fn count(&mut self, question: &BackupCountQuestion) -> Answer<BackupCountAnswer> {
+        let text = format!("{} {}", question.node, question.cluster.hosts_ready);
+        match u32::try_from(self.draw(&text, 5)).unwrap() {
+            0 => Answer::Unavailable,
+            backups => Answer::Given(BackupCountAnswer { primaries: 1, backups: backups - 1, reason: None }),
+        }
+    }
+}
+
+/// A cluster, and a leader that follows it.
+struct Followed {
+    cluster: Cluster,
+    leader: Leader,
+    policy: Option<Steady>,
+}
+
+impl Followed {
+    fn new(hosts: usize, policy: Option<Steady>) -> Self {
+        let mut cluster = Cluster::of(hosts);
+        cluster.add(&NODES);
+        let mut leader = Leader::new(cluster.bounds);
+        let asked = policy.is_some();
+        leader.handle(
+            Input::Policies(Policies { placement: asked, backup_count: asked, version: 1 }),
+            cluster.now,
+        );
+        Self { cluster, leader, policy }
+    }
+
+    fn answer(&self) -> impl FnMut(Question) -> Reply + use<> {
+        let policy = self.policy;
+        move |question| match policy {
+            Some(mut steady) => reply(&mut steady, question),
+            None => reply(&mut BuiltIn, question),
+        }
+    }
+
+    /// Both come to the same, whatever there is to decide.
+    fn agree(&mut self) -> Result<(), TestCaseError> {
+        let now = self.cluster.now;
+        self.leader.take(Input::View(self.cluster.view.clone()), now);
+        let deficits = self.leader.deficits.clone();
+        let told = self.cluster.view.nodes.keys().map(|node| (node.clone(), deficits.of(node)));
+        let told = told.filter(|(_, short)| *short > 0).collect();
+        let (followed, so_far) = self.leader.clone().all(now, self.answer());
+        let (fresh, at_once) = match self.policy {
+            Some(_) => plan_asking(&self.cluster.view, &told, &self.cluster.bounds, now, self.answer()),
+            None => plan(&self.cluster.view, &self.cluster.bounds, now),
+        };
+        prop_assert_eq!(&followed.endings, &fresh.endings);
+        let told = |plan: &crate::leader::Plan| -> Vec<String> {
+            plan.assignments.iter().map(|one| format!("{}: {:?}", one.node, one.reasons)).collect()
+        };
+        prop_assert_eq!(told(&followed), told(&fresh));
+        prop_assert_eq!(followed.assignments, fresh.assignments);
+        prop_assert_eq!(so_far.wanted, at_once.wanted);
+        prop_assert_eq!(so_far.lacks, at_once.lacks);
+        Ok(())
+    }
+
+    /// Has done what the leader wants, as far as `refused` lets it: each write that it names by a bit comes too late.
+    fn step(&mut self, refused: u64) {
+        let now = self.cluster.now;
+        let mut decisions = self.leader.handle(Input::View(self.cluster.view.clone()), now);
+        let mut answer = self.answer();
+        loop {
+            let Decisions { endings, assignments, questions, .. } = decisions;
+            let (mut outcomes, decided_from) = (Vec::new(), self.leader.decided_from().clone());
+            for ending in &endings {
+                let plan = crate::leader::Plan { endings: vec![ending.clone()], assignments: Vec::new() };
+                self.cluster.apply(&plan);
+                outcomes.push(Input::Ended(ending.host.clone(), Outcome::Applied(0)));
+            }
+            for (number, assignment) in assignments.iter().enumerate() {
+                if refused >> (number % 64) & 1 == 1 {
+                    outcomes.push(Input::Written(assignment.node.clone(), Outcome::Refused));
+                    continue;
+                }
+                let broken = crate::invariants::broken_by(&decided_from, assignment);
+                assert_eq!(broken, Vec::new(), "{assignment:?}");
+                let plan = crate::leader::Plan { endings: Vec::new(), assignments: vec![assignment.clone()] };
+                self.cluster.apply(&plan);
+                let revision = self.cluster.view.nodes[&assignment.node].revision;
+                outcomes.push(Input::Written(assignment.node.clone(), Outcome::Applied(revision)));
+            }
+            outcomes.extend(questions.into_iter().map(|question| Input::Reply(answer(question))));
+            if outcomes.is_empty() {
+                break;
+            }
+            decisions = Decisions::default();
+            for outcome in outcomes {
+                let more = self.leader.handle(outcome, now);
+                decisions.endings.extend(more.endings);
+                decisions.assignments.extend(more.assignments);
+                decisions.questions.extend(more.questions);
+            }
+        }
+        // What was refused is tried again a moment later.
+        self.cluster.pass(std::time::Duration::from_secs(1));
+    }
+}
+
+fn agree_always(hosts: usize, policy: Option<Steady>, events: &[Event]) -> Result<(), TestCaseError> {
+    let mut followed = Followed::new(hosts, policy);
+    followed.agree()?;
+    for event in events {
+        match event {
+            Event::Step(refused) => {
+                followed.step(if refused % 3 == 0 { *refused } else { 0 });
+            }
+            event => apply(&mut followed.cluster, event),
+        }
+        followed.agree()?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_leader_that_follows_decides_as_one_from_nothing(
+        hosts in 1..6_usize,
+        events in prop::collection::vec(event(), 0..50),
+    ) {
+        agree_always(hosts, None, &events)?;
+    }
+
+    #[test]
+    fn so_it_does_where_policies_are_asked(
+        hosts in 1..6_usize,
+        seed in any::<u64>(),
+        events in prop::collection::vec(event(), 0..30),
+    ) {
+        agree_always(hosts, Some(Steady(seed)), &events)?;
+    }
+}
