@@ -29,6 +29,7 @@ use crate::error::{
 use crate::event::{EventKind, Hub, HypervisorEvent, Lifecycle};
 use crate::link::Link;
 use crate::pidwatch::PidWatch;
+use crate::process::NOTES;
 use crate::types::{
     Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, LifeSign,
     MigrationOutcome, MigrationTarget, Note, RestoreSpec, SavedMemory,
@@ -78,7 +79,7 @@ impl LibvirtConfig {
             uri: "qemu:///system".to_owned(),
             accelerator: AcceleratorSetting::Auto,
             deadlines: Deadlines::default(),
-            pid_folder: Some(PathBuf::from("/run/libvirt/qemu")),
+            pid_folder: Some(PathBuf::from(NOTES)),
         }
     }
 }

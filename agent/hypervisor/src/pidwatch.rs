@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use understudy_core::ids::InstanceId;
 
-use crate::process::{self, Pid, Processes};
+use crate::process::{self, Pid};
 
 /// How often the host's processes are read for qemu that nobody announced: a start while libvirtd's events
 /// were missed. Everything else is announced, so this costs little and need not be quick.
@@ -117,7 +117,7 @@ fn add(watched: &Watched, id: InstanceId, pid: Pid) -> io::Result<bool> {
 }
 
 fn look(watched: &Watched) -> io::Result<()> {
-    for (id, pid) in Processes::read()?.carriers {
+    for (id, pid) in process::processes()?.carriers {
         add(watched, id, pid)?;
     }
     Ok(())

@@ -1,12 +1,15 @@
-//! Owns the look at the host's processes: which qemu carries which UUID, and whether it is gone.
+//! Owns what is known and done about the host's qemu processes: which one is an instance's, whether it is gone.
 //!
-//! Promises: needs no libvirtd; "gone" means that every thread of the process has ended, not that its name
-//! cannot be read any more. Must not do: signal a process other than through a pidfd whose owner was verified.
+//! Promises: needs no libvirtd; "gone" means that every thread of the process has ended, or that none of them can run a
+//! guest any more and nothing tells that it was this instance's; no other process can hold a caller up (`look`). Must not
+//! do: signal a process other than through a pidfd whose owner was verified.
+
+mod look;
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,6 +19,9 @@ use understudy_core::ids::InstanceId;
 use understudy_core::units::Boottime;
 
 use crate::ffi;
+
+use look::HERE;
+pub(crate) use look::{NOTES, Processes};
 
 /// A process of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,9 +37,6 @@ impl fmt::Display for Pid {
 /// How often a process list is read again while waiting for one that cannot be watched.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// How the names of qemu programs begin; the only thing left to know a dying one by.
-const QEMU_NAMES: [&str; 2] = ["qemu", "kvm"];
-
 /// Now, on the clock that counts through suspend.
 #[must_use]
 pub fn boottime() -> Boottime {
@@ -46,95 +49,42 @@ pub fn boottime() -> Boottime {
     })
 }
 
-/// The process that carries an instance's UUID. A qemu that is dying, and whose UUID cannot be read any more,
-/// counts for every instance until it is gone.
+/// The process that carries an instance's UUID. One that cannot be read any more is this instance's when it was before, or
+/// when libvirt notes it so.
 ///
 /// # Errors
-/// When the host's processes cannot be read.
+/// When the host's processes cannot be read, or one of them that may be this instance's.
 pub fn process_of(id: InstanceId) -> io::Result<Option<Pid>> {
-    let all = Processes::read()?;
-    Ok(all
-        .carriers
-        .iter()
-        .find(|(carried, _)| *carried == id)
-        .map(|&(_, pid)| pid)
-        .or(all.dying.first().copied()))
+    processes()?.of(id)
 }
 
 /// The qemu processes of this host.
-#[derive(Debug, Default)]
-pub(crate) struct Processes {
-    pub(crate) carriers: Vec<(InstanceId, Pid)>,
-    pub(crate) dying: Vec<Pid>,
-}
-
-impl Processes {
-    pub(crate) fn read() -> io::Result<Self> {
-        let mut found = Self::default();
-        for entry in std::fs::read_dir("/proc")? {
-            let name = entry?.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else { continue };
-            match std::fs::read(proc_file(pid, "cmdline")) {
-                Ok(command) if command.is_empty() => {
-                    if is_dying_qemu(pid) {
-                        found.dying.push(pid);
-                    }
-                }
-                Ok(command) => found.carriers.extend(carried(&command).map(|id| (id, pid))),
-                // It ended between the listing and the look.
-                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ESRCH)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// The UUID on a qemu command line.
-fn carried(command: &[u8]) -> Option<InstanceId> {
-    let mut arguments = command.split(|&byte| byte == 0);
-    arguments.find(|&argument| argument == b"-uuid")?;
-    std::str::from_utf8(arguments.next()?).ok()?.parse().ok()
-}
-
-/// Whether a process without a command line is a qemu of which threads still run: its first thread has ended
-/// (state Z) and others have not.
-fn is_dying_qemu(pid: Pid) -> bool {
-    let Ok(status) = std::fs::read_to_string(proc_file(pid, "status")) else { return false };
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let named_so = field("Name:").is_some_and(|name| QEMU_NAMES.iter().any(|start| name.starts_with(start)));
-    let wholly_ended =
-        field("State:").is_some_and(|state| state.starts_with('Z')) && field("Threads:") == Some("1");
-    named_so && !wholly_ended
-}
-
-fn proc_file(pid: Pid, file: &str) -> PathBuf {
-    Path::new("/proc").join(pid.to_string()).join(file)
+pub(crate) fn processes() -> io::Result<Processes> {
+    HERE.read()
 }
 
 /// The process that libvirt noted for a domain, when it carries the UUID.
-pub(crate) fn noted_process(pid_file: &Path, id: InstanceId) -> Option<Pid> {
-    let pid = Pid(std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?);
-    (carried(&std::fs::read(proc_file(pid, "cmdline")).ok()?) == Some(id)).then_some(pid)
+pub(crate) fn noted_process(pid_file: &Path, id: InstanceId) -> io::Result<Option<Pid>> {
+    let Some(pid) = look::noted_pid(pid_file) else { return Ok(None) };
+    Ok((HERE.carried_or_noted(pid)? == Some(id)).then_some(pid))
 }
 
 /// A handle on the process that carries an instance's UUID; none where no process is known to.
 pub(crate) fn handle_of(id: InstanceId) -> io::Result<Option<OwnedFd>> {
-    let all = Processes::read()?;
+    let all = processes()?;
     let carrier = all.carriers.iter().find(|(carried, _)| *carried == id);
     carrier.map_or(Ok(None), |&(_, pid)| open(pid, id))
 }
 
-/// A handle on exactly the process that carries the UUID: the command line is read after the handle was
-/// opened, so that a number that was given anew in between is not taken for it.
+/// A handle on exactly the process that carries the UUID: whose it is, is read after the handle was opened, so that a
+/// number that was given anew in between is not taken for it.
 pub(crate) fn open(pid: Pid, id: InstanceId) -> io::Result<Option<OwnedFd>> {
     let handle = match ffi::pidfd_open(pid.0) {
         Ok(handle) => handle,
         Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let same = std::fs::read(proc_file(pid, "cmdline")).is_ok_and(|command| carried(&command) == Some(id));
-    Ok(same.then_some(handle))
+    Ok((HERE.carried_by(pid)? == Some(id)).then_some(handle))
 }
 
 /// Kills the process behind a handle.
@@ -195,14 +145,42 @@ pub(crate) mod stand_in {
 
     use super::*;
 
-    /// A process with a UUID on its command line. It ends at the latest with its parent, whose end of the pipe it
-    /// reads from.
+    /// A process with qemu's name and a UUID on its command line. It ends at the latest with its parent, whose end of the
+    /// pipe it reads from.
     pub(crate) fn carrier(id: InstanceId) -> (Child, Pid) {
-        let child = Command::new("sh")
-            .args(["-c", "read line", "qemu", "-uuid", &id.to_string()])
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("qemu-stand-in");
+        std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        let mut command = Command::new(program);
+        started(command.args(["-c", "read line", "qemu", "-uuid", &id.to_string()]), id)
+    }
+
+    /// The same, of which the first thread has ended and another runs on: what a qemu is that was killed and waits for a
+    /// disk. Its own command line is empty.
+    pub(crate) fn dying(id: InstanceId) -> (Child, Pid) {
+        const SOURCE: &str = "#include <pthread.h>
+            #include <unistd.h>
+            #include <sys/syscall.h>
+            static void *stay(void *x) { char c; return read(0, &c, 1) ? x : x; }
+            int main(void) { pthread_t t; pthread_create(&t, 0, stay, 0); syscall(SYS_exit, 0); }";
+        let folder = tempfile::tempdir().unwrap();
+        let (source, program) = (folder.path().join("dying.c"), folder.path().join("qemu-dying"));
+        std::fs::write(&source, SOURCE).unwrap();
+        // Rust links with it.
+        let built = Command::new("cc").args(["-pthread", "-o"]).args([&program, &source]).status().unwrap();
+        assert!(built.success());
+        let mut command = Command::new(program);
+        let (child, pid) = started(command.args(["-uuid", &id.to_string()]), id);
+        let until = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read(format!("/proc/{pid}/cmdline")).unwrap().is_empty() {
+            assert!(Instant::now() < until, "its first thread does not end");
+            std::thread::yield_now();
+        }
+        (child, pid)
+    }
+
+    fn started(command: &mut Command, id: InstanceId) -> (Child, Pid) {
+        let child = command.stdin(Stdio::piped()).spawn().unwrap();
         let pid = Pid(i32::try_from(child.id()).unwrap());
         let until = Instant::now() + Duration::from_secs(20);
         // The kernel shows a new program's command line a moment after it has begun.
@@ -216,7 +194,7 @@ pub(crate) mod stand_in {
 
 #[cfg(test)]
 mod tests {
-    use super::stand_in::carrier;
+    use super::stand_in::{carrier, dying};
     use super::*;
 
     fn id(last: u8) -> InstanceId {
@@ -244,22 +222,24 @@ mod tests {
         assert!(open(pid, two).unwrap().is_none());
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("{pid}\n")).unwrap();
-        assert_eq!(noted_process(file.path(), one), Some(pid));
-        assert_eq!(noted_process(file.path(), two), None);
+        assert_eq!(noted_process(file.path(), one).unwrap(), Some(pid));
+        assert_eq!(noted_process(file.path(), two).unwrap(), None);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(open(pid, one).unwrap().is_none());
-        assert_eq!(noted_process(file.path(), one), None);
+        assert_eq!(noted_process(file.path(), one).unwrap(), None);
     }
 
     #[test]
-    fn a_uuid_is_read_only_after_its_option() {
-        let text = id(4).to_string();
-        assert_eq!(carried(format!("qemu\0-uuid\0{text}\0-m\0").as_bytes()), Some(id(4)));
-        for other in
-            [format!("qemu\0{text}\0"), "qemu\0-uuid\0nonsense\0".to_owned(), "qemu\0-uuid".to_owned()]
-        {
-            assert_eq!(carried(other.as_bytes()), None, "{other}");
-        }
+    fn a_dying_qemu_keeps_its_own_instance_from_being_gone_and_no_other() {
+        let (own, other) = (id(4), id(5));
+        let (mut child, pid) = dying(own);
+        assert_eq!(process_of(own).unwrap(), Some(pid));
+        assert_eq!(process_of(other).unwrap(), None);
+        assert_eq!(wait_gone(own, Duration::from_millis(30)).unwrap(), Some(pid));
+        let handle = open(pid, own).unwrap().expect("it is known by the thread that runs on");
+        assert!(kill_and_wait(&handle, Duration::from_secs(20)).unwrap());
+        assert_eq!(process_of(own).unwrap(), None, "nobody has reaped it, and it is gone");
+        child.wait().unwrap();
     }
 }

@@ -71,7 +71,8 @@ impl Libvirt {
         let pid = match (&self.pid_folder, seen.state) {
             (None, _) | (_, InstanceState::Off) => None,
             (Some(folder), _) => {
-                match process::noted_process(&folder.join(format!("{}.pid", seen.name)), id) {
+                let noted = process::noted_process(&folder.join(format!("{}.pid", seen.name)), id);
+                match noted.map_err(ListError::Processes)? {
                     Some(pid) => Some(pid),
                     None => process::process_of(id).map_err(ListError::Processes)?,
                 }
