@@ -72,6 +72,11 @@ impl Domain {
         Vcpus(self.0.child("vcpu").and_then(|vcpu| vcpu.text().parse().ok()).unwrap_or(1))
     }
 
+    /// Whether the host's own processor runs it.
+    pub(crate) fn by_kvm(&self) -> bool {
+        self.0.attribute("type") == Some("kvm")
+    }
+
     /// What the agent wrote onto the domain; `None` when the domain is not managed.
     pub(crate) fn note(&self) -> Option<Note> {
         let metadata = self.0.child("metadata")?;

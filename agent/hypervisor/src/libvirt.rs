@@ -1,7 +1,8 @@
 //! Owns [`Libvirt`]: the trait over a real libvirtd.
 //!
 //! Promises: each operation is one or a few calls with a deadline each; a refusal is translated into the
-//! operation's own error. Must not do: remember anything of an instance between two operations; libvirt is asked.
+//! operation's own error. Must not do: remember anything of an instance between two operations, but for the first
+//! ones' part in the trial of the accelerator; libvirt is asked.
 
 mod change;
 mod guest;
@@ -20,7 +21,7 @@ use virt::connect::Connect;
 use virt::domain::Domain as VirtDomain;
 use virt::error::Error;
 
-use crate::accelerator::{Accelerator, AcceleratorSetting};
+use crate::accelerator::{Accelerator, AcceleratorSetting, Trial};
 use crate::api::Hypervisor;
 use crate::error::{
     CallError, CapacityError, ControlError, CreateError, DestroyError, GuestError, ListError, MigrateError,
@@ -89,7 +90,7 @@ pub struct Libvirt {
     link: Link,
     hub: Arc<Hub>,
     watch: Option<Arc<PidWatch>>,
-    accelerator: Accelerator,
+    trial: Arc<Trial>,
     deadlines: Deadlines,
     pid_folder: Option<PathBuf>,
 }
@@ -101,11 +102,15 @@ impl Libvirt {
     /// See [`StartError`].
     pub fn start(config: LibvirtConfig) -> Result<Self, StartError> {
         let hub = Arc::new(Hub::default());
+        let trial = Arc::new(config.accelerator.begin());
         let watch = match &config.pid_folder {
             None => None,
             Some(_) => {
-                let hub = Arc::clone(&hub);
-                let on_death = move |id, pid| hub.tell(EventKind::Died { id, pid });
+                let (hub, trial) = (Arc::clone(&hub), Arc::clone(&trial));
+                let on_death = move |id, pid| {
+                    trial.died(id);
+                    hub.tell(EventKind::Died { id, pid });
+                };
                 Some(Arc::new(PidWatch::start(on_death).map_err(StartError::Watch)?))
             }
         };
@@ -121,14 +126,13 @@ impl Libvirt {
             }
         };
         let link = Link::start(&config.uri, Arc::clone(&hub), Arc::new(sink))?;
-        let accelerator = config.accelerator.choose();
-        Ok(Self { link, hub, watch, accelerator, deadlines: config.deadlines, pid_folder: config.pid_folder })
+        Ok(Self { link, hub, watch, trial, deadlines: config.deadlines, pid_folder: config.pid_folder })
     }
 
-    /// What this host's instances use.
+    /// What this host's next instance uses.
     #[must_use]
     pub fn accelerator(&self) -> Accelerator {
-        self.accelerator
+        self.trial.accelerator()
     }
 
     fn on_domain<T: Send + 'static>(

@@ -37,6 +37,15 @@ pub struct Artifacts {
     pub root: PathBuf,
     /// The program that plays PID 1 of the hosts; the calling one when not given.
     pub helper: Option<PathBuf>,
+    /// Whether guests are emulated also where KVM works.
+    pub emulate: bool,
+}
+
+impl Artifacts {
+    /// What the agents are told to run guests with.
+    fn accelerator(&self) -> &'static str {
+        if self.emulate { "qemu" } else { "auto" }
+    }
 }
 
 /// A cluster that stands.
@@ -51,7 +60,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-fn agent_toml(facts: &HostFacts, gateway_port: u16, reserved: u64, extra: &str) -> String {
+fn agent_toml(facts: &HostFacts, gateway_port: u16, reserved: u64, accelerator: &str) -> String {
     let HostFacts { index, name, mgmt, ca, cert, key, .. } = facts;
     let endpoints: Vec<String> = facts.etcd.iter().map(|endpoint| format!("{endpoint:?}")).collect();
     let (first, last) = (16 + u16::from(*index) * 16, 16 + u16::from(*index) * 16 + 15);
@@ -63,7 +72,7 @@ reserved_memory_mib = {reserved}
 vcpus_per_processor = 16
 
 [libvirt]
-accelerator = "qemu"
+accelerator = "{accelerator}"
 migration_uri = "qemu+tls://{name}/system"
 
 [store]
@@ -92,14 +101,14 @@ advertise = "http://127.0.0.1:{gateway_port}"
 [log]
 format = "plain"
 filter = "info,understudy=debug"
-{extra}"#,
+"#,
         endpoints.join(", ")
     )
 }
 
-/// The shipped configuration with what only a lab needs: its addresses, emulation, an API that can be asked from
+/// The shipped configuration with what only a lab needs: its addresses, perhaps emulation, an API that can be asked from
 /// outside.
-fn minimal_toml(shipped: &str, facts: &HostFacts, gateway_port: u16) -> String {
+fn minimal_toml(shipped: &str, facts: &HostFacts, gateway_port: u16, accelerator: &str) -> String {
     let HostFacts { mgmt, .. } = facts;
     let lab = shipped
         .replace("192.168.122.200-192.168.122.219", "10.77.1.32-10.77.1.47")
@@ -108,7 +117,7 @@ fn minimal_toml(shipped: &str, facts: &HostFacts, gateway_port: u16) -> String {
         r#"{lab}advertise = "http://127.0.0.1:{gateway_port}"
 
 [libvirt]
-accelerator = "qemu"
+accelerator = "{accelerator}"
 
 [api]
 listen = "{mgmt}:{API_PORT}"
@@ -138,7 +147,9 @@ impl Stage {
     pub fn raise(artifacts: &Artifacts, prefix: &str) -> Result<Self> {
         let ports = (0..3).map(|_| free_port()).collect::<Result<Vec<u16>>>()?;
         let reserved = memory_of_machine_mib()?.saturating_sub(MEMORY_MIB);
-        let toml = |facts: &HostFacts| agent_toml(facts, ports[usize::from(facts.index) - 1], reserved, "");
+        let accelerator = artifacts.accelerator();
+        let toml =
+            |facts: &HostFacts| agent_toml(facts, ports[usize::from(facts.index) - 1], reserved, accelerator);
         Self::with(artifacts, prefix, &ports, &toml)
     }
 
@@ -149,7 +160,7 @@ impl Stage {
     pub fn raise_one(artifacts: &Artifacts, prefix: &str) -> Result<Self> {
         let shipped = std::fs::read_to_string(artifacts.root.join("config/agent.minimal.toml"))?;
         let ports = [free_port()?];
-        let toml = |facts: &HostFacts| minimal_toml(&shipped, facts, ports[0]);
+        let toml = |facts: &HostFacts| minimal_toml(&shipped, facts, ports[0], artifacts.accelerator());
         Self::with(artifacts, prefix, &ports, &toml)
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use clap::Args;
 use understudy_bench::policies::Subjects;
 use understudy_e2e::stage::Artifacts;
 
@@ -20,8 +21,17 @@ pub(crate) enum Profile {
     Release,
 }
 
+/// How guests are run.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[group(skip)]
+pub(crate) struct Guests {
+    /// Emulate guests, also where KVM works.
+    #[arg(long)]
+    pub(crate) emulate: bool,
+}
+
 /// Builds everything that a cluster is raised from.
-pub(crate) fn all(root: &Path, profile: Profile) -> Result<Artifacts> {
+pub(crate) fn all(root: &Path, profile: Profile, guests: Guests) -> Result<Artifacts> {
     println!("building agent and guard");
     assets::ensure(root)?;
     let mut build = cargo();
@@ -50,6 +60,7 @@ pub(crate) fn all(root: &Path, profile: Profile) -> Result<Artifacts> {
         policies,
         root: root.to_path_buf(),
         helper: None,
+        emulate: guests.emulate,
     })
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Options {
     json: bool,
     #[command(flatten)]
     setup: setup::Options,
+    #[command(flatten)]
+    guests: artifacts::Guests,
 }
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
@@ -38,7 +40,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         rows.extend(understudy_bench::policies::run(&subjects, name, &say)?);
     }
     if needs.lab {
-        let artifacts = artifacts::all(root, Profile::Release)?;
+        let artifacts = artifacts::all(root, Profile::Release, options.guests)?;
         rows.extend(understudy_bench::run(&artifacts, name, &say)?);
     }
     print!("{}", understudy_bench::print(&rows));

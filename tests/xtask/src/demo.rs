@@ -24,6 +24,8 @@ const PREFIX: &str = "ustlab-demo";
 pub(crate) struct Options {
     #[command(flatten)]
     setup: setup::Options,
+    #[command(flatten)]
+    guests: artifacts::Guests,
     /// Use the binaries that the tests build: slower, and not built twice.
     #[arg(long, hide = true)]
     debug: bool,
@@ -47,7 +49,8 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     understudy_lab::tear_down_on_signals()?;
     let began = Instant::now();
     let say = |text: &str| println!("[{:7.1} s] {text}", began.elapsed().as_secs_f64());
-    let artifacts = artifacts::all(root, if options.debug { Profile::Test } else { Profile::Release })?;
+    let profile = if options.debug { Profile::Test } else { Profile::Release };
+    let artifacts = artifacts::all(root, profile, options.guests)?;
     say("raising three hosts: libvirtd, etcd, guard and agent on each");
     let stage = Stage::raise(&artifacts, PREFIX)?;
     let pictures = artifacts::target(root).join("demo");
@@ -180,5 +183,11 @@ mod tests {
         let error = Line::try_parse_from(["demo", "--keep", "--tear-down"]).unwrap_err();
         assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict);
         assert!(Line::try_parse_from(["demo", "--keep"]).unwrap().options.keep);
+    }
+
+    #[test]
+    fn guests_are_emulated_by_choice_alone() {
+        let emulate = |words: &[&str]| Line::try_parse_from(words).unwrap().options.guests.emulate;
+        assert!(emulate(&["demo", "--emulate"]) && !emulate(&["demo"]));
     }
 }

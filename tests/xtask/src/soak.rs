@@ -27,6 +27,8 @@ pub(crate) struct Options {
     rounds: u32,
     #[command(flatten)]
     setup: setup::Options,
+    #[command(flatten)]
+    guests: artifacts::Guests,
 }
 
 /// The tests run the seeds up to this one.
@@ -46,7 +48,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     if options.fuzz_minutes > 0 && !fuzz::run(root, Duration::from_secs(60 * options.fuzz_minutes))? {
         return Ok(false);
     }
-    let artifacts = artifacts::all(root, Profile::Test)?;
+    let artifacts = artifacts::all(root, Profile::Test, options.guests)?;
     println!("== the example policy in every language");
     for language in [Language::Python, Language::JavaScript, Language::C] {
         languages::build(root, language)?;

@@ -24,6 +24,8 @@ const SKIPPED: &str = "SKIPPED: ";
 pub(crate) struct Options {
     #[command(flatten)]
     setup: setup::Options,
+    #[command(flatten)]
+    guests: artifacts::Guests,
 }
 
 struct Stage {
@@ -46,7 +48,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         )?,
         dependencies(root, cargo)?,
     ];
-    let artifacts = artifacts::all(root, Profile::Test)?;
+    let artifacts = artifacts::all(root, Profile::Test, options.guests)?;
     // The others take longer: `cargo xtask soak` builds them too.
     if let Err(missing) = languages::build(root, Language::Python) {
         println!("the example policy in Python is left out: {missing:#}");
@@ -83,7 +85,11 @@ pub(crate) fn with<'c>(tests: &'c mut Command, root: &Path, artifacts: &Artifact
         ("UNDERSTUDY_TEST_LANGUAGES", languages::folder(root)),
         ("UNDERSTUDY_TEST_BINARIES", artifacts.binaries.clone()),
         ("UNDERSTUDY_TEST_HELPER", artifacts.binaries.join("lab")),
-    ])
+    ]);
+    if artifacts.emulate {
+        tests.env("UNDERSTUDY_TEST_EMULATE", "1");
+    }
+    tests
 }
 
 /// Runs a command, shows what it prints, and gathers what was skipped.

@@ -28,7 +28,9 @@ const CLOCK_OFF_MAX: Duration = Duration::from_secs(1);
 
 impl Libvirt {
     pub(super) fn ping(&self, id: InstanceId, deadline: Duration) -> Result<(), GuestError> {
-        self.ask(id, "guest-ping", &json!({}), deadline).map(|_| ())
+        self.ask(id, "guest-ping", &json!({}), deadline)?;
+        self.trial.answered(id, false);
+        Ok(())
     }
 
     pub(super) fn exec(&self, id: InstanceId, command: &GuestCommand) -> Result<GuestOutput, GuestError> {

@@ -12,6 +12,7 @@ use virt::domain::Domain as VirtDomain;
 use virt_sys as sys;
 
 use super::Libvirt;
+use crate::accelerator::{Accelerator, Attempt};
 use crate::domain::Domain;
 use crate::error::{CallError, CreateError, DestroyError, ListError, RestoreError};
 use crate::process;
@@ -34,12 +35,7 @@ impl Libvirt {
                 .map_err(|source| CreateError::Look { id, source: Box::new(source) })?
                 .ok_or_else(|| CreateError::Taken { name: id.to_string() });
         }
-        let domain = spec.template.render(spec, self.accelerator);
-        let xml = domain.and_then(|d| d.write()).map_err(|source| CreateError::Describe { id, source })?;
-        let made = self.link.call("create", self.deadlines.start, move |connect| {
-            VirtDomain::create_xml(connect, &xml, sys::VIR_DOMAIN_NONE).map(|_| ())
-        });
-        if let Err(source) = made {
+        if let Err(source) = self.make_as_it_runs(spec)? {
             return Err(match source.refused() {
                 Some(RefusalKind::NotPermitted) => CreateError::NotPermitted { id, source },
                 Some(_) if self.name_is_taken(&spec.name, id) => {
@@ -50,6 +46,55 @@ impl Libvirt {
         }
         let fact = self.just_made(id).map_err(|source| CreateError::Look { id, source: Box::new(source) })?;
         fact.ok_or_else(|| CreateError::Create { id, source: went_away("create") })
+    }
+
+    /// Makes an instance. While KVM is on trial and libvirt refuses it, by emulation.
+    fn make_as_it_runs(&self, spec: &InstanceSpec) -> Result<Result<(), CallError>, CreateError> {
+        let made = match self.trial.attempt(spec.id) {
+            Attempt::Settled(accelerator) => return self.make(spec, accelerator),
+            Attempt::Emulation(reason) => {
+                let made = self.make(spec, Accelerator::Tcg)?;
+                if made.is_ok() {
+                    self.trial.emulate(&reason);
+                }
+                return Ok(made);
+            }
+            Attempt::Kvm => self.make(spec, Accelerator::Kvm)?,
+        };
+        let Err(refused) = &made else { return Ok(made) };
+        self.trial.not_begun(spec.id);
+        let of_the_host = matches!(
+            refused.refused(),
+            Some(RefusalKind::Unsupported | RefusalKind::BadDescription | RefusalKind::Other)
+        );
+        if !of_the_host || self.name_is_taken(&spec.name, spec.id) {
+            return Ok(made);
+        }
+        let reason = format!("libvirt refuses it: {refused}");
+        match self.make(spec, Accelerator::Tcg)? {
+            Ok(()) => {
+                self.trial.emulate(&reason);
+                return Ok(Ok(()));
+            }
+            // The permit is good for one start, and that one came so far.
+            Err(error) if error.refused() == Some(RefusalKind::NotPermitted) => self.trial.refused(reason),
+            // Neither the one nor the other: it is not for the accelerator.
+            Err(_) => {}
+        }
+        Ok(made)
+    }
+
+    fn make(
+        &self,
+        spec: &InstanceSpec,
+        accelerator: Accelerator,
+    ) -> Result<Result<(), CallError>, CreateError> {
+        let domain = spec.template.render(spec, accelerator);
+        let describe = |source| CreateError::Describe { id: spec.id, source };
+        let xml = domain.and_then(|domain| domain.write()).map_err(describe)?;
+        Ok(self.link.call("create", self.deadlines.start, move |connect| {
+            VirtDomain::create_xml(connect, &xml, sys::VIR_DOMAIN_NONE).map(|_| ())
+        }))
     }
 
     /// The fact on an instance that was made a moment ago.
@@ -70,6 +115,7 @@ impl Libvirt {
 
     pub(super) fn end(&self, id: InstanceId) -> Result<(), DestroyError> {
         let wrap = |source| DestroyError::Processes { id, source };
+        self.trial.destroyed(id);
         // Held before libvirt is asked: by it the process is ended, and its end is seen, also without libvirt.
         let held = match &self.pid_folder {
             Some(_) => process::handle_of(id).map_err(wrap)?,

@@ -81,6 +81,9 @@ impl Libvirt {
         if let (Some(watch), Some(pid)) = (&self.watch, pid) {
             watch.watch(id, pid).map_err(ListError::Processes)?;
         }
+        if domain.agent_connected() {
+            self.trial.answered(id, domain.by_kvm());
+        }
         Ok(Some(InstanceFact {
             id,
             name: seen.name.clone(),

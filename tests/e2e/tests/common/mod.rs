@@ -23,6 +23,7 @@ fn given() -> Result<Artifacts, String> {
         images: given("UNDERSTUDY_TEST_IMAGES")?,
         policies: given("UNDERSTUDY_TEST_POLICIES")?,
         helper: Some(given("UNDERSTUDY_TEST_HELPER")?),
+        emulate: std::env::var_os("UNDERSTUDY_TEST_EMULATE").is_some(),
         root,
     })
 }
