@@ -233,3 +233,21 @@ fn what_an_agent_is_asked_about_policies_needs_one() {
     let output = understudy(&["--socket", "/nonexistent/api.sock", "policy", "explain", "alice"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn completion_and_manual_pages_come_from_the_binary_itself() {
+    let output = understudy(&["completion", "bash"]);
+    let script = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && script.contains("_understudy()"), "{script}");
+    assert_eq!(understudy(&["completion", "nosuch"]).status.code(), Some(2));
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1").display().to_string();
+    assert!(understudy(&["man", &pages]).status.success());
+    for page in ["understudy.1", "understudy-node-failover.1", "understudy-completion.1"] {
+        assert!(folder.path().join("man1").join(page).exists(), "{page}");
+    }
+    let file = written(folder.path(), "file", "");
+    let output = understudy(&["man", &file]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&file));
+}

@@ -2,9 +2,11 @@
 //!
 //! Promises: `--json` prints what the API said; every failure ends with a documented exit code and says what to do.
 
+mod manual;
 mod policy;
 mod print;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +20,7 @@ use crate::client::ask;
 use crate::config::{Config, ConfigError, role_disk_faults, store_file_faults, template_faults};
 use crate::exit::{Exit, Failure, chain};
 use crate::{build, needs, telemetry};
+use print::table::Column::{Left, Right};
 
 /// Keeps a terminal's software running when a VM or a whole host dies.
 ///
@@ -71,6 +74,16 @@ enum Verb {
         /// `safe` or `fast`.
         #[arg(long, default_value = "safe")]
         profile: String,
+    },
+    /// Print the script that completes these commands in a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of these commands into a folder, such as /usr/local/share/man/man1.
+    Man {
+        /// The folder.
+        dir: PathBuf,
     },
 }
 
@@ -140,6 +153,12 @@ impl Cli {
             }
             Verb::CheckConfig { file, offline } => runtime(false)?.block_on(check_config(&file, offline)),
             Verb::Bounds { profile } => bounds(&profile, self.json),
+            Verb::Completion { shell } => {
+                let script = manual::completion(shell);
+                let written = std::io::stdout().write_all(&script);
+                written.map_err(|error| Failure::new(Exit::Failed, format!("cannot print: {error}")))
+            }
+            Verb::Man { dir } => manual::pages(&dir),
             Verb::Policy(verb) => runtime(false)?.block_on(verb.run(&self.socket, self.json)),
             verb => runtime(false)?.block_on(ask_agent(&self.socket, self.json, verb)),
         }
@@ -192,9 +211,10 @@ fn bounds(profile: &str, json: bool) -> Result<(), Failure> {
             .collect();
         println!("{}", Value::from(rows));
     } else {
-        for (name, bound, why) in table {
-            println!("{name:20} {:>9} s  {why}", bound.as_secs_f64());
-        }
+        let rows = table.iter().map(|(name, bound, why)| {
+            vec![(*name).to_owned(), format!("{} s", bound.as_secs_f64()), (*why).to_owned()]
+        });
+        print!("{}", print::table::text(&[Left("BOUND"), Right("TIME"), Left("WHY")], rows));
     }
     Ok(())
 }
@@ -236,7 +256,12 @@ async fn ask_agent(socket: &std::path::Path, json: bool, verb: Verb) -> Result<(
         Verb::Node(NodeVerb::Failover { node }) => {
             ask::<Value>(socket, Method::POST, &format!("/v1/nodes/{node}/failover"), None).await?;
         }
-        Verb::Agent { .. } | Verb::CheckConfig { .. } | Verb::Bounds { .. } | Verb::Policy(_) => {}
+        Verb::Agent { .. }
+        | Verb::CheckConfig { .. }
+        | Verb::Bounds { .. }
+        | Verb::Completion { .. }
+        | Verb::Man { .. }
+        | Verb::Policy(_) => {}
     }
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! Owns how answers look on a terminal.
 
 pub(super) mod policies;
+pub(super) mod table;
 
 use std::fmt::Write;
 
 use understudy_core::records::StateKept;
 
 use crate::api::types::{Host, MemberStatus, Node, Status, Terminal};
+use table::Column::{Left, Right};
 
 fn seconds(ms: u64) -> String {
     format!("{}.{:01} s", ms / 1000, ms % 1000 / 100)
@@ -34,18 +36,26 @@ pub(super) fn status(status: &Status) -> String {
 }
 
 pub(super) fn hosts(hosts: &[Host]) -> String {
-    let mut text = format!(
-        "{:16} {:9} {:>8} {:>5} {:>8} {:>17}\n",
-        "HOST", "STATE", "SESSION", "IDLE", "MEMBERS", "FREE MEMORY"
-    );
-    for host in hosts {
+    let columns = [
+        Left("HOST"),
+        Left("STATE"),
+        Right("SESSION"),
+        Right("IDLE"),
+        Right("MEMBERS"),
+        Right("FREE MEMORY"),
+    ];
+    let rows = hosts.iter().map(|host| {
         let memory = format!("{}/{} MiB", host.memory_free_mib, host.memory_mib);
-        let _ = writeln!(
-            text,
-            "{:16} {:9} {:>8} {:>5} {:>8} {memory:>17}",
-            host.id, host.state, host.session, host.idle, host.members
-        );
-        for complaint in &host.complaints {
+        let words = [host.id.to_string(), host.state.to_string(), host.session.to_string()];
+        words.into_iter().chain([host.idle.to_string(), host.members.to_string(), memory]).collect()
+    });
+    let mut text = String::new();
+    let complaints = hosts.iter().map(|host| host.complaints.as_slice());
+    for (line, complaints) in
+        table::lines(&columns, rows).iter().zip(std::iter::once(&[][..]).chain(complaints))
+    {
+        let _ = writeln!(text, "{line}");
+        for complaint in complaints {
             let _ = writeln!(text, "    {complaint}");
         }
     }
@@ -53,12 +63,11 @@ pub(super) fn hosts(hosts: &[Host]) -> String {
 }
 
 pub(super) fn terminals(terminals: &[Terminal]) -> String {
-    let mut text = format!("{:16} {:>5}  {}\n", "TERMINAL", "NODES", "PAGE");
-    for terminal in terminals {
+    let rows = terminals.iter().map(|terminal| {
         let page = terminal.pages.first().map_or("-", String::as_str);
-        let _ = writeln!(text, "{:16} {:>5}  {page}", terminal.id, terminal.nodes.len());
-    }
-    text
+        vec![terminal.id.to_string(), terminal.nodes.len().to_string(), page.to_owned()]
+    });
+    table::text(&[Left("TERMINAL"), Right("NODES"), Left("PAGE")], rows)
 }
 
 pub(super) fn terminal(terminal: &Terminal) -> String {

@@ -5,10 +5,12 @@ use std::fmt::Write;
 use understudy_core::policy::Purpose;
 use understudy_policy::{BenchRow, CheckReport};
 
+use super::table::Column::{Left, Right};
+use super::table::text as table;
 use crate::exit::chain;
 use crate::policies::explain::{Explained, ExplainedShadow};
 use crate::policies::replay::Replayed;
-use crate::policies::status::PoliciesStatus;
+use crate::policies::status::{PoliciesStatus, PolicyStatus, ShadowStatus};
 
 /// Who decides, and what an operator should look at.
 pub(crate) fn deciding(status: &PoliciesStatus) -> String {
@@ -57,28 +59,7 @@ pub(crate) fn list(status: &PoliciesStatus) -> String {
         (None, _) => "no set of policies decides\n".to_owned(),
     };
     if !status.policies.is_empty() {
-        let _ = writeln!(
-            text,
-            "{:16} {:12} {:9} {:22} {:32} {:>8} {:>8}",
-            "POLICY", "DIGEST", "MODE", "DECIDES", "SHADOWS", "DEADLINE", "MEMORY"
-        );
-    }
-    for policy in &status.policies {
-        let mode = if policy.set_aside.is_some() { "set aside" } else { &policy.mode };
-        let or_none = |words: Vec<String>| if words.is_empty() { "-".to_owned() } else { words.join(",") };
-        let shadow = |shadow: &crate::policies::status::ShadowStatus| {
-            format!("{} ({} of {} differ)", shadow.interface, shadow.differences, shadow.answers)
-        };
-        let _ = writeln!(
-            text,
-            "{:16} {:12.12} {mode:9} {:22} {:32} {:>5} ms {:>4} MiB",
-            policy.name,
-            policy.digest,
-            or_none(policy.decides.clone()),
-            or_none(policy.shadows.iter().map(shadow).collect()),
-            policy.deadline_ms,
-            policy.memory_mib
-        );
+        text.push_str(&policies(&status.policies));
     }
     text.push_str(&deciding(status));
     if !status.differs.is_empty() {
@@ -92,6 +73,35 @@ pub(crate) fn list(status: &PoliciesStatus) -> String {
         );
     }
     text
+}
+
+fn policies(policies: &[PolicyStatus]) -> String {
+    let columns = [
+        Left("POLICY"),
+        Left("DIGEST"),
+        Left("MODE"),
+        Left("DECIDES"),
+        Left("SHADOWS"),
+        Right("DEADLINE"),
+        Right("MEMORY"),
+    ];
+    let or_none = |words: Vec<String>| if words.is_empty() { "-".to_owned() } else { words.join(",") };
+    let shadow = |shadow: &ShadowStatus| {
+        format!("{} ({} of {} differ)", shadow.interface, shadow.differences, shadow.answers)
+    };
+    let rows = policies.iter().map(|policy| {
+        let mode = if policy.set_aside.is_some() { "set aside" } else { &policy.mode };
+        vec![
+            policy.name.clone(),
+            format!("{:.12}", policy.digest),
+            mode.to_owned(),
+            or_none(policy.decides.clone()),
+            or_none(policy.shadows.iter().map(shadow).collect()),
+            format!("{} ms", policy.deadline_ms),
+            format!("{} MiB", policy.memory_mib),
+        ]
+    });
+    table(&columns, rows)
 }
 
 /// Each host with its verdict.
@@ -118,10 +128,10 @@ pub(crate) fn explained(shown: &Explained) -> String {
         (_, Some(fault), _) => writeln!(text, "the built-in rule decides: {}", fault.message),
         (None, None, _) => writeln!(text, "the built-in rule decides"),
     };
-    let _ = writeln!(text, "{:>4} {:16} {:9} {:>12} {:>4}  WHY", "RANK", "HOST", "STATE", "FREE", "IDLE");
     let mut hosts: Vec<_> = shown.hosts.iter().collect();
     hosts.sort_by_key(|host| (host.rank.unwrap_or(usize::MAX), host.host.clone()));
-    for host in hosts {
+    let columns = [Right("RANK"), Left("HOST"), Left("STATE"), Right("FREE"), Right("IDLE"), Left("WHY")];
+    let rows = hosts.into_iter().map(|host| {
         let rank = host.rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
         let why = match (&host.excluded, &host.reason, host.rank) {
             (Some(excluded), Some(reason), _) => format!("not eligible: it {excluded} (policy: {reason})"),
@@ -131,10 +141,9 @@ pub(crate) fn explained(shown: &Explained) -> String {
             (None, None, None) => "eligible, not picked".to_owned(),
         };
         let state = format!("{:?}", host.state).to_lowercase();
-        let free = host.free_memory.to_string();
-        let line = format!("{rank:>4} {:16} {state:9} {free:>12} {:>4}  {why}", host.host, host.idle);
-        let _ = writeln!(text, "{}", line.trim_end());
-    }
+        vec![rank, host.host.to_string(), state, host.free_memory.to_string(), host.idle.to_string(), why]
+    });
+    text.push_str(&table(&columns, rows));
     for pick in &shown.refused {
         let _ = writeln!(text, "refused: {pick}");
     }
@@ -238,15 +247,13 @@ pub(crate) fn checked(report: &CheckReport) -> String {
 
 /// Questions per second.
 pub(crate) fn benched(rows: &[BenchRow]) -> String {
-    let mut text =
-        format!("{:>7} {:>12} {:>12} {:>12} {:>7}\n", "HOSTS", "PER SECOND", "POLICY", "BUILT-IN", "RATIO");
-    for row in rows {
-        let micros = |took: std::time::Duration| format!("{:.1} us", took.as_secs_f64() * 1e6);
-        let (policy, built_in) = (micros(row.policy), micros(row.native));
-        let (second, ratio) = (row.per_second(), row.ratio());
-        let _ = writeln!(text, "{:>7} {second:>12.0} {policy:>12} {built_in:>12} {ratio:>7.2}", row.hosts);
-    }
-    text
+    let columns = ["HOSTS", "PER SECOND", "POLICY", "BUILT-IN", "RATIO"].map(Right);
+    let micros = |took: std::time::Duration| format!("{:.1} us", took.as_secs_f64() * 1e6);
+    let rows = rows.iter().map(|row| {
+        let (second, ratio) = (format!("{:.0}", row.per_second()), format!("{:.2}", row.ratio()));
+        vec![row.hosts.to_string(), second, micros(row.policy), micros(row.native), ratio]
+    });
+    table(&columns, rows)
 }
 
 #[cfg(test)]
