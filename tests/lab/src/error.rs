@@ -87,6 +87,15 @@ pub enum LabError {
         /// What it wrote to stderr.
         stderr: String,
     },
+    /// A certificate could not be made.
+    #[error("make the certificate of {name}")]
+    Certificate {
+        /// Whose.
+        name: String,
+        /// Why.
+        #[source]
+        source: rcgen::Error,
+    },
     /// A condition did not hold in time.
     #[error("{what}: not within {limit:?}; {detail}")]
     Timeout {

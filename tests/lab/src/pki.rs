@@ -1,16 +1,25 @@
 //! One authority per lab and one certificate per host, for libvirt, qemu, etcd and the agents.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+};
 
 use crate::error::{At, LabError};
-use crate::{net, tool};
+use crate::net;
 
 /// What the certificates of hosts are called where etcd and the agents look for them.
 pub(crate) const HOST_CA: &str = "/etc/understudy/pki/ca.pem";
 pub(crate) const HOST_CERT: &str = "/etc/understudy/pki/agent.pem";
 pub(crate) const HOST_KEY: &str = "/etc/understudy/pki/agent.key";
+
+const ORGANIZATION: &str = "understudy lab";
 
 /// The certificates of a lab, in one folder of the machine.
 #[derive(Clone, Debug)]
@@ -38,84 +47,51 @@ impl Pki {
     /// Makes the authority, a certificate for each host and one for the switch, where the tests are.
     pub(crate) fn generate(&self, hosts: u8) -> Result<(), LabError> {
         fs::create_dir_all(&self.dir).at("create", &self.dir)?;
-        self.openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "3650",
-            "-subj",
-            "/CN=understudy lab",
-            "-addext",
-            "basicConstraints=critical,CA:TRUE",
-            "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign",
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.pem",
-        ])?;
+        let issuer = self.authority()?;
         for index in 1..=hosts {
             let name = net::host_name(index);
-            let names = format!(
-                "DNS:{name},DNS:localhost,IP:{},IP:{},IP:127.0.0.1",
-                net::mgmt(index),
-                net::vm(index)
-            );
-            self.issue(&name, &names)?;
+            let addresses = [net::mgmt(index), net::vm(index), Ipv4Addr::LOCALHOST];
+            self.issue(&issuer, &name, &[&name, "localhost"], &addresses)?;
         }
-        self.issue("switch", &format!("DNS:switch,IP:{}", net::MGMT_SWITCH))
+        self.issue(&issuer, "switch", &["switch"], &[net::MGMT_SWITCH])
     }
 
-    fn issue(&self, name: &str, names: &str) -> Result<(), LabError> {
-        let extensions = format!(
-            "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature,keyEncipherment\n\
-             extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName={names}\n"
-        );
-        let file = self.dir.join(format!("{name}.ext"));
-        fs::write(&file, extensions).at("write", &file)?;
-        let (key, csr, pem, ext) =
-            (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"), format!("{name}.ext"));
-        let subject = format!("/O=understudy lab/CN={name}");
-        self.openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            &subject,
-            "-keyout",
-            &key,
-            "-out",
-            &csr,
-        ])?;
-        self.openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            &csr,
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "3650",
-            "-out",
-            &pem,
-            "-extfile",
-            &ext,
-        ])
+    /// Makes the authority. Nobody signs anything later: its key is not kept.
+    fn authority(&self) -> Result<Issuer<'static, KeyPair>, LabError> {
+        let mut params = parameters();
+        params.distinguished_name.push(DnType::CommonName, ORGANIZATION);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().for_("the authority")?;
+        let made = params.self_signed(&key).for_("the authority")?;
+        write(&self.ca(), &made.pem(), 0o644)?;
+        Ok(Issuer::new(params, key))
     }
 
-    fn openssl(&self, args: &[&str]) -> Result<(), LabError> {
-        tool::run(Command::new("openssl").args(args).current_dir(&self.dir), "").map(drop)
+    fn issue(
+        &self,
+        issuer: &Issuer<'_, KeyPair>,
+        name: &str,
+        names: &[&str],
+        addresses: &[Ipv4Addr],
+    ) -> Result<(), LabError> {
+        let mut params = parameters();
+        params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
+        params.distinguished_name.push(DnType::CommonName, name);
+        for &name in names {
+            params.subject_alt_names.push(SanType::DnsName(name.try_into().for_(name)?));
+        }
+        params.subject_alt_names.extend(addresses.iter().map(|&address| SanType::IpAddress(address.into())));
+        // libvirt looks for both, and that it is no authority.
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().for_(name)?;
+        let made = params.signed_by(&key, issuer).for_(name)?;
+        write(&self.cert(name), &made.pem(), 0o644)?;
+        write(&self.key(name), &key.serialize_pem(), 0o600)
     }
 
     /// Puts the certificates of `name` where libvirt, qemu, etcd and the agent look for them below `etc`.
@@ -143,5 +119,96 @@ impl Pki {
             fs::copy(from, &to).at("copy to", &to)?;
         }
         Ok(())
+    }
+}
+
+/// What all have in common. Long enough for every lab, and within the dates that every library reads alike.
+fn parameters() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2049, 12, 31));
+    params.distinguished_name = DistinguishedName::new();
+    params
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), LabError> {
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
+    opened.and_then(|mut file| file.write_all(text.as_bytes())).at("write", path)
+}
+
+/// Names whose certificate it was.
+trait For<T> {
+    fn for_(self, name: &str) -> Result<T, LabError>;
+}
+
+impl<T> For<T> for Result<T, rcgen::Error> {
+    fn for_(self, name: &str) -> Result<T, LabError> {
+        self.map_err(|source| LabError::Certificate { name: name.to_owned(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use rustls::server::WebPkiClientVerifier;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+
+    use super::*;
+
+    fn identity(pki: &Pki, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let certificate = CertificateDer::from_pem_file(pki.cert(name)).unwrap();
+        (vec![certificate], PrivateKeyDer::from_pem_file(pki.key(name)).unwrap())
+    }
+
+    /// Whether `client`, which trusts `pki`, and `server` accept each other under the name `called`.
+    fn accepted(pki: &Pki, client: (&Pki, &str), server: &str, called: &str) -> Result<(), rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(pki.ca()).unwrap()).unwrap();
+        let roots = Arc::new(roots);
+        let (certificates, key) = identity(client.0, client.1);
+        let ours = ClientConfig::builder().with_root_certificates(roots.clone());
+        let ours = ours.with_client_auth_cert(certificates, key).unwrap();
+        let (certificates, key) = identity(pki, server);
+        let verifier = WebPkiClientVerifier::builder(roots).build().unwrap();
+        let theirs = ServerConfig::builder().with_client_cert_verifier(verifier);
+        let theirs = theirs.with_single_cert(certificates, key).unwrap();
+        let name = ServerName::try_from(called.to_owned()).unwrap();
+        let mut client = ClientConnection::new(Arc::new(ours), name).unwrap();
+        let mut server = ServerConnection::new(Arc::new(theirs)).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            wire.clear();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn hosts_and_switch_accept_each_other_by_name_and_address_and_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pki, other) = (Pki::in_dir(&folder.path().join("a")), Pki::in_dir(&folder.path().join("b")));
+        for pki in [&pki, &other] {
+            pki.generate(2).unwrap();
+        }
+        let one = net::host_name(1);
+        let addresses = [net::mgmt(1), net::vm(1), Ipv4Addr::LOCALHOST].map(|address| address.to_string());
+        for called in [one.as_str(), "localhost"].into_iter().chain(addresses.iter().map(String::as_str)) {
+            accepted(&pki, (&pki, "switch"), &one, called)
+                .unwrap_or_else(|error| panic!("{called}: {error}"));
+        }
+        accepted(&pki, (&pki, &one), &net::host_name(2), &net::host_name(2)).unwrap();
+        accepted(&pki, (&pki, &one), "switch", &net::MGMT_SWITCH.to_string()).unwrap();
+        assert!(accepted(&pki, (&pki, &one), &net::host_name(2), &one).is_err(), "another's name");
+        assert!(accepted(&pki, (&other, &one), &one, &one).is_err(), "another lab's client");
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(pki.key(&one)), mode(pki.cert(&one))), (0o600, 0o644));
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 
 /// A process: its id in the machine's PID namespace and its start time in clock ticks after boot.
@@ -18,9 +19,8 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has this id at this moment; none when there is none or when it is a zombie.
     pub fn of(pid: i32) -> Option<ProcessId> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, start) = parse_stat(&stat)?;
-        (state != 'Z' && state != 'X').then_some(ProcessId { pid, start })
+        let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+        (!matches!(stat.state, 'Z' | 'X')).then_some(ProcessId { pid, start: stat.starttime })
     }
 
     /// The calling process.
@@ -42,19 +42,9 @@ impl ProcessId {
     }
 }
 
-/// State and start time out of `/proc/PID/stat`. The name in parentheses may hold spaces and parentheses.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    let rest = &stat[stat.rfind(')')? + 1..];
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    // `state` is field 3, the start time field 22.
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
 /// The id that process `pid` has in its own, innermost PID namespace.
 pub(crate) fn inner_pid(pid: i32) -> Option<i32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|l| l.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
+    Process::new(pid).and_then(|process| process.status()).ok()?.nspid?.last().copied()
 }
 
 /// The machine's boot id: process ids and namespaces of another boot are gone.
@@ -65,13 +55,6 @@ pub(crate) fn machine_boot() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stat_line_is_read_past_a_name_with_parentheses() {
-        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 1";
-        assert_eq!(parse_stat(stat), Some(('S', 98765)));
-        assert_eq!(parse_stat("42 (cut"), None);
-    }
 
     #[test]
     fn the_calling_process_lives_and_another_start_time_is_another_process() {

@@ -1,4 +1,4 @@
-//! Runs tools of the system (`ip`, `nft`, `openssl`, ...) and turns their failure into an error.
+//! Runs tools of the system (`ip`, `nft`, ...) and turns their failure into an error.
 
 use std::ffi::OsStr;
 use std::io::Write;

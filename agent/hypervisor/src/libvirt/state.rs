@@ -3,6 +3,7 @@
 //! Promises: an instance that goes away while it is looked at is left out and is no error. Must not do: change
 //! anything.
 
+use procfs::{Current, Meminfo};
 use understudy_core::ids::InstanceId;
 use understudy_core::units::{MiB, Vcpus};
 use virt::connect::Connect;
@@ -128,11 +129,18 @@ impl Libvirt {
 
 /// This host's memory, and how much of it can be given out without swapping.
 fn host_memory() -> Option<(MiB, MiB)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let figure = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(MiB(kib >> 10))
-    };
-    Some((figure("MemTotal:")?, figure("MemAvailable:")?))
+    let memory = Meminfo::current().ok()?;
+    Some((MiB(memory.mem_total >> 20), MiB(memory.mem_available? >> 20)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_hosts_memory_is_told_in_mebibytes() {
+        let (total, available) = host_memory().unwrap();
+        assert!((MiB(256)..MiB(1 << 27)).contains(&total), "{total}");
+        assert!(available > MiB(0) && available < total, "{available} of {total}");
+    }
 }

@@ -1,7 +1,12 @@
-//! Certificates for one test, made by openssl in its folder.
+//! Certificates for one test, in its folder.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
 
 /// An authority and what it signed.
 pub(crate) struct Certificates {
@@ -11,16 +16,21 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// An authority with a certificate for members on loopback and one for clients.
     pub(crate) fn make(folder: &Path) -> Self {
-        let config = "[req]\ndistinguished_name=dn\n[dn]\n\
-            [ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n\
-            [server]\nsubjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n\
-            [client]\nextendedKeyUsage=clientAuth\n";
         std::fs::create_dir_all(folder).unwrap();
         let this = Self { folder: folder.to_owned() };
-        std::fs::write(this.file("openssl.cnf"), config).unwrap();
-        this.sign("ca", "ca", false);
-        this.sign("server", "server", true);
-        this.sign("client", "client", true);
+        let mut params = named("ca");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        this.write("ca", &certificate.pem(), &key);
+        let issuer = Issuer::new(params, key);
+        this.sign(
+            "server",
+            &issuer,
+            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        );
+        this.sign("client", &issuer, &[ExtendedKeyUsagePurpose::ClientAuth]);
         this
     }
 
@@ -28,17 +38,27 @@ impl Certificates {
         self.folder.join(name)
     }
 
-    /// Makes `<name>.pem` and `<name>.key`, signed by the authority or by itself.
-    pub(crate) fn sign(&self, name: &str, extensions: &str, by_authority: bool) {
-        let mut command = Command::new("openssl");
-        command.current_dir(&self.folder).args(["req", "-x509", "-new", "-nodes", "-days", "2"]);
-        command.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-config", "openssl.cnf"]);
-        command.args(["-subj", &format!("/CN={name}"), "-extensions", extensions]);
-        command.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")]);
-        if by_authority {
-            command.args(["-CA", "ca.pem", "-CAkey", "ca.key"]);
+    fn sign(&self, name: &str, issuer: &Issuer<'_, KeyPair>, purposes: &[ExtendedKeyUsagePurpose]) {
+        let mut params = named(name);
+        params.extended_key_usages = purposes.to_vec();
+        if purposes.contains(&ExtendedKeyUsagePurpose::ServerAuth) {
+            params.subject_alt_names.push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
         }
-        let output = command.output().expect("openssl runs");
-        assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, issuer).unwrap();
+        self.write(name, &certificate.pem(), &key);
     }
+
+    /// Writes `<name>.pem` and `<name>.key`.
+    fn write(&self, name: &str, certificate: &str, key: &KeyPair) {
+        std::fs::write(self.file(&format!("{name}.pem")), certificate).unwrap();
+        std::fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+fn named(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
 }
