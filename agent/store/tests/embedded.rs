@@ -129,11 +129,9 @@ async fn a_file_of_another_format_is_refused() {
 
 const CHILD: &str = "UNDERSTUDY_STORE_TEST_FILE";
 
-/// Not a test of its own: the process that `an_answered_commit_survives_a_kill` kills.
-#[tokio::test]
-async fn child_writes_until_it_is_killed() {
-    let Some(path) = std::env::var_os(CHILD) else { return };
-    let store = open(Path::new(&path)).await.unwrap();
+/// What the process does that `an_answered_commit_survives_a_kill` kills.
+async fn write_until_killed(path: &Path) {
+    let store = open(path).await.unwrap();
     for n in 0_u64.. {
         let revision = put(&store, &format!("key/{}", n % 10), n.to_string()).await;
         let mut out = std::io::stderr().lock();
@@ -143,11 +141,14 @@ async fn child_writes_until_it_is_killed() {
 
 #[tokio::test]
 async fn an_answered_commit_survives_a_kill() {
+    if let Some(path) = std::env::var_os(CHILD) {
+        return write_until_killed(Path::new(&path)).await;
+    }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
     for round in 0..3 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_writes_until_it_is_killed", "--nocapture"])
+            .args(["--exact", "an_answered_commit_survives_a_kill", "--nocapture"])
             .env(CHILD, &path)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -31,20 +31,6 @@ fn placed() -> BTreeMap<String, Place> {
     places.map(|(app, place)| (app.to_owned(), place)).into()
 }
 
-/// What keeps the tests from running here, if anything.
-fn lacking() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("must be run as root: it makes network namespaces".to_owned());
-    }
-    let programs = ["ip", "qemu-system-x86_64", "setpriv", "mkfs.erofs", "lz4", "cpio", "modinfo"];
-    let found = |program: &&str| {
-        std::env::var_os("PATH")
-            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
-    };
-    let missing: Vec<_> = programs.into_iter().filter(|program| !found(program)).collect();
-    (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
-}
-
 /// The recipe's answer: the folder of the images.
 fn built() -> PathBuf {
     host(concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/guest/build"), &[]).into()
@@ -139,11 +125,8 @@ fn see(segment: &Segment, address: &str, places: &BTreeMap<String, Place>, pictu
 
 /// Boots the images through everything that happens to a terminal's windows.
 #[test]
+#[ignore = "needs a guest"]
 fn windows_outlive_their_display_and_a_restored_memory_shows_them_once() {
-    if let Some(reason) = lacking() {
-        eprintln!("SKIPPED: windows_outlive_their_display_and_a_restored_memory_shows_them_once: {reason}");
-        return;
-    }
     let images = images();
     let (role, folder, segment) =
         (images.join("role.erofs"), tempfile::tempdir().expect("a temporary folder"), Segment::new());
@@ -269,13 +252,8 @@ fn restored_memory_goes_on(
 }
 
 #[test]
+#[ignore = "needs a guest"]
 fn a_missing_or_damaged_role_disk_is_a_clear_error_and_a_good_one_mends_it() {
-    if let Some(reason) = lacking() {
-        eprintln!(
-            "SKIPPED: a_missing_or_damaged_role_disk_is_a_clear_error_and_a_good_one_mends_it: {reason}"
-        );
-        return;
-    }
     let images = images();
     let (role, folder, segment) =
         (images.join("role.erofs"), tempfile::tempdir().expect("a temporary folder"), Segment::new());
@@ -316,11 +294,8 @@ fn a_missing_or_damaged_role_disk_is_a_clear_error_and_a_good_one_mends_it() {
 }
 
 #[test]
+#[ignore = "needs a guest"]
 fn an_unchanged_recipe_has_the_same_key_and_builds_nothing() {
-    if let Some(reason) = lacking() {
-        eprintln!("SKIPPED: an_unchanged_recipe_has_the_same_key_and_builds_nothing: {reason}");
-        return;
-    }
     let images = built();
     let written =
         |file: &str| std::fs::metadata(images.join(file)).and_then(|data| data.modified()).expect(file);

@@ -29,18 +29,14 @@ const OWN: Duration = Duration::from_secs(1);
 /// machine another second; the measured figure is printed.
 const BACK: Duration = Duration::from_secs(2);
 
-/// A browser with its profile; `None`, with the reason said, where it cannot run.
-fn browser(test: &str) -> Option<(Browser, TempDir)> {
-    if let Some(reason) = rig::missing() {
-        eprintln!("SKIPPED: {test}: {reason}");
-        return None;
-    }
+/// A browser with its profile.
+fn browser() -> (Browser, TempDir) {
     let profile = tempfile::tempdir().unwrap();
     let browser = Browser::start(profile.path()).unwrap_or_else(|error| {
         let log = std::fs::read_to_string(profile.path().join("browser.log")).unwrap_or_default();
         panic!("{error:?}\n{log}");
     });
-    Some((browser, profile))
+    (browser, profile)
 }
 
 fn shot(browser: &Browser, name: &str) -> Picture {
@@ -133,8 +129,9 @@ fn assert_never_reloaded(browser: &Browser) {
 }
 
 #[test]
+#[ignore = "needs a browser"]
 fn the_page_follows_its_display_without_a_reload() {
-    let Some((browser, profile)) = browser("the_page_follows_its_display_without_a_reload") else { return };
+    let (browser, profile) = browser();
     let one = Screen::start("one", BLUE);
     let gateway = Gateway::start(alice(1, Some(one.addr), &[]));
     browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
@@ -177,10 +174,9 @@ fn the_page_follows_its_display_without_a_reload() {
 }
 
 #[test]
+#[ignore = "needs a browser"]
 fn a_running_display_that_is_replaced_is_left_at_once() {
-    let Some((browser, _profile)) = browser("a_running_display_that_is_replaced_is_left_at_once") else {
-        return;
-    };
+    let (browser, _profile) = browser();
     let (one, two) = (Screen::start("one", BLUE), Screen::start("two", GREEN));
     let gateway = Gateway::start(alice(1, Some(one.addr), &[]));
     browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
@@ -197,9 +193,9 @@ fn a_running_display_that_is_replaced_is_left_at_once() {
 }
 
 #[test]
+#[ignore = "needs a browser"]
 fn the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes() {
-    let name = "the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes";
-    let Some((browser, _profile)) = browser(name) else { return };
+    let (browser, _profile) = browser();
     let screen = Screen::start("one", BLUE);
     let mut gateways: Vec<_> = (0..3).map(|_| Gateway::start(alice(1, Some(screen.addr), &[]))).collect();
     let urls: Vec<_> = gateways.iter().map(|gateway| gateway.url.clone()).collect();
@@ -242,10 +238,9 @@ fn the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes() 
 }
 
 #[test]
+#[ignore = "needs a browser"]
 fn a_gateway_that_offers_an_older_display_is_passed_over() {
-    let Some((browser, _profile)) = browser("a_gateway_that_offers_an_older_display_is_passed_over") else {
-        return;
-    };
+    let (browser, _profile) = browser();
     let (old, new) = (Screen::start("old", BLUE), Screen::start("new", GREEN));
     let directories = [(5, new.addr), (4, old.addr), (5, new.addr)];
     let mut gateways: Vec<_> =
@@ -264,9 +259,9 @@ fn a_gateway_that_offers_an_older_display_is_passed_over() {
 }
 
 #[test]
+#[ignore = "needs a browser"]
 fn a_page_without_a_display_waits_and_an_unknown_terminal_is_named() {
-    let name = "a_page_without_a_display_waits_and_an_unknown_terminal_is_named";
-    let Some((browser, _profile)) = browser(name) else { return };
+    let (browser, _profile) = browser();
     let gateway = Gateway::start(alice(1, None, &[]));
     browser.goto(&format!("{}/t/bob/", gateway.url)).unwrap();
     assert_eq!(browser.eval("document.querySelector('h1').textContent").unwrap(), "No terminal bob");
@@ -282,19 +277,9 @@ fn a_page_without_a_display_waits_and_an_unknown_terminal_is_named() {
 }
 
 #[test]
+#[ignore = "needs a browser, root, ip"]
 fn a_browser_in_a_namespace_sees_only_that_network() {
-    let name = "a_browser_in_a_namespace_sees_only_that_network";
-    if let Some(reason) = rig::missing() {
-        eprintln!("SKIPPED: {name}: {reason}");
-        return;
-    }
-    let namespace = match Namespace::add() {
-        Ok(namespace) => namespace,
-        Err(reason) => {
-            eprintln!("SKIPPED: {name}: {reason}");
-            return;
-        }
-    };
+    let namespace = Namespace::add().unwrap();
     let gateway = Gateway::start(alice(1, None, &[]));
     let profile = tempfile::tempdir().unwrap();
     let browser = Browser::start_in(profile.path(), &namespace.name).unwrap();
@@ -309,9 +294,10 @@ fn a_browser_in_a_namespace_sees_only_that_network() {
 }
 
 #[test]
+#[ignore = "needs a browser"]
 fn nothing_of_the_browser_outlives_it() {
     let before = rig::left_by_browsers();
-    let Some((browser, profile)) = browser("nothing_of_the_browser_outlives_it") else { return };
+    let (browser, profile) = browser();
     browser.goto("about:blank").unwrap();
     let marker = profile.path().to_str().unwrap().to_owned();
     assert!(!rig::processes_naming(&marker).is_empty(), "the browser does not show its profile");

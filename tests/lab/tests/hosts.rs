@@ -35,8 +35,8 @@ fn interfaces() -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn three_hosts_have_libvirt_and_etcd_and_nothing_of_them_is_in_the_machines_network() {
-    or_skip!("three_hosts_have_libvirt_and_etcd_and_nothing_of_them_is_in_the_machines_network");
     let before = interfaces();
     let options = common::options("full", 3);
     let lab = Lab::up(understudy_lab::LabOptions { etcd: true, libvirt: true, ..options }).expect("up");
@@ -66,8 +66,8 @@ fn three_hosts_have_libvirt_and_etcd_and_nothing_of_them_is_in_the_machines_netw
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn etcd_takes_writes_while_one_member_is_off_and_the_member_comes_back() {
-    or_skip!("etcd_takes_writes_while_one_member_is_off_and_the_member_comes_back");
     let lab = Lab::up(understudy_lab::LabOptions { etcd: true, ..common::options("etcd", 3) }).expect("up");
     lab.etcdctl(&["put", "/test/a", "before"]).expect("put");
     lab.host(2).power_off().expect("power off");
@@ -93,8 +93,8 @@ fn etcd_takes_writes_while_one_member_is_off_and_the_member_comes_back() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_power_cut_is_silent_and_a_crash_is_not() {
-    or_skip!("a_power_cut_is_silent_and_a_crash_is_not");
     let lab =
         Lab::up(understudy_lab::LabOptions { libvirt: true, ..common::options("power", 2) }).expect("up");
     let (one, two) = (lab.host(1), lab.host(2));
@@ -136,8 +136,8 @@ const GUEST: &str = "<domain type='qemu'><name>g</name><uuid>11111111-2222-4333-
 </devices></domain>";
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_guest_moves_between_hosts_over_tls_survives_libvirtd_and_dies_with_its_host() {
-    or_skip!("a_guest_moves_between_hosts_over_tls_survives_libvirtd_and_dies_with_its_host");
     let lab =
         Lab::up(understudy_lab::LabOptions { libvirt: true, ..common::options("guest", 2) }).expect("up");
     let (one, two) = (lab.host(1), lab.host(2));
@@ -161,8 +161,8 @@ fn a_guest_moves_between_hosts_over_tls_survives_libvirtd_and_dies_with_its_host
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_reboot_gives_a_new_boot_id_keeps_the_disk_and_loses_run() {
-    or_skip!("a_reboot_gives_a_new_boot_id_keeps_the_disk_and_loses_run");
     let lab = common::bare("boot", 1);
     let host = lab.host(1);
     let boot_id = || host.run(["cat", "/proc/sys/kernel/random/boot_id"]).expect("cat");
@@ -183,8 +183,8 @@ fn a_reboot_gives_a_new_boot_id_keeps_the_disk_and_loses_run() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_frozen_host_accepts_connections_and_answers_nothing_until_it_is_thawed() {
-    or_skip!("a_frozen_host_accepts_connections_and_answers_nothing_until_it_is_thawed");
     let lab =
         Lab::up(understudy_lab::LabOptions { libvirt: true, ..common::options("freeze", 1) }).expect("up");
     let host = lab.host(1);
@@ -199,8 +199,8 @@ fn a_frozen_host_accepts_connections_and_answers_nothing_until_it_is_thawed() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_pulled_cable_cuts_one_network_and_heals() {
-    or_skip!("a_pulled_cable_cuts_one_network_and_heals");
     let lab = common::bare("cut", 2);
     let (one, two) = (lab.host(1), lab.host(2));
     let _listener = listen(two, 7000);
@@ -216,8 +216,8 @@ fn a_pulled_cable_cuts_one_network_and_heals() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_one_way_drop_makes_one_host_deaf_and_leaves_the_other_one_hearing() {
-    or_skip!("a_one_way_drop_makes_one_host_deaf_and_leaves_the_other_one_hearing");
     let lab = common::bare("drop", 3);
     let socket = |host: &Host| {
         let ns = host.net_ns().expect("on");
@@ -243,8 +243,8 @@ fn a_one_way_drop_makes_one_host_deaf_and_leaves_the_other_one_hearing() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_slow_link_is_slow_until_it_is_fast_again() {
-    or_skip!("a_slow_link_is_slow_until_it_is_fast_again");
     let lab = common::bare("slow", 2);
     let (one, two) = (lab.host(1), lab.host(2));
     let listener = listen(two, 7000);
@@ -270,8 +270,8 @@ fn a_slow_link_is_slow_until_it_is_fast_again() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_forwarder_carries_a_connection_from_the_machine_until_it_is_dropped() {
-    or_skip!("a_forwarder_carries_a_connection_from_the_machine_until_it_is_dropped");
     let lab = common::bare("forward", 1);
     let listener = listen(lab.host(1), 7000);
     let forward = lab.forward(0, SocketAddr::from((lab.host(1).mgmt(), 7000))).expect("forward");
@@ -291,8 +291,8 @@ fn a_forwarder_carries_a_connection_from_the_machine_until_it_is_dropped() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn commands_in_a_host_have_its_exit_code_output_input_and_variables() {
-    or_skip!("commands_in_a_host_have_its_exit_code_output_input_and_variables");
     let lab = common::bare("exec", 1);
     let host = lab.host(1);
     let script = "cat; echo $WORD; echo oops >&2; exit 3";

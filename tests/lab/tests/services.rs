@@ -26,8 +26,8 @@ fn state(host: &Host, name: &str) -> ServiceState {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_killed_service_comes_back_and_a_stopped_one_stays_down() {
-    or_skip!("a_killed_service_comes_back_and_a_stopped_one_stays_down");
     let lab = common::bare("svc", 1);
     let host = lab.host(1);
     host.define_service(sleeper("a")).expect("define");
@@ -57,8 +57,8 @@ fn a_killed_service_comes_back_and_a_stopped_one_stays_down() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn the_restart_policy_looks_at_how_a_service_ended() {
-    or_skip!("the_restart_policy_looks_at_how_a_service_ended");
     let lab = common::bare("policy", 1);
     let host = lab.host(1);
     let delay_ms = 20;
@@ -83,8 +83,8 @@ fn the_restart_policy_looks_at_how_a_service_ended() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn readiness_is_what_the_service_says_and_a_silent_one_is_killed_by_its_watchdog() {
-    or_skip!("readiness_is_what_the_service_says_and_a_silent_one_is_killed_by_its_watchdog");
     let lab = common::bare("notify", 1);
     let host = lab.host(1);
     let silent = ServiceSpec::new("silent", ["sleep", "100000"]).ready(Ready::Notify);
@@ -106,8 +106,8 @@ fn readiness_is_what_the_service_says_and_a_silent_one_is_killed_by_its_watchdog
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_service_waits_for_the_one_before_it_and_its_log_is_on_the_disk() {
-    or_skip!("a_service_waits_for_the_one_before_it_and_its_log_is_on_the_disk");
     let lab = common::bare("order", 1);
     let host = lab.host(1);
     // The first one says that it is ready only after it has left its mark.
@@ -127,8 +127,8 @@ fn a_service_waits_for_the_one_before_it_and_its_log_is_on_the_disk() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn orphans_are_reaped_and_helpers_die_with_their_service() {
-    or_skip!("orphans_are_reaped_and_helpers_die_with_their_service");
     let lab = common::bare("orphans", 1);
     let host = lab.host(1);
     host.define_service(ServiceSpec::new("parent", ["sh", "-c", "sleep 77777 & wait"])).expect("define");
@@ -147,8 +147,8 @@ fn orphans_are_reaped_and_helpers_die_with_their_service() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_bound_folder_is_there_at_once_and_after_a_reboot_and_may_be_read_only() {
-    or_skip!("a_bound_folder_is_there_at_once_and_after_a_reboot_and_may_be_read_only");
     let lab = common::bare("bind", 1);
     let host = lab.host(1);
     let folder = lab.dir().join("images");

@@ -56,8 +56,8 @@ fn in_cgroup(name: &'static str, count: usize) -> Reached {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_run_killed_at_any_point_is_swept_without_a_trace() {
-    or_skip!("a_run_killed_at_any_point_is_swept_without_a_trace");
     let prefix = common::prefix("killed");
     sweep(&prefix).expect("nothing stands in the way");
     let mut points: Vec<(String, Reached)> = Vec::new();
@@ -85,8 +85,8 @@ fn a_run_killed_at_any_point_is_swept_without_a_trace() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn the_next_run_clears_away_what_a_killed_one_has_left() {
-    or_skip!("the_next_run_clears_away_what_a_killed_one_has_left");
     let prefix = common::prefix("next");
     sweep(&prefix).expect("nothing stands in the way");
     let mut child = start(&prefix, &["1", "--no-etcd"]);
@@ -105,8 +105,8 @@ fn the_next_run_clears_away_what_a_killed_one_has_left() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn signals_tear_the_lab_down() {
-    or_skip!("signals_tear_the_lab_down");
     let prefix = common::prefix("signal");
     sweep(&prefix).expect("nothing stands in the way");
     let points: [(&str, Reached, Signal); 3] = [
@@ -129,8 +129,8 @@ fn signals_tear_the_lab_down() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_second_run_of_the_same_lab_is_refused_and_names_the_first() {
-    or_skip!("a_second_run_of_the_same_lab_is_refused_and_names_the_first");
     let lab = common::bare("twice", 1);
     let prefix = common::prefix("twice");
     let second = start(&prefix, &["1"]).wait_with_output().expect("it ends");
@@ -145,8 +145,8 @@ fn a_second_run_of_the_same_lab_is_refused_and_names_the_first() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_kept_lab_is_found_again_spared_by_the_general_sweep_and_taken_down_by_name() {
-    or_skip!("a_kept_lab_is_found_again_spared_by_the_general_sweep_and_taken_down_by_name");
     let (lab, prefix) = (common::bare("kept", 1), common::prefix("kept"));
     lab.keep().expect("kept");
     assert_eq!(sweep_dead(&prefix).expect("swept"), []);
@@ -169,8 +169,8 @@ fn a_kept_lab_is_found_again_spared_by_the_general_sweep_and_taken_down_by_name(
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn only_what_is_the_labs_own_is_touched() {
-    or_skip!("only_what_is_the_labs_own_is_touched");
     let prefix = common::prefix("foreign");
     sweep(&prefix).expect("nothing stands in the way");
     let folder = tempfile::tempdir().expect("a folder");
@@ -201,8 +201,8 @@ fn only_what_is_the_labs_own_is_touched() {
 }
 
 #[test]
+#[ignore = "needs a lab"]
 fn a_lab_that_cannot_be_raised_says_why_and_leaves_nothing() {
-    or_skip!("a_lab_that_cannot_be_raised_says_why_and_leaves_nothing");
     let options = LabOptions { helper: Some("/bin/true".into()), ..common::options("fails", 1) };
     let error = Lab::up(options).expect_err("true holds no switch");
     assert!(error.to_string().contains("init_if_asked"), "{error}");

@@ -1,7 +1,7 @@
 //! What Rust sources look like: heads, sizes, unsafe code, and what tests must not do.
 use std::collections::BTreeMap;
 
-use crate::repository::{expect_none, texts};
+use crate::repository::{expect_none, read, texts};
 
 /// The length at which a file needs a second look.
 const LINES_MAX: usize = 500;
@@ -39,19 +39,38 @@ fn tests_of<'a>(name: &str, text: &'a str) -> &'a str {
     if is_test { text } else { text.find("#[cfg(test)]\nmod tests {").map_or("", |at| &text[at..]) }
 }
 
-fn test_faults(name: &str, text: &str) -> Vec<String> {
+/// What a test may not do: be left out for another reason than that a machine lacks what it needs, say by itself that it was
+/// skipped and pass, sleep.
+fn test_faults(name: &str, text: &str, words: &str) -> Vec<String> {
     // Built from parts, so that this file does not find itself.
-    let forbidden = [
-        (["#[ig", "nore"].concat(), "an ignored test is no test: fix it, or say SKIPPED with the reason"),
-        (["sleep(Duration::from", "_secs"].concat(), "wait for a condition with a limit instead of sleeping"),
-    ];
+    let (ignore, needs) = (["#[ig", "nore"].concat(), ["#[ig", "nore=\"needs"].concat());
+    let skipped = ["SKIP", "PED:"].concat();
+    let sleeps = ["sleep(Duration::from", "_secs"].concat();
+    let known = |needs: &str| needs.split(", ").all(|word| !word.is_empty() && names(words, word));
     let mut faults = Vec::new();
-    for (pattern, advice) in forbidden {
-        for line in tests_of(name, text).lines().filter(|line| line.replace(' ', "").contains(&pattern)) {
-            faults.push(format!("{name}: `{}`: {advice}", line.trim()));
-        }
+    for line in tests_of(name, text).lines() {
+        let (line, dense) = (line.trim(), line.replace(' ', ""));
+        let needed = line.split_once("\"needs ").and_then(|(_, rest)| rest.strip_suffix("\"]"));
+        let advice = if dense.contains(&ignore) && !dense.contains(&needs) {
+            "an ignored test is no test: fix it, or say \"needs ...\" where a machine may lack something"
+        } else if dense.contains(&ignore) && !needed.is_some_and(known) {
+            "one of the words is not in tests/xtask/src/needs.rs"
+        } else if dense.contains(&skipped) {
+            "a test that did not run may not pass: have it ignored with what it needs"
+        } else if dense.contains(&sleeps) {
+            "wait for a condition with a limit instead of sleeping"
+        } else {
+            continue;
+        };
+        faults.push(format!("{name}: `{line}`: {advice}"));
     }
     faults
+}
+
+/// Whether the list of words that xtask understands has this one, in quotes or as a language of policies.
+fn names(words: &str, word: &str) -> bool {
+    let word = word.strip_prefix("the policy in ").unwrap_or(word);
+    words.contains(&format!("\"{word}\""))
 }
 
 /// Unsafe code sits in one module per crate, behind an attribute that says why.
@@ -94,8 +113,10 @@ fn every_source_has_a_head_and_a_size_to_read_in_one_sitting() {
 }
 
 #[test]
-fn no_test_is_ignored_and_none_sleeps() {
-    let faults: Vec<String> = texts("rs").iter().flat_map(|(name, text)| test_faults(name, text)).collect();
+fn no_test_is_left_out_but_for_what_a_machine_lacks_and_none_sleeps() {
+    let words = read("tests/xtask/src/needs.rs");
+    let faults: Vec<String> =
+        texts("rs").iter().flat_map(|(name, text)| test_faults(name, text, &words)).collect();
     expect_none(&faults);
 }
 
@@ -114,13 +135,19 @@ fn faults_of_sources_are_found() {
     assert_eq!(length_fault("a.rs", &long, &[("a.rs", "a table")]), None);
     assert!(length_fault("a.rs", &long, &[("a.rs", "")]).is_some());
     assert!(length_fault("a.rs", "//!", &[("a.rs", "a table")]).is_some());
-    let ignored = ["#[ig", "nore = \"slow\"]"].concat();
+    let ignore = |reason: &str| ["#[ig", "nore", reason, "]"].concat();
     let sleeps = ["thread::sleep(Duration::from", "_secs(1));"].concat();
-    for bad in [&ignored, &sleeps] {
-        assert_eq!(test_faults("agent/tests/a.rs", bad).len(), 1, "{bad}");
-        assert_eq!(test_faults("agent/src/a.rs", bad), [""; 0], "production code may wait");
+    let skips = ["eprintln!(\"SKIP", "PED: a: no etcd\");"].concat();
+    let words = "[\"etcd\", \"a lab\", \"c\"]";
+    let reasons = ["", " = \"slow\"", " = \"needs etdc\"", " = \"needs etcd, lab\""];
+    for bad in reasons.map(ignore).iter().chain([&sleeps, &skips]) {
+        assert_eq!(test_faults("agent/tests/a.rs", bad, words).len(), 1, "{bad}");
+        assert_eq!(test_faults("agent/src/a.rs", bad, words), [""; 0], "production code may wait");
         let inline = format!("//!\n#[cfg(test)]\nmod tests {{\n    {bad}\n}}");
-        assert_eq!(test_faults("agent/src/a.rs", &inline).len(), 1, "{bad}");
+        assert_eq!(test_faults("agent/src/a.rs", &inline, words).len(), 1, "{bad}");
+    }
+    for good in [" = \"needs etcd\"", " = \"needs a lab, the policy in c\""].map(ignore) {
+        assert_eq!(test_faults("agent/tests/a.rs", &good, words), [""; 0]);
     }
     let holder = |name: &str, end: &str| (name.to_owned(), ["#![expect(unsafe", "_code", end].concat());
     let why = ", reason = \"C\")]";

@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod fuzz;
 mod languages;
+mod needs;
 #[allow(dead_code, unreachable_pub, reason = "tests of agent/policy include this file")]
 mod policies;
 mod reference;

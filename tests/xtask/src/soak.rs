@@ -54,14 +54,24 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         languages::build(root, language)?;
     }
     let mut alike = cargo();
-    alike.args(["test", "--package", "understudy-policy", "--test", "guests", "--", "--nocapture"]);
+    alike.args([
+        "test",
+        "--package",
+        "understudy-policy",
+        "--test",
+        "guests",
+        "--",
+        "--include-ignored",
+        "--nocapture",
+    ]);
     if !test::with(&mut alike, root, &artifacts).status()?.success() {
         return Ok(false);
     }
     for round in 1..=options.rounds {
         println!("== end to end, round {round} of {}", options.rounds);
         let mut tests = cargo();
-        tests.args(["test", "--package", "understudy-e2e", "--", "--nocapture", "--test-threads=1"]);
+        tests.args(["test", "--package", "understudy-e2e", "--", "--include-ignored", "--nocapture"]);
+        tests.arg("--test-threads=1");
         if !test::with(&mut tests, root, &artifacts).status()?.success() {
             return Ok(false);
         }

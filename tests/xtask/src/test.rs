@@ -1,6 +1,7 @@
 //! Owns `cargo xtask test`: every test of the project, with a summary that names what was skipped.
 //!
-//! Promises: exit 0 only if nothing failed; a test that cannot run here is counted and named.
+//! Promises: exit 0 only if nothing failed; a test that needs more than a compiler is run where that is there, else counted
+//! and named with what it lacks. Must not do: call a test passed that did not run.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -14,10 +15,10 @@ use understudy_e2e::stage::Artifacts;
 use crate::artifacts::{self, Profile};
 use crate::languages::{self, Language};
 use crate::run::cargo;
-use crate::{assets, setup};
+use crate::{assets, needs, setup};
 
-/// How a test says that it cannot run here.
-const SKIPPED: &str = "SKIPPED: ";
+/// How the runner tells of a test that is left out unless it is asked for, and of what that test needs.
+const IGNORED: &str = " ... ignored, needs ";
 
 /// Options of the tests.
 #[derive(Debug, Args)]
@@ -53,11 +54,51 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     if let Err(missing) = languages::build(root, Language::Python) {
         println!("the example policy in Python is left out: {missing:#}");
     }
-    // One test at a time for those that raise hosts and guests: two cores carry one lab.
-    let mut tests = cargo();
-    tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
-    stages.push(stage("tests", with(&mut tests, root, &artifacts))?);
+    let (plain, ignored) = tests("tests", root, &artifacts, &[])?;
+    stages.push(plain);
+    let (mut skipped, mut skip) = (Vec::new(), vec!["--ignored", "--exact"]);
+    for (name, needs) in &ignored {
+        let lacks = needs::lacking(root, needs)?;
+        if !lacks.is_empty() {
+            skipped.push(format!("{name}: lacks {}", lacks.join(", ")));
+            skip.extend(["--skip", name]);
+        }
+    }
+    let (mut needing, _) = tests("tests that need more than a compiler", root, &artifacts, &skip)?;
+    needing.skipped = skipped;
+    stages.push(needing);
     Ok(summary(&stages))
+}
+
+/// Runs tests; those that were left out, each with what it needs, come with the stage.
+fn tests(
+    name: &'static str,
+    root: &Path,
+    artifacts: &Artifacts,
+    more: &[&str],
+) -> Result<(Stage, Vec<(String, String)>)> {
+    println!("== {name}");
+    let began = Instant::now();
+    let mut tests = cargo();
+    // One test at a time for those that raise hosts and guests: two cores carry one lab.
+    tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
+    let command = with(tests.args(more), root, artifacts).stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+    let mut left_out = Vec::new();
+    for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).split(b'\n')) {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        left_out.extend(ignored(&line));
+        println!("{line}");
+    }
+    let holds = child.wait()?.success();
+    Ok((Stage { name, holds, seconds: began.elapsed().as_secs_f64(), skipped: Vec::new() }, left_out))
+}
+
+/// The test that a line of the runner says was left out, and what it needs.
+fn ignored(line: &str) -> Option<(String, String)> {
+    let (before, needs) = line.split_once(IGNORED)?;
+    let (_, name) = before.rsplit_once("test ")?;
+    Some((name.to_owned(), needs.to_owned()))
 }
 
 /// What may be linked in, by `.config/deny.toml`. Advisories are left out: they need a database from the network, and
@@ -92,23 +133,12 @@ pub(crate) fn with<'c>(tests: &'c mut Command, root: &Path, artifacts: &Artifact
     tests
 }
 
-/// Runs a command, shows what it prints, and gathers what was skipped.
+/// Runs a command.
 fn stage(name: &'static str, command: &mut Command) -> Result<Stage> {
     println!("== {name}");
     let began = Instant::now();
-    let mut child = command.stderr(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
-    let mut skipped = Vec::new();
-    if let Some(stderr) = child.stderr.take() {
-        for line in BufReader::new(stderr).lines() {
-            let line = line?;
-            if let Some(at) = line.find(SKIPPED) {
-                skipped.push(line[at + SKIPPED.len()..].to_owned());
-            }
-            eprintln!("{line}");
-        }
-    }
-    let status = child.wait()?;
-    Ok(Stage { name, holds: status.success(), seconds: began.elapsed().as_secs_f64(), skipped })
+    let status = command.status().with_context(|| format!("cannot start {name}"))?;
+    Ok(Stage { name, holds: status.success(), seconds: began.elapsed().as_secs_f64(), skipped: Vec::new() })
 }
 
 fn summary(stages: &[Stage]) -> bool {
@@ -128,6 +158,18 @@ fn summary(stages: &[Stage]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_that_is_left_out_is_read_from_the_runners_line_with_what_it_needs() {
+        let told = ignored("test real::qemu_conforms ... ignored, needs a host, root");
+        assert_eq!(told, Some(("real::qemu_conforms".to_owned(), "a host, root".to_owned())));
+        // What a test before it printed without a line end stands before it.
+        let told = ignored("figure: 7test etcd_conforms ... ignored, needs etcd");
+        assert_eq!(told, Some(("etcd_conforms".to_owned(), "etcd".to_owned())));
+        for other in ["test a ... ok", "test a ... ignored", "test result: ok. 3 passed; 1 ignored"] {
+            assert_eq!(ignored(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn dependencies_that_cannot_be_checked_are_skipped_by_name_and_those_that_fail_fail() {

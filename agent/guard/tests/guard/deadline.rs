@@ -189,6 +189,7 @@ fn a_frozen_guard_kills_as_soon_as_it_runs_again_and_takes_no_late_renewal() {
 }
 
 #[test]
+#[ignore = "needs a choice of process ids"]
 fn a_process_that_took_over_a_pid_is_never_killed() {
     const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
     let folder = Folder::new();
@@ -213,12 +214,7 @@ fn a_process_that_took_over_a_pid_is_never_killed() {
         fs::write(LAST_PID, (pid - 1).to_string()).ok()?;
         Some(Qemu::start()).filter(|qemu| qemu.pid() == pid)
     });
-    let Some(heir) = heir else {
-        eprintln!(
-            "SKIPPED: a_process_that_took_over_a_pid_is_never_killed: cannot choose a pid through {LAST_PID}"
-        );
-        return;
-    };
+    let heir = heir.unwrap_or_else(|| panic!("no process with the pid through {LAST_PID}"));
     wait_for("the deadline", || boottime_ns() > deadline.boottime_ns);
     let _successor = Guard::start(&folder);
     let status = folder.client().status().unwrap();

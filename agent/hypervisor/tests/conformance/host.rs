@@ -1,6 +1,5 @@
 //! Hosts for the tests: a test that needs one runs itself again inside, as the child of `hosts.sh`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -28,11 +27,6 @@ pub(crate) struct Host {
     pub(crate) template: Arc<Template>,
 }
 
-fn skip(test: &str, reason: &str) {
-    // Not by a print macro: what those write is thrown away when the test passes.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
-}
-
 /// The newest complete set of guest images in the cache that `config/guest/build` fills.
 fn images() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from);
@@ -44,41 +38,13 @@ fn images() -> Option<PathBuf> {
     folders.max_by_key(|folder| folder.metadata().and_then(|data| data.modified()).ok())
 }
 
-fn missing() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("needs root".to_owned());
-    }
-    let tools = [
-        "libvirtd",
-        "qemu-system-x86_64",
-        "unshare",
-        "setpriv",
-        "nsenter",
-        "ip",
-        "pgrep",
-        "openssl",
-        "virsh",
-    ];
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> =
-        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
-    let lacks = |tool: &&&str| !folders.iter().any(|folder| folder.join(tool).exists());
-    if let Some(tool) = tools.iter().find(lacks) {
-        return Some(format!("needs {tool}"));
-    }
-    images().is_none().then(|| "needs the guest images: run config/guest/build".to_owned())
-}
-
 /// Runs `body` inside a host of its own; `hosts` is `one` or `two`. `test` is this test's own full name.
 pub(crate) fn inside(hosts: &str, test: &str, body: impl FnOnce(&Host)) {
     if let Some(folder) = std::env::var_os(INSIDE) {
         std::fs::write(Path::new(&folder).join("ran"), test).unwrap();
-        let images = images().expect("looked for outside");
+        let images = images().expect("config/guest/build has made the guest images");
         let template = Arc::new(Template::parse(&template(&images)).expect("the tests' template is right"));
         return body(&Host { folder: PathBuf::from(folder), template });
-    }
-    if let Some(reason) = missing() {
-        return skip(test, &reason);
     }
     let folder = tempfile::Builder::new().prefix("understudy-hv-").tempdir().expect("a folder");
     let source = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -90,7 +56,7 @@ pub(crate) fn inside(hosts: &str, test: &str, body: impl FnOnce(&Host)) {
         .arg(folder.path())
         .arg(source.join("../../config/libvirt/qemu-hook"))
         .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(INSIDE, folder.path())
         .status()
         .expect("unshare runs");

@@ -72,6 +72,7 @@ impl Bed for RealBed<'_> {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn real_qemu_conforms() {
     inside("one", "real::real_qemu_conforms", |host| {
         conforms(&RealBed { host, libvirt: host.libvirt() });
@@ -94,6 +95,7 @@ fn start_libvirtd() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
     inside(
         "one",
@@ -151,6 +153,7 @@ fn a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
     inside("one", "real::a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy", |host| {
         let hv = host.libvirt();
@@ -168,6 +171,7 @@ fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone() {
     let name =
         "real::an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone";
@@ -202,6 +206,7 @@ fn an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn nothing_managed_starts_behind_the_agents_back() {
     inside("one", "real::nothing_managed_starts_behind_the_agents_back", |host| {
         let hv = host.libvirt();
@@ -247,6 +252,7 @@ fn nothing_managed_starts_behind_the_agents_back() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn qemus_monitor_takes_an_open_file() {
     inside("one", "real::qemus_monitor_takes_an_open_file", |host| {
         use std::os::fd::AsFd;
@@ -274,6 +280,7 @@ fn qemus_monitor_takes_an_open_file() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn a_panic_and_a_wrong_address_are_told() {
     inside("one", "real::a_panic_and_a_wrong_address_are_told", |host| {
         for uri in ["foo:///system", "qemu:///sistem"] {
@@ -307,6 +314,7 @@ fn a_panic_and_a_wrong_address_are_told() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn a_libvirtd_that_hangs_holds_no_caller_longer_than_its_deadline() {
     inside("one", "real::a_libvirtd_that_hangs_holds_no_caller_longer_than_its_deadline", |_| {
         let second = Duration::from_secs(1);
@@ -354,6 +362,7 @@ fn other() -> Libvirt {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn an_instance_moves_over_tls_with_its_memory_and_arrives_paused() {
     inside("two", "real::an_instance_moves_over_tls_with_its_memory_and_arrives_paused", |host| {
         let (hv, there) = (host.libvirt(), other());
@@ -405,6 +414,7 @@ fn an_instance_moves_over_tls_with_its_memory_and_arrives_paused() {
 }
 
 #[test]
+#[ignore = "needs a host"]
 fn a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on() {
     inside("two", "real::a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on", |host| {
         let (hv, there) = (host.libvirt(), other());

@@ -17,8 +17,9 @@ fn backup(hosts: &[&str]) -> PlacementQuestion {
 }
 
 #[test]
+#[ignore = "needs the wasm target"]
 fn pack_fills_hosts_in_use_down_to_their_reserve() {
-    let Some(pack) = shipped("pack_fills_hosts_in_use_down_to_their_reserve", "pack") else { return };
+    let pack = shipped("pack");
     let mut asked = backup(&["primary", "empty", "fullest", "full", "draining", "tight"]);
     for (row, free) in [(2, 16_384), (3, 32_768), (4, 32_768), (5, 8192)] {
         asked.hosts[row].free_memory = MiB(free);
@@ -33,9 +34,9 @@ fn pack_fills_hosts_in_use_down_to_their_reserve() {
 }
 
 #[test]
+#[ignore = "needs the wasm target"]
 fn zones_keeps_a_backup_out_of_the_primarys_zone_and_falls_back_to_its_racks() {
-    let test = "zones_keeps_a_backup_out_of_the_primarys_zone_and_falls_back_to_its_racks";
-    let Some(zones) = shipped(test, "zones") else { return };
+    let zones = shipped("zones");
     let mut asked = backup(&["primary", "same-rack", "other-rack", "other-zone", "nowhere"]);
     let places = [("west", "r1"), ("west", "r1"), ("west", "r2"), ("east", "r1"), ("", "")];
     for (host, (zone, rack)) in asked.hosts.iter_mut().zip(places) {
@@ -55,9 +56,9 @@ fn zones_keeps_a_backup_out_of_the_primarys_zone_and_falls_back_to_its_racks() {
 }
 
 #[test]
+#[ignore = "needs the wasm target"]
 fn affinity_prefers_the_hosts_that_have_the_terminals_label() {
-    let test = "affinity_prefers_the_hosts_that_have_the_terminals_label";
-    let Some(affinity) = shipped(test, "affinity") else { return };
+    let affinity = shipped("affinity");
     let mut asked = question("alice");
     let label = |value: &str| ("team".to_owned(), value.to_owned());
     asked.terminal_labels = [label("red")].into();

@@ -38,18 +38,6 @@ struct Member {
     peer_port: u16,
 }
 
-/// Whether what a cluster needs is here. Says it in the form that the test runner counts.
-pub(crate) fn available(test: &str) -> bool {
-    for (program, argument) in [("etcd", "--version"), ("openssl", "version"), ("setpriv", "--version")] {
-        let found = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if !found.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: {test}: the program '{program}' is not installed");
-            return false;
-        }
-    }
-    true
-}
-
 impl Cluster {
     /// A cluster that has a leader.
     pub(crate) async fn start(size: usize) -> Self {

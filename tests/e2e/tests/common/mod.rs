@@ -5,27 +5,20 @@ use std::path::PathBuf;
 use anyhow::Result;
 use understudy_e2e::stage::{Artifacts, Stage};
 
-/// What a cluster is raised from; `None`, with the reason said, where it cannot run.
-pub(crate) fn artifacts(test: &str) -> Option<Artifacts> {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: {test}: needs root for network namespaces");
-        return None;
-    }
-    given().map_err(|reason| eprintln!("SKIPPED: {test}: {reason}; run it by `cargo xtask test`")).ok()
-}
-
-fn given() -> Result<Artifacts, String> {
-    let given = |name: &str| std::env::var_os(name).map(PathBuf::from).ok_or(format!("{name} is not set"));
-    let root =
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().map_err(|e| e.to_string())?;
-    Ok(Artifacts {
-        binaries: given("UNDERSTUDY_TEST_BINARIES")?,
-        images: given("UNDERSTUDY_TEST_IMAGES")?,
-        policies: given("UNDERSTUDY_TEST_POLICIES")?,
-        helper: Some(given("UNDERSTUDY_TEST_HELPER")?),
+/// What a cluster is raised from, as `cargo xtask test` has built it.
+pub(crate) fn artifacts() -> Artifacts {
+    let given = |name: &str| {
+        let given = std::env::var_os(name).map(PathBuf::from);
+        given.unwrap_or_else(|| panic!("{name} is not set: run this by `cargo xtask test`"))
+    };
+    Artifacts {
+        binaries: given("UNDERSTUDY_TEST_BINARIES"),
+        images: given("UNDERSTUDY_TEST_IMAGES"),
+        policies: given("UNDERSTUDY_TEST_POLICIES"),
+        helper: Some(given("UNDERSTUDY_TEST_HELPER")),
         emulate: std::env::var_os("UNDERSTUDY_TEST_EMULATE").is_some(),
-        root,
-    })
+        root: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("a checkout"),
+    }
 }
 
 /// Runs a story; when it cannot go on, the hosts' logs are kept in a folder of this name and the test fails.

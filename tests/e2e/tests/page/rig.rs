@@ -15,23 +15,6 @@ use understudy::gateway::{Directory, DisplayEndpoint, GatewayState, Limits, rout
 use understudy_core::ids::Epoch;
 use understudy_e2e::browser::picture::Colour;
 
-/// Programs that these tests cannot do without, with their Debian packages.
-const NEEDED: [(&str, &str); 5] = [
-    ("Xtigervnc", "tigervnc-standalone-server"),
-    ("xsetroot", "x11-xserver-utils"),
-    ("xterm", "xterm"),
-    ("chromedriver", "chromium-driver"),
-    ("chromium", "chromium"),
-];
-
-/// Why the tests cannot run here, if they cannot.
-pub(crate) fn missing() -> Option<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).exists());
-    let packages: Vec<_> = NEEDED.iter().filter(|(program, _)| !there(program)).map(|pair| pair.1).collect();
-    (!packages.is_empty()).then(|| format!("not installed: {}", packages.join(" ")))
-}
-
 /// A process that dies with this test, however the test ends.
 struct Owned(Child);
 

@@ -9,35 +9,6 @@ use understudy_lab::{Lab, LabOptions};
 /// The binary that plays PID 1 of the hosts.
 pub(crate) const LAB: &str = env!("CARGO_BIN_EXE_lab");
 
-/// Why a test of the lab cannot run on this machine, if so.
-pub(crate) fn obstacle() -> Option<String> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if !status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0")) {
-        return Some("needs root".to_owned());
-    }
-    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let missing =
-        ["ip", "nft", "tc", "openssl", "libvirtd", "virsh", "etcd", "etcdctl", "qemu-system-x86_64", "perl"]
-            .into_iter()
-            .find(|tool| !folders.iter().any(|folder| Path::new(folder).join(tool).exists()))?;
-    Some(format!("{missing} is not installed"))
-}
-
-/// Ends the calling test, and says so, where the lab cannot run.
-#[macro_export]
-macro_rules! or_skip {
-    ($name:literal) => {
-        if let Some(reason) = $crate::common::obstacle() {
-            // Not eprintln!, which the test harness would keep to itself.
-            let _ = std::io::Write::write_fmt(
-                &mut std::io::stderr(),
-                format_args!("SKIPPED: {}: {reason}\n", $name),
-            );
-            return;
-        }
-    };
-}
-
 /// Options of a lab for one test: a prefix of its own, so that tests run beside each other.
 pub(crate) fn options(name: &str, hosts: u8) -> LabOptions {
     LabOptions {
