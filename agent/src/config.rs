@@ -18,7 +18,6 @@ use understudy_core::units::MiB;
 mod check;
 mod look;
 mod raw;
-mod read;
 #[cfg(test)]
 mod tests;
 

@@ -17,6 +17,7 @@ mod engine;
 mod fault;
 mod folder;
 mod inspect;
+pub mod keys;
 mod library;
 mod limits;
 mod load;
@@ -41,7 +42,7 @@ pub use limits::Limits;
 pub use names::{Digest, NoDigest};
 pub use replay::{FUEL, ReplayFault, Replayer};
 pub use set::{Asked, By, PolicyInfo, PolicySet};
-pub use settings::{KeyFault, Mode, PolicySettings, Settings, SettingsFault};
+pub use settings::{Mode, PolicySettings, Settings, SettingsFault};
 
 /// The columns of a question as they cross into a component of version 0.1, for code that is measured beside it.
 pub mod wire {

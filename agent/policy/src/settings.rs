@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use toml::{Table, Value};
 use understudy_core::policy::Interface;
 use understudy_core::units::MiB;
 
+use crate::keys::{self, Faults, Section};
 use crate::limits::Limits;
 use crate::names::is_name;
 
@@ -75,32 +75,12 @@ pub struct Settings {
     pub policies: BTreeMap<String, PolicySettings>,
 }
 
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyFault {
-    /// Where, with dots between the tables; empty for the text as a whole.
-    pub key: String,
-    /// What, and what to write instead.
-    pub message: String,
-}
-
-/// Everything that is wrong with a text, one line for each.
+/// Everything that is wrong with a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", faults.join("\n"))]
 pub struct SettingsFault {
-    /// The file, as the operator knows it.
-    pub file: PathBuf,
-    /// At least one.
-    pub faults: Vec<KeyFault>,
-}
-
-impl fmt::Display for SettingsFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, KeyFault { key, message }) in self.faults.iter().enumerate() {
-            let (line, colon) = (if at > 0 { "\n" } else { "" }, if key.is_empty() { "" } else { ": " });
-            write!(f, "{line}{}: {key}{colon}{message}", self.file.display())?;
-        }
-        Ok(())
-    }
+    /// One line for each, with file and key; at least one.
+    pub faults: Vec<String>,
 }
 
 impl Settings {
@@ -115,19 +95,20 @@ impl Settings {
     /// # Errors
     /// With all that is wrong.
     pub fn parse(file: &Path, text: &str, defaults: &Limits) -> Result<Self, SettingsFault> {
-        let mut reader = Reader { faults: Vec::new() };
-        let settings = match text.parse::<Table>() {
-            Ok(table) => reader.settings(&table, defaults),
-            Err(error) => {
-                let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-                reader.fault("", format!("line {line} is no TOML: {}", error.message().trim()));
-                Self::default()
-            }
-        };
-        if reader.faults.is_empty() {
-            Ok(settings)
-        } else {
-            Err(SettingsFault { file: file.to_owned(), faults: reader.faults })
+        let mut faults = Faults::of(file);
+        let settings = keys::file(text, &mut faults, |file| Self {
+            defaults: *defaults,
+            choice: file.section("choice", choice),
+            policies: file.named_sections("policy", |name, keys| {
+                if !is_name(name) {
+                    keys.misnamed("is no policy's name: use a-z, 0-9, '-' and '_'");
+                }
+                policy(keys, defaults)
+            }),
+        });
+        match settings {
+            Some(settings) if faults.list.is_empty() => Ok(settings),
+            _ => Err(SettingsFault { faults: faults.list }),
         }
     }
 
@@ -142,116 +123,24 @@ impl Settings {
     }
 }
 
-struct Reader {
-    faults: Vec<KeyFault>,
+fn choice(keys: &mut Section<'_, '_, '_>) -> BTreeMap<Interface, String> {
+    Interface::ALL
+        .into_iter()
+        .filter_map(|interface| Some((interface, keys.text(interface.as_str())?)))
+        .collect()
 }
 
-impl Reader {
-    fn fault(&mut self, key: &str, message: impl Into<String>) {
-        self.faults.push(KeyFault { key: key.to_owned(), message: message.into() });
+fn policy(keys: &mut Section<'_, '_, '_>, defaults: &Limits) -> PolicySettings {
+    let modes = Mode::ALL.map(|mode| (mode.as_str(), mode));
+    let mut limits = *defaults;
+    let mode = keys.word("mode", &modes).unwrap_or_default();
+    if let Some(ms) = keys.number("deadline_ms", DEADLINE_MS) {
+        limits.deadline = Duration::from_millis(ms);
     }
-
-    fn settings(&mut self, table: &Table, defaults: &Limits) -> Settings {
-        let mut settings = Settings::without_file(*defaults);
-        for (key, value) in table {
-            match key.as_str() {
-                "choice" => settings.choice = self.choice(value),
-                "policy" => {
-                    for (name, value) in self.table("policy", value) {
-                        let path = format!("policy.{name}");
-                        if !is_name(name) {
-                            self.fault(&path, "is no policy's name: use a-z, 0-9, '-' and '_'");
-                        }
-                        let policy = self.policy(&path, value, defaults);
-                        settings.policies.insert(name.clone(), policy);
-                    }
-                }
-                _ => self.fault(key, "is unknown: use [choice] and [policy.NAME]"),
-            }
-        }
-        settings
+    if let Some(mib) = keys.number("memory_mib", MEMORY_MIB) {
+        limits.memory = MiB(mib);
     }
-
-    fn choice(&mut self, value: &Value) -> BTreeMap<Interface, String> {
-        let mut choice = BTreeMap::new();
-        for (key, value) in self.table("choice", value) {
-            let path = format!("choice.{key}");
-            match Interface::ALL.into_iter().find(|known| known.as_str() == key) {
-                Some(interface) => {
-                    if let Some(name) = self.text(&path, value) {
-                        choice.insert(interface, name);
-                    }
-                }
-                None => self.fault(&path, "is no interface: use placement or backup-count"),
-            }
-        }
-        choice
-    }
-
-    fn policy(&mut self, path: &str, value: &Value, defaults: &Limits) -> PolicySettings {
-        let mut policy =
-            PolicySettings { mode: Mode::default(), limits: *defaults, parameters: BTreeMap::new() };
-        for (key, value) in self.table(path, value) {
-            let path = format!("{path}.{key}");
-            match key.as_str() {
-                "mode" => {
-                    let known = |text: &str| Mode::ALL.into_iter().find(|mode| mode.as_str() == text);
-                    match value.as_str().and_then(known) {
-                        Some(mode) => policy.mode = mode,
-                        None => self.fault(&path, "is no mode: use \"decide\", \"shadow\" or \"off\""),
-                    }
-                }
-                "deadline_ms" => {
-                    if let Some(ms) = self.number(&path, value, DEADLINE_MS) {
-                        policy.limits.deadline = Duration::from_millis(ms);
-                    }
-                }
-                "memory_mib" => {
-                    if let Some(mib) = self.number(&path, value, MEMORY_MIB) {
-                        policy.limits.memory = MiB(mib);
-                    }
-                }
-                "parameters" => {
-                    for (key, value) in self.table(&path, value) {
-                        if let Some(text) = self.text(&format!("{path}.{key}"), value) {
-                            policy.parameters.insert(key.clone(), text);
-                        }
-                    }
-                }
-                _ => self.fault(&path, "is unknown: use mode, deadline_ms, memory_mib and parameters"),
-            }
-        }
-        policy
-    }
-
-    fn table<'a>(
-        &mut self,
-        path: &str,
-        value: &'a Value,
-    ) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
-        let table = value.as_table();
-        if table.is_none() {
-            self.fault(path, format!("is not a table but {}", value.type_str()));
-        }
-        table.into_iter().flatten()
-    }
-
-    fn text(&mut self, path: &str, value: &Value) -> Option<String> {
-        let text = value.as_str();
-        if text.is_none() {
-            self.fault(path, format!("is not text but {}: write \"{value}\"", value.type_str()));
-        }
-        text.map(str::to_owned)
-    }
-
-    fn number(&mut self, path: &str, value: &Value, range: RangeInclusive<u64>) -> Option<u64> {
-        let number = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| range.contains(n));
-        if number.is_none() {
-            let (from, to) = range.into_inner();
-            self.fault(path, format!("is no whole number from {from} to {to}"));
-        }
-        number
-    }
+    PolicySettings { mode, limits, parameters: keys.named_texts("parameters") }
 }
 
 #[cfg(test)]
@@ -294,18 +183,18 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "policies.toml: chioce: is unknown: use [choice] and [policy.NAME]",
-                "policies.toml: choice.nothing: is no interface: use placement or backup-count",
-                "policies.toml: choice.placement: is not text but integer: write \"7\"",
+                "policies.toml: chioce: is unknown: use [choice], [policy] (line 1)",
+                "policies.toml: choice.nothing: is unknown: use placement, backup-count (line 2)",
+                "policies.toml: choice.placement: is not text but integer (line 3)",
                 "policies.toml: policy.Spread: is no policy's name: use a-z, 0-9, '-' and '_'",
-                "policies.toml: policy.a.deadline_ms: is no whole number from 5 to 10000",
-                "policies.toml: policy.a.memory_mib: is no whole number from 1 to 1024",
-                "policies.toml: policy.a.mode: is no mode: use \"decide\", \"shadow\" or \"off\"",
-                "policies.toml: policy.a.parameters.weight: is not text but integer: write \"2\"",
-                "policies.toml: policy.a.speed: is unknown: use mode, deadline_ms, memory_mib and parameters",
-                "policies.toml: policy.b.deadline_ms: is no whole number from 5 to 10000",
-                "policies.toml: policy.b.parameters: is not a table but array",
-                "policies.toml: policy.flat: is not a table but integer",
+                "policies.toml: policy.a.deadline_ms: 4 is out of range: use 5 to 10000 (line 9)",
+                "policies.toml: policy.a.memory_mib: 1025 is out of range: use 1 to 1024 (line 10)",
+                "policies.toml: policy.a.mode: 'on' is not one of decide, shadow, off (line 8)",
+                "policies.toml: policy.a.parameters.weight: is not text but integer (line 13)",
+                "policies.toml: policy.a.speed: is unknown: use mode, deadline_ms, memory_mib, parameters (line 11)",
+                "policies.toml: policy.b.deadline_ms: is not a whole number but string: use 5 to 10000 (line 15)",
+                "policies.toml: policy.b.parameters: is not a table but array (line 16)",
+                "policies.toml: policy.flat: is not a table but integer (line 5)",
             ]
         );
     }

@@ -11,35 +11,20 @@ use understudy_core::bounds::Bounds;
 use understudy_core::host::PoolSettings;
 use understudy_core::ids::HostId;
 use understudy_core::units::{MiB, Vcpus};
+use understudy_policy::keys::Faults;
 
 use super::{AddressRange, Config, ConfigError, StoreConfig, StoreKind, raw};
 
 /// What `network.addresses` is to be.
 pub(super) const ADDRESSES: &str = "a range of IPv4 addresses such as 10.77.1.16-10.77.1.31";
 
-/// Collects faults, so that all are reported at once.
-pub(super) struct Faults<'a> {
-    pub(super) file: &'a Path,
-    pub(super) list: Vec<String>,
+/// What only the agent's file needs.
+trait Judge {
+    fn parsed<T: std::str::FromStr>(&mut self, key: &str, text: &str, right: &str) -> Option<T>;
+    fn absolute(&mut self, key: &str, path: &Path);
 }
 
-impl Faults<'_> {
-    /// A fault of the file as a whole.
-    pub(super) fn add_whole(&mut self, problem: impl std::fmt::Display) {
-        self.list.push(format!("{}: {problem}", self.file.display()));
-    }
-
-    /// Whether something is known to be wrong with a key or in it: what rests on its value is not worth a second word then.
-    fn has(&self, key: &str) -> bool {
-        let start = format!("{}: {key}", self.file.display());
-        let mut rests = self.list.iter().filter_map(|fault| fault.strip_prefix(&start));
-        rests.any(|rest| rest.starts_with([':', '.']))
-    }
-
-    pub(super) fn add(&mut self, key: &str, problem: impl std::fmt::Display) {
-        self.list.push(format!("{}: {key}: {problem}", self.file.display()));
-    }
-
+impl Judge for Faults<'_> {
     fn parsed<T: std::str::FromStr>(&mut self, key: &str, text: &str, right: &str) -> Option<T> {
         let value = text.parse().ok();
         if value.is_none() {
@@ -57,7 +42,7 @@ impl Faults<'_> {
 
 /// Reads and checks a text: everything that is wrong with it at once.
 pub(super) fn checked(file: &Path, text: &str) -> Result<Config, ConfigError> {
-    let mut faults = Faults { file, list: Vec::new() };
+    let mut faults = Faults::of(file);
     let Some(raw) = raw::Raw::read(text, &mut faults) else {
         return Err(ConfigError::Faults { faults: faults.list });
     };

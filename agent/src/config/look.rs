@@ -5,15 +5,15 @@
 use std::path::Path;
 
 use understudy_hypervisor::{Template, check_role_disk};
+use understudy_policy::keys::Faults;
 
-use super::check::Faults;
 use super::{Config, StoreConfig};
 use crate::exit::chain;
 
 /// The template, from which every instance is made: it is there, and would do.
 #[must_use]
 pub fn template_faults(config: &Config) -> Vec<String> {
-    let mut faults = Faults { file: &config.file, list: Vec::new() };
+    let mut faults = Faults::of(&config.file);
     let path = config.template.display();
     match std::fs::read_to_string(&config.template) {
         Ok(text) => {
@@ -29,7 +29,7 @@ pub fn template_faults(config: &Config) -> Vec<String> {
 /// Certificates and password: they are there. What is in them is the store's to judge.
 #[must_use]
 pub fn store_file_faults(config: &Config) -> Vec<String> {
-    let mut faults = Faults { file: &config.file, list: Vec::new() };
+    let mut faults = Faults::of(&config.file);
     if let StoreConfig::Etcd { authority, identity, user, .. } = &config.store {
         let mut readable = |key: &str, path: Option<&Path>| {
             let opened = path.map(|path| std::fs::File::open(path).map_err(|error| (path, error)));
@@ -48,7 +48,7 @@ pub fn store_file_faults(config: &Config) -> Vec<String> {
 /// Role disks that no instance can be given. An agent runs without them: instances that have their role go on.
 #[must_use]
 pub fn role_disk_faults(config: &Config) -> Vec<String> {
-    let mut faults = Faults { file: &config.file, list: Vec::new() };
+    let mut faults = Faults::of(&config.file);
     for (name, path) in &config.environments {
         if let Err(error) = check_role_disk(path) {
             faults.add(&format!("environments.{name}"), chain(&error));

@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use understudy_core::bounds::Profile;
+use understudy_policy::keys::{Faults, Section, file};
 
-use super::check::Faults;
-use super::read::{Section, file};
 use super::{MEMORY_MIB, StoreKind, VCPUS};
 
 pub(super) struct Raw {

@@ -1,20 +1,55 @@
-//! Owns the reading of a file's tables: which keys they have, and of which type.
+//! Owns the reading of an operator's TOML, the agent's and that of policies: which keys its tables have, and of which type.
 //!
 //! Promises: a key that does not exist, is missing, is of another type or out of its range is told with its name, line and
-//! what would be right, and the reading goes on. Must not do: judge what a text says.
+//! what would be right, and the reading goes on; all faults of a file are there at once. Must not do: judge what a text
+//! says. It lives here because the agent, which has the other file, is built upon this crate.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::check::Faults;
+/// Collects faults, so that all are reported at once.
+#[derive(Debug)]
+pub struct Faults<'a> {
+    /// The file, as the operator knows it.
+    pub file: &'a Path,
+    /// One line for each.
+    pub list: Vec<String>,
+}
+
+impl<'a> Faults<'a> {
+    /// None yet.
+    #[must_use]
+    pub fn of(file: &'a Path) -> Self {
+        Self { file, list: Vec::new() }
+    }
+
+    /// A fault of the file as a whole.
+    pub fn add_whole(&mut self, problem: impl Display) {
+        self.list.push(format!("{}: {problem}", self.file.display()));
+    }
+
+    /// A fault of a key, with dots between the tables.
+    pub fn add(&mut self, key: &str, problem: impl Display) {
+        self.list.push(format!("{}: {key}: {problem}", self.file.display()));
+    }
+
+    /// Whether something is known to be wrong with a key or in it: what rests on its value is not worth a second word then.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        let start = format!("{}: {key}", self.file.display());
+        let mut rests = self.list.iter().filter_map(|fault| fault.strip_prefix(&start));
+        rests.any(|rest| rest.starts_with([':', '.']))
+    }
+}
 
 /// One table, and the keys that were asked for: those are all that it may have.
-pub(super) struct Section<'a, 'f, 'p> {
+#[derive(Debug)]
+pub struct Section<'a, 'f, 'p> {
     text: &'a str,
     /// Its name and a dot; nothing for the file itself.
     path: String,
@@ -25,7 +60,7 @@ pub(super) struct Section<'a, 'f, 'p> {
 }
 
 /// Reads a file; none when it is no TOML.
-pub(super) fn file<T>(
+pub fn file<T>(
     text: &str,
     faults: &mut Faults<'_>,
     read: impl FnOnce(&mut Section<'_, '_, '_>) -> T,
@@ -51,11 +86,7 @@ fn line(text: &str, span: &Range<usize>) -> usize {
 
 impl<'a, 'p> Section<'a, '_, 'p> {
     /// A table of this one.
-    pub(super) fn section<T>(
-        &mut self,
-        key: &'static str,
-        read: impl FnOnce(&mut Section<'a, '_, 'p>) -> T,
-    ) -> T {
+    pub fn section<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'a, '_, 'p>) -> T) -> T {
         let table = self.typed(key, "a table", |value| value.as_table());
         let path = format!("{}{key}.", self.path);
         let mut section = Section { text: self.text, path, table, known: Vec::new(), faults: self.faults };
@@ -65,17 +96,17 @@ impl<'a, 'p> Section<'a, '_, 'p> {
     }
 
     /// A text.
-    pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
         self.typed(key, "text", |value| value.as_str().map(str::to_owned))
     }
 
     /// A text that names a file or folder.
-    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+    pub fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         self.text(key).map(PathBuf::from)
     }
 
     /// Tells that a key is missing, if it is; `right` says what it is to be.
-    pub(super) fn needed(&mut self, key: &'static str, right: &str) -> &mut Self {
+    pub fn needed(&mut self, key: &'static str, right: &str) -> &mut Self {
         if self.table.is_none_or(|table| !table.contains_key(key)) {
             self.faults.add(&format!("{}{key}", self.path), format_args!("is missing: give {right}"));
         }
@@ -83,7 +114,7 @@ impl<'a, 'p> Section<'a, '_, 'p> {
     }
 
     /// One of these words, each with what it stands for.
-    pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
+    pub fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Option<T> {
         let text = self.text(key)?;
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
         if found.is_none() {
@@ -94,12 +125,12 @@ impl<'a, 'p> Section<'a, '_, 'p> {
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
+    pub fn flag(&mut self, key: &'static str) -> Option<bool> {
         self.typed(key, "true or false", DeValue::as_bool)
     }
 
     /// A whole number of this range.
-    pub(super) fn number<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
+    pub fn number<T>(&mut self, key: &'static str, range: RangeInclusive<T>) -> Option<T>
     where
         T: TryFrom<i128> + PartialOrd + Display,
     {
@@ -119,14 +150,14 @@ impl<'a, 'p> Section<'a, '_, 'p> {
     }
 
     /// Several texts.
-    pub(super) fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
+    pub fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
         self.typed(key, "an array of texts", |value| {
             value.as_array()?.iter().map(|one| one.get_ref().as_str().map(str::to_owned)).collect()
         })
     }
 
     /// Texts by names that the operator chooses.
-    pub(super) fn named_texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
+    pub fn named_texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
         self.named(key, |section, key, value| section.named_value(key, "text", value, DeValue::as_str))
             .into_iter()
             .map(|(name, text)| (name, text.to_owned()))
@@ -134,7 +165,7 @@ impl<'a, 'p> Section<'a, '_, 'p> {
     }
 
     /// Tables of texts, both by names that the operator chooses.
-    pub(super) fn named_tables(&mut self, key: &'static str) -> BTreeMap<String, BTreeMap<String, String>> {
+    pub fn named_tables(&mut self, key: &'static str) -> BTreeMap<String, BTreeMap<String, String>> {
         self.named(key, |section, key, value| {
             let mut texts = BTreeMap::new();
             for (name, value) in section.named_value(key, "a table", value, |value| value.as_table())? {
@@ -145,6 +176,35 @@ impl<'a, 'p> Section<'a, '_, 'p> {
             }
             Some(texts)
         })
+    }
+
+    /// Tables with keys of their own, by names that the operator chooses.
+    pub fn named_sections<T>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&str, &mut Section<'a, '_, 'p>) -> T,
+    ) -> BTreeMap<String, T> {
+        let table = self.typed(key, "a table", |value| value.as_table());
+        let mut named = BTreeMap::new();
+        for (name, value) in table.into_iter().flatten() {
+            let name = name.get_ref().as_ref();
+            let key = format!("{key}.{name}");
+            let Some(table) = self.named_value(&key, "a table", value, |value| value.as_table()) else {
+                continue;
+            };
+            let path = format!("{}{key}.", self.path);
+            let mut section =
+                Section { text: self.text, path, table: Some(table), known: Vec::new(), faults: self.faults };
+            let found = read(name, &mut section);
+            section.tell_unknown(str::to_owned);
+            named.insert(name.to_owned(), found);
+        }
+        named
+    }
+
+    /// Tells what is wrong with this table's own name.
+    pub fn misnamed(&mut self, problem: impl Display) {
+        self.faults.add(self.path.trim_end_matches('.'), problem);
     }
 
     /// What `read` makes of each entry of a table, by its name.
