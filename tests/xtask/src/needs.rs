@@ -1,4 +1,5 @@
-//! Owns what tests need of a machine beyond a compiler: the words in `#[ignore = "needs ..."]`, and whether it has them.
+//! Owns what tests need of a machine beyond a compiler: the words behind "needs" in the reasons for which tests are left
+//! out, and whether a machine has what they stand for.
 //!
 //! Promises: a word that means nothing is an error, so that a slip of the pen skips a test on no machine. Must not do:
 //! install anything.
