@@ -24,87 +24,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ask::{Asked, Policies, Question, Reply};
+use super::ask::Asked;
+use super::flight::{Deficits, Draft};
+use super::input::{Decisions, Input, Outcome};
 use super::rooms::Rooms;
-use super::{Assignment, CheckpointChange, Report, SessionEnding, backups, drain, primary, settle};
+use super::{Report, SessionEnding, backups, drain, primary, settle};
 use crate::bounds::Bounds;
-use crate::ids::{Epoch, HostId, NodeId};
+use crate::ids::{HostId, NodeId};
 use crate::policy::{Interface, Judged};
 use crate::records::{NodeRecord, SessionEnd, SessionRecord};
 use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use crate::view::{SharedNode, View};
 
 /// Before a write that was refused is decided anew, where nothing that it was decided from is seen to change.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// What the leader is told.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// What the store holds, as far as it has been read. The leader finds out itself what changed.
-    View(View),
-    /// What came of a question.
-    Reply(Reply),
-    /// Who is asked from now on.
-    Policies(Policies),
-    /// What came of an assignment. One whose outcome is not known ends the leadership: a new one begins with a new term.
-    Written(NodeId, Outcome),
-    /// What came of the end of a host's session.
-    Ended(HostId, Outcome),
-    /// Nothing but time.
-    Tick,
-}
-
-/// What came of a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is in the store, at this revision.
-    Applied(u64),
-    /// It is not: something that it is conditional on had changed.
-    Refused,
-}
-
-/// What the leader wants done.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decisions {
-    /// Sessions to end.
-    pub endings: Vec<SessionEnding>,
-    /// Nodes to write, in this order as far as they are not written side by side: none rests on another.
-    pub assignments: Vec<Assignment>,
-    /// What to ask.
-    pub questions: Vec<Question>,
-    /// Answers of policies that core refused or did without, with the reason.
-    pub refusals: Vec<(Interface, String)>,
-    /// What became of every answer that was used.
-    pub judged: Judged,
-}
-
-impl Decisions {
-    /// Whether there is nothing to do, nothing to ask and nothing to tell.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.endings.is_empty() && self.assignments.is_empty() && self.questions.is_empty()
-    }
-}
-
-/// What is decided of a node and not seen written yet.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Draft {
-    pub(super) checkpoint: Option<CheckpointChange>,
-    pub(super) sessions: Vec<(HostId, u64)>,
-    pub(super) reasons: Vec<String>,
-    flight: Flight,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Flight {
-    /// Not handed out yet.
-    #[default]
-    Deciding,
-    /// Handed out; the outcome is not known.
-    Out,
-    /// Written at this revision, which has not been seen yet.
-    Written(u64),
-}
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// The steps of a decision, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +50,8 @@ enum Step {
 
 /// Nodes to be looked at, by the step that is next.
 #[derive(Debug, Clone, Default)]
-struct Todo {
-    settle: BTreeSet<NodeId>,
+pub(super) struct Todo {
+    pub(super) settle: BTreeSet<NodeId>,
     primary: BTreeSet<NodeId>,
     drain: BTreeSet<NodeId>,
     count: BTreeSet<NodeId>,
@@ -135,7 +68,7 @@ impl Todo {
         }
     }
 
-    fn forget(&mut self, node: &NodeId) {
+    pub(super) fn forget(&mut self, node: &NodeId) {
         for todo in [&mut self.settle, &mut self.primary, &mut self.drain, &mut self.count, &mut self.backups]
         {
             todo.remove(node);
@@ -152,7 +85,7 @@ pub(super) struct Batch {
     /// Nodes that wait for an answer.
     pub(super) suspended: BTreeSet<NodeId>,
     /// Nodes of which all steps are done.
-    concluded: BTreeSet<NodeId>,
+    pub(super) concluded: BTreeSet<NodeId>,
     /// Hosts that a primary leaves from now on, or leaves no more.
     pub(super) stirred: BTreeSet<HostId>,
 }
@@ -171,13 +104,13 @@ pub struct Leader {
     pub(super) report: Report,
     pub(super) batch: Batch,
     pub(super) drafts: BTreeMap<NodeId, Draft>,
-    todo: Todo,
+    pub(super) todo: Todo,
     /// Nodes that more room, another host or the end of a cooldown could help.
     pub(super) waiting: BTreeSet<NodeId>,
     /// When such a node is looked at again, whatever happens.
     cooldowns: BTreeMap<NodeId, UnixMillis>,
     /// When a node whose write was refused is looked at again, whatever happens.
-    retries: BTreeMap<NodeId, Boottime>,
+    pub(super) retries: BTreeMap<NodeId, Boottime>,
     /// Open sessions, by since when they are silent.
     pub(super) leases: BTreeSet<(Boottime, HostId)>,
     /// Sessions whose end is handed out, and when that is tried again if it was refused.
@@ -188,28 +121,6 @@ pub struct Leader {
     pub(super) failures: BTreeSet<(UnixMillis, NodeId)>,
     /// Backups that nodes were short of when they were last looked at: what policies are told.
     pub(super) deficits: Deficits,
-}
-
-/// Backups that nodes are short of.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Deficits {
-    of: BTreeMap<NodeId, u32>,
-    all: u32,
-}
-
-impl Deficits {
-    pub(super) fn of(&self, node: &NodeId) -> u32 {
-        self.of.get(node).copied().unwrap_or(0)
-    }
-
-    pub(super) fn all(&self) -> u32 {
-        self.all
-    }
-
-    pub(super) fn set(&mut self, node: &NodeId, short: u32) {
-        let old = if short == 0 { self.of.remove(node) } else { self.of.insert(node.clone(), short) };
-        self.all = self.all.saturating_add(short).saturating_sub(old.unwrap_or(0));
-    }
 }
 
 impl Leader {
@@ -255,12 +166,6 @@ impl Leader {
     #[must_use]
     pub fn decided_from(&self) -> &View {
         &self.before
-    }
-
-    /// Whether something that was handed out has no known outcome.
-    #[must_use]
-    pub fn is_writing(&self) -> bool {
-        self.drafts.values().any(|draft| draft.flight == Flight::Out)
     }
 
     /// When something is to be looked at next, whatever happens until then.
@@ -384,9 +289,11 @@ impl Leader {
     /// Whether a node may be decided about: its record can be read, nothing of it is on its way to the store, and it was
     /// not refused a moment ago.
     fn is_open(&self, node: &NodeId) -> bool {
-        let in_flight = self.drafts.get(node).is_some_and(|draft| draft.flight != Flight::Deciding);
         let refused = self.retries.contains_key(node);
-        !in_flight && !refused && !self.before.withheld.contains(node) && self.view.nodes.contains_key(node)
+        !self.is_in_flight(node)
+            && !refused
+            && !self.before.withheld.contains(node)
+            && self.view.nodes.contains_key(node)
     }
 
     /// All steps of a node are done.
@@ -409,54 +316,8 @@ impl Leader {
         }
     }
 
-    /// Gives away what is decided and does not wait for an answer.
-    pub(super) fn hand_out(&mut self) -> Decisions {
-        let mut decisions = Decisions {
-            endings: std::mem::take(&mut self.batch.endings),
-            assignments: Vec::new(),
-            questions: std::mem::take(&mut self.asked.new),
-            refusals: std::mem::take(&mut self.batch.refusals),
-            judged: std::mem::take(&mut self.batch.judged),
-        };
-        let deciding = |(_, draft): &(&NodeId, &Draft)| draft.flight == Flight::Deciding;
-        let open: Vec<NodeId> = self.drafts.iter().filter(deciding).map(|(node, _)| node.clone()).collect();
-        for node in open.into_iter().filter(|node| !self.batch.suspended.contains(node)) {
-            self.asked.done(&node);
-            match self.assignment(&node) {
-                Some(assignment) => {
-                    if let Some(draft) = self.drafts.get_mut(&node) {
-                        draft.flight = Flight::Out;
-                    }
-                    decisions.assignments.push(assignment);
-                }
-                None => drop(self.drafts.remove(&node)),
-            }
-        }
-        // Whoever gets another primary comes first, then all in the order of their names.
-        decisions.assignments.sort_by_key(|one| one.record.begun == self.begun_before(&one.node));
-        self.tell_deficits();
-        decisions
-    }
-
-    fn begun_before(&self, node: &NodeId) -> Epoch {
-        self.before.nodes.get(node).map(|known| known.value.begun).unwrap_or_default()
-    }
-
-    fn assignment(&self, node: &NodeId) -> Option<Assignment> {
-        let (old, new, draft) =
-            (self.before.nodes.get(node)?, self.view.nodes.get(node)?, self.drafts.get(node)?);
-        (old.value != new.value).then(|| Assignment {
-            node: node.clone(),
-            revision: old.revision,
-            record: new.value.clone(),
-            checkpoint: draft.checkpoint.clone().unwrap_or(CheckpointChange::Keep),
-            sessions: draft.sessions.clone(),
-            reasons: draft.reasons.clone(),
-        })
-    }
-
     /// What policies are told of deficits does not change while others are still decided about.
-    fn tell_deficits(&mut self) {
+    pub(super) fn tell_deficits(&mut self) {
         for node in std::mem::take(&mut self.batch.concluded) {
             let short = self.report.lacks.get(&node).map_or(0, |lack| lack.backups);
             self.deficits.set(&node, short);
@@ -487,58 +348,6 @@ impl Leader {
             // Nothing new is put on a host that is about to be called lost.
             self.rooms.close(&host, true);
             self.batch.endings.push(SessionEnding { host, revision, record });
-        }
-    }
-
-    fn written(&mut self, node: &NodeId, outcome: Outcome) {
-        let Some(draft) = self.drafts.get_mut(node) else { return };
-        match outcome {
-            Outcome::Applied(revision) => {
-                draft.flight = Flight::Written(revision);
-                self.land(node);
-            }
-            Outcome::Refused => {
-                let decided = self.view.nodes.get(node).cloned();
-                self.drop_draft(node);
-                let stands = self.view.nodes.get(node).cloned();
-                for other in self.concerned_by(node, decided.as_ref(), stands.as_ref()) {
-                    self.look_at(&other);
-                }
-                if self.refresh() {
-                    self.look_at_waiting();
-                }
-                self.todo.forget(node);
-                self.todo.settle.insert(node.clone());
-                self.retries.insert(node.clone(), self.now.boottime + RETRY);
-            }
-        }
-    }
-
-    /// Ends the flight of a write that the view shows. Whether none is in flight any more.
-    pub(super) fn land(&mut self, node: &NodeId) -> bool {
-        let Some(draft) = self.drafts.get(node) else { return true };
-        let seen = self.before.nodes.get(node).map_or(0, |known| known.revision);
-        match draft.flight {
-            Flight::Deciding => {}
-            Flight::Out => return false,
-            Flight::Written(revision) if seen < revision => return false,
-            Flight::Written(_) => {}
-        }
-        self.drop_draft(node);
-        self.look_at(node);
-        true
-    }
-
-    /// What was decided of a node counts no more: what the store holds does.
-    pub(super) fn drop_draft(&mut self, node: &NodeId) {
-        self.drafts.remove(node);
-        match self.before.nodes.get(node).cloned() {
-            Some(known) => self.put(node, known),
-            None => self.take_out(node),
-        }
-        match self.before.checkpoints.get(node).cloned() {
-            Some(known) => drop(self.view.checkpoints.insert(node.clone(), known)),
-            None => drop(self.view.checkpoints.remove(node)),
         }
     }
 

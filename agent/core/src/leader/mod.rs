@@ -15,6 +15,8 @@ mod backups;
 mod draft;
 mod drain;
 mod explain;
+mod flight;
+mod input;
 mod machine;
 mod place;
 mod plan;
@@ -37,7 +39,8 @@ use crate::units::UnixMillis;
 pub use admission::{Admission, Trial};
 pub use ask::{Policies, Question, Reply};
 pub use explain::{Explanation, explain, recount, replace};
-pub use machine::{Decisions, Input, Leader, Outcome};
+pub use input::{Decisions, Input, Outcome};
+pub use machine::Leader;
 pub use plan::{plan, plan_asking};
 
 /// Ends a silent session, by compare-and-swap on the very revision that was silent.
