@@ -250,6 +250,8 @@ fn install(
         leader.rest_on_session(node, &old.host.clone());
     }
     let now = leader.now.wall;
+    let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
+    let (death, again) = first_failure(before, death);
     let kept = state_kept(node, before, &successor, death.as_ref());
     let old_checkpoint = leader.view.checkpoints.get(node).map(|known| known.revision);
     let change = match (successor.checkpoint, old_checkpoint) {
@@ -258,9 +260,9 @@ fn install(
         (_, _) => CheckpointChange::Keep,
     };
     leader.change_checkpoint(node, change);
-    let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
     let reason = format!("{} ({cause})", successor.action);
-    let (taken, action) = (successor.member, successor.action);
+    let action = if again { format!("{}, after {cause}", successor.action) } else { successor.action };
+    let taken = successor.member;
     leader.change(node, reason, |record| {
         record.epoch = record.epoch.next();
         record.begun = record.epoch;
@@ -281,6 +283,19 @@ fn install(
         }
         record.primary = Some(taken);
     });
+}
+
+/// What failed is what its successors stand in for: one that was never ready is a step on the way back, and no failure of
+/// its own. Whether there was one.
+fn first_failure(before: &NodeRecord, death: Option<Found>) -> (Option<Found>, bool) {
+    let open = before
+        .incident
+        .as_ref()
+        .filter(|incident| death.is_some() && incident.epoch == before.begun && incident.ready.is_none());
+    match open {
+        Some(incident) => (Some(Found { cause: incident.cause.clone(), found: incident.found }), true),
+        None => (death, false),
+    }
 }
 
 fn state_kept(node: &NodeId, before: &NodeRecord, successor: &Successor, death: Option<&Found>) -> StateKept {

@@ -301,6 +301,36 @@ fn a_host_where_the_deployment_failed_is_avoided_for_a_while() {
     assert_eq!(cluster.record("alice/display").epoch, Epoch(3));
 }
 
+/// S5: the incident said what QEMU made of a damaged image, instead of what had happened to the node.
+#[test]
+fn an_incident_keeps_its_cause_while_no_successor_was_ready_and_tells_of_the_tries() {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let first = cluster.record("alice/exec-1").incident.clone().unwrap();
+    let (at, instance) = cluster.primary("alice/exec-1");
+    let failed = fact(deploy_failed("load of migration failed"), Some(node("alice/exec-1")), Epoch(2));
+    cluster.facts(at.as_str()).instances.insert(instance, failed);
+    cluster.pass(std::time::Duration::from_secs(5));
+    cluster.step();
+    let second = cluster.record("alice/exec-1").incident.clone().unwrap();
+    assert_eq!((&second.cause, second.found), (&first.cause, first.found));
+    assert_eq!((second.epoch, &second.state), (Epoch(3), &StateKept::Lost));
+    assert!(
+        second.action.ends_with(", after deployment failed: load of migration failed"),
+        "{}",
+        second.action
+    );
+    // Once one was ready, its death is a failure of its own.
+    cluster.obey();
+    cluster.step();
+    assert!(cluster.record("alice/exec-1").incident.as_ref().unwrap().ready.is_some());
+    cluster.report_primary("alice/exec-1", |fact| fact.phase = dead("killed once more"));
+    cluster.step();
+    let third = cluster.record("alice/exec-1").incident.clone().unwrap();
+    assert_eq!(third.cause.to_string(), "killed once more");
+}
+
 #[test]
 fn a_kill_is_not_held_against_the_host() {
     let mut cluster = Cluster::of(1).with(&["alice/display"]);
