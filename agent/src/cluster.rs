@@ -146,10 +146,8 @@ impl Cluster {
     }
 
     /// The nodes for which an operator asked for a failover, with the epoch that is to end.
-    pub fn failovers(&self) -> impl Iterator<Item = (&NodeRecord, Epoch)> {
-        self.failovers
-            .iter()
-            .filter_map(|(node, request)| Some((&self.view.nodes.get(node)?.value, request.epoch)))
+    pub fn failovers(&self) -> impl Iterator<Item = (NodeId, Epoch)> {
+        self.failovers.iter().map(|(node, request)| (node.clone(), request.epoch))
     }
 
     /// The view that decisions are made from.

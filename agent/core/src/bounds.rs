@@ -12,6 +12,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Backoff;
+
+/// Between two tries of a job that failed: the first soon, because most of what fails is over within a second; the longest
+/// short beside what a person waits for.
+pub const RETRY: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(10) };
+/// Before another idle instance is tried after one could not be made: a boot takes 4 to 12 s on emulated guests, and costs
+/// the others as much.
+pub const FILL_RETRY: Duration = Duration::from_secs(15);
+/// Between two looks at all that the hypervisor has: an orphan stays this long, and a look costs libvirt a few calls for
+/// each instance.
+pub const LOOK: Duration = Duration::from_secs(10);
+
 /// How soon silence counts as failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -3,6 +3,7 @@
 //! Owns what may happen and when; promises the numbered guarantees of `DESIGN.md`; must not touch a clock, a
 //! file, a socket, a hypervisor or a store.
 
+pub mod backoff;
 pub mod bounds;
 pub mod death;
 pub mod errors;

@@ -1,20 +1,18 @@
 //! Owns what can happen to the driver. Plain data.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use tokio::sync::oneshot;
-use understudy_core::ids::{Epoch, NodeId};
+use understudy_core::host::{Input, Job, Outcome};
+use understudy_core::ids::NodeId;
 use understudy_core::leader::Trial;
-use understudy_core::records::{CheckpointId, HostFacts, NodeRecord, WindowsSent};
+use understudy_core::records::{HostFacts, NodeRecord};
 use understudy_core::session::SessionEvent;
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
 use super::inventory::Found;
-use super::jobs::Job;
 use super::lead::Done;
 use crate::policies::Told;
 
@@ -27,6 +25,8 @@ pub enum Event {
     Listed(Listing),
     /// The changes of one revision.
     Changed(Batch),
+    /// A look at the host ended.
+    Host(Box<Input>),
     /// The hypervisor told something.
     Hypervisor(HypervisorEvent),
     /// A renewal of the session ended.
@@ -88,52 +88,4 @@ pub struct Opened {
     pub session: Option<(u64, Revision)>,
     /// The instances that were found and may go on.
     pub found: Vec<Found>,
-}
-
-/// How a job ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// As wanted; what there is to say follows from the job.
-    Done,
-    /// The guard acknowledged this epoch.
-    Guarded(Epoch),
-    /// All windows were accepted.
-    WindowsSent(WindowsSent),
-    /// A checkpoint is complete.
-    Checkpointed {
-        /// Which.
-        id: CheckpointId,
-        /// When the state was taken.
-        taken: UnixMillis,
-        /// How long the guest stood still.
-        pause_ms: u64,
-        /// Size of the image.
-        bytes: u64,
-    },
-    /// It runs again, at this address.
-    Restored {
-        /// The guest's address.
-        address: Option<Ipv4Addr>,
-    },
-    /// It has come by live migration and runs.
-    Arrived {
-        /// Its memory.
-        memory: MiB,
-        /// Its processors.
-        vcpus: Vcpus,
-        /// The guest's address.
-        address: Option<Ipv4Addr>,
-    },
-    /// It is on the other host.
-    Moved,
-    /// It is not here any more, and whether it has moved is not known.
-    Gone,
-    /// It did not move, and nothing of it is there.
-    Stayed(String),
-    /// The instance is dead for that: it is known to be gone.
-    Died(String),
-    /// It could not be made whole for that, nor be ended: it may run.
-    Unsure(String),
-    /// Nothing is lost: to be tried again.
-    Failed(String),
 }

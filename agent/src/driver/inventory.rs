@@ -7,14 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::death::Death;
-use understudy_core::host::Local;
+use understudy_core::host::{Input, Local};
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::records::{HostFacts, InstanceFact, Phase};
-use understudy_hypervisor::{
-    DestroyError, EventKind, HypervisorEvent, InstanceState, LifeSign, ListError, Pid, process,
-};
+use understudy_hypervisor::{DestroyError, InstanceState, LifeSign, ListError};
 
-use super::{Driver, Event, Parts, now};
+use super::{Driver, Parts, now};
 
 /// One instance that goes on, or that is known dead.
 #[derive(Debug, Clone)]
@@ -134,28 +132,8 @@ impl Driver {
 
     /// Goes on with what was found.
     pub(super) fn adopt(&mut self, found: Vec<Found>) {
-        self.local = found.into_iter().map(|found| (found.instance, found.local)).collect();
-        self.busy.clear();
-        self.leaving.clear();
-        self.ending.clear();
-        self.fallen.clear();
-        self.tell_what_does_not_end();
-        self.filling = false;
+        let found = found.into_iter().map(|found| (found.instance, found.local)).collect();
         self.adopted = true;
-        self.look_again();
-        self.look_at_states();
-    }
-
-    /// A death between the taking of stock and its adoption told nobody: it was of an instance not known yet.
-    fn look_again(&self) {
-        let living = self.local.iter().filter(|(_, local)| !local.fact.phase.is_dead());
-        let (instances, sender) = (living.map(|(&id, _)| id).collect::<Vec<_>>(), self.sender.clone());
-        tokio::task::spawn_blocking(move || {
-            for id in instances.into_iter().filter(|&id| matches!(process::process_of(id), Ok(None))) {
-                let event =
-                    HypervisorEvent { at: process::boottime(), kind: EventKind::Died { id, pid: Pid(0) } };
-                let _ = sender.send(Event::Hypervisor(event));
-            }
-        });
+        self.inform(Input::Recovered { session: self.session_number, found });
     }
 }

@@ -1,32 +1,29 @@
-//! Owns the one task that holds the agent's state: it takes events, lets core decide, and has actions performed.
+//! Owns the one task that holds the agent's state: it takes events, lets core decide, and has effects carried out.
 //!
 //! Promises: nothing in this task blocks; every result of an action comes back as an event; the state is changed
 //! here and nowhere else. Must not do: decide (core does), talk to libvirt, the guard or a guest itself (jobs do).
 
-mod ending;
 mod event;
-mod guests;
+mod host;
 mod inventory;
 mod jobs;
 mod lead;
 mod mirror;
-mod outcomes;
 mod own_session;
 mod publish;
 mod sets;
 #[cfg(test)]
 mod tests;
-mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
-use understudy_core::host::{Lane, Local};
-use understudy_core::ids::{BootId, InstanceId, NodeId};
+use understudy_core::host::{HostAgent, HostSettings, Input};
+use understudy_core::ids::BootId;
 use understudy_core::leader::Report;
 use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::session::Session;
@@ -103,13 +100,6 @@ pub struct Snapshot {
     pub deciding: Deciding,
 }
 
-/// What is under way on one lane of one instance.
-#[derive(Debug, Clone, Copy)]
-enum Busy {
-    Running,
-    Waiting { until: Boottime, tries: u32 },
-}
-
 /// The driver's state.
 pub struct Driver {
     parts: Arc<Parts>,
@@ -122,20 +112,8 @@ pub struct Driver {
     session_revision: Option<Revision>,
     session_busy: bool,
     adopted: bool,
-    local: BTreeMap<InstanceId, Local>,
-    leaving: BTreeSet<InstanceId>,
-    ending: BTreeMap<InstanceId, ending::Ending>,
-    /// Instances that jobs bring to life, with the session of each: they may not be there yet.
-    making: BTreeSet<(InstanceId, u64)>,
-    fallen: BTreeSet<InstanceId>,
-    disks: BTreeMap<InstanceId, String>,
+    agent: HostAgent,
     capacity: Capacity,
-    busy: BTreeMap<(InstanceId, Lane), Busy>,
-    filling: bool,
-    fill_after: Boottime,
-    images: BTreeSet<NodeId>,
-    taken: BTreeMap<NodeId, Boottime>,
-    sequences: BTreeMap<NodeId, (understudy_core::ids::Epoch, u64)>,
     /// The leadership that this agent won, whether the mirror shows it yet or not.
     leadership: Option<Leadership>,
     /// The machine that decides under it.
@@ -164,8 +142,19 @@ pub fn now() -> Now {
     }
 }
 
-fn kept_images(images: &ImageStore) -> BTreeSet<NodeId> {
-    images.nodes().into_iter().filter(|node| !images.complete(node).is_empty()).collect()
+fn kept_images(images: &ImageStore) -> Input {
+    Input::Images(images.nodes().into_iter().filter(|node| !images.complete(node).is_empty()).collect())
+}
+
+fn host_settings(config: &Config, capacity: Capacity) -> HostSettings {
+    HostSettings {
+        me: config.host.clone(),
+        memory: capacity.memory,
+        pool: config.pool,
+        addresses: config.addresses.first..=config.addresses.last,
+        bounds: config.bounds,
+        names: uuid::Uuid::new_v4(),
+    }
 }
 
 impl Driver {
@@ -179,6 +168,7 @@ impl Driver {
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
         let session = Session::new(parts.config.bounds);
+        let agent = HostAgent::new(host_settings(&parts.config, capacity));
         Self {
             parts,
             sender,
@@ -190,19 +180,8 @@ impl Driver {
             session_revision: None,
             session_busy: false,
             adopted: false,
-            local: BTreeMap::new(),
-            leaving: BTreeSet::new(),
-            ending: BTreeMap::new(),
-            making: BTreeSet::new(),
-            fallen: BTreeSet::new(),
-            disks: BTreeMap::new(),
+            agent,
             capacity,
-            busy: BTreeMap::new(),
-            filling: false,
-            fill_after: Boottime::default(),
-            images: BTreeSet::new(),
-            taken: BTreeMap::new(),
-            sequences: BTreeMap::new(),
             leadership: None,
             leading: None,
             bidding: false,
@@ -231,7 +210,7 @@ impl Driver {
         mirror::start(self.parts.clone(), self.sender.clone());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
-        self.images = kept_images(&self.parts.images);
+        self.inform(kept_images(&self.parts.images));
         loop {
             let event = tokio::select! {
                 event = self.receiver.recv() => event,
@@ -279,7 +258,8 @@ impl Driver {
             Event::Opened(opened) => self.session_opened(*opened),
             Event::Guarded(answer) => self.guard_answered(answer),
             Event::Stopped => self.session_busy = false,
-            Event::Job { job, outcome } => self.finish(*job, outcome),
+            Event::Host(input) => self.inform(*input),
+            Event::Job { job, outcome } => self.job_ended(job, outcome),
             Event::Bid(bid) => self.bid_ended(bid),
             Event::Led(done) => self.done(*done),
             Event::Trial { new, reply } => {
@@ -300,9 +280,9 @@ impl Driver {
         for (node, checkpoint) in self.cluster.checkpoints() {
             if checkpoint.hosts.contains(&self.parts.config.host) {
                 self.parts.images.name(node, checkpoint.id);
-                self.images.insert(node.clone());
             }
         }
+        self.inform_of_records();
         for fault in faults {
             tracing::error!(error = %crate::exit::chain(fault), "a record cannot be read");
         }
@@ -322,7 +302,7 @@ impl Driver {
             let view = self.cluster.view().clone();
             self.tell_keeper(&view);
             if self.adopted {
-                self.work(&view, now);
+                self.work(now);
                 self.publish_facts(now);
                 self.set_aside_what_failed();
                 self.lead(&view, now);

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
+use understudy_core::host::Input;
 use understudy_core::records::{HostFacts, SessionRecord};
 use understudy_core::session::{SessionAction, SessionEvent};
 use understudy_core::units::Boottime;
@@ -129,10 +130,14 @@ impl Driver {
 
     /// Ends every member instance: what this host ran under the lost session may already run elsewhere.
     fn stop_all(&mut self) {
-        let members: Vec<_> =
-            self.local.iter().filter(|(_, local)| local.fact.node.is_some()).map(|(&id, _)| id).collect();
-        self.local.retain(|_, local| local.fact.node.is_none());
-        self.busy.clear();
+        let members: Vec<_> = self
+            .agent
+            .local()
+            .iter()
+            .filter(|(_, local)| local.fact.node.is_some())
+            .map(|(&id, _)| id)
+            .collect();
+        self.inform(Input::LeaseLost);
         self.adopted = false;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         tokio::task::spawn_blocking(move || {

@@ -45,7 +45,7 @@ impl Driver {
             migration_uri: config.migration_uri.clone(),
             migration_data_uri: config.migration_data_uri.clone(),
             load_milli,
-            instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
+            instances: self.agent.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
             policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

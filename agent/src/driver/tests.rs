@@ -1,33 +1,31 @@
 //! Tables of the driver's bookkeeping, over the hypervisor's double. Each test puts the driver where it wants it and takes
 //! its events one by one.
 
-mod ending;
+mod destroys;
 mod guests;
 mod leaving;
 mod unreadable;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use understudy_checkpoint::ImageStore;
-use understudy_core::host::Local;
+use understudy_core::host::{Input, Local};
 use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{
-    Capacity, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
+    Capacity, InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
 };
 use understudy_core::session::SessionEvent;
 use understudy_core::units::{MiB, Vcpus};
-use understudy_core::view::View;
 use understudy_hypervisor::fake::{FakeHypervisor, Site};
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, InstanceSpec, Note, Template};
 use understudy_store::{Entry, Listing, MemoryStore, Revision};
 use uuid::Uuid;
 
-use super::work::booting;
 use super::{Driver, Event, Parts, Snapshot, now};
 use crate::config::Config;
 use crate::gateway::Directory;
@@ -46,7 +44,7 @@ runtime_dir = "HOME/run"
 [store]
 kind = "embedded"
 [pool]
-idle = 1
+idle = POOL
 [network]
 addresses = "10.0.0.2-10.0.0.9"
 [environments]
@@ -72,14 +70,21 @@ struct Rig {
     driver: Driver,
     hypervisor: FakeHypervisor,
     entries: Vec<Entry>,
+    known: BTreeMap<InstanceId, Local>,
     template: Arc<Template>,
     _home: tempfile::TempDir,
 }
 
 impl Rig {
+    /// With a pool of none, so that no idle instance is made unless a test asks for it.
     fn new() -> Self {
+        Self::with_pool(0)
+    }
+
+    fn with_pool(idle: u32) -> Self {
         let home = tempfile::tempdir().unwrap();
         let text = CONFIG.replace("HOME", &home.path().display().to_string());
+        let text = text.replace("POOL", &idle.to_string());
         let config = Config::parse(Path::new("agent.toml"), &text).unwrap();
         let shipped = include_str!("../../../config/guest/template.xml");
         let template = Arc::new(Template::parse(shipped).unwrap());
@@ -106,12 +111,32 @@ impl Rig {
             driver.session.step(event, now().boottime);
         }
         (driver.session_number, driver.adopted) = (1, true);
-        // No idle instance is made unless a test asks for it.
-        driver.filling = true;
-        let mut rig = Self { driver, hypervisor, entries: Vec::new(), template, _home: home };
+        let (entries, known) = (Vec::new(), BTreeMap::new());
+        let mut rig = Self { driver, hypervisor, entries, known, template, _home: home };
         let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
         rig.write(&Key::Session(me()), encode(&session));
+        rig.recover();
         rig
+    }
+
+    /// What was found when the session was opened. Looks are not taken.
+    fn recover(&mut self) {
+        let recovered = Input::Recovered { session: 1, found: self.known.clone() };
+        let _looks = self.driver.agent.handle(recovered, now());
+        let _none = self.driver.agent.handle(Input::Listed(None), now());
+    }
+
+    /// Waits until a job is over, and takes its outcome.
+    async fn one_job(&mut self) {
+        loop {
+            let heard = tokio::time::timeout(LIMIT, self.driver.receiver.recv()).await;
+            let event = heard.unwrap_or_else(|_| panic!("no job ended")).unwrap();
+            let ended = matches!(event, Event::Job { .. });
+            self.driver.take(event);
+            if ended {
+                return;
+            }
+        }
     }
 
     /// A record as the store gives it back, with everything that stands already.
@@ -146,25 +171,31 @@ impl Rig {
     /// What the driver knows of an instance.
     fn knows(&mut self, id: InstanceId, phase: Phase, node: Option<NodeId>) {
         let epoch = Epoch(u64::from(node.is_some()));
-        let fact = booting(node, [10, 0, 0, 2].into(), MEMORY, Vcpus(1));
-        let fact = understudy_core::records::InstanceFact { phase, epoch, ..fact };
-        self.driver.local.insert(id, Local { fact, paused: false });
-    }
-
-    fn view(&self) -> View {
-        self.driver.cluster.view().clone()
+        let fact = InstanceFact {
+            phase,
+            node,
+            epoch,
+            address: Some([10, 0, 0, 2].into()),
+            memory: MEMORY,
+            vcpus: Vcpus(1),
+            since: now().wall,
+            windows: None,
+            admitted: BTreeMap::new(),
+            migration_failed: None,
+        };
+        self.known.insert(id, Local { fact, paused: false });
+        self.recover();
     }
 
     fn work(&mut self) {
-        let view = self.view();
-        self.driver.work(&view, now());
+        self.driver.work(now());
     }
 
     /// Takes what has happened on the hypervisor, and what jobs say, until it is so.
     async fn until(&mut self, what: &str, is_so: impl Fn(&Driver) -> bool) {
         let started = std::time::Instant::now();
         while !is_so(&self.driver) {
-            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.driver.local);
+            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.driver.agent.local());
             self.work();
             let heard = tokio::time::timeout(Duration::from_millis(50), self.driver.receiver.recv()).await;
             if let Ok(Some(event)) = heard {
@@ -174,7 +205,7 @@ impl Rig {
     }
 
     fn phase(&self, id: InstanceId) -> Option<Phase> {
-        self.driver.local.get(&id).map(|local| local.fact.phase.clone())
+        self.driver.agent.local().get(&id).map(|local| local.fact.phase.clone())
     }
 
     fn complaints(&self) -> String {
@@ -203,7 +234,7 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
 }
 
 fn died(driver: &Driver, id: InstanceId, part: &str) -> bool {
-    let phase = driver.local.get(&id).map(|local| &local.fact.phase);
+    let phase = driver.agent.local().get(&id).map(|local| &local.fact.phase);
     matches!(phase, Some(Phase::Dead { death, .. }) if death.to_string().contains(part))
 }
 

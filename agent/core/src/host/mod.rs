@@ -1,11 +1,14 @@
-//! Owns what one host's agent does to bring its host to what the leader decided.
+//! Owns what one host's agent does to bring its host to what the leader decided: `converge`, and the agent that calls it.
 //!
 //! Promises: level-triggered and idempotent: the actions follow from the situation alone, so any of them may be
 //! lost or repeated; every action carries the epoch that it was decided in; at most one action per instance and
 //! lane is asked for at a time; while a record cannot be read nothing is ended, forgotten or deleted for want of a name.
 //! Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
 
+mod agent;
 mod images;
+mod input;
+mod migration;
 mod pool;
 mod tend;
 #[cfg(test)]
@@ -15,7 +18,10 @@ mod windows;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+pub use agent::{HostAgent, HostSettings};
 pub use images::{Offer, offered};
+pub use input::{Condition, DomainEvent, Effect, Input, Job, Outcome, Records, Shown};
+pub use migration::{Arrival, ArrivalStep, Come};
 
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
@@ -147,7 +153,14 @@ pub enum HostAction {
     /// Send all windows of this execution member to the display.
     SendWindows(SendWindows),
     /// Restore this instance from the checkpoint that this host keeps.
-    Restore { node: NodeId, instance: InstanceId, epoch: Epoch, checkpoint: CheckpointId, valid: Epoch },
+    Restore {
+        node: NodeId,
+        instance: InstanceId,
+        epoch: Epoch,
+        checkpoint: CheckpointId,
+        valid: Epoch,
+        environment: String,
+    },
     /// Move this instance away, live. Once it has gone, it is reported dead as [`Death::Moved`] or, where the end was not
     /// heard, [`Death::MaybeMoved`]; while the outcome is not known, nothing is reported.
     MigrateOut {
@@ -212,6 +225,25 @@ impl HostAction {
             Self::SendWindows(send) => Some((send.instance, Lane::Windows)),
             Self::Checkpoint { instance, .. } => Some((*instance, Lane::Checkpoint)),
             Self::CreateIdle(_) | Self::DropImages { .. } => None,
+        }
+    }
+
+    /// The node that it is done for.
+    #[must_use]
+    pub fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::Create { node, .. }
+            | Self::Guard { node, .. }
+            | Self::Deploy { node, .. }
+            | Self::Admit { node, .. }
+            | Self::Restore { node, .. }
+            | Self::MigrateOut { node, .. }
+            | Self::Accept { node, .. }
+            | Self::Checkpoint { node, .. }
+            | Self::Missing { node, .. }
+            | Self::DropImages { node } => Some(node),
+            Self::SendWindows(send) => Some(&send.node),
+            Self::CreateIdle(_) | Self::Destroy { .. } | Self::Forget { .. } => None,
         }
     }
 }

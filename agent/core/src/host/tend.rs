@@ -143,7 +143,8 @@ fn restore(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
     let Named { node, record, instance, member, .. } = *named;
     let Origin::Restored(checkpoint) = member?.origin else { return None };
     let valid = situation.checkpoints.get(node).map_or(record.epoch, |known| known.value.valid);
-    Some(HostAction::Restore { node: node.clone(), instance, epoch: record.epoch, checkpoint, valid })
+    let (node, environment) = (node.clone(), record.spec.environment.clone());
+    Some(HostAction::Restore { node, instance, epoch: record.epoch, checkpoint, valid, environment })
 }
 
 /// What to do about a named instance that is here.

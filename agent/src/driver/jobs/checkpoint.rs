@@ -12,15 +12,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use understudy_checkpoint::{Description, Expected};
-use understudy_core::host::HostAction;
+use understudy_core::host::{HostAction, Job, Outcome};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, CheckpointRecord, HostFacts, NodeRecord};
 use understudy_core::units::MiB;
 use understudy_store::{Committed, Condition, Txn};
 
-use super::super::event::Outcome;
 use super::super::{Parts, Snapshot, now};
-use super::Job;
 use crate::exit::chain;
 use crate::keys::{self, Key};
 use crate::peers::{self, Shipment};

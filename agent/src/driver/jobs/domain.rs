@@ -9,13 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use understudy_checkpoint::ImageError;
 use understudy_core::death::Death;
+use understudy_core::host::Outcome;
 use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
 use understudy_core::records::CheckpointId;
 use understudy_core::units::{MiB, Vcpus};
-use understudy_hypervisor::{GuestError, InstanceSpec, Note, RestoreSpec, process};
+use understudy_hypervisor::{
+    GuestError, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec, process,
+};
 
-use super::super::event::Outcome;
 use super::super::{Parts, Snapshot};
 use super::Whose;
 use super::checkpoint::ADDRESS;
@@ -126,38 +129,77 @@ pub(super) fn restore(
     cluster: &watch::Receiver<Arc<Snapshot>>,
     node: &NodeId,
     whose: Whose,
-    epoch: Epoch,
-    checkpoint: CheckpointId,
+    (epoch, checkpoint): (Epoch, CheckpointId),
+    environment: &str,
 ) -> Outcome {
     let (instance, _) = whose;
     let mut steps = Steps::new(instance);
     let image = match parts.images.image(node, checkpoint) {
         Ok(image) => image,
-        Err(error) => return Outcome::Died(chain(&error)),
+        Err(error @ ImageError::Store(_)) => return Outcome::Failed(chain(&error)),
+        Err(error @ (ImageError::Unknown(..) | ImageError::Damaged(..))) => {
+            return Outcome::Damaged(chain(&error));
+        }
     };
     if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
-        return Outcome::Died(chain(&error));
+        return Outcome::Failed(chain(&error));
     }
-    let record = cluster.borrow().view.nodes.get(node).map(|known| known.value.clone());
-    let role_disk =
-        record.as_ref().and_then(|record| parts.config.environments.get(&record.spec.environment)).cloned();
     let told = image.manifest.description.domain.get(ADDRESS);
     let address: Option<Ipv4Addr> = told.and_then(|text| text.parse().ok());
     let spec = RestoreSpec {
         image: image.path,
         id: instance,
         template: parts.template.clone(),
-        role_disk,
+        role_disk: parts.config.environments.get(environment).cloned(),
         note: Note { epoch, address: address.map(Into::into) },
     };
     steps.done("image found");
     if let Err(error) = parts.hypervisor.restore(&spec) {
-        return clean_up(parts, instance, chain(&error));
+        return leave_nothing(parts, instance, not_restored(&error));
     }
     steps.done("restored, paused");
     match wake(parts, cluster, node, whose, epoch, &mut steps) {
         Ok(()) => Outcome::Restored { address },
-        Err(reason) => clean_up(parts, instance, reason),
+        Err(reason) => leave_nothing(parts, instance, Outcome::Failed(reason)),
+    }
+}
+
+/// What is wrong with the image stays wrong; whether a refusal says that is for core to judge.
+fn not_restored(error: &RestoreError) -> Outcome {
+    let reason = chain(error);
+    match error {
+        RestoreError::Damaged { .. } | RestoreError::OtherInstance { .. } | RestoreError::Describe(_) => {
+            Outcome::Damaged(reason)
+        }
+        RestoreError::Restore { source, .. } => match source.refused() {
+            Some(RefusalKind::Other | RefusalKind::BadDescription | RefusalKind::Unsupported) => {
+                Outcome::Refused(reason)
+            }
+            Some(
+                RefusalKind::NoInstance
+                | RefusalKind::AlreadyThere
+                | RefusalKind::NotPermitted
+                | RefusalKind::Busy
+                | RefusalKind::AgentSilent
+                | RefusalKind::WrongState
+                | RefusalKind::Aborted
+                | RefusalKind::UnsafeMigration
+                | RefusalKind::ConnectionLost,
+            )
+            | None => Outcome::Failed(reason),
+        },
+        RestoreError::Image { .. }
+        | RestoreError::AlreadyHere(_)
+        | RestoreError::NotPermitted { .. }
+        | RestoreError::Look { .. } => Outcome::Failed(reason),
+    }
+}
+
+/// Nothing of a try may stay that did not come to its end.
+fn leave_nothing(parts: &Parts, instance: InstanceId, outcome: Outcome) -> Outcome {
+    match withdraw(parts, instance) {
+        Outcome::Failed(why) => Outcome::Unsure(why),
+        _ => outcome,
     }
 }
 
@@ -235,4 +277,49 @@ fn wait_for_intake(cluster: &watch::Receiver<Arc<Snapshot>>, node: &NodeId, epoc
         std::thread::sleep(Duration::from_millis(5));
     }
     tracing::warn!(%node, %epoch, "the display did not hear of the restore in time, going on without");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use understudy_hypervisor::{CallError, Refusal};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_wrong_with_the_image_itself_is_called_damage() {
+        let id = InstanceId::from_uuid(Uuid::from_u128(7));
+        let path = || "/nowhere/image".into();
+        let refuses = |kind| CallError::Refused {
+            call: "restore",
+            refusal: Refusal { kind, message: "load of migration failed".to_owned() },
+        };
+        let refused = || refuses(RefusalKind::Other);
+        let (busy, broke) = (refuses(RefusalKind::Busy), refuses(RefusalKind::ConnectionLost));
+        let silent = CallError::TimedOut { call: "restore", after: Duration::from_secs(1) };
+        let down = CallError::Down { uri: "qemu:///system".to_owned(), last: None };
+        let word = |error: RestoreError| match not_restored(&error) {
+            Outcome::Damaged(_) => "damaged",
+            Outcome::Refused(_) => "refused",
+            Outcome::Failed(_) => "failed",
+            other => panic!("{other:?}"),
+        };
+        for (error, expected) in [
+            (RestoreError::Damaged { path: path(), source: refused() }, "damaged"),
+            (RestoreError::OtherInstance { path: path(), wanted: id, found: id }, "damaged"),
+            (RestoreError::Restore { id, source: refused() }, "refused"),
+            (RestoreError::Restore { id, source: busy }, "failed"),
+            (RestoreError::Restore { id, source: broke }, "failed"),
+            (RestoreError::Restore { id, source: silent }, "failed"),
+            (RestoreError::Restore { id, source: down }, "failed"),
+            (RestoreError::NotPermitted { id, source: refused() }, "failed"),
+            (RestoreError::AlreadyHere(id), "failed"),
+            (RestoreError::Image { path: path(), source: std::io::Error::from_raw_os_error(5) }, "failed"),
+        ] {
+            let told = error.to_string();
+            assert_eq!(word(error), expected, "{told}");
+        }
+    }
 }

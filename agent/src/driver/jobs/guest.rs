@@ -5,12 +5,11 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use understudy_core::host::SendWindows;
+use understudy_core::host::{Outcome, SendWindows};
 use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
 use understudy_core::records::{NodeSpec, WindowsSent};
 use understudy_hypervisor::GuestCommand;
 
-use super::super::event::Outcome;
 use super::super::{Parts, now};
 use super::domain::clean_up;
 use crate::exit::chain;

@@ -15,43 +15,15 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
-use understudy_core::host::{HostAction, Lane};
+use understudy_core::host::{HostAction, Job, Lane, Outcome};
 use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::MiB;
 use understudy_guard::{Class, Client, Registration};
 use understudy_hypervisor::{Note, process};
 
-use super::event::{Event, Outcome};
+use super::event::Event;
 use super::own_session::GUARD_PATIENCE;
 use super::{Parts, Snapshot};
 use crate::exit::chain;
-
-/// One action, with what the driver knew when it started it.
-#[derive(Debug)]
-pub struct Job {
-    /// What to do.
-    pub action: HostAction,
-    /// To which instance.
-    pub instance: InstanceId,
-    /// Its address, where one is known or given.
-    pub address: Option<Ipv4Addr>,
-    /// The sequence number, for checkpoints.
-    pub sequence: Option<u64>,
-    /// Its memory, where it is known.
-    pub memory: Option<MiB>,
-    /// This host's session when it started: the guard lets nothing run for one that is over.
-    pub session: u64,
-}
-
-impl Job {
-    /// Whether it brings an instance to life that is not there when it begins.
-    pub(super) fn makes(&self) -> bool {
-        matches!(
-            self.action,
-            HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Restore { .. }
-        )
-    }
-}
 
 /// An instance, and the session of this host under which it is brought to life.
 type Whose = (InstanceId, u64);
@@ -104,8 +76,8 @@ fn run(
         HostAction::Deploy { node, spec, .. } => guest::deploy(parts, instance, node, spec, address),
         HostAction::Admit { node, begun, token, .. } => guest::admit(parts, instance, node, *begun, token),
         HostAction::SendWindows(send) => guest::send_windows(parts, send),
-        HostAction::Restore { node, epoch, checkpoint, .. } => {
-            domain::restore(parts, cluster, node, whose, *epoch, *checkpoint)
+        HostAction::Restore { node, epoch, checkpoint, environment, .. } => {
+            domain::restore(parts, cluster, node, whose, (*epoch, *checkpoint), environment)
         }
         HostAction::MigrateOut { uri, data_uri, .. } => {
             migrate::leave(parts, instance, uri, data_uri.as_deref())

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use understudy_core::host::{Effect, Input};
 use understudy_core::ids::NodeId;
 use understudy_core::records::{CheckpointId, HostFacts, HostIntent, Phase, SessionRecord};
 use understudy_core::view::{HostView, Versioned, View};
@@ -24,12 +25,12 @@ async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once
         rig.work();
     }
     assert_eq!(rig.phase(one), Some(Phase::Ready));
-    assert!(rig.driver.ending.is_empty(), "{:?}", rig.driver.ending);
+    assert!(running(&rig.hypervisor).contains(&one));
     let told = rig.complaints();
     assert!(told.contains(&Key::Node(node()).to_string()) && told.contains("update this agent"), "{told}");
     rig.write(&Key::Node(node()), encode(&record(None)));
     assert_eq!(rig.complaints(), "");
-    rig.until("nobody names it", |driver| !driver.local.contains_key(&one)).await;
+    rig.until("nobody names it", |driver| !driver.agent.local().contains_key(&one)).await;
     assert!(running(&rig.hypervisor).is_empty());
 }
 
@@ -61,14 +62,14 @@ async fn images_of_a_node_are_kept_while_its_checkpoints_record_cannot_be_read()
     let node: NodeId = "alice/exec-1".parse().unwrap();
     let id = CheckpointId { epoch: understudy_core::ids::Epoch(1), sequence: 1 };
     rig.driver.parts.images.saw_epoch(&node, id.epoch).unwrap();
-    rig.driver.images.insert(node.clone());
-    rig.write(&Key::Checkpoint(node.clone()), b"cut o".to_vec());
-    rig.work();
-    assert!(rig.driver.images.contains(&node));
+    rig.driver.inform(Input::Images([node.clone()].into()));
+    for unreadable in ["cut o", "{}"] {
+        rig.write(&Key::Checkpoint(node.clone()), unreadable.as_bytes().to_vec());
+        let effects = rig.driver.agent.handle(Input::Tick { open: true }, now());
+        let drops = effects.iter().any(|effect| matches!(effect, Effect::DropImages { .. }));
+        assert!(!drops, "{effects:?}");
+    }
     assert_eq!(rig.driver.parts.images.seen_epoch(&node), id.epoch);
-    rig.write(&Key::Checkpoint(node.clone()), b"{}".to_vec());
-    rig.work();
-    assert!(rig.driver.images.contains(&node));
 }
 
 /// A cluster of this host alone, with a node that nobody has placed.

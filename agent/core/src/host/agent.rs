@@ -1,0 +1,307 @@
+//! Owns the machine that decides what a host does: it takes inputs, keeps what is known of the host's instances, and gives
+//! effects. The daemon and the simulation run this very value, and differ only in who carries effects out.
+//!
+//! ```text
+//! hypervisor ─▶ guests ──┐                        ┌─▶ Start(job) ─▶ … ─▶ Finished ─▶ instances
+//! records ───────────────┼─▶ Tick ─▶ converge ─▶ starts
+//! jobs' outcomes ────────┘                        └─▶ destroys, until they are gone
+//! ```
+//!
+//! Promises: the same inputs give the same effects; one job per instance and lane; a job of a lease that is over changes
+//! nothing. Must not do: read a clock, block, or ask anybody.
+
+mod destroys;
+mod guests;
+mod instances;
+mod starts;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
+use uuid::Uuid;
+
+use self::destroys::Destroy;
+use super::input::{Condition, Effect, Input, Job, Outcome, Records};
+use super::{HostAction, Lane, Local, PoolSettings, Situation, converge, forsaken};
+use crate::bounds::{Bounds, RETRY};
+use crate::death::Death;
+use crate::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::units::{Boottime, MiB, Now};
+
+/// What a host's agent is set to.
+#[derive(Debug, Clone)]
+pub struct HostSettings {
+    /// This host.
+    pub me: HostId,
+    /// Memory for instances.
+    pub memory: MiB,
+    /// The pool that is kept.
+    pub pool: PoolSettings,
+    /// Addresses that this host gives to guests.
+    pub addresses: RangeInclusive<Ipv4Addr>,
+    /// The cluster's time bounds.
+    pub bounds: Bounds,
+    /// What the names of idle instances are drawn from: no two agents, and no two runs of one, have the same.
+    pub names: Uuid,
+}
+
+/// What is under way on one lane of one instance, with how often it failed in a row before.
+#[derive(Debug, Clone, Copy)]
+enum Busy {
+    Running { tries: u32 },
+    Waiting { until: Boottime, tries: u32 },
+}
+
+/// A restore that is tried again.
+#[derive(Debug, Clone)]
+struct Retry {
+    node: NodeId,
+    reason: String,
+    /// How often the image was refused without a word on whether it is damaged.
+    refusals: u32,
+}
+
+/// A host's agent.
+#[derive(Debug)]
+pub struct HostAgent {
+    settings: HostSettings,
+    now: Now,
+    effects: Vec<Effect>,
+    records: Records,
+    session: u64,
+    recovered: bool,
+    local: BTreeMap<InstanceId, Local>,
+    lanes: BTreeMap<(InstanceId, Lane), Busy>,
+    /// Instances that jobs bring to life, with the lease of each: they may not be there yet.
+    starting: BTreeSet<(InstanceId, u64)>,
+    /// Instances that a job moves to another host.
+    migrating_out: BTreeSet<InstanceId>,
+    /// Instances whose process was seen to end while a job had the word on that.
+    exited: BTreeSet<InstanceId>,
+    destroys: BTreeMap<InstanceId, Destroy>,
+    restores: BTreeMap<InstanceId, Retry>,
+    disks: BTreeMap<InstanceId, String>,
+    filling: bool,
+    fill_after: Boottime,
+    named: u64,
+    images: BTreeSet<NodeId>,
+    taken: BTreeMap<NodeId, Boottime>,
+    sequences: BTreeMap<NodeId, (Epoch, u64)>,
+    listing: bool,
+    list_at: Boottime,
+    /// Instances that may be gone, with when they are looked for again; none while somebody looks.
+    looks: BTreeMap<InstanceId, Option<Boottime>>,
+    conditions: BTreeMap<Condition, String>,
+}
+
+impl HostAgent {
+    /// An agent that knows nothing yet.
+    #[must_use]
+    pub fn new(settings: HostSettings) -> Self {
+        Self {
+            settings,
+            now: Now::default(),
+            effects: Vec::new(),
+            records: Records::default(),
+            session: 0,
+            recovered: false,
+            local: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            starting: BTreeSet::new(),
+            migrating_out: BTreeSet::new(),
+            exited: BTreeSet::new(),
+            destroys: BTreeMap::new(),
+            restores: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            filling: false,
+            fill_after: Boottime::default(),
+            named: 0,
+            images: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            listing: false,
+            list_at: Boottime::default(),
+            looks: BTreeMap::new(),
+            conditions: BTreeMap::new(),
+        }
+    }
+
+    /// Takes one input and says what is to be done.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Effect> {
+        self.now = now;
+        match input {
+            Input::Records(records) => self.take_records(*records),
+            Input::Recovered { session, found } => self.recovered(session, found),
+            Input::LeaseLost => self.lease_lost(),
+            Input::Hypervisor(event) => self.domain_event(event),
+            Input::Listed(shown) => self.listed(shown),
+            Input::Looked { instance, there } => self.looked(instance, there),
+            Input::Images(nodes) => self.images = nodes,
+            Input::Finished { job, outcome } => self.finish(*job, outcome),
+            Input::Tick { open } if self.recovered => self.reconcile(open),
+            Input::Tick { .. } => {}
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// What is known of this host's instances.
+    #[must_use]
+    pub fn local(&self) -> &BTreeMap<InstanceId, Local> {
+        &self.local
+    }
+
+    /// Where a live migration takes an instance of this host, as far as it is known to stand.
+    #[must_use]
+    pub fn leaves_for(&self, instance: InstanceId) -> Option<HostId> {
+        let (me, nodes) = (&self.settings.me, &self.records.view.nodes);
+        let migration = nodes.naming(instance).iter().find_map(|node| {
+            let record = &nodes.get(node)?.value;
+            let of_it = record.primary.as_ref().is_some_and(|primary| primary.instance == Some(instance));
+            record.migration.as_ref().filter(|migration| of_it && &migration.from == me)
+        })?;
+        let stands = migration.stands(self.local.get(&instance).map(|local| &local.fact));
+        stands.then(|| migration.to.clone())
+    }
+
+    /// What goes on was found; whatever was under way belonged to the lease before.
+    fn recovered(&mut self, session: u64, found: BTreeMap<InstanceId, Local>) {
+        self.session = session;
+        self.recovered = true;
+        self.local = found;
+        self.forget_work();
+        self.exited.clear();
+        self.show_destroys();
+        self.show_restores();
+        self.list();
+        // A death between the looking and the lease was of an instance that was not known yet.
+        let living: Vec<InstanceId> =
+            self.local.keys().copied().filter(|&instance| self.lives(instance)).collect();
+        for instance in living {
+            self.look_for(instance);
+        }
+    }
+
+    fn take_records(&mut self, records: Records) {
+        let before = std::mem::replace(&mut self.records, records);
+        let checkpoints = &self.records.view.checkpoints;
+        if before.view.checkpoints.ptr_eq(checkpoints) {
+            return;
+        }
+        let kept = checkpoints.iter().filter(|(_, known)| known.value.hosts.contains(&self.settings.me));
+        self.images.extend(kept.map(|(node, _)| node.clone()));
+    }
+
+    fn lease_lost(&mut self) {
+        self.recovered = false;
+        self.local.retain(|_, local| local.fact.node.is_none());
+        self.forget_work();
+    }
+
+    fn forget_work(&mut self) {
+        self.lanes.clear();
+        self.migrating_out.clear();
+        self.destroys.clear();
+        self.restores.clear();
+        self.looks.clear();
+        self.filling = false;
+    }
+
+    /// Acts on all that is known.
+    fn reconcile(&mut self, open: bool) {
+        let busy: BTreeSet<(InstanceId, Lane)> = self
+            .lanes
+            .iter()
+            .filter(|(_, busy)| match busy {
+                Busy::Running { .. } => true,
+                Busy::Waiting { until, .. } => *until > self.now.boottime,
+            })
+            .map(|(&lane, _)| lane)
+            .chain(self.destroys.keys().map(|&instance| (instance, Lane::Domain)))
+            .collect();
+        let (view, me) = (&self.records.view, &self.settings.me);
+        let situation = Situation {
+            me,
+            session: open.then_some(self.session),
+            draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
+            nodes: &view.nodes,
+            hosts: &view.hosts,
+            checkpoints: &view.checkpoints,
+            unreadable: self.records.unreadable,
+            local: &self.local,
+            busy: &busy,
+            images: &self.images,
+            taken: &self.taken,
+            checkpoint_interval: self.settings.bounds.checkpoint_interval,
+            pool: self.settings.pool,
+            filling: self.filling || self.fill_after > self.now.boottime,
+            free: self.free_memory(),
+            now: self.now,
+            windows_first: self.settings.bounds.windows_first,
+        };
+        let (actions, orphaned) = (converge(&situation), forsaken(&situation));
+        for action in actions {
+            self.start(action);
+        }
+        for instance in orphaned {
+            if matches!(self.lanes.get(&(instance, Lane::Domain)), Some(Busy::Running { .. })) {
+                self.destroy(instance, "no node names it as a member any more");
+            }
+        }
+        self.force_failovers();
+        self.retry_destroys();
+        self.look_again();
+        if open && !self.listing && self.list_at <= self.now.boottime {
+            self.list();
+        }
+    }
+
+    /// What the host has less what its members, reserved places and idle instances take.
+    fn free_memory(&self) -> MiB {
+        let touching = self.records.view.nodes.on_host(&self.settings.me);
+        let promised: MiB = touching.map(|(_, known)| known.value.spec.memory).sum();
+        let idle = |local: &&Local| local.fact.node.is_none() && !local.fact.phase.is_dead();
+        let idle: MiB = self.local.values().filter(idle).map(|local| local.fact.memory).sum();
+        self.settings.memory.saturating_sub(promised + idle)
+    }
+
+    /// An operator's failover is a death that this host brings about itself.
+    fn force_failovers(&mut self) {
+        let Records { view, failovers, .. } = &self.records;
+        let asked: Vec<InstanceId> = failovers
+            .iter()
+            .filter_map(|(node, epoch)| Some((&view.nodes.get(node)?.value, epoch)))
+            .filter(|(record, epoch)| record.epoch == **epoch && record.migration.is_none())
+            .filter_map(|(record, _)| record.primary.as_ref())
+            .filter(|primary| primary.host == self.settings.me)
+            .filter_map(|primary| primary.instance)
+            .filter(|&instance| self.lives(instance))
+            .collect();
+        for instance in asked {
+            self.destroy(instance, "an operator asked for a failover");
+        }
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn raise(&mut self, condition: Condition, text: String) {
+        if self.conditions.get(&condition) != Some(&text) {
+            self.conditions.insert(condition, text.clone());
+            self.effect(Effect::Raise(condition, text));
+        }
+    }
+
+    fn clear(&mut self, condition: Condition) {
+        if self.conditions.remove(&condition).is_some() {
+            self.effect(Effect::Clear(condition));
+        }
+    }
+
+    fn lives(&self, instance: InstanceId) -> bool {
+        self.local.get(&instance).is_some_and(|local| !local.fact.phase.is_dead())
+    }
+}

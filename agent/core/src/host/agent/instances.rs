@@ -1,0 +1,294 @@
+//! Owns what becomes of a job's outcome: the state of the instances.
+//!
+//! Promises: each change of an instance's phase is said once; a job of a lease that is over changes nothing; a dead
+//! instance stays dead; a restore is given up only for its image, and tried again for anything else (SAFE-9). Must not do:
+//! start jobs.
+
+use std::net::Ipv4Addr;
+
+use super::starts::booting;
+use super::{
+    Busy, Condition, Death, Effect, Epoch, HostAction, HostAgent, Job, Lane, Local, Outcome, RETRY, Retry,
+};
+use crate::bounds::FILL_RETRY;
+use crate::ids::{HostId, InstanceId, NodeId};
+use crate::records::{InstanceFact, Phase};
+use crate::units::{MiB, Vcpus};
+
+/// How often in a row an image may be refused without a word on whether it is damaged, before it counts as damaged: a
+/// hypervisor that restarts refuses too, and is back within the waits between these.
+const REFUSALS: u32 = 4;
+
+impl HostAgent {
+    pub(super) fn finish(&mut self, job: Job, outcome: Outcome) {
+        if job.makes() {
+            self.starting.remove(&(job.instance, job.session));
+        }
+        if job.session != self.session {
+            self.outlived(&job);
+            return;
+        }
+        let destroys = matches!(job.action, HostAction::Destroy { .. });
+        if let Some(lane) = job.action.lane().filter(|_| !destroys) {
+            let restores = matches!(job.action, HostAction::Restore { .. });
+            let again = match outcome {
+                Outcome::Failed(_) | Outcome::Refused(_) => true,
+                Outcome::Unsure(_) => restores,
+                _ => false,
+            };
+            self.release(lane, again);
+        }
+        if matches!(job.action, HostAction::MigrateOut { .. }) {
+            self.migrating_out.remove(&job.instance);
+        }
+        let instance = job.instance;
+        self.concluded(job, outcome);
+        self.look_for_what_exited(instance);
+    }
+
+    /// The lane is free, at once or after a wait that grows with each failure in a row.
+    fn release(&mut self, lane: (InstanceId, Lane), again: bool) {
+        let tries = match self.lanes.remove(&lane) {
+            Some(Busy::Running { tries } | Busy::Waiting { tries, .. }) => tries,
+            None => 0,
+        };
+        if again {
+            let until = self.now.boottime + RETRY.wait(tries);
+            self.lanes.insert(lane, Busy::Waiting { until, tries: tries.saturating_add(1) });
+        }
+    }
+
+    fn concluded(&mut self, job: Job, outcome: Outcome) {
+        let instance = job.instance;
+        match (job.action, outcome) {
+            (HostAction::Destroy { .. }, outcome) => self.destroy_ended(instance, outcome),
+            // It is to be destroyed, which says more than what became of its making.
+            (HostAction::Create { .. } | HostAction::Restore { .. }, _)
+                if self.destroys.contains_key(&instance) => {}
+            (HostAction::CreateIdle(_), outcome) => self.idle_made(instance, outcome),
+            (HostAction::Create { .. }, Outcome::Done) => self.change(instance, Phase::Idle, "booted"),
+            (HostAction::Create { .. }, Outcome::Failed(detail) | Outcome::Unsure(detail)) => {
+                self.destroy_as(instance, Death::DeployFailed { detail });
+            }
+            (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
+                self.edit(instance, |local| local.fact.epoch = epoch);
+            }
+            (HostAction::Deploy { .. }, Outcome::Done) => {
+                self.change(instance, Phase::Ready, "its role reported ready");
+            }
+            (HostAction::Create { node, .. }, Outcome::Died(detail)) => {
+                self.dead(instance, Some(node), Death::DeployFailed { detail });
+            }
+            // One that was destroyed meanwhile, because nobody wanted it any more, may be forgotten already.
+            (HostAction::Deploy { node, .. }, Outcome::Died(detail))
+                if self.local.contains_key(&instance) =>
+            {
+                self.dead(instance, Some(node), Death::DeployFailed { detail });
+            }
+            (HostAction::Deploy { .. }, Outcome::Unsure(detail)) if self.local.contains_key(&instance) => {
+                self.destroy_as(instance, Death::DeployFailed { detail });
+            }
+            (HostAction::Admit { node, begun, .. }, Outcome::Done) => self.edit(instance, |local| {
+                local.fact.admitted.insert(node, begun);
+            }),
+            (HostAction::SendWindows(_), Outcome::WindowsSent(sent)) => {
+                self.edit(instance, |local| local.fact.windows = Some(sent));
+            }
+            (HostAction::Restore { node, epoch, .. }, outcome) => {
+                self.restored(instance, node, epoch, outcome);
+            }
+            (HostAction::MigrateOut { node, to, .. }, Outcome::Moved) => {
+                self.moved(instance, Some(node), Death::Moved { to });
+            }
+            (HostAction::MigrateOut { node, to, .. }, Outcome::Gone) => {
+                self.moved(instance, Some(node), Death::MaybeMoved { to });
+            }
+            (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
+                self.edit(instance, |local| local.fact.migration_failed = Some((epoch, why)));
+            }
+            (HostAction::MigrateOut { node, .. }, Outcome::Died(detail)) => {
+                self.dead(instance, Some(node), Death::Exited { detail });
+            }
+            (HostAction::Accept { node, epoch, from, .. }, Outcome::Arrived { memory, vcpus, address }) => {
+                let fresh = booting(self.now.wall, None, address, memory, vcpus);
+                self.arrived(instance, node, epoch, &from, fresh);
+            }
+            (HostAction::Accept { node, epoch, .. }, Outcome::Died(_)) => {
+                self.dead_in_epoch(instance, Some(node), epoch, Death::NotArrived);
+            }
+            (HostAction::Missing { node, epoch, .. }, Outcome::Done) => {
+                self.dead_in_epoch(instance, Some(node), epoch, Death::NotHere);
+            }
+            (_, _) => {}
+        }
+    }
+
+    /// A job of a lease that is over: what is here was looked at since, so what the job may have made is known or has no
+    /// place here.
+    fn outlived(&mut self, job: &Job) {
+        let brings = job.makes() || matches!(job.action, HostAction::Accept { .. });
+        if brings && !self.local.contains_key(&job.instance) {
+            self.destroy(job.instance, "it was made under a session that is over");
+        }
+    }
+
+    fn idle_made(&mut self, instance: InstanceId, outcome: Outcome) {
+        self.filling = false;
+        let reason = match outcome {
+            Outcome::Died(reason) => {
+                self.local.remove(&instance);
+                reason
+            }
+            Outcome::Failed(reason) | Outcome::Unsure(reason) => {
+                self.destroy(instance, &reason);
+                reason
+            }
+            Outcome::Done => {
+                self.clear(Condition::Pool);
+                return self.change(instance, Phase::Idle, "booted");
+            }
+            _ => return,
+        };
+        self.fill_after = self.now.boottime + FILL_RETRY;
+        self.raise(Condition::Pool, format!("cannot make an idle instance: {reason}"));
+    }
+
+    /// The state is on this host's disk. Only what is wrong with the image itself ends it: a guard, a libvirtd or a disk
+    /// that does not answer is there again later, and so is room under /run.
+    fn restored(&mut self, instance: InstanceId, node: NodeId, epoch: Epoch, outcome: Outcome) {
+        let refusals = self.restores.get(&instance).map_or(0, |retry| retry.refusals);
+        let (reason, refusals) = match outcome {
+            Outcome::Restored { address } => {
+                self.edit(instance, |local| {
+                    local.paused = false;
+                    local.fact.address = address;
+                });
+                self.change(instance, Phase::Ready, "restored");
+                self.restores.remove(&instance);
+                return self.show_restores();
+            }
+            Outcome::Damaged(detail) | Outcome::Died(detail) => {
+                return self.dead_in_epoch(instance, Some(node), epoch, Death::DeployFailed { detail });
+            }
+            Outcome::Refused(detail) if refusals + 1 >= REFUSALS => {
+                return self.dead_in_epoch(instance, Some(node), epoch, Death::DeployFailed { detail });
+            }
+            Outcome::Refused(reason) => (reason, refusals + 1),
+            Outcome::Unsure(reason) => {
+                self.destroy_before_another_try(instance, Death::DeployFailed { detail: reason.clone() });
+                (reason, 0)
+            }
+            Outcome::Failed(reason) => (reason, 0),
+            _ => return,
+        };
+        // What the last try left is gone, or will be.
+        self.exited.remove(&instance);
+        self.restores.insert(instance, Retry { node, reason, refusals });
+        self.show_restores();
+    }
+
+    pub(super) fn show_restores(&mut self) {
+        let local = &self.local;
+        self.restores
+            .retain(|instance, _| local.get(instance).is_some_and(|local| !local.fact.phase.is_dead()));
+        let shown = |(instance, retry): (&InstanceId, &Retry)| {
+            let Retry { node, reason, .. } = retry;
+            format!(
+                "instance {instance} of {node} cannot be restored yet, its checkpoint is kept and it is tried again: \
+                 {reason}: see systemctl status understudy-guard libvirtd, and the room on this host's disks"
+            )
+        };
+        let shown: Vec<String> = self.restores.iter().map(shown).collect();
+        if shown.is_empty() {
+            self.clear(Condition::Restores);
+        } else {
+            self.raise(Condition::Restores, shown.join("\n"));
+        }
+    }
+
+    /// This host's word that it has released it: the destination may let it run. What is known of its windows goes with it.
+    pub(super) fn moved(&mut self, instance: InstanceId, node: Option<NodeId>, death: Death) {
+        let windows = self.local.get(&instance).and_then(|local| local.fact.windows);
+        self.dead(instance, node, death);
+        self.edit(instance, |local| local.fact.windows = windows);
+    }
+
+    /// Windows and admissions survive a live migration: what the source reported of them stays true.
+    fn arrived(
+        &mut self,
+        instance: InstanceId,
+        node: NodeId,
+        epoch: Epoch,
+        from: &HostId,
+        fresh: InstanceFact,
+    ) {
+        let source = self.records.view.hosts.get(from).and_then(|host| host.facts.as_ref());
+        let reported = source.and_then(|facts| facts.instances.get(&instance)).cloned();
+        // Its newest checkpoint is good for it still: the next one is due as after one that was taken here.
+        self.taken.insert(node.clone(), self.now.boottime);
+        let fact = InstanceFact {
+            phase: Phase::Ready,
+            node: Some(node),
+            epoch,
+            since: self.now.wall,
+            migration_failed: None,
+            ..reported.unwrap_or(fresh)
+        };
+        self.changed(instance, None, &Phase::Ready, "arrived by live migration");
+        self.exited.remove(&instance);
+        self.local.insert(instance, Local { fact, paused: false });
+    }
+
+    pub(super) fn edit(&mut self, instance: InstanceId, edit: impl FnOnce(&mut Local)) {
+        if let Some(local) = self.local.get_mut(&instance) {
+            edit(local);
+        }
+    }
+
+    pub(super) fn change(&mut self, instance: InstanceId, to: Phase, reason: &str) {
+        let Some(from) = self.local.get(&instance).map(|local| local.fact.phase.clone()) else { return };
+        if from.is_dead() {
+            return;
+        }
+        self.changed(instance, Some(&from), &to, reason);
+        let since = self.now.wall;
+        self.edit(instance, |local| {
+            local.fact.phase = to;
+            local.fact.since = since;
+        });
+    }
+
+    pub(super) fn changed(&mut self, instance: InstanceId, from: Option<&Phase>, to: &Phase, reason: &str) {
+        let (from, to, reason) = (from.map(Phase::as_str), to.as_str(), reason.to_owned());
+        self.effect(Effect::Changed { instance, from, to, reason });
+    }
+
+    pub(super) fn dead(&mut self, instance: InstanceId, node: Option<NodeId>, death: Death) {
+        let epoch = self.local.get(&instance).map_or(Epoch(0), |local| local.fact.epoch);
+        self.dead_in_epoch(instance, node, epoch, death);
+    }
+
+    pub(super) fn dead_in_epoch(
+        &mut self,
+        instance: InstanceId,
+        node: Option<NodeId>,
+        epoch: Epoch,
+        death: Death,
+    ) {
+        let at = self.now.wall;
+        let known = self.local.get(&instance).map(|local| (local.fact.phase.clone(), local.fact.epoch));
+        if known.as_ref().is_some_and(|(phase, of)| phase.is_dead() && *of >= epoch) {
+            return;
+        }
+        let phase = Phase::Dead { death: death.clone(), at };
+        self.changed(instance, known.as_ref().map(|(phase, _)| phase), &phase, &death.to_string());
+        let fresh = || booting(at, node.clone(), None::<Ipv4Addr>, MiB(0), Vcpus(0));
+        let local = self.local.entry(instance).or_insert_with(|| Local { fact: fresh(), paused: false });
+        local.fact.phase = phase;
+        local.fact.epoch = local.fact.epoch.max(epoch);
+        local.fact.node = node.or_else(|| local.fact.node.clone());
+        local.fact.since = at;
+        local.fact.windows = None;
+        self.show_restores();
+    }
+}

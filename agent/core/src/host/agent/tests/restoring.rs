@@ -1,0 +1,102 @@
+//! State that is on this host's disk is not given up for a passing error (SAFE-9, S6).
+
+use super::*;
+
+/// alice's execution node is to be restored here from its checkpoint.
+fn restoring() -> (Rig, InstanceId) {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let (me, instance) = cluster.primary("alice/exec-1");
+    let mut rig = Rig::new(cluster, me.as_str(), 0);
+    rig.tick();
+    assert_eq!(rig.under_way(), ["Restore"]);
+    assert_eq!(rig.phase(instance), Some("restoring"));
+    (rig, instance)
+}
+
+#[test]
+fn a_passing_error_is_told_and_tried_again_for_as_long_as_it_takes() {
+    let (mut rig, instance) = restoring();
+    for _ in 0..50 {
+        rig.end(Outcome::Failed("the guard does not answer".to_owned()));
+        assert_eq!(rig.phase(instance), Some("restoring"));
+        let told = rig.condition(Condition::Restores);
+        assert!(told.contains("alice/exec-1") && told.contains("the guard does not answer"), "{told}");
+        rig.pass(10_000);
+        assert_eq!(rig.under_way(), ["Restore"]);
+    }
+    rig.end(Outcome::Restored { address: Some([10, 0, 0, 7].into()) });
+    let local = &rig.agent.local[&instance];
+    assert_eq!((local.fact.phase.clone(), local.paused), (Phase::Ready, false));
+    assert_eq!(rig.condition(Condition::Restores), "");
+}
+
+#[test]
+fn the_end_of_what_a_try_left_is_no_death_whenever_it_is_heard() {
+    let (mut rig, instance) = restoring();
+    rig.exits(instance);
+    rig.end(failed());
+    rig.exits(instance);
+    assert_eq!(rig.phase(instance), Some("restoring"));
+    rig.pass(200);
+    // Of the try before.
+    rig.exits(instance);
+    rig.seen.clear();
+    rig.end(Outcome::Restored { address: None });
+    assert_eq!(rig.phase(instance), Some("ready"));
+    assert!(rig.asked(&Effect::LookFor(instance)), "it may be of this one");
+    rig.say(Input::Looked { instance, there: Some(true) });
+    assert_eq!(rig.phase(instance), Some("ready"));
+}
+
+#[test]
+fn a_try_that_may_run_on_is_destroyed_before_the_next_one() {
+    let (mut rig, instance) = restoring();
+    rig.end(Outcome::Unsure("libvirtd hangs".to_owned()));
+    rig.pass(10_000);
+    assert_eq!(rig.under_way(), ["Destroy"]);
+    rig.end(failed());
+    rig.pass(10_000);
+    assert_eq!((rig.under_way(), rig.death(instance)), (vec!["Destroy".to_owned()], None));
+    rig.end(Outcome::Done);
+    rig.pass(10_000);
+    assert_eq!((rig.under_way(), rig.death(instance)), (vec!["Restore".to_owned()], None));
+}
+
+#[test]
+fn an_operator_may_have_it_given_up_while_it_is_tried() {
+    let (mut rig, instance) = restoring();
+    rig.end(Outcome::Unsure("libvirtd hangs".to_owned()));
+    let epoch = rig.cluster.record("alice/exec-1").epoch;
+    let failovers = BTreeMap::from([(node("alice/exec-1"), epoch)]);
+    let view = rig.cluster.view.clone();
+    rig.say(Input::Records(Box::new(Records { view, failovers, unreadable: false })));
+    rig.tick();
+    rig.end(Outcome::Done);
+    assert!(matches!(rig.death(instance), Some(Death::Destroyed { .. })), "{:?}", rig.phase(instance));
+    assert_eq!(rig.condition(Condition::Restores), "");
+}
+
+#[test]
+fn a_damaged_image_is_given_up_at_once_and_one_that_is_refused_again_and_again_counts_as_damaged() {
+    let (mut rig, instance) = restoring();
+    rig.end(Outcome::Damaged("its manifest is damaged".to_owned()));
+    let expected = Death::DeployFailed { detail: "its manifest is damaged".to_owned() };
+    assert_eq!(rig.death(instance), Some(expected));
+    assert_eq!(rig.agent.local[&instance].fact.epoch, Epoch(2), "of this life");
+
+    let (mut rig, instance) = restoring();
+    let refused = || Outcome::Refused("qemu: load of migration failed".to_owned());
+    for outcome in [refused(), refused(), refused(), failed(), refused(), refused(), refused()] {
+        rig.end(outcome);
+        assert_eq!(
+            rig.phase(instance),
+            Some("restoring"),
+            "an error of another sort says nothing of the image"
+        );
+        rig.pass(10_000);
+    }
+    rig.end(refused());
+    assert!(matches!(rig.death(instance), Some(Death::DeployFailed { .. })));
+}

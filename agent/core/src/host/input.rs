@@ -1,0 +1,250 @@
+//! Owns what goes into a host's agent and what comes out of it.
+//!
+//! Promises: plain data; an effect carries all that its doing needs. Must not do: decide.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::{HostAction, Local};
+use crate::ids::{Epoch, InstanceId, NodeId};
+use crate::records::{CheckpointId, WindowsSent};
+use crate::units::{MiB, UnixMillis, Vcpus};
+use crate::view::View;
+
+/// Something that a host's agent hears of.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// What the store holds.
+    Records(Box<Records>),
+    /// A lease is open, and these instances go on under it.
+    Recovered {
+        /// The lease's number.
+        session: u64,
+        /// What was found here, the dead among them.
+        found: BTreeMap<InstanceId, Local>,
+    },
+    /// The lease is lost: its members are destroyed by whoever says so.
+    LeaseLost,
+    /// The hypervisor says something of its own accord.
+    Hypervisor(DomainEvent),
+    /// What the hypervisor has, asked for by [`Effect::List`]; none when it could not say.
+    Listed(Option<BTreeMap<InstanceId, Shown>>),
+    /// Whether an instance is here, asked for by [`Effect::LookFor`].
+    Looked {
+        /// Which.
+        instance: InstanceId,
+        /// Whether anything of it is; none when that could not be found out.
+        there: Option<bool>,
+    },
+    /// The nodes of which this host keeps checkpoint images.
+    Images(BTreeSet<NodeId>),
+    /// A job ended.
+    Finished {
+        /// The job.
+        job: Box<Job>,
+        /// How.
+        outcome: Outcome,
+    },
+    /// All news so far was told: act on it. Comes too when time has passed without any.
+    Tick {
+        /// Whether the lease is open now.
+        open: bool,
+    },
+}
+
+/// What the store holds, as far as a host acts on it.
+#[derive(Debug, Clone, Default)]
+pub struct Records {
+    /// The cluster.
+    pub view: View,
+    /// The nodes whose primary an operator wants replaced, with the epoch that is to end.
+    pub failovers: BTreeMap<NodeId, Epoch>,
+    /// Some record cannot be read: it may name any instance that no other names, and any image.
+    pub unreadable: bool,
+}
+
+/// What the hypervisor says of its own accord.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DomainEvent {
+    /// The process of an instance is gone.
+    Exited {
+        /// Of which.
+        instance: InstanceId,
+        /// What was seen, for people.
+        detail: String,
+    },
+    /// The guest's kernel panicked.
+    Panicked(InstanceId),
+    /// The guest does not feed its watchdog.
+    Hangs(InstanceId),
+    /// A disk did not take or give what the guest asked for.
+    DiskFailed {
+        /// Of which.
+        instance: InstanceId,
+        /// The disk.
+        device: String,
+        /// Whether the guest stands still for it.
+        paused: bool,
+    },
+    /// libvirt does not answer. Says nothing about instances.
+    Lost,
+    /// libvirt answers again; what it said meanwhile was missed.
+    Regained,
+}
+
+/// How the hypervisor shows an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Its guest's kernel panicked.
+    Panicked,
+    /// It stands still because its watchdog fired.
+    Hangs,
+    /// It stands still because a disk of it failed.
+    DiskFailed,
+    /// Nothing that ends it.
+    Well,
+}
+
+/// Something to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Do this, and say how it ended.
+    Start(Box<Job>),
+    /// Say what the hypervisor has.
+    List,
+    /// Look whether anything of this instance is here.
+    LookFor(InstanceId),
+    /// Delete the images of a node.
+    DropImages {
+        /// The node.
+        node: NodeId,
+        /// It is gone for good: the highest epoch seen of it may be forgotten too.
+        forget: bool,
+    },
+    /// Something is wrong on this host, with what to do.
+    Raise(Condition, String),
+    /// It is not wrong any more.
+    Clear(Condition),
+    /// An instance came to another phase: to be logged.
+    Changed {
+        /// The instance.
+        instance: InstanceId,
+        /// The phase that it was in; none when it was not known.
+        from: Option<&'static str>,
+        /// The phase that it is in.
+        to: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The end of a process was seen that no job accounts for: to be counted.
+    DeathSeen,
+}
+
+/// What can be wrong with a host's instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// Idle instances cannot be made.
+    Pool,
+    /// Instances cannot be destroyed.
+    Destroys,
+    /// Disks of instances fail.
+    Disks,
+    /// State cannot be restored for now.
+    Restores,
+    /// libvirt does not answer.
+    Libvirt,
+}
+
+impl Condition {
+    /// The word that it goes by.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pool => "pool",
+            Self::Destroys => "destroys",
+            Self::Disks => "disks",
+            Self::Restores => "restores",
+            Self::Libvirt => "libvirt",
+        }
+    }
+}
+
+/// One action, with what its doing needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// What to do.
+    pub action: HostAction,
+    /// To which instance.
+    pub instance: InstanceId,
+    /// Its address, where one is known or given.
+    pub address: Option<Ipv4Addr>,
+    /// The sequence number, for checkpoints.
+    pub sequence: Option<u64>,
+    /// Its memory, where it is known.
+    pub memory: Option<MiB>,
+    /// This host's lease when it started: the guard lets nothing run for one that is over.
+    pub session: u64,
+}
+
+impl Job {
+    /// Whether it brings an instance to life that is not there when it begins.
+    #[must_use]
+    pub fn makes(&self) -> bool {
+        matches!(
+            self.action,
+            HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Restore { .. }
+        )
+    }
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As wanted; what there is to say follows from the job.
+    Done,
+    /// The guard acknowledged this epoch.
+    Guarded(Epoch),
+    /// All windows were accepted.
+    WindowsSent(WindowsSent),
+    /// A checkpoint is complete.
+    Checkpointed {
+        /// Which.
+        id: CheckpointId,
+        /// When the state was taken.
+        taken: UnixMillis,
+        /// How long the guest stood still.
+        pause_ms: u64,
+        /// Size of the image.
+        bytes: u64,
+    },
+    /// It runs again, at this address.
+    Restored {
+        /// The guest's address.
+        address: Option<Ipv4Addr>,
+    },
+    /// It has come by live migration and runs.
+    Arrived {
+        /// Its memory.
+        memory: MiB,
+        /// Its processors.
+        vcpus: Vcpus,
+        /// The guest's address.
+        address: Option<Ipv4Addr>,
+    },
+    /// It is on the other host.
+    Moved,
+    /// It is not here any more, and whether it has moved is not known.
+    Gone,
+    /// It did not move, and nothing of it is there.
+    Stayed(String),
+    /// The image is damaged or not here: no other try with it can succeed. Nothing of the instance is here.
+    Damaged(String),
+    /// The image was refused without a word on whether it is damaged. Nothing of the instance is here.
+    Refused(String),
+    /// The instance is dead for that: it is known to be gone.
+    Died(String),
+    /// It could not be made whole for that, nor be ended: it may run.
+    Unsure(String),
+    /// Nothing is lost: to be tried again.
+    Failed(String),
+}

@@ -1,0 +1,164 @@
+//! Owns the translation between the host's agent in core and this machine: what the hypervisor says becomes an input, an
+//! effect becomes a job, a look, a log line or a complaint.
+//!
+//! Promises: every effect is carried out, and every job's end comes back. Must not do: decide, or ask the hypervisor in the
+//! driver's own task.
+
+use std::collections::BTreeMap;
+
+use understudy_core::host::{DomainEvent, Effect, Input, Job, Outcome, Records, Shown};
+use understudy_core::ids::{InstanceId, NodeId};
+use understudy_core::units::Now;
+use understudy_hypervisor::{
+    CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, LifeSign, ListError, PauseCause,
+    WatchdogAction,
+};
+
+use super::event::Event;
+use super::{Driver, jobs, now};
+use crate::exit::chain;
+
+impl Driver {
+    /// Hands the host's agent an input, and has carried out what follows.
+    pub(super) fn inform(&mut self, input: Input) {
+        for effect in self.agent.handle(input, now()) {
+            self.perform_effect(effect);
+        }
+    }
+
+    pub(super) fn inform_of_records(&mut self) {
+        let records = Records {
+            view: self.cluster.view().clone(),
+            failovers: self.cluster.failovers().collect(),
+            unreadable: self.cluster.hides_names(),
+        };
+        self.inform(Input::Records(Box::new(records)));
+    }
+
+    pub(super) fn work(&mut self, now: Now) {
+        self.inform(Input::Tick { open: self.session.is_open(now.boottime) });
+    }
+
+    pub(super) fn job_ended(&mut self, job: Box<Job>, outcome: Outcome) {
+        match &outcome {
+            Outcome::Died(reason) | Outcome::Damaged(reason) => {
+                tracing::warn!(instance = %job.instance, %reason, "job failed for good");
+            }
+            Outcome::Failed(reason) | Outcome::Refused(reason) => {
+                let action = job.action.lane();
+                tracing::warn!(instance = %job.instance, ?action, %reason, "job failed, trying again");
+            }
+            Outcome::Checkpointed { id, taken, pause_ms, bytes } => {
+                if let Some(node) = job.action.node() {
+                    tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
+                    self.parts.metrics.checkpoint_done(node, *taken, *pause_ms, *bytes);
+                }
+            }
+            Outcome::Done
+            | Outcome::Guarded(_)
+            | Outcome::WindowsSent(_)
+            | Outcome::Restored { .. }
+            | Outcome::Arrived { .. }
+            | Outcome::Moved
+            | Outcome::Gone
+            | Outcome::Stayed(_)
+            | Outcome::Unsure(_) => {}
+        }
+        self.inform(Input::Finished { job, outcome });
+    }
+
+    fn perform_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Start(job) => {
+                tracing::debug!(action = ?job.action, "job starts");
+                jobs::spawn(self.parts.clone(), self.snapshots.subscribe(), self.sender.clone(), *job);
+            }
+            Effect::List => self.look(|hypervisor| Input::Listed(list(hypervisor))),
+            Effect::LookFor(instance) => self.look(move |hypervisor| {
+                let there = hypervisor.life(instance).ok().map(|life| life != LifeSign::Gone);
+                Input::Looked { instance, there }
+            }),
+            Effect::DropImages { node, forget } => self.drop_images(node, forget),
+            Effect::Raise(condition, text) => self.complain(condition.as_str(), text),
+            Effect::Clear(condition) => self.content(condition.as_str()),
+            Effect::Changed { instance, from, to, reason } => {
+                tracing::info!(%instance, from, to, reason, "instance changes");
+            }
+            Effect::DeathSeen => self.parts.metrics.death_seen(),
+        }
+    }
+
+    /// Asks the hypervisor on a thread that may block.
+    fn look(&self, ask: impl FnOnce(&dyn Hypervisor) -> Input + Send + 'static) {
+        let (hypervisor, sender) = (self.parts.hypervisor.clone(), self.sender.clone());
+        tokio::task::spawn_blocking(move || {
+            let _ = sender.send(Event::Host(Box::new(ask(hypervisor.as_ref()))));
+        });
+    }
+
+    fn drop_images(&self, node: NodeId, forget: bool) {
+        let images = self.parts.images.clone();
+        tokio::task::spawn_blocking(move || {
+            let dropped = if forget { images.forget(&node) } else { images.drop_images(&node) };
+            if let Err(error) = dropped {
+                tracing::warn!(%node, error = %chain(&error), "cannot delete checkpoint images");
+            }
+        });
+    }
+
+    pub(super) fn hypervisor_event(&mut self, event: HypervisorEvent) {
+        let event = match event.kind {
+            EventKind::Died { id, pid } => {
+                DomainEvent::Exited { instance: id, detail: format!("qemu process {pid} ended") }
+            }
+            EventKind::Panicked { id } => DomainEvent::Panicked(id),
+            EventKind::Watchdog { id, action: WatchdogAction::None | WatchdogAction::Paused } => {
+                DomainEvent::Hangs(id)
+            }
+            EventKind::IoError { id, device, paused } => {
+                tracing::warn!(instance = %id, %device, paused, "a disk of an instance failed");
+                DomainEvent::DiskFailed { instance: id, device, paused }
+            }
+            EventKind::ConnectionLost => DomainEvent::Lost,
+            EventKind::ConnectionRegained => DomainEvent::Regained,
+            EventKind::Lifecycle { .. }
+            | EventKind::Agent { .. }
+            | EventKind::Watchdog { action: WatchdogAction::Ended, .. } => return,
+        };
+        self.inform(Input::Hypervisor(event));
+    }
+}
+
+fn list(hypervisor: &dyn Hypervisor) -> Option<BTreeMap<InstanceId, Shown>> {
+    loop {
+        match hypervisor.instances() {
+            Ok(all) => {
+                return Some(all.iter().map(|instance| (instance.id, shown(instance.state))).collect());
+            }
+            // Each try takes its deadline; one that hangs for good is found to be down.
+            Err(ListError::List(CallError::TimedOut { .. })) => {}
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot look for instances that stopped unheard");
+                return None;
+            }
+        }
+    }
+}
+
+fn shown(state: InstanceState) -> Shown {
+    match state {
+        InstanceState::Crashed | InstanceState::Paused(PauseCause::Panicked) => Shown::Panicked,
+        InstanceState::Paused(PauseCause::Watchdog) => Shown::Hangs,
+        InstanceState::Paused(PauseCause::IoError) => Shown::DiskFailed,
+        InstanceState::Paused(
+            PauseCause::Asked
+            | PauseCause::Migration
+            | PauseCause::Saving
+            | PauseCause::Changing
+            | PauseCause::Unknown,
+        )
+        | InstanceState::Running
+        | InstanceState::ShuttingDown
+        | InstanceState::Off => Shown::Well,
+    }
+}
