@@ -1,6 +1,7 @@
-//! Owns the model of the daemon's driver: its mirror of the store, its session, and what it knows of its instances.
+//! Owns the model of the daemon's driver: its mirror of the store, its session, and core's agent of the host, which is the
+//! one that the daemon runs.
 //!
-//! Promises: it decides nothing that core decides; what it does about each action of core is what the daemon does. A
+//! Promises: it decides nothing that core decides; what it does about each effect of core is what the daemon does. A
 //! rule that the daemon must keep for core's guarantees to hold is kept here, and can be switched off to see that the
 //! simulation notices (`Weakness`). Must not do: look at the truth of another machine.
 
@@ -12,8 +13,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::death::Death;
-use understudy_core::host::{Lane, Local};
+use understudy_core::host::{HostAgent, Local};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::leader::{Input, Leader, Report};
 use understudy_core::observe::Observer;
@@ -24,14 +24,11 @@ use understudy_core::view::SharedNode;
 
 use self::jobs::Job;
 use crate::Weakness;
-use crate::machine::Domain;
 use crate::store::{Key, Mirror, Txn, Value};
 use crate::world::{Answer, Body, World};
 
 /// An agent looks at its state at least this often.
 const TICK_MS: u64 = 250;
-/// Between two looks for domains that nobody knows of.
-const SWEEP_MS: u64 = 1_000;
 /// Before facts that could not be written are tried again.
 const PUBLISH_RETRY_MS: u64 = 300;
 
@@ -51,12 +48,6 @@ pub(crate) enum Tag {
     Checkpoint { job: u64 },
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Busy {
-    Running,
-    Waiting { until: u64, tries: u32 },
-}
-
 #[derive(Debug)]
 pub(crate) struct Agent {
     pub(crate) incarnation: u64,
@@ -68,20 +59,12 @@ pub(crate) struct Agent {
     session_busy: bool,
     ask_guard: Option<(Boottime, u64)>,
     pub(crate) adopted: bool,
-    pub(crate) local: BTreeMap<InstanceId, Local>,
+    pub(crate) host: HostAgent,
+    conditions: work::Conditions,
     /// Which life of each instance it watches: a pidfd.
     watched: BTreeMap<InstanceId, u64>,
-    busy: BTreeMap<(InstanceId, Lane), Busy>,
     jobs: Vec<Job>,
     next_job: u64,
-    leaving: BTreeSet<InstanceId>,
-    ending: BTreeSet<InstanceId>,
-    /// What could not be ended, when that is tried again, and why it is to end.
-    again: BTreeMap<InstanceId, (u64, Death)>,
-    filling: bool,
-    fill_after: u64,
-    taken: BTreeMap<NodeId, Boottime>,
-    sequences: BTreeMap<NodeId, (understudy_core::ids::Epoch, u64)>,
     /// The revision and term of the leadership that it holds.
     leading: Option<(u64, u64)>,
     bidding: bool,
@@ -100,11 +83,10 @@ pub(crate) struct Agent {
     inbox: Vec<(u64, Answer)>,
     pub(crate) dirty: bool,
     next_look: u64,
-    next_sweep: u64,
 }
 
 impl Agent {
-    pub(crate) fn new(world: &World, incarnation: u64) -> Self {
+    pub(crate) fn new(world: &mut World, me: &HostId, incarnation: u64) -> Self {
         Self {
             incarnation,
             mirror: None,
@@ -115,18 +97,11 @@ impl Agent {
             session_busy: false,
             ask_guard: None,
             adopted: false,
-            local: BTreeMap::new(),
+            host: HostAgent::new(work::settings(world, me)),
+            conditions: BTreeMap::new(),
             watched: BTreeMap::new(),
-            busy: BTreeMap::new(),
             jobs: Vec::new(),
             next_job: 0,
-            leaving: BTreeSet::new(),
-            ending: BTreeSet::new(),
-            again: BTreeMap::new(),
-            filling: false,
-            fill_after: 0,
-            taken: BTreeMap::new(),
-            sequences: BTreeMap::new(),
             leading: None,
             bidding: false,
             writing: 0,
@@ -141,7 +116,6 @@ impl Agent {
             inbox: Vec::new(),
             dirty: true,
             next_look: 0,
-            next_sweep: 0,
         }
     }
 
@@ -214,21 +188,6 @@ impl Agent {
         self.advance(world, me);
     }
 
-    /// Ends what libvirt has and this agent knows nothing of: what an earlier agent's job left, or what arrived late.
-    fn sweep(&mut self, world: &mut World, me: &HostId) {
-        let Some(mirror) = &self.mirror else { return };
-        if !mirror.unread.is_empty() || world.holds(me) {
-            return;
-        }
-        let arriving = arriving(mirror, me);
-        let known = |instance: &InstanceId| {
-            self.local.contains_key(instance)
-                || arriving.contains(instance)
-                || self.jobs.iter().any(|job| job.instance == *instance)
-        };
-        world.machine_mut(me).domains.retain(|instance, _| known(instance));
-    }
-
     fn advance(&mut self, world: &mut World, me: &HostId) {
         let clock = world.machine(me).boottime(world.now);
         let due = self.session.next_tick().is_some_and(|due| clock >= due);
@@ -241,10 +200,6 @@ impl Agent {
         }
         let Some(mirror) = &self.mirror else { return };
         let view = mirror.view(&self.observer, clock);
-        if world.now >= self.next_sweep {
-            self.next_sweep = world.now + SWEEP_MS;
-            self.sweep(world, me);
-        }
         self.work(world, me, &view);
         self.tend_change(world, me, &view, clock);
         self.publish(world, me);
@@ -268,7 +223,7 @@ impl Agent {
                     Answer::Applied(revision) => {
                         world.note(format!("{me} opens session {number}"));
                         (self.number, self.revision) = (number, revision);
-                        self.adopt(found, lives);
+                        self.adopt(world, me, found, lives);
                         SessionEvent::Written
                     }
                     Answer::Refused(_) => SessionEvent::Refused,
@@ -334,27 +289,6 @@ impl Agent {
         }
     }
 
-    /// The pidfds: a process that has ended is known dead at once.
-    fn watch_processes(&mut self, world: &World, me: &HostId) {
-        let machine = world.machine(me);
-        let alive = |instance: &InstanceId, life: u64| {
-            machine.domains.get(instance).is_some_and(|domain: &Domain| domain.life == life)
-        };
-        let died: Vec<InstanceId> = self
-            .watched
-            .iter()
-            .filter(|(instance, life)| !alive(instance, **life))
-            .map(|(instance, _)| *instance)
-            .collect();
-        for instance in died {
-            self.watched.remove(&instance);
-            // The source of a migration ends when the instance has moved: its job knows how to read that.
-            if !self.leaving.contains(&instance) && !self.ending.contains(&instance) {
-                self.dead(world, me, instance, None, Death::Exited { detail: "qemu ended".to_owned() });
-            }
-        }
-    }
-
     fn facts(&self, world: &World, me: &HostId) -> HostFacts {
         HostFacts {
             session: self.number,
@@ -365,8 +299,8 @@ impl Agent {
             migration_uri: format!("qemu://{me}"),
             migration_data_uri: None,
             load_milli: 0,
-            instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
-            complaints: Vec::new(),
+            instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
+            complaints: self.conditions.values().cloned().collect(),
             policies: self.sets.facts.clone(),
             version: String::new(),
         }

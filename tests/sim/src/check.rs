@@ -51,7 +51,7 @@ impl World {
                 continue;
             };
             let machine = self.machine(&primary.host);
-            let local = machine.agent.as_ref().and_then(|agent| agent.local.get(&instance));
+            let local = machine.agent.as_ref().and_then(|agent| agent.host.local().get(&instance));
             let known = local.map(|local| (local.fact.phase.as_str(), local.fact.epoch, local.paused));
             let stage = machine.domains.get(&instance).map(|domain| (domain.stage, domain.deployed));
             lines.push(format!("{node}: {primary:?}, known {known:?}, really {stage:?}"));

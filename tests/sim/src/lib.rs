@@ -1,7 +1,7 @@
 //! A deterministic simulation of several hosts: core's decisions against faults of every kind.
 //!
 //! Owns a small world (store, machines, guards, qemu processes, network, clocks) and a model of what the daemon does
-//! about core's actions. Promises: a seed gives the same run everywhere; the safety guarantees are checked against what
+//! about the effects of core's host agent, which is the one that ships. Promises: a seed gives the same run everywhere; the safety guarantees are checked against what
 //! really runs, after every step; then everything is healed, and the world must come to rest. Must not do: decide
 //! anything that core decides.
 
@@ -33,7 +33,7 @@ pub const HEAL_MS_MAX: u64 = 180_000;
 pub enum Weakness {
     /// The guard kills nothing.
     DeadGuard,
-    /// Jobs of a lost session go on, and the guard takes their processes.
+    /// The guard takes the processes of jobs that go on after their session was lost.
     JobsOutliveSessions,
     /// A destination lets run what has arrived before the source has let go.
     EagerDestination,
@@ -45,7 +45,7 @@ pub enum Weakness {
     LeadsWithoutSet,
     /// An agent takes the refusal of a set of policies for the last word.
     GivesUpSets,
-    /// An agent takes an instance for dead that it only tried to end.
+    /// A destroy says that it is done when it is not.
     TrustsEnds,
     /// An agent takes a record that it cannot read for none.
     ForgetsUnread,

@@ -45,6 +45,8 @@ pub(crate) struct Domain {
     pub(crate) admitted: BTreeMap<NodeId, Epoch>,
     /// The life of the display that has its windows, and its epoch when they were sent (execution members).
     pub(crate) windows: Option<(u64, Epoch)>,
+    /// Its guest's address.
+    pub(crate) address: Option<std::net::Ipv4Addr>,
 }
 
 /// A durable checkpoint on a host's disk.

@@ -3,20 +3,27 @@
 //! Promises: the rules of `agent/core/DESIGN.md` that a job must keep are kept here. Must not do: change what the agent
 //! knows; the outcome does.
 
-use std::collections::BTreeMap;
+mod moving;
 
-use understudy_core::host::{HostAction, SendWindows, source_let_go};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use understudy_core::host::{Arrival, HostAction, Input, Job as CoreJob, Outcome, SendWindows};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{CheckpointRecord, InstanceFact, Phase, WindowsSent};
+use understudy_core::records::{CheckpointId, CheckpointRecord, WindowsSent};
+use understudy_core::units::MiB;
 use understudy_core::view::View;
 
-use super::work::{Outcome, booting};
 use super::{Agent, Tag};
 use crate::Weakness;
 use crate::machine::{Domain, Image, Stage};
 use crate::store::{Key, Txn, Value};
-use crate::world::{Body, TransferState, World};
+use crate::world::{Body, World};
 
+/// Of restores that fail, how many find their image damaged; the others are tried again.
+const DAMAGED_PERMILLE: u64 = 500;
+/// The address of what is restored: it stands in the image, and nothing here connects to it.
+const RESTORED: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 /// How long a source waits for the destination's permit.
 const PERMIT_MS: u64 = 10_000;
 /// How long a restore waits for the display to hear of its epoch.
@@ -26,10 +33,7 @@ const INTAKE_MS: u64 = 2_000;
 #[derive(Debug)]
 pub(super) struct Job {
     id: u64,
-    pub(super) action: HostAction,
-    pub(super) instance: InstanceId,
-    /// The session that it was started in.
-    session: u64,
+    pub(super) of: CoreJob,
     stage: u8,
     /// When it is looked at next.
     until: u64,
@@ -37,8 +41,7 @@ pub(super) struct Job {
     patience: u64,
     fails: bool,
     transfer: Option<u64>,
-    /// What the source reported of an instance that comes here.
-    reported: Option<InstanceFact>,
+    arrival: Option<Arrival>,
     image: Option<Image>,
     /// The revisions that a checkpoint was decided from: the node's and the checkpoint's.
     revisions: (u64, u64),
@@ -46,15 +49,8 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(
-        world: &mut World,
-        me: &HostId,
-        agent: &Agent,
-        id: u64,
-        action: HostAction,
-        instance: InstanceId,
-    ) -> Self {
-        let (least, most) = match &action {
+    pub(super) fn new(world: &mut World, me: &HostId, agent: &mut Agent, id: u64, of: CoreJob) -> Self {
+        let (least, most) = match &of.action {
             HostAction::Create { .. } | HostAction::CreateIdle(_) => (100, 300),
             HostAction::Guard { .. } => (10, 50),
             HostAction::Deploy { .. } => (300, 3_000),
@@ -73,14 +69,12 @@ impl Job {
         let mut job = Self {
             id,
             fails: world.work_fails(),
-            action,
-            instance,
-            session: agent.number,
+            of,
             stage: 0,
             until,
             patience: world.now + PERMIT_MS,
             transfer: None,
-            reported: None,
+            arrival: None,
             image: None,
             revisions: (0, 0),
             written: None,
@@ -89,20 +83,16 @@ impl Job {
         job
     }
 
-    /// Whether it brings a domain to life.
-    pub(super) fn makes(&self) -> bool {
-        matches!(
-            self.action,
-            HostAction::Create { .. } | HostAction::CreateIdle(_) | HostAction::Restore { .. }
-        )
-    }
-
-    fn begin(&mut self, world: &mut World, me: &HostId, agent: &Agent) {
-        match &self.action {
-            HostAction::Accept { epoch, from, .. } => {
-                world.machine_mut(me).permits.insert(self.instance, *epoch);
-                let facts = agent.mirror.as_ref().and_then(|mirror| mirror.facts(from));
-                self.reported = facts.and_then(|facts| facts.instances.get(&self.instance)).cloned();
+    fn begin(&mut self, world: &mut World, me: &HostId, agent: &mut Agent) {
+        let instance = self.of.instance;
+        match &self.of.action {
+            HostAction::CreateIdle(pool) => agent.make(world, me, &self.of, pool.memory),
+            HostAction::Create { memory, .. } => agent.make(world, me, &self.of, *memory),
+            HostAction::Missing { .. } => drop(world.machine_mut(me).permits.remove(&instance)),
+            HostAction::Accept { node, epoch, .. } => {
+                world.machine_mut(me).permits.insert(instance, *epoch);
+                let (me, session) = (me.clone(), self.of.session);
+                self.arrival = Some(Arrival::new(me, session, node.clone(), instance, *epoch));
             }
             HostAction::Checkpoint { node, epoch, .. } => {
                 let Some(mirror) = &agent.mirror else { return };
@@ -111,16 +101,13 @@ impl Job {
                     revision(mirror.nodes.get(node).map(|known| known.revision)),
                     revision(mirror.checkpoints.get(node).map(|known| known.revision)),
                 );
-                let domain = world.machine(me).domains.get(&self.instance);
-                self.image =
-                    domain.filter(|domain| domain.stage == Stage::Running && domain.deployed).map(|domain| {
-                        let id = agent.sequence(node, *epoch);
-                        Image { id, generation: domain.generation, counter: domain.counter }
-                    });
+                let domain = world.machine(me).domains.get(&instance);
+                let id = CheckpointId { epoch: *epoch, sequence: self.of.sequence.unwrap_or(1) };
+                self.image = domain
+                    .filter(|domain| domain.stage == Stage::Running && domain.deployed)
+                    .map(|domain| Image { id, generation: domain.generation, counter: domain.counter });
             }
-            HostAction::Create { .. }
-            | HostAction::CreateIdle(_)
-            | HostAction::Guard { .. }
+            HostAction::Guard { .. }
             | HostAction::Deploy { .. }
             | HostAction::Restore { .. }
             | HostAction::Admit { .. }
@@ -128,13 +115,32 @@ impl Job {
             | HostAction::Destroy { .. }
             | HostAction::MigrateOut { .. }
             | HostAction::Forget { .. }
-            | HostAction::Missing { .. }
             | HostAction::DropImages { .. } => {}
         }
     }
 }
 
 impl Agent {
+    /// A domain that begins to boot.
+    fn make(&mut self, world: &mut World, me: &HostId, of: &CoreJob, memory: MiB) {
+        let domain = Domain {
+            life: world.next_life(),
+            node: None,
+            memory,
+            stage: Stage::Booting { until: world.now + world.duration(500, 3_000) },
+            deployed: false,
+            acts: false,
+            token: String::new(),
+            generation: 0,
+            counter: 0,
+            admitted: BTreeMap::new(),
+            windows: None,
+            address: of.address,
+        };
+        self.watched.insert(of.instance, domain.life);
+        world.machine_mut(me).domains.insert(of.instance, domain);
+    }
+
     /// What it was doing has as much left to do as before.
     pub(crate) fn stood_still(&mut self, since: u64, lost: u64) {
         for job in self.jobs.iter_mut().filter(|job| job.until > since) {
@@ -149,21 +155,24 @@ impl Agent {
             let Some(at) = self.jobs.iter().position(|job| job.id == id) else { continue };
             let mut job = self.jobs.remove(at);
             match self.step_job(world, me, &mut job) {
-                Some(outcome) => self.finish(world, me, job, outcome),
+                Some(outcome) => {
+                    self.dirty = true;
+                    self.inform(world, me, Input::Finished { job: Box::new(job.of), outcome });
+                }
                 None => self.jobs.insert(at, job),
             }
         }
     }
 
     fn step_job(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let instance = job.instance;
-        match &job.action {
+        let instance = job.of.instance;
+        match &job.of.action {
             HostAction::CreateIdle(_) | HostAction::Create { .. } => self.booted(world, me, job),
             HostAction::Guard { epoch, .. } => {
                 let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
                 let held =
-                    life.is_some_and(|life| register(world, me, job.session, instance, (life, *epoch)));
-                Some(if held { Outcome::Guarded(*epoch) } else { Outcome::Failed })
+                    life.is_some_and(|life| register(world, me, job.of.session, instance, (life, *epoch)));
+                Some(if held { Outcome::Guarded(*epoch) } else { again("the guard does not acknowledge it") })
             }
             HostAction::Deploy { node, .. } => {
                 Some(self.deploy(world, me, instance, node.clone(), job.fails))
@@ -172,39 +181,37 @@ impl Agent {
                 let domain = world.machine_mut(me).domains.get_mut(&instance);
                 let Some(domain) = domain.filter(|domain| domain.deployed && domain.stage == Stage::Running)
                 else {
-                    return Some(Outcome::Failed);
+                    return Some(again("its intake does not answer"));
                 };
                 let admitted = domain.admitted.entry(node.clone()).or_default();
                 if *begun < *admitted {
-                    return Some(Outcome::Failed);
+                    return Some(again("a newer epoch is let in"));
                 }
                 *admitted = *begun;
                 Some(Outcome::Done)
             }
             HostAction::SendWindows(send) => Some(send_windows(world, me, &send.clone())),
             HostAction::Restore { .. } => self.restore(world, me, job),
-            HostAction::MigrateOut { .. } => migrate_out(world, me, job),
+            HostAction::MigrateOut { .. } => moving::migrate_out(world, me, job),
             HostAction::Accept { .. } => self.accept(world, me, job),
             HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
-            HostAction::Destroy { .. } => {
-                let ended = remove(world, me, instance);
-                Some(if ended { Outcome::Done } else { Outcome::Failed })
+            HostAction::Destroy { .. } | HostAction::Missing { .. } => {
+                let ended = remove(world, me, instance) || world.weakness == Some(Weakness::TrustsEnds);
+                Some(if ended { Outcome::Done } else { again("libvirtd does not end it") })
             }
-            HostAction::Forget { .. } | HostAction::Missing { .. } | HostAction::DropImages { .. } => {
-                Some(Outcome::Done)
-            }
+            HostAction::Forget { .. } | HostAction::DropImages { .. } => Some(Outcome::Done),
         }
     }
 
     fn booted(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        match world.machine(me).domains.get(&job.instance).map(|domain| domain.stage) {
+        match world.machine(me).domains.get(&job.of.instance).map(|domain| domain.stage) {
             None => Some(Outcome::Died("qemu ended while the guest booted".to_owned())),
             Some(Stage::Booting { .. }) => {
                 job.until += 50;
                 None
             }
             Some(_) if job.fails => {
-                Some(self.failed(world, me, job.instance, "the guest's agent does not answer"))
+                Some(self.failed(world, me, job.of.instance, "the guest's agent does not answer"))
             }
             Some(_) => Some(Outcome::Done),
         }
@@ -217,6 +224,14 @@ impl Agent {
         }
         self.watched.remove(&instance);
         Outcome::Died(why.to_owned())
+    }
+
+    /// Nothing of a restore may stay that did not come to its end.
+    fn try_again(&mut self, world: &mut World, me: &HostId, instance: InstanceId, why: &str) -> Outcome {
+        match self.failed(world, me, instance, why) {
+            Outcome::Died(why) => Outcome::Failed(why),
+            unsure => unsure,
+        }
     }
 
     fn deploy(
@@ -249,20 +264,28 @@ impl Agent {
     }
 
     fn restore(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let HostAction::Restore { node, epoch, checkpoint, .. } = job.action.clone() else {
+        let HostAction::Restore { node, epoch, checkpoint, .. } = job.of.action.clone() else {
             return Some(Outcome::Done);
         };
-        let instance = job.instance;
+        let instance = job.of.instance;
         if job.stage == 0 {
             let images = world.machine(me).images.get(&node);
             let image = images.and_then(|images| images.iter().find(|image| image.id == checkpoint)).cloned();
             let Some(image) = image else {
-                return Some(Outcome::Died(format!("checkpoint {checkpoint} is not here")));
+                return Some(Outcome::Damaged(format!("checkpoint {checkpoint} is not here")));
             };
             if job.fails {
-                return Some(Outcome::Died("the image could not be loaded".to_owned()));
+                let damaged = world.rng.chance(DAMAGED_PERMILLE);
+                return Some(if damaged {
+                    Outcome::Damaged("the image is damaged".to_owned())
+                } else {
+                    again("libvirtd does not answer")
+                });
             }
-            let memory = self.local.get(&instance).map(|local| local.fact.memory).unwrap_or_default();
+            if world.machine(me).domains.contains_key(&instance) {
+                return Some(self.try_again(world, me, instance, "something of it is here already"));
+            }
+            let memory = job.of.memory.unwrap_or_default();
             let domain = Domain {
                 life: world.next_life(),
                 node: Some(node.clone()),
@@ -275,6 +298,7 @@ impl Agent {
                 counter: image.counter,
                 admitted: BTreeMap::new(),
                 windows: None,
+                address: Some(RESTORED),
             };
             world.machine_mut(me).domains.insert(instance, domain);
             job.stage = 1;
@@ -282,21 +306,21 @@ impl Agent {
             job.patience = world.now + INTAKE_MS;
         }
         // The intake drops older epochs first, then it runs.
-        if !self.intake_knows(&node_of(&job.action), epoch) && world.now < job.patience {
+        if !self.intake_knows(&node_of(&job.of.action), epoch) && world.now < job.patience {
             job.until = world.now + 50;
             return None;
         }
         let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
-        let held = life.is_some_and(|life| register(world, me, job.session, instance, (life, epoch)));
+        let held = life.is_some_and(|life| register(world, me, job.of.session, instance, (life, epoch)));
         if !held {
-            return Some(self.failed(world, me, instance, "the guard did not acknowledge it"));
+            return Some(self.try_again(world, me, instance, "the guard did not acknowledge it"));
         }
         if let (Some(life), Some(image)) = (life, &job.image) {
             self.watch(instance, life);
             world.resume(me, instance);
-            world.restored(&node_of(&job.action), me, image);
+            world.restored(&node_of(&job.of.action), me, image);
         }
-        Some(Outcome::Restored)
+        Some(Outcome::Restored { address: Some(RESTORED) })
     }
 
     /// Whether the terminal's display is known to let nothing older in, or there is none to tell.
@@ -320,78 +344,26 @@ impl Agent {
         self.mirror.as_ref().map(|mirror| mirror.view(&self.observer, clock)).unwrap_or_default()
     }
 
-    fn accept(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let HostAction::Accept { node, epoch, .. } = job.action.clone() else { return Some(Outcome::Done) };
-        let instance = job.instance;
-        job.until = world.now + 50;
-        let wanted = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(&node)).is_some_and(|known| {
-            let migration = known.value.migration.as_ref();
-            migration.is_some_and(|migration| {
-                let chosen = &migration.to == me && migration.to_session == job.session;
-                chosen && migration.epoch == epoch && !migration.abandoned
-            })
-        });
-        let here = world.machine(me).domains.get(&instance).map(|domain| (domain.stage, domain.life));
-        if !wanted {
-            world.machine_mut(me).permits.remove(&instance);
-            let stands = matches!(here, Some((Stage::Paused | Stage::Incoming, _)));
-            return (!stands || remove(world, me, instance)).then_some(Outcome::Done);
-        }
-        let eager = world.weakness == Some(Weakness::EagerDestination);
-        let let_go = eager || source_let_go(&self.view(world, me), &node, instance);
-        match here {
-            Some((Stage::Paused, life)) if let_go => {
-                if !register(world, me, job.session, instance, (life, epoch)) {
-                    return Some(Outcome::Failed);
-                }
-                let machine = world.machine_mut(me);
-                machine.permits.remove(&instance);
-                self.watch(instance, life);
-                world.resume(me, instance);
-                Some(Outcome::Arrived(Box::new(self.arrived(world, me, job, &node, epoch))))
-            }
-            None if let_go && !eager && !world.is_coming(me, instance) => {
-                world.machine_mut(me).permits.remove(&instance);
-                Some(Outcome::Died("it did not arrive".to_owned()))
-            }
-            _ => None,
-        }
-    }
-
-    /// Windows and admissions survive a live migration: what the source reported of them stays true.
-    fn arrived(&self, world: &World, me: &HostId, job: &Job, node: &NodeId, epoch: Epoch) -> InstanceFact {
-        let wall = world.machine(me).wall(world.now);
-        let spec =
-            self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(node)).map(|known| &known.value.spec);
-        let (memory, vcpus) = spec.map_or_else(Default::default, |spec| (spec.memory, spec.vcpus));
-        InstanceFact {
-            phase: Phase::Ready,
-            node: Some(node.clone()),
-            epoch,
-            since: wall,
-            migration_failed: None,
-            ..job.reported.clone().unwrap_or_else(|| booting(wall, None, memory, vcpus))
-        }
-    }
-
     fn checkpoint(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let HostAction::Checkpoint { node, epoch, hosts, .. } = job.action.clone() else {
+        let HostAction::Checkpoint { node, epoch, hosts, .. } = job.of.action.clone() else {
             return Some(Outcome::Done);
         };
-        let Some(image) = job.image.clone() else { return Some(Outcome::Failed) };
+        let Some(image) = job.image.clone() else { return Some(again("it does not run")) };
         if job.stage == 1 {
-            return job.written.map(|written| if written { Outcome::Done } else { Outcome::Failed });
+            return job
+                .written
+                .map(|written| if written { Outcome::Done } else { again("the record was not written") });
         }
         for host in &hosts {
             if !world.receive((me, host), &node, &image, job.revisions.0) {
-                return Some(Outcome::Failed);
+                return Some(again("a backup does not take it"));
             }
         }
         let record = CheckpointRecord {
             id: image.id,
             valid: epoch,
             taken: world.machine(me).wall(world.now),
-            instance: job.instance,
+            instance: job.of.instance,
             pause_ms: 5,
             bytes: 1 << 20,
             hosts,
@@ -411,6 +383,10 @@ impl Agent {
             job.written = Some(matches!(answer, crate::world::Answer::Applied(_)));
         }
     }
+}
+
+fn again(why: &str) -> Outcome {
+    Outcome::Failed(why.to_owned())
 }
 
 fn node_of(action: &HostAction) -> NodeId {
@@ -447,37 +423,13 @@ fn register(
 
 fn send_windows(world: &mut World, me: &HostId, send: &SendWindows) -> Outcome {
     let at = world.machine(me).wall(world.now);
-    let Some(life) = world.intake(me, send) else { return Outcome::Failed };
+    let Some(life) = world.intake(me, send) else { return again("the display does not take them") };
     let domain = world.machine_mut(me).domains.get_mut(&send.instance);
     let Some(domain) = domain.filter(|domain| domain.deployed && domain.stage == Stage::Running) else {
-        return Outcome::Failed;
+        return again("the sender does not run");
     };
     domain.windows = Some((life, send.begun));
     world.note(format!("windows of {} are sent, epoch {}", send.node, send.begun));
     let SendWindows { display, display_begun, begun, .. } = *send;
     Outcome::WindowsSent(WindowsSent { display, display_begun, begun, at })
-}
-
-fn migrate_out(world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-    let HostAction::MigrateOut { to, epoch, .. } = &job.action else { return Some(Outcome::Done) };
-    let (to, epoch, instance) = (to.clone(), *epoch, job.instance);
-    let Some(transfer) = job.transfer.or_else(|| world.transfer_of(me, instance)) else {
-        if !world.machine(me).domains.contains_key(&instance) {
-            return Some(Outcome::Gone);
-        }
-        job.transfer = world.start_transfer(me, &to, instance, epoch);
-        if job.transfer.is_none() && world.now > job.patience {
-            return Some(Outcome::Stayed(format!("{to} does not permit it")));
-        }
-        return None;
-    };
-    job.transfer = Some(transfer);
-    match world.transfer_state(transfer) {
-        TransferState::Running => None,
-        TransferState::Moved => Some(Outcome::Moved),
-        TransferState::Stayed(why) if world.machine(me).domains.contains_key(&instance) => {
-            Some(Outcome::Stayed(why))
-        }
-        TransferState::Stayed(why) => Some(Outcome::Died(why)),
-    }
 }

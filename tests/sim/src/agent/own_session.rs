@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::death::Death;
-use understudy_core::host::Local;
+use understudy_core::host::{Input, Local};
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::records::{HostFacts, Phase, SessionRecord};
 use understudy_core::session::{SessionAction, SessionEvent};
 use understudy_core::view::Versioned;
 
 use super::{Agent, Tag, arriving, boot_id};
-use crate::Weakness;
 use crate::machine::Stage;
 use crate::store::{Key, Txn, Value};
 use crate::world::{Answer, Body, World};
@@ -89,25 +88,13 @@ impl Agent {
     fn stop_all(&mut self, world: &mut World, me: &HostId) {
         world.note(format!("{me} has lost session {}: every member ends", self.number));
         let domains = &mut world.machine_mut(me).domains;
-        for (instance, local) in &self.local {
+        for (instance, local) in self.host.local() {
             if local.fact.node.is_some() {
                 domains.remove(instance);
             }
         }
-        self.local.retain(|_, local| local.fact.node.is_none());
-        self.forget_work(world);
+        self.inform(world, me, Input::LeaseLost);
         self.adopted = false;
-    }
-
-    fn forget_work(&mut self, world: &World) {
-        if world.weakness != Some(Weakness::JobsOutliveSessions) {
-            self.jobs.clear();
-        }
-        self.busy.clear();
-        self.leaving.clear();
-        self.ending.clear();
-        self.again.clear();
-        self.filling = false;
     }
 
     /// Adopts the open session of this very boot, else makes sure that nothing of an earlier one runs, then opens the
@@ -129,7 +116,6 @@ impl Agent {
         let stands = !world.machine(me).guard.expired(world.machine(me).boottime(world.now));
         let same =
             session.clone().filter(|session| stands && session.boot == boot && session.ended.is_none());
-        self.forget_work(world);
         let previous = session.as_ref().filter(|session| session.boot == boot).map(|session| session.number);
         let Some(found) = self.take_stock(world, me, previous, same.is_some()) else {
             self.session_busy = false;
@@ -208,10 +194,16 @@ impl Agent {
     }
 
     /// A process that has ended since stock was taken is found dead at the next look.
-    pub(super) fn adopt(&mut self, found: BTreeMap<InstanceId, Local>, lives: BTreeMap<InstanceId, u64>) {
+    pub(super) fn adopt(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        found: BTreeMap<InstanceId, Local>,
+        lives: BTreeMap<InstanceId, u64>,
+    ) {
         self.watched = lives;
-        self.local = found;
         self.adopted = true;
         self.dirty = true;
+        self.inform(world, me, Input::Recovered { session: self.number, found });
     }
 }

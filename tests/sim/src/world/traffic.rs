@@ -102,12 +102,6 @@ impl World {
         self.transfers.iter().find(running).map(|transfer| transfer.id)
     }
 
-    pub(crate) fn is_coming(&self, to: &HostId, instance: InstanceId) -> bool {
-        self.transfers.iter().any(|transfer| {
-            transfer.state == TransferState::Running && &transfer.to == to && transfer.instance == instance
-        })
-    }
-
     pub(crate) fn transfer_state(&self, id: u64) -> TransferState {
         let known = self.transfers.iter().find(|transfer| transfer.id == id);
         known.map_or_else(|| TransferState::Stayed("forgotten".to_owned()), |known| known.state.clone())
