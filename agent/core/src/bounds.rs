@@ -24,6 +24,10 @@ pub const FILL_RETRY: Duration = Duration::from_secs(15);
 /// each instance.
 pub const LOOK: Duration = Duration::from_secs(10);
 
+/// How long what was restored waits, paused, for its display to let its epoch in: a display that hears of it does so within
+/// a fraction of this, and one that is dying at the same time must not hold it up; the old primary is known dead.
+pub const INTAKE: Duration = Duration::from_secs(2);
+
 /// How soon silence counts as failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -404,6 +404,7 @@ impl Cluster {
             busy: &rest.busy,
             images: &rest.images,
             taken: &rest.taken,
+            loaded: &rest.loaded,
             checkpoint_interval: self.bounds.checkpoint_interval,
             pool: rest.pool,
             filling: false,
@@ -427,6 +428,7 @@ pub(crate) struct Rest {
     pub(crate) busy: std::collections::BTreeSet<(InstanceId, crate::host::Lane)>,
     pub(crate) images: std::collections::BTreeSet<NodeId>,
     pub(crate) taken: BTreeMap<NodeId, Boottime>,
+    pub(crate) loaded: BTreeMap<InstanceId, crate::host::Loaded>,
     pub(crate) pool: PoolSettings,
     pub(crate) unreadable: bool,
 }
@@ -437,6 +439,7 @@ impl Default for Rest {
             busy: Default::default(),
             images: Default::default(),
             taken: BTreeMap::new(),
+            loaded: BTreeMap::new(),
             pool: PoolSettings { idle: 0, memory: MEMBER, vcpus: Vcpus(1) },
             unreadable: false,
         }

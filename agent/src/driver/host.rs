@@ -57,7 +57,7 @@ impl Driver {
             Outcome::Done
             | Outcome::Guarded(_)
             | Outcome::WindowsSent(_)
-            | Outcome::Restored { .. }
+            | Outcome::Loaded { .. }
             | Outcome::Arrived { .. }
             | Outcome::Moved
             | Outcome::Gone

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
-use understudy_core::records::{CheckpointRecord, NodeRecord, Phase};
+use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
 use understudy_core::units::MiB;
 use understudy_core::view::{Versioned, View};
 
-use crate::machine::{Domain, Image, Machine, Stage};
+use crate::machine::{Domain, Machine, Stage};
 use crate::store::{Key, Value};
 use crate::world::{GUARD_LATE_MS, POOL, World};
 
@@ -181,16 +181,22 @@ impl World {
     }
 
     /// SAFE-3: what is restored is the newest state of its node, or an older image of the very same.
-    pub(crate) fn restored(&mut self, node: &NodeId, host: &HostId, image: &Image) {
+    pub(crate) fn restored(
+        &mut self,
+        node: &NodeId,
+        host: &HostId,
+        from: Option<CheckpointId>,
+        generation: u64,
+    ) {
         self.truth.restores += 1;
-        if self.truth.newest.get(node).is_some_and(|newest| *newest != image.generation) {
-            let detail =
-                format!("state {}, where {:?} ran last", image.generation, self.truth.newest.get(node));
+        if self.truth.newest.get(node).is_some_and(|newest| *newest != generation) {
+            let detail = format!("state {generation}, where {:?} ran last", self.truth.newest.get(node));
             self.fail(format!(
                 "SAFE-3: {node} is restored on {host} from a state that was given up: {detail}"
             ));
         }
-        self.note(format!("{node} runs again on {host} from checkpoint {}", image.id));
+        let from = from.map_or_else(|| "that it does not know any more".to_owned(), |id| id.to_string());
+        self.note(format!("{node} runs again on {host} from checkpoint {from}"));
     }
 
     /// SAFE-3: whoever is named has the image on disk.

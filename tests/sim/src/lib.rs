@@ -33,7 +33,7 @@ pub const HEAL_MS_MAX: u64 = 180_000;
 pub enum Weakness {
     /// The guard kills nothing.
     DeadGuard,
-    /// The guard takes the processes of jobs that go on after their session was lost.
+    /// A job lets run what it made after its session was lost, and the guard takes it.
     JobsOutliveSessions,
     /// A destination lets run what has arrived before the source has let go.
     EagerDestination,

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use self::destroys::Destroy;
 use super::input::{Condition, Effect, Input, Job, Outcome, Records};
-use super::{HostAction, Lane, Local, PoolSettings, Situation, converge, forsaken};
+use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, converge, forsaken};
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId};
@@ -83,6 +83,7 @@ pub struct HostAgent {
     exited: BTreeSet<InstanceId>,
     destroys: BTreeMap<InstanceId, Destroy>,
     restores: BTreeMap<InstanceId, Retry>,
+    loaded: BTreeMap<InstanceId, Loaded>,
     disks: BTreeMap<InstanceId, String>,
     filling: bool,
     fill_after: Boottime,
@@ -115,6 +116,7 @@ impl HostAgent {
             exited: BTreeSet::new(),
             destroys: BTreeMap::new(),
             restores: BTreeMap::new(),
+            loaded: BTreeMap::new(),
             disks: BTreeMap::new(),
             filling: false,
             fill_after: Boottime::default(),
@@ -205,6 +207,7 @@ impl HostAgent {
         self.migrating_out.clear();
         self.destroys.clear();
         self.restores.clear();
+        self.loaded.clear();
         self.looks.clear();
         self.filling = false;
     }
@@ -234,6 +237,7 @@ impl HostAgent {
             busy: &busy,
             images: &self.images,
             taken: &self.taken,
+            loaded: &self.loaded,
             checkpoint_interval: self.settings.bounds.checkpoint_interval,
             pool: self.settings.pool,
             filling: self.filling || self.fill_after > self.now.boottime,

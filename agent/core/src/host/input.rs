@@ -217,8 +217,8 @@ pub enum Outcome {
         /// Size of the image.
         bytes: u64,
     },
-    /// It runs again, at this address.
-    Restored {
+    /// All of its image is loaded, and it is paused, at this address.
+    Loaded {
         /// The guest's address.
         address: Option<Ipv4Addr>,
     },

@@ -49,6 +49,15 @@ pub struct Local {
     pub paused: bool,
 }
 
+/// An instance whose image is loaded, and that waits, paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded {
+    /// Since when.
+    pub since: Boottime,
+    /// The guest's address. Reported with its readiness: a report of its own would be in that one's way.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// The pool that this host keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSettings {
@@ -85,6 +94,8 @@ pub struct Situation<'a> {
     pub images: &'a BTreeSet<NodeId>,
     /// When the last checkpoint of each node was taken here.
     pub taken: &'a BTreeMap<NodeId, Boottime>,
+    /// Instances that are restored and wait, paused.
+    pub loaded: &'a BTreeMap<InstanceId, Loaded>,
     /// Between two checkpoints.
     pub checkpoint_interval: std::time::Duration,
     /// The pool.
@@ -152,7 +163,7 @@ pub enum HostAction {
     Admit { instance: InstanceId, node: NodeId, begun: Epoch, token: String },
     /// Send all windows of this execution member to the display.
     SendWindows(SendWindows),
-    /// Restore this instance from the checkpoint that this host keeps.
+    /// Restore this instance from the checkpoint that this host keeps. It stays paused, its link down.
     Restore {
         node: NodeId,
         instance: InstanceId,
@@ -161,6 +172,8 @@ pub enum HostAction {
         valid: Epoch,
         environment: String,
     },
+    /// Let run what was restored: guard, link, resume, clock.
+    Resume { node: NodeId, instance: InstanceId, epoch: Epoch },
     /// Move this instance away, live. Once it has gone, it is reported dead as [`Death::Moved`] or, where the end was not
     /// heard, [`Death::MaybeMoved`]; while the outcome is not known, nothing is reported.
     MigrateOut {
@@ -216,6 +229,7 @@ impl HostAction {
             | Self::Guard { instance, .. }
             | Self::Deploy { instance, .. }
             | Self::Restore { instance, .. }
+            | Self::Resume { instance, .. }
             | Self::MigrateOut { instance, .. }
             | Self::Accept { instance, .. }
             | Self::Destroy { instance, .. }
@@ -237,6 +251,7 @@ impl HostAction {
             | Self::Deploy { node, .. }
             | Self::Admit { node, .. }
             | Self::Restore { node, .. }
+            | Self::Resume { node, .. }
             | Self::MigrateOut { node, .. }
             | Self::Accept { node, .. }
             | Self::Checkpoint { node, .. }

@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 
 use super::windows::{admit, send_windows};
 use super::{HostAction, Local, Situation};
+use crate::bounds::INTAKE;
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
+use crate::units::Boottime;
 
 /// How a node names an instance of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +149,23 @@ fn restore(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
     Some(HostAction::Restore { node, instance, epoch: record.epoch, checkpoint, valid, environment })
 }
 
+/// What was restored runs once its terminal's display lets nothing of an older epoch in any more, or has not said so in
+/// time.
+fn resume(situation: &Situation<'_>, named: &Named<'_>, since: Boottime) -> Option<HostAction> {
+    let Named { node, record, instance, .. } = *named;
+    let display = situation.nodes.get(&NodeId::display(node.terminal()));
+    let primary = display.and_then(|display| display.value.primary.as_ref());
+    let fact = primary.and_then(|primary| {
+        let screen = primary.instance?;
+        let here = situation.local.get(&screen).filter(|_| &primary.host == situation.me);
+        here.map(|local| &local.fact).or_else(|| situation.hosts.get(&primary.host)?.instance(screen))
+    });
+    let let_in =
+        fact.is_none_or(|fact| fact.admitted.get(node).is_some_and(|let_in| *let_in >= record.epoch));
+    let waited = situation.now.boottime.since(since) >= INTAKE;
+    (let_in || waited).then(|| HostAction::Resume { node: node.clone(), instance, epoch: record.epoch })
+}
+
 /// What to do about a named instance that is here.
 fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<HostAction> {
     let Named { node, record, instance, part, .. } = *named;
@@ -170,9 +189,10 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
         }
         Phase::Restoring => match (&record.migration, part) {
             (Some(migration), Part::Arriving) => vec![accept(named, migration)],
-            (_, Part::Primary | Part::Backup | Part::Arriving) => {
-                restore(situation, named).into_iter().collect()
-            }
+            (_, Part::Primary | Part::Backup | Part::Arriving) => match situation.loaded.get(&instance) {
+                Some(loaded) => resume(situation, named, loaded.since).into_iter().collect(),
+                None => restore(situation, named).into_iter().collect(),
+            },
         },
         Phase::Idle if yields(situation, named) => Vec::new(),
         Phase::Idle | Phase::Deploying if local.fact.epoch < epoch => vec![guard()],

@@ -1,25 +1,23 @@
 //! Owns making, restoring and ending instances.
 //!
 //! Promises: nothing starts without a permit of the deciding epoch; an instance that could not be made whole is ended;
-//! after a restore the order is: paused with its link down, the intake told of the epoch, guard, link up, resume,
-//! clock. Must not do: choose.
+//! after a restore the order is: paused with its link down, guard, link up, resume, clock; when is for core to say. Must not
+//! do: choose.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use understudy_checkpoint::ImageError;
 use understudy_core::death::Death;
 use understudy_core::host::Outcome;
-use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
+use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::CheckpointId;
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::{
     GuestError, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec, process,
 };
 
-use super::super::{Parts, Snapshot};
+use super::super::Parts;
 use super::Whose;
 use super::checkpoint::ADDRESS;
 use crate::exit::chain;
@@ -34,10 +32,6 @@ const CLOCK: Duration = Duration::from_secs(10);
 const PING: Duration = Duration::from_secs(5);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a restore waits for the display to hear of its epoch before it goes on without: a display that is dying
-/// at the same time must not hold it up, and the old primary is known dead.
-const INTAKE: Duration = Duration::from_secs(2);
-
 pub(super) fn create(
     parts: &Parts,
     instance: InstanceId,
@@ -126,13 +120,11 @@ pub(super) fn destroy(parts: &Parts, instance: InstanceId, death: &Death) -> Out
 
 pub(super) fn restore(
     parts: &Parts,
-    cluster: &watch::Receiver<Arc<Snapshot>>,
     node: &NodeId,
-    whose: Whose,
+    instance: InstanceId,
     (epoch, checkpoint): (Epoch, CheckpointId),
     environment: &str,
 ) -> Outcome {
-    let (instance, _) = whose;
     let mut steps = Steps::new(instance);
     let image = match parts.images.image(node, checkpoint) {
         Ok(image) => image,
@@ -158,10 +150,7 @@ pub(super) fn restore(
         return leave_nothing(parts, instance, not_restored(&error));
     }
     steps.done("restored, paused");
-    match wake(parts, cluster, node, whose, epoch, &mut steps) {
-        Ok(()) => Outcome::Restored { address },
-        Err(reason) => leave_nothing(parts, instance, Outcome::Failed(reason)),
-    }
+    Outcome::Loaded { address }
 }
 
 /// What is wrong with the image stays wrong; whether a refusal says that is for core to judge.
@@ -203,17 +192,18 @@ fn leave_nothing(parts: &Parts, instance: InstanceId, outcome: Outcome) -> Outco
     }
 }
 
-fn wake(
-    parts: &Parts,
-    cluster: &watch::Receiver<Arc<Snapshot>>,
-    node: &NodeId,
-    whose: Whose,
-    epoch: Epoch,
-    steps: &mut Steps,
-) -> Result<(), String> {
+/// Lets run what was restored. Nothing may stay of one that cannot.
+pub(super) fn resume(parts: &Parts, whose: Whose, epoch: Epoch) -> Outcome {
     let (instance, _) = whose;
-    wait_for_intake(cluster, node, epoch);
-    steps.done("the display lets it in");
+    match wake(parts, whose, epoch) {
+        Ok(()) => Outcome::Done,
+        Err(reason) => leave_nothing(parts, instance, Outcome::Failed(reason)),
+    }
+}
+
+fn wake(parts: &Parts, whose: Whose, epoch: Epoch) -> Result<(), String> {
+    let (instance, _) = whose;
+    let mut steps = Steps::new(instance);
     super::register(parts, whose, epoch)?;
     steps.done("guard acknowledged");
     parts.hypervisor.set_link(instance, true).map_err(|error| chain(&error))?;
@@ -253,30 +243,6 @@ impl Steps {
         let took = std::mem::replace(&mut self.last, Instant::now()).elapsed();
         tracing::debug!(instance = %self.instance, step, ?took, "restoring");
     }
-}
-
-/// Waits until the terminal's display lets nothing of an older epoch in any more.
-fn wait_for_intake(cluster: &watch::Receiver<Arc<Snapshot>>, node: &NodeId, epoch: Epoch) {
-    let until = Instant::now() + INTAKE;
-    while Instant::now() < until {
-        let told = {
-            let snapshot = cluster.borrow();
-            let display = snapshot.view.nodes.get(&NodeId::display(node.terminal()));
-            let primary = display.and_then(|display| display.value.primary.as_ref());
-            // On this very host the driver's own facts are newer than what the store gave back.
-            let fact = primary.and_then(|primary| snapshot.view.fact(primary));
-            debug_assert_eq!(node.role(), Role::Execution);
-            match fact {
-                Some(fact) => fact.admitted.get(node).is_some_and(|admitted| *admitted >= epoch),
-                None => true,
-            }
-        };
-        if told {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    tracing::warn!(%node, %epoch, "the display did not hear of the restore in time, going on without");
 }
 
 #[cfg(test)]

@@ -77,8 +77,9 @@ fn run(
         HostAction::Admit { node, begun, token, .. } => guest::admit(parts, instance, node, *begun, token),
         HostAction::SendWindows(send) => guest::send_windows(parts, send),
         HostAction::Restore { node, epoch, checkpoint, environment, .. } => {
-            domain::restore(parts, cluster, node, whose, (*epoch, *checkpoint), environment)
+            domain::restore(parts, node, instance, (*epoch, *checkpoint), environment)
         }
+        HostAction::Resume { epoch, .. } => domain::resume(parts, whose, *epoch),
         HostAction::MigrateOut { uri, data_uri, .. } => {
             migrate::leave(parts, instance, uri, data_uri.as_deref())
         }

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use understudy_core::host::{Arrival, HostAction, Input, Job as CoreJob, Outcome, SendWindows};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{CheckpointId, CheckpointRecord, WindowsSent};
+use understudy_core::records::{CheckpointId, CheckpointRecord, Origin, WindowsSent};
 use understudy_core::units::MiB;
 use understudy_core::view::View;
 
@@ -26,9 +26,6 @@ const DAMAGED_PERMILLE: u64 = 500;
 const RESTORED: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 /// How long a source waits for the destination's permit.
 const PERMIT_MS: u64 = 10_000;
-/// How long a restore waits for the display to hear of its epoch.
-const INTAKE_MS: u64 = 2_000;
-
 /// One action under way.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -54,7 +51,9 @@ impl Job {
             HostAction::Create { .. } | HostAction::CreateIdle(_) => (100, 300),
             HostAction::Guard { .. } => (10, 50),
             HostAction::Deploy { .. } => (300, 3_000),
-            HostAction::Restore { .. } => (500, 2_500),
+            HostAction::Restore { .. } => (475, 2_475),
+            // The other half of a restore, begun at the next step; its thread may be late.
+            HostAction::Resume { .. } => (0, 500),
             HostAction::Admit { .. } => (50, 200),
             HostAction::SendWindows(_) => (100, 500),
             HostAction::Checkpoint { .. } => (200, 1_500),
@@ -110,6 +109,7 @@ impl Job {
             HostAction::Guard { .. }
             | HostAction::Deploy { .. }
             | HostAction::Restore { .. }
+            | HostAction::Resume { .. }
             | HostAction::Admit { .. }
             | HostAction::SendWindows(_)
             | HostAction::Destroy { .. }
@@ -191,7 +191,8 @@ impl Agent {
                 Some(Outcome::Done)
             }
             HostAction::SendWindows(send) => Some(send_windows(world, me, &send.clone())),
-            HostAction::Restore { .. } => self.restore(world, me, job),
+            HostAction::Restore { .. } => Some(self.restore(world, me, job)),
+            HostAction::Resume { .. } => Some(self.resume(world, me, job)),
             HostAction::MigrateOut { .. } => moving::migrate_out(world, me, job),
             HostAction::Accept { .. } => self.accept(world, me, job),
             HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
@@ -263,74 +264,78 @@ impl Agent {
         Outcome::Done
     }
 
-    fn restore(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let HostAction::Restore { node, epoch, checkpoint, .. } = job.of.action.clone() else {
-            return Some(Outcome::Done);
-        };
+    fn restore(&mut self, world: &mut World, me: &HostId, job: &Job) -> Outcome {
+        let HostAction::Restore { node, checkpoint, .. } = &job.of.action else { return Outcome::Done };
         let instance = job.of.instance;
-        if job.stage == 0 {
-            let images = world.machine(me).images.get(&node);
-            let image = images.and_then(|images| images.iter().find(|image| image.id == checkpoint)).cloned();
-            let Some(image) = image else {
-                return Some(Outcome::Damaged(format!("checkpoint {checkpoint} is not here")));
+        let images = world.machine(me).images.get(node);
+        let image = images.and_then(|images| images.iter().find(|image| image.id == *checkpoint)).cloned();
+        let Some(image) = image else {
+            return Outcome::Damaged(format!("checkpoint {checkpoint} is not here"));
+        };
+        if job.fails {
+            let damaged = world.rng.chance(DAMAGED_PERMILLE);
+            return if damaged {
+                Outcome::Damaged("the image is damaged".to_owned())
+            } else {
+                again("libvirtd does not answer")
             };
-            if job.fails {
-                let damaged = world.rng.chance(DAMAGED_PERMILLE);
-                return Some(if damaged {
-                    Outcome::Damaged("the image is damaged".to_owned())
-                } else {
-                    again("libvirtd does not answer")
-                });
-            }
-            if world.machine(me).domains.contains_key(&instance) {
-                return Some(self.try_again(world, me, instance, "something of it is here already"));
-            }
-            let memory = job.of.memory.unwrap_or_default();
-            let domain = Domain {
-                life: world.next_life(),
-                node: Some(node.clone()),
-                memory,
-                stage: Stage::Paused,
-                deployed: true,
-                acts: true,
-                token: self.token(&node),
-                generation: image.generation,
-                counter: image.counter,
-                admitted: BTreeMap::new(),
-                windows: None,
-                address: Some(RESTORED),
-            };
-            world.machine_mut(me).domains.insert(instance, domain);
-            job.stage = 1;
-            job.image = Some(image);
-            job.patience = world.now + INTAKE_MS;
         }
-        // The intake drops older epochs first, then it runs.
-        if !self.intake_knows(&node_of(&job.of.action), epoch) && world.now < job.patience {
-            job.until = world.now + 50;
-            return None;
+        if world.machine(me).domains.contains_key(&instance) {
+            return self.try_again(world, me, instance, "something of it is here already");
         }
-        let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
-        let held = life.is_some_and(|life| register(world, me, job.of.session, instance, (life, epoch)));
-        if !held {
-            return Some(self.try_again(world, me, instance, "the guard did not acknowledge it"));
-        }
-        if let (Some(life), Some(image)) = (life, &job.image) {
-            self.watch(instance, life);
-            world.resume(me, instance);
-            world.restored(&node_of(&job.of.action), me, image);
-        }
-        Some(Outcome::Restored { address: Some(RESTORED) })
+        let domain = Domain {
+            life: world.next_life(),
+            node: Some(node.clone()),
+            memory: job.of.memory.unwrap_or_default(),
+            stage: Stage::Paused,
+            deployed: true,
+            acts: true,
+            token: self.token(node),
+            generation: image.generation,
+            counter: image.counter,
+            admitted: BTreeMap::new(),
+            windows: None,
+            address: Some(RESTORED),
+        };
+        let life = domain.life;
+        self.watch(instance, life);
+        world.machine_mut(me).domains.insert(instance, domain);
+        self.outlive(world, me, job, (life, image.generation));
+        Outcome::Loaded { address: Some(RESTORED) }
     }
 
-    /// Whether the terminal's display is known to let nothing older in, or there is none to tell.
-    fn intake_knows(&self, node: &NodeId, epoch: Epoch) -> bool {
-        let Some(mirror) = &self.mirror else { return true };
-        let display = mirror.nodes.get(&NodeId::display(node.terminal()));
-        let Some(primary) = display.and_then(|display| display.value.primary.as_ref()) else { return true };
-        let fact =
-            primary.instance.and_then(|instance| mirror.facts(&primary.host)?.instances.get(&instance));
-        fact.is_none_or(|fact| fact.admitted.get(node).is_some_and(|admitted| *admitted >= epoch))
+    /// With the protection switched off, a job lets run what it made although its session is over.
+    fn outlive(&self, world: &mut World, me: &HostId, job: &Job, (life, generation): (u64, u64)) {
+        let HostAction::Restore { node, epoch, .. } = &job.of.action else { return };
+        let over = job.of.session != self.number && world.weakness == Some(Weakness::JobsOutliveSessions);
+        if over && register(world, me, job.of.session, job.of.instance, (life, *epoch)) {
+            world.resume(me, job.of.instance);
+            world.restored(node, me, self.restored_from(node), generation);
+        }
+    }
+
+    fn resume(&mut self, world: &mut World, me: &HostId, job: &Job) -> Outcome {
+        let HostAction::Resume { node, epoch, .. } = &job.of.action else { return Outcome::Done };
+        let instance = job.of.instance;
+        let paused = world.machine(me).domains.get(&instance).filter(|domain| domain.stage == Stage::Paused);
+        let Some((life, generation)) = paused.map(|domain| (domain.life, domain.generation)) else {
+            return self.try_again(world, me, instance, "it is not here");
+        };
+        if job.fails || !register(world, me, job.of.session, instance, (life, *epoch)) {
+            return self.try_again(world, me, instance, "the guard did not acknowledge it");
+        }
+        world.resume(me, instance);
+        world.restored(node, me, self.restored_from(node), generation);
+        Outcome::Done
+    }
+
+    /// The checkpoint that a node's record has its primary restored from, for the story.
+    fn restored_from(&self, node: &NodeId) -> Option<CheckpointId> {
+        let known = self.mirror.as_ref()?.nodes.get(node)?;
+        match known.value.primary.as_ref()?.origin {
+            Origin::Restored(id) => Some(id),
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
+        }
     }
 
     /// The secret of a node, as far as this agent knows.
@@ -387,13 +392,6 @@ impl Agent {
 
 fn again(why: &str) -> Outcome {
     Outcome::Failed(why.to_owned())
-}
-
-fn node_of(action: &HostAction) -> NodeId {
-    match action {
-        HostAction::Restore { node, .. } => node.clone(),
-        other => unreachable!("{other:?} is no restore"),
-    }
 }
 
 /// Ends a domain, unless libvirtd does not; whether it is gone.

@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 
 use super::starts::booting;
 use super::{
-    Busy, Condition, Death, Effect, Epoch, HostAction, HostAgent, Job, Lane, Local, Outcome, RETRY, Retry,
+    Busy, Condition, Death, Effect, Epoch, HostAction, HostAgent, Job, Lane, Loaded, Local, Outcome, RETRY,
+    Retry,
 };
 use crate::bounds::FILL_RETRY;
 use crate::ids::{HostId, InstanceId, NodeId};
@@ -18,6 +19,15 @@ use crate::units::{MiB, Vcpus};
 /// How often in a row an image may be refused without a word on whether it is damaged, before it counts as damaged: a
 /// hypervisor that restarts refuses too, and is back within the waits between these.
 const REFUSALS: u32 = 4;
+
+/// What comes after a job on its lane.
+enum Next {
+    Free,
+    /// The second half of a work that counts as one.
+    Half,
+    /// The same once more.
+    Again,
+}
 
 impl HostAgent {
     pub(super) fn finish(&mut self, job: Job, outcome: Outcome) {
@@ -30,13 +40,14 @@ impl HostAgent {
         }
         let destroys = matches!(job.action, HostAction::Destroy { .. });
         if let Some(lane) = job.action.lane().filter(|_| !destroys) {
-            let restores = matches!(job.action, HostAction::Restore { .. });
-            let again = match outcome {
-                Outcome::Failed(_) | Outcome::Refused(_) => true,
-                Outcome::Unsure(_) => restores,
-                _ => false,
+            let restores = matches!(job.action, HostAction::Restore { .. } | HostAction::Resume { .. });
+            let next = match outcome {
+                Outcome::Failed(_) | Outcome::Refused(_) => Next::Again,
+                Outcome::Unsure(_) if restores => Next::Again,
+                Outcome::Loaded { .. } => Next::Half,
+                _ => Next::Free,
             };
-            self.release(lane, again);
+            self.release(lane, next);
         }
         if matches!(job.action, HostAction::MigrateOut { .. }) {
             self.migrating_out.remove(&job.instance);
@@ -47,15 +58,18 @@ impl HostAgent {
     }
 
     /// The lane is free, at once or after a wait that grows with each failure in a row.
-    fn release(&mut self, lane: (InstanceId, Lane), again: bool) {
+    fn release(&mut self, lane: (InstanceId, Lane), next: Next) {
         let tries = match self.lanes.remove(&lane) {
             Some(Busy::Running { tries } | Busy::Waiting { tries, .. }) => tries,
             None => 0,
         };
-        if again {
-            let until = self.now.boottime + RETRY.wait(tries);
-            self.lanes.insert(lane, Busy::Waiting { until, tries: tries.saturating_add(1) });
-        }
+        let now = self.now.boottime;
+        let waits = match next {
+            Next::Free => return,
+            Next::Half => Busy::Waiting { until: now, tries },
+            Next::Again => Busy::Waiting { until: now + RETRY.wait(tries), tries: tries.saturating_add(1) },
+        };
+        self.lanes.insert(lane, waits);
     }
 
     fn concluded(&mut self, job: Job, outcome: Outcome) {
@@ -63,7 +77,7 @@ impl HostAgent {
         match (job.action, outcome) {
             (HostAction::Destroy { .. }, outcome) => self.destroy_ended(instance, outcome),
             // It is to be destroyed, which says more than what became of its making.
-            (HostAction::Create { .. } | HostAction::Restore { .. }, _)
+            (HostAction::Create { .. } | HostAction::Restore { .. } | HostAction::Resume { .. }, _)
                 if self.destroys.contains_key(&instance) => {}
             (HostAction::CreateIdle(_), outcome) => self.idle_made(instance, outcome),
             (HostAction::Create { .. }, Outcome::Done) => self.change(instance, Phase::Idle, "booted"),
@@ -94,7 +108,7 @@ impl HostAgent {
             (HostAction::SendWindows(_), Outcome::WindowsSent(sent)) => {
                 self.edit(instance, |local| local.fact.windows = Some(sent));
             }
-            (HostAction::Restore { node, epoch, .. }, outcome) => {
+            (HostAction::Restore { node, epoch, .. } | HostAction::Resume { node, epoch, .. }, outcome) => {
                 self.restored(instance, node, epoch, outcome);
             }
             (HostAction::MigrateOut { node, to, .. }, Outcome::Moved) => {
@@ -126,7 +140,8 @@ impl HostAgent {
     /// A job of a lease that is over: what is here was looked at since, so what the job may have made is known or has no
     /// place here.
     fn outlived(&mut self, job: &Job) {
-        let brings = job.makes() || matches!(job.action, HostAction::Accept { .. });
+        let brings =
+            job.makes() || matches!(job.action, HostAction::Accept { .. } | HostAction::Resume { .. });
         if brings && !self.local.contains_key(&job.instance) {
             self.destroy(job.instance, "it was made under a session that is over");
         }
@@ -158,7 +173,12 @@ impl HostAgent {
     fn restored(&mut self, instance: InstanceId, node: NodeId, epoch: Epoch, outcome: Outcome) {
         let refusals = self.restores.get(&instance).map_or(0, |retry| retry.refusals);
         let (reason, refusals) = match outcome {
-            Outcome::Restored { address } => {
+            Outcome::Loaded { address } => {
+                self.loaded.insert(instance, Loaded { since: self.now.boottime, address });
+                return;
+            }
+            Outcome::Done => {
+                let address = self.loaded.remove(&instance).and_then(|loaded| loaded.address);
                 self.edit(instance, |local| {
                     local.paused = false;
                     local.fact.address = address;
@@ -182,6 +202,7 @@ impl HostAgent {
             _ => return,
         };
         // What the last try left is gone, or will be.
+        self.loaded.remove(&instance);
         self.exited.remove(&instance);
         self.restores.insert(instance, Retry { node, reason, refusals });
         self.show_restores();
@@ -289,6 +310,7 @@ impl HostAgent {
         local.fact.node = node.or_else(|| local.fact.node.clone());
         local.fact.since = at;
         local.fact.windows = None;
+        self.loaded.remove(&instance);
         self.show_restores();
     }
 }

@@ -32,6 +32,7 @@ impl HostAgent {
                 self.local.remove(&instance);
                 self.lanes.retain(|(of, _), _| *of != instance);
                 self.exited.remove(&instance);
+                self.loaded.remove(&instance);
                 self.show_disks();
                 self.show_restores();
             }
@@ -63,6 +64,7 @@ impl HostAgent {
             HostAction::CreateIdle(_)
             | HostAction::Create { .. }
             | HostAction::Guard { .. }
+            | HostAction::Resume { .. }
             | HostAction::Admit { .. }
             | HostAction::SendWindows(_)
             | HostAction::Accept { .. }
@@ -89,6 +91,7 @@ impl HostAgent {
         let fresh = booting(self.now.wall, Some(node.clone()), None, memory, vcpus);
         let fact = InstanceFact { phase: Phase::Restoring, epoch, ..fresh };
         self.exited.remove(&instance);
+        self.loaded.remove(&instance);
         self.local.insert(instance, Local { fact, paused: true });
     }
 

@@ -26,9 +26,13 @@ fn a_passing_error_is_told_and_tried_again_for_as_long_as_it_takes() {
         rig.pass(10_000);
         assert_eq!(rig.under_way(), ["Restore"]);
     }
-    rig.end(Outcome::Restored { address: Some([10, 0, 0, 7].into()) });
+    rig.end(Outcome::Loaded { address: Some([10, 0, 0, 7].into()) });
+    rig.tick();
+    assert_eq!((rig.under_way(), rig.phase(instance)), (vec!["Resume".to_owned()], Some("restoring")));
+    rig.end(Outcome::Done);
     let local = &rig.agent.local[&instance];
     assert_eq!((local.fact.phase.clone(), local.paused), (Phase::Ready, false));
+    assert_eq!(local.fact.address, Some([10, 0, 0, 7].into()));
     assert_eq!(rig.condition(Condition::Restores), "");
 }
 
@@ -42,8 +46,11 @@ fn the_end_of_what_a_try_left_is_no_death_whenever_it_is_heard() {
     rig.pass(200);
     // Of the try before.
     rig.exits(instance);
+    rig.end(Outcome::Loaded { address: None });
+    rig.tick();
+    rig.exits(instance);
     rig.seen.clear();
-    rig.end(Outcome::Restored { address: None });
+    rig.end(Outcome::Done);
     assert_eq!(rig.phase(instance), Some("ready"));
     assert!(rig.asked(&Effect::LookFor(instance)), "it may be of this one");
     rig.say(Input::Looked { instance, there: Some(true) });
@@ -99,4 +106,57 @@ fn a_damaged_image_is_given_up_at_once_and_one_that_is_refused_again_and_again_c
     }
     rig.end(refused());
     assert!(matches!(rig.death(instance), Some(Death::DeployFailed { .. })));
+}
+
+/// The guard restarts between the two halves: the wait grows as for one work.
+#[test]
+fn a_restore_that_cannot_be_resumed_is_loaded_once_more_after_a_wait_that_grows() {
+    let (mut rig, instance) = restoring();
+    for wait in [200, 400, 800] {
+        rig.end(Outcome::Loaded { address: None });
+        rig.tick();
+        assert_eq!(rig.under_way(), ["Resume"]);
+        rig.end(Outcome::Failed("the guard does not answer".to_owned()));
+        rig.pass(wait - 1);
+        assert_eq!((rig.under_way(), rig.phase(instance)), (Vec::new(), Some("restoring")), "{wait}");
+        rig.pass(1);
+        assert_eq!(rig.under_way(), ["Restore"]);
+    }
+}
+
+/// Nothing of the dead primary may come in beside it (SAFE-4); but a display that is dying too holds it up for two seconds
+/// at the most.
+#[test]
+fn what_was_restored_waits_for_its_display_to_let_it_in_but_not_for_long() {
+    for lets_in in [false, true] {
+        let mut cluster = Cluster::of(3).with(&["alice/display", "alice/exec-1"]);
+        cluster.report_primary("alice/display", |fact| {
+            fact.admitted.insert(node("alice/exec-1"), Epoch(1));
+        });
+        cluster.kill_primary("alice/exec-1");
+        cluster.step();
+        let me = cluster.primary_host("alice/exec-1");
+        let mut rig = Rig::new(cluster, &me, 0);
+        let resumes = |rig: &Rig| rig.under_way().contains(&"Resume".to_owned());
+        rig.tick();
+        let at = rig.jobs.iter().position(|job| matches!(job.action, HostAction::Restore { .. })).unwrap();
+        let job = Box::new(rig.jobs.remove(at));
+        rig.say(Input::Finished { job, outcome: Outcome::Loaded { address: None } });
+        rig.pass(1_999);
+        assert!(!resumes(&rig), "it lets epoch 1 in");
+        if lets_in {
+            rig.cluster.report_primary("alice/display", |fact| {
+                fact.admitted.insert(node("alice/exec-1"), Epoch(2));
+            });
+            rig.records();
+            let display = rig.cluster.primary("alice/display").1;
+            if let Some(local) = rig.agent.local.get_mut(&display) {
+                local.fact.admitted.insert(node("alice/exec-1"), Epoch(2));
+            }
+            rig.tick();
+        } else {
+            rig.pass(1);
+        }
+        assert!(resumes(&rig));
+    }
 }
