@@ -1,5 +1,5 @@
 //! What `cargo xtask bench` measures: failovers and drains as ratios to the bare tools, policies as ratios to native code,
-//! in one run on one machine.
+//! the leader's decisions as ratios to a copy of its view, in one run on one machine.
 //!
 //! Promises: every row is the median of several runs with minimum and maximum; a floor is measured in the same run, on
 //! the same cluster, with the same guests. Must not judge a time by itself: machines differ, ratios less.
@@ -8,6 +8,7 @@ mod bare;
 mod display;
 mod execution;
 mod idle;
+pub mod leader;
 mod moving;
 pub mod policies;
 mod rest;
@@ -33,6 +34,8 @@ pub struct Needs {
     pub lab: bool,
     /// Policies: it is one of [`policies::NAMES`].
     pub policies: bool,
+    /// The leader or the simulator: it is one of [`leader::NAMES`].
+    pub leader: bool,
 }
 
 /// What the named benchmark needs, or all of them.
@@ -40,10 +43,14 @@ pub struct Needs {
 /// # Errors
 /// When the name is not known; the text lists those that are.
 pub fn needs(name: Option<&str>) -> Result<Needs> {
-    let Some(name) = name else { return Ok(Needs { lab: true, policies: true }) };
-    let needs = Needs { lab: NAMES.contains(&name), policies: policies::NAMES.contains(&name) };
-    if !needs.lab && !needs.policies {
-        let names = [&NAMES[..], &policies::NAMES].concat();
+    let Some(name) = name else { return Ok(Needs { lab: true, policies: true, leader: true }) };
+    let needs = Needs {
+        lab: NAMES.contains(&name),
+        policies: policies::NAMES.contains(&name),
+        leader: leader::NAMES.contains(&name),
+    };
+    if !needs.lab && !needs.policies && !needs.leader {
+        let names = [&NAMES[..], &policies::NAMES, &leader::NAMES].concat();
         bail!("there is no benchmark '{name}': use one of {}", names.join(", "));
     }
     Ok(needs)
@@ -116,14 +123,20 @@ mod tests {
 
     #[test]
     fn each_benchmark_says_what_it_needs_and_an_unknown_one_is_told_of_all() {
-        let lab = Needs { lab: true, policies: false };
-        let policies = Needs { lab: false, policies: true };
-        for (name, expected) in
-            [("drain", lab), ("agent-idle", lab), ("policy-question", policies), ("policy-memory", policies)]
-        {
+        let none = Needs { lab: false, policies: false, leader: false };
+        let (lab, policies) = (Needs { lab: true, ..none }, Needs { policies: true, ..none });
+        let leader = Needs { leader: true, ..none };
+        for (name, expected) in [
+            ("drain", lab),
+            ("agent-idle", lab),
+            ("policy-question", policies),
+            ("policy-memory", policies),
+            ("plan-host-lost-100", leader),
+            ("sim", leader),
+        ] {
             assert_eq!(needs(Some(name)).unwrap(), expected, "{name}");
         }
-        assert_eq!(needs(None).unwrap(), Needs { lab: true, policies: true });
+        assert_eq!(needs(None).unwrap(), Needs { lab: true, policies: true, leader: true });
         let error = needs(Some("drian")).unwrap_err().to_string();
         assert!(
             error.contains("'drian'") && error.contains("drain") && error.contains("policy-load"),

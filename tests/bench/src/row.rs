@@ -65,8 +65,32 @@ impl Row {
     /// The median is to be at most `limit`.
     #[must_use]
     pub fn at_most(self, limit: f64) -> Self {
-        let holds = self.median <= limit;
-        Self { target: format!("<= {limit} {}", self.unit), holds: Some(holds), ..self }
+        let (target, holds) = (format!("<= {limit} {}", self.unit), self.median <= limit);
+        self.bounded(target, holds)
+    }
+
+    /// The floor and the ratio to it, in the row's own unit.
+    #[must_use]
+    pub fn beside(self, floor: &[f64]) -> Self {
+        let floor = Self::stated("floor", &self.unit, floor).median;
+        Self { floor: Some(floor), ratio: Some(self.median / floor), ..self }
+    }
+
+    /// The median is to be at most `factor` times the floor that stands beside it.
+    #[must_use]
+    pub fn at_most_of_floor(self, factor: f64) -> Self {
+        let holds = self.ratio.is_some_and(|ratio| ratio <= factor);
+        self.bounded(format!("<= {factor} x floor"), holds)
+    }
+
+    /// With one target more.
+    fn bounded(self, target: String, holds: bool) -> Self {
+        match self.holds {
+            None => Self { target, holds: Some(holds), ..self },
+            Some(others) => {
+                Self { target: format!("{} and {target}", self.target), holds: Some(others && holds), ..self }
+            }
+        }
     }
 
     /// The median is to be at most `factor` times (the floor's median plus `slack`).

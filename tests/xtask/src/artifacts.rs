@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use understudy_bench::leader;
 use understudy_bench::policies::Subjects;
 use understudy_e2e::stage::Artifacts;
 
@@ -84,6 +85,25 @@ pub(crate) fn measured_policies(root: &Path, python: bool) -> Result<Subjects> {
         template: root.join("config/guest/template.xml"),
         scratch: target(root).join("bench"),
     })
+}
+
+/// Builds what measures the leader, and what the named benchmark needs beside it.
+pub(crate) fn measured_leader(root: &Path, name: Option<&str>) -> Result<leader::Subjects> {
+    println!("building what measures the leader");
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--release", "--package", "understudy-measure"]).current_dir(root);
+    if leader::needs_simulator(name) {
+        build.args(["--package", "understudy-sim"]);
+    }
+    run(&mut build)?;
+    let mut spread = None;
+    if leader::needs_spread(name) {
+        println!("building the policies");
+        policies(root)?;
+        spread = Some(root.join(POLICIES).join("spread.wasm"));
+    }
+    let target = target(root);
+    Ok(leader::Subjects { binaries: target.join("release"), spread, scratch: target.join("bench") })
 }
 
 /// Where cargo builds.

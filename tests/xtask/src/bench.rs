@@ -1,4 +1,5 @@
-//! Owns `cargo xtask bench`: the rows of `tests/bench`, as a table or as JSON. Policies are measured without a lab.
+//! Owns `cargo xtask bench`: the rows of `tests/bench`, as a table or as JSON. The leader, the simulator and
+//! policies are measured without a lab.
 //!
 //! Promises: exit 0 only if every row that has a target holds; with `--json` the last line is an array of rows.
 
@@ -35,6 +36,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     let say = |text: &str| println!("[{:7.1} s] {text}", began.elapsed().as_secs_f64());
     let mut rows = Vec::new();
     // First what is quick and disturbed by everything.
+    if needs.leader {
+        let subjects = artifacts::measured_leader(root, name)?;
+        rows.extend(understudy_bench::leader::run(&subjects, name, &say)?);
+    }
     if needs.policies {
         let subjects = artifacts::measured_policies(root, understudy_bench::policies::needs_python(name))?;
         rows.extend(understudy_bench::policies::run(&subjects, name, &say)?);

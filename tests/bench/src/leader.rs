@@ -1,0 +1,221 @@
+//! Owns the rows of the leader and of the simulator, which need no lab: how long decisions take after the loss of a
+//! host, at rest, and for an admission; how many seeds are simulated in a minute.
+//!
+//! Promises: what is timed is optimised code, in programs of their own; the floor of a loss is a copy of every record of
+//! the same cluster in the same run, the floor of rest is a cluster of ten hosts. Must not do: decide.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::RUNS;
+use crate::row::Row;
+
+/// The benchmarks of the leader by name, and the simulator's.
+pub const NAMES: [&str; 7] =
+    ["plan-host-lost-100", "plan-host-lost-1000", "plan-host-lost-10000", POLICY, REST, ADMIT, SIM];
+const POLICY: &str = "plan-policy-1000";
+const REST: &str = "plan-rest-1000";
+const ADMIT: &str = "admit-1000";
+const SIM: &str = "sim";
+
+/// The loss of a host, by number of hosts: most milliseconds, and most of a copy of the view.
+const LOST: [(usize, f64, Option<f64>); 3] =
+    [(100, 3.0, Some(0.5)), (1_000, 15.0, None), (10_000, 120.0, None)];
+/// The same where a policy is asked for each place.
+const POLICY_MS_MAX: f64 = 30.0;
+/// A renewal, or a fact that changes one instance, at 1,000 hosts: alone, and against 10 hosts.
+const REST_US_MAX: f64 = 50.0;
+const REST_RATIO_MAX: f64 = 2.0;
+const ADMIT_MS_MAX: f64 = 10.0;
+/// Seeds of one run of the simulator: always the first ones.
+const SEEDS: u32 = 40;
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Subjects {
+    /// The folder of `measure-leader` and `understudy-sim`, built for release.
+    pub binaries: PathBuf,
+    /// The built policy `spread`; needed for `plan-policy-1000` alone.
+    pub spread: Option<PathBuf>,
+    /// A folder for what is kept from one run to the next.
+    pub scratch: PathBuf,
+}
+
+/// The loss of a host: a figure for each run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lost {
+    hosts: usize,
+    nodes: usize,
+    decided: usize,
+    asked: usize,
+    times_ms: Vec<f64>,
+    copies_ms: Vec<f64>,
+}
+
+impl Lost {
+    fn row(&self, name: &str, most_ms: f64, ratio_max: Option<f64>) -> Row {
+        let row = Row::stated(name, "ms", &self.times_ms).beside(&self.copies_ms);
+        let row = ratio_max.into_iter().fold(row, Row::at_most_of_floor);
+        row.at_most(most_ms)
+    }
+}
+
+/// What a change of one host costs: a figure for each run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rest {
+    hosts: usize,
+    renewal_us: Vec<f64>,
+    fact_us: Vec<f64>,
+}
+
+fn rest_rows(small: &Rest, large: &Rest) -> [Row; 2] {
+    let row = |what: &str, figures: &[f64], floor: &[f64]| {
+        let name = format!("plan-rest-{}-{what}", large.hosts);
+        let row = Row::stated(&name, "us", figures).beside(floor);
+        row.at_most_of_floor(REST_RATIO_MAX).at_most(REST_US_MAX)
+    };
+    [row("renewal", &large.renewal_us, &small.renewal_us), row("fact", &large.fact_us, &small.fact_us)]
+}
+
+/// Admissions: a figure for each run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Admitted {
+    hosts: usize,
+    times_ms: Vec<f64>,
+}
+
+/// Whether a policy has to be built for this.
+#[must_use]
+pub fn needs_spread(name: Option<&str>) -> bool {
+    name.is_none_or(|name| name == POLICY)
+}
+
+/// Whether the simulator has to be built for this.
+#[must_use]
+pub fn needs_simulator(name: Option<&str>) -> bool {
+    name.is_none_or(|name| name == SIM)
+}
+
+/// Runs the named benchmark, or all of [`NAMES`]; `say` is told what goes on.
+///
+/// # Errors
+/// When something cannot be measured: a plan that leaves a node without its members, a seed that breaks something.
+pub fn run(subjects: &Subjects, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
+    let wanted = |each: &str| name.is_none_or(|name| name == each);
+    let mut rows = Vec::new();
+    for (hosts, most_ms, ratio_max) in LOST {
+        let each = format!("plan-host-lost-{hosts}");
+        if wanted(&each) {
+            say(&each);
+            let lost: Lost = measured(subjects, "lost", &[&hosts.to_string()])?;
+            say(&stated(&lost));
+            rows.push(lost.row(&each, most_ms, ratio_max));
+        }
+    }
+    if wanted(POLICY) {
+        say(POLICY);
+        let spread = subjects.spread.as_deref().and_then(Path::to_str).context("there is no policy")?;
+        let library = subjects.scratch.join("library");
+        let library = library.to_str().context("a folder whose name is no text")?;
+        let lost: Lost = measured(subjects, "policy", &["1000", library, spread])?;
+        say(&stated(&lost));
+        rows.push(lost.row(POLICY, POLICY_MS_MAX, None));
+    }
+    if wanted(REST) {
+        say(REST);
+        let [small, large]: [Rest; 2] = measured(subjects, "rest", &["10", "1000"])?;
+        rows.extend(rest_rows(&small, &large));
+    }
+    if wanted(ADMIT) {
+        say(ADMIT);
+        let admitted: Admitted = measured(subjects, "admit", &["1000"])?;
+        let name = format!("admit-{}", admitted.hosts);
+        rows.push(Row::stated(&name, "ms", &admitted.times_ms).at_most(ADMIT_MS_MAX));
+    }
+    if wanted(SIM) {
+        say(SIM);
+        rows.push(simulated(subjects)?);
+    }
+    Ok(rows)
+}
+
+fn stated(lost: &Lost) -> String {
+    let Lost { hosts, nodes, decided, asked, .. } = lost;
+    format!("  {hosts} hosts, {nodes} nodes: {decided} nodes decided, {asked} questions asked")
+}
+
+/// Seeds a minute, on one processor.
+fn simulated(subjects: &Subjects) -> Result<Row> {
+    let program = subjects.binaries.join("understudy-sim");
+    let mut rates = Vec::new();
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        let said = Command::new(&program)
+            .args(["--seed", "1", "--seeds", &SEEDS.to_string()])
+            .output()
+            .with_context(|| format!("start {}", program.display()))?;
+        let minutes = start.elapsed().as_secs_f64() / 60.0;
+        ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr).trim());
+        rates.push(f64::from(SEEDS) / minutes);
+    }
+    Ok(Row::stated(SIM, "/min", &rates))
+}
+
+/// What the program measured.
+fn measured<T: DeserializeOwned>(subjects: &Subjects, what: &str, more: &[&str]) -> Result<T> {
+    std::fs::create_dir_all(&subjects.scratch)
+        .with_context(|| format!("create {}", subjects.scratch.display()))?;
+    let program = subjects.binaries.join("measure-leader");
+    let said = Command::new(&program)
+        .arg(what)
+        .arg(RUNS.to_string())
+        .args(more)
+        .output()
+        .with_context(|| format!("start {}", program.display()))?;
+    ensure!(said.status.success(), "{what}: {}", String::from_utf8_lossy(&said.stderr).trim());
+    serde_json::from_slice(&said.stdout).with_context(|| format!("read what {} said", program.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_held_against_its_limit_and_a_copy_of_the_view() {
+        let lost = |times_ms: &[f64], copies_ms: &[f64]| {
+            let (times_ms, copies_ms) = (times_ms.to_vec(), copies_ms.to_vec());
+            Lost { hosts: 100, nodes: 2_000, decided: 40, asked: 0, times_ms, copies_ms }.row(
+                "plan-host-lost-100",
+                3.0,
+                Some(0.5),
+            )
+        };
+        let row = lost(&[1.0, 9.0, 2.0], &[4.0]);
+        assert_eq!((row.median, row.floor, row.ratio, row.holds), (2.0, Some(4.0), Some(0.5), Some(true)));
+        assert_eq!(row.target, "<= 0.5 x floor and <= 3 ms");
+        assert_eq!(lost(&[2.1], &[4.0]).holds, Some(false), "more than half of a copy");
+        assert_eq!(lost(&[3.1], &[40.0]).holds, Some(false), "more than three milliseconds");
+    }
+
+    #[test]
+    fn rest_at_a_thousand_hosts_is_held_against_ten() {
+        let rest = |hosts, renewal_us: f64, fact_us: f64| Rest {
+            hosts,
+            renewal_us: vec![renewal_us],
+            fact_us: vec![fact_us],
+        };
+        let rows = rest_rows(&rest(10, 1.0, 30.0), &rest(1_000, 2.1, 49.0));
+        let seen: Vec<_> = rows.iter().map(|row| (&*row.name, row.holds)).collect();
+        assert_eq!(seen, [("plan-rest-1000-renewal", Some(false)), ("plan-rest-1000-fact", Some(true))]);
+        let [_, fact] = rest_rows(&rest(10, 1.0, 30.0), &rest(1_000, 1.0, 50.1));
+        assert_eq!(fact.holds, Some(false));
+    }
+}
