@@ -132,22 +132,21 @@ impl Rooms {
     /// Works out anew what changed. Whether a host has come to have more than before: room, an idle instance, or that it
     /// takes work at all.
     pub(super) fn refresh(&mut self, before: &View, after: &View, interval: Duration) -> bool {
-        let mut gained = false;
+        let (mut gained, mut new, mut gone) = (false, Vec::new(), BTreeSet::new());
         for host in std::mem::take(&mut self.stale) {
             let Some(seen) = after.hosts.get(&host) else {
-                gained |= self.forget(&host);
+                gone.insert(host);
                 continue;
             };
             let mut room = room(&host, seen, before, after, interval);
             room.accepts &= !self.closed.contains(&host);
             match self.place(&host) {
                 Some(at) => gained |= self.replace(at, room),
-                None => {
-                    self.insert(room);
-                    gained = true;
-                }
+                None => new.push(room),
             }
         }
+        gained |= !new.is_empty();
+        self.come_and_go(new, &gone);
         gained
     }
 
@@ -168,22 +167,16 @@ impl Rooms {
         more
     }
 
-    fn insert(&mut self, room: Room) {
-        self.accepting += u32::from(room.accepts);
-        let at = self.all.partition_point(|other| other.host < room.host);
-        self.all.insert(at, room);
-        self.renumber();
-    }
-
-    fn forget(&mut self, host: &HostId) -> bool {
-        let Some(at) = self.place(host) else { return false };
-        self.accepting -= u32::from(self.all[at].accepts);
-        self.all.remove(at);
-        self.renumber();
-        false
-    }
-
-    fn renumber(&mut self) {
+    /// All hosts that came and went at once: places are worked out anew for all.
+    fn come_and_go(&mut self, new: Vec<Room>, gone: &BTreeSet<HostId>) {
+        if new.is_empty() && !gone.iter().any(|host| self.places.contains_key(host)) {
+            return;
+        }
+        self.all.retain(|room| !gone.contains(&room.host));
+        self.all.extend(new);
+        self.all.sort_by(|one, other| one.host.cmp(&other.host));
+        self.accepting =
+            u32::try_from(self.all.iter().filter(|room| room.accepts).count()).unwrap_or(u32::MAX);
         self.places = self.all.iter().enumerate().map(|(at, room)| (room.host.clone(), at)).collect();
         self.rows.clear();
     }
