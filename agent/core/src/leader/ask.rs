@@ -29,6 +29,17 @@ pub enum Reply {
     BackupCount(BackupCountQuestion, Answer<BackupCountAnswer>),
 }
 
+impl Reply {
+    /// What there is to say where nobody has answered.
+    #[must_use]
+    pub fn unavailable(question: Question) -> Self {
+        match question {
+            Question::Placement(question) => Self::Placement(question, Answer::Unavailable),
+            Question::BackupCount(question) => Self::BackupCount(question, Answer::Unavailable),
+        }
+    }
+}
+
 /// Who is asked. Where nobody is, the built-in rule decides at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policies {

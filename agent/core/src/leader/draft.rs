@@ -9,7 +9,10 @@ use crate::death::Setback;
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::records::NodeRecord;
 use crate::units::{MiB, UnixMillis};
-use crate::view::{SharedNode, Versioned};
+use crate::view::{SharedNode, Versioned, View};
+
+/// With more drafts than this it is not looked which hosts they concern: to work out a host twice costs no more.
+const DRAFTS_MAX: usize = 16;
 
 impl Leader {
     /// Changes a node's record and says why.
@@ -72,7 +75,15 @@ impl Leader {
 
     /// Works out anew what hosts have left. Whether one has come to have more.
     pub(super) fn refresh(&mut self) -> bool {
-        self.rooms.refresh(&self.before, &self.view, self.bounds.checkpoint_interval)
+        let (before, after, drafts) = (&self.before, &self.view, &self.drafts);
+        let differs = |host: &HostId| {
+            let touches = |view: &View, node: &NodeId| {
+                view.nodes.get(node).is_some_and(|known| known.value.touches(host))
+            };
+            drafts.len() > DRAFTS_MAX
+                || drafts.keys().any(|node| touches(before, node) || touches(after, node))
+        };
+        self.rooms.refresh((before, after), differs, self.bounds.checkpoint_interval)
     }
 
     /// Whether a time was a moment ago, so that a host is avoided. One that lies ahead was written by another clock, or

@@ -131,14 +131,20 @@ impl Rooms {
 
     /// Works out anew what changed. Whether a host has come to have more than before: room, an idle instance, or that it
     /// takes work at all.
-    pub(super) fn refresh(&mut self, before: &View, after: &View, interval: Duration) -> bool {
+    /// `differs` says whether something that concerns a host is decided and not written.
+    pub(super) fn refresh(
+        &mut self,
+        (before, after): (&View, &View),
+        differs: impl Fn(&HostId) -> bool,
+        interval: Duration,
+    ) -> bool {
         let (mut gained, mut new, mut gone) = (false, Vec::new(), BTreeSet::new());
         for host in std::mem::take(&mut self.stale) {
             let Some(seen) = after.hosts.get(&host) else {
                 gone.insert(host);
                 continue;
             };
-            let mut room = room(&host, seen, before, after, interval);
+            let mut room = room(&host, seen, (before, after), !differs(&host), interval);
             room.accepts &= !self.closed.contains(&host);
             match self.place(&host) {
                 Some(at) => gained |= self.replace(at, room),
@@ -219,7 +225,14 @@ fn stands_by(fact: &InstanceFact) -> bool {
     matches!(fact.phase, Phase::Idle | Phase::Booting) && fact.node.is_none() && fact.epoch == Epoch(0)
 }
 
-fn room(host: &HostId, seen: &HostView, before: &View, after: &View, interval: Duration) -> Room {
+/// `same` says that nothing is decided that is not written.
+fn room(
+    host: &HostId,
+    seen: &HostView,
+    (before, after): (&View, &View),
+    same: bool,
+    interval: Duration,
+) -> Room {
     let facts = seen.current_facts();
     let state = match facts {
         None if seen.is_open() => HostState::Unknown,
@@ -231,7 +244,7 @@ fn room(host: &HostId, seen: &HostView, before: &View, after: &View, interval: D
     let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
     let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();
     let will_be = facts.map(|facts| taken(after, host, facts)).unwrap_or_default();
-    let is = facts.map(|facts| taken(before, host, facts)).unwrap_or_default();
+    let is = if same { will_be } else { facts.map(|facts| taken(before, host, facts)).unwrap_or_default() };
     let total = u64::from(capacity.vcpus.0);
     let free_vcpus = total.saturating_sub(will_be.vcpus + will_be.spare_vcpus);
     let idle = facts.into_iter().flat_map(|facts| &facts.instances).filter(|(instance, fact)| {
@@ -241,6 +254,7 @@ fn room(host: &HostId, seen: &HostView, before: &View, after: &View, interval: D
             && !before.is_claimed(**instance)
             && !after.is_claimed(**instance)
     });
+    let (members, traffic) = members_and_traffic(after, host, facts, interval);
     let row = HostRow {
         host: host.clone(),
         state,
@@ -253,8 +267,8 @@ fn room(host: &HostId, seen: &HostView, before: &View, after: &View, interval: D
         free_memory: capacity.memory.saturating_sub(MiB(will_be.memory + will_be.spare_memory)),
         load_permille: facts.map_or(0, |facts| facts.load_milli / capacity.vcpus.0.max(1)),
         idle: BTreeMap::new(),
-        members: member_counts(after, host),
-        traffic: traffic(after, host, facts, interval),
+        members,
+        traffic,
     };
     let most = will_be.memory.max(is.memory);
     Room {
@@ -268,40 +282,37 @@ fn room(host: &HostId, seen: &HostView, before: &View, after: &View, interval: D
     }
 }
 
-fn member_counts(view: &View, host: &HostId) -> MemberCounts {
-    let mut counts = MemberCounts::default();
+/// What the nodes of a host say of it in one walk: how many members of which kind, and what moves.
+fn members_and_traffic(
+    view: &View,
+    host: &HostId,
+    facts: Option<&HostFacts>,
+    interval: Duration,
+) -> (MemberCounts, Traffic) {
+    let (mut counts, mut traffic) = (MemberCounts::default(), Traffic::default());
+    let restoring =
+        |facts: &HostFacts| facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count();
+    traffic.restores = u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX);
     for (node, known) in view.nodes.on_host(host) {
         let record = &known.value;
         let is_primary = record.primary.as_ref().is_some_and(|primary| &primary.host == host);
         let backups = record.backups.iter().filter(|backup| &backup.host == host).count();
         let backups = u32::try_from(backups).unwrap_or(u32::MAX);
-        match node.role() {
-            Role::Display => {
-                counts.display_primaries += u32::from(is_primary);
-                counts.display_backups += backups;
-            }
-            Role::Execution => {
-                counts.execution_primaries += u32::from(is_primary);
-                counts.execution_backups += backups;
-            }
-        }
-    }
-    counts
-}
-
-fn traffic(view: &View, host: &HostId, facts: Option<&HostFacts>, interval: Duration) -> Traffic {
-    let mut traffic = Traffic::default();
-    let restoring =
-        |facts: &HostFacts| facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count();
-    traffic.restores = u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX);
-    for (node, known) in view.nodes.on_host(host) {
-        if let Some(migration) = &known.value.migration {
+        let (primaries, others) = match node.role() {
+            Role::Display => (&mut counts.display_primaries, &mut counts.display_backups),
+            Role::Execution => (&mut counts.execution_primaries, &mut counts.execution_backups),
+        };
+        *primaries += u32::from(is_primary);
+        *others += backups;
+        if let Some(migration) = &record.migration {
             traffic.migrations_in += u32::from(&migration.to == host);
             traffic.migrations_out += u32::from(&migration.from == host);
         }
-        add_checkpoints(&mut traffic, view, (node, known), host, interval);
+        if record.holds_places(node.role()) {
+            add_checkpoints(&mut traffic, view, (node, known), host, interval);
+        }
     }
-    traffic
+    (counts, traffic)
 }
 
 /// Without a history of copies the newest one over one interval is the best figure at hand.

@@ -9,7 +9,7 @@
 use std::ops::Index;
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 
 use super::Versioned;
 use crate::ids::{HostId, InstanceId, NodeId, TerminalId};
@@ -22,8 +22,8 @@ pub type SharedNode = Arc<Versioned<NodeRecord>>;
 #[derive(Debug, Clone, Default)]
 pub struct Nodes {
     records: OrdMap<NodeId, SharedNode>,
-    /// Nodes with a member on a host, or on their way to it.
-    on_host: OrdMap<HostId, OrdSet<NodeId>>,
+    /// Nodes with a member on a host, or on their way to it, with their records: a walk over a host looks nothing up.
+    on_host: OrdMap<HostId, OrdMap<NodeId, SharedNode>>,
     /// Nodes that name an instance as a member, in their order. More than one is a broken SAFE-6.
     naming: OrdMap<InstanceId, Arc<[NodeId]>>,
 }
@@ -87,12 +87,13 @@ impl Nodes {
         let record = record.into();
         if let Some(old) = self.records.get(&node).cloned() {
             if names_the_same(&old.value, &record.value) {
+                self.put_on_hosts(&node, &record);
                 self.records.insert(node, record);
                 return;
             }
             self.unlist(&node, &old.value);
         }
-        self.list(&node, &record.value);
+        self.list(&node, &record);
         self.records.insert(node, record);
     }
 
@@ -117,8 +118,7 @@ impl Nodes {
         &'a self,
         host: &HostId,
     ) -> impl Iterator<Item = (&'a NodeId, &'a SharedNode)> + use<'a> {
-        let nodes = self.on_host.get(host).into_iter().flat_map(|nodes| nodes.iter());
-        nodes.filter_map(|node| self.records.get_key_value(node))
+        self.on_host.get(host).into_iter().flat_map(|nodes| nodes.iter())
     }
 
     /// The nodes that name an instance as a member, in the order of their names.
@@ -144,13 +144,21 @@ impl Nodes {
         super::diff(&self.records, &other.records)
     }
 
-    fn list(&mut self, node: &NodeId, record: &NodeRecord) {
-        for host in hosts(record) {
+    fn put_on_hosts(&mut self, node: &NodeId, record: &SharedNode) {
+        for host in hosts(&record.value) {
             match self.on_host.get_mut(host) {
-                Some(nodes) => drop(nodes.insert(node.clone())),
-                None => drop(self.on_host.insert(host.clone(), OrdSet::unit(node.clone()))),
+                Some(nodes) => drop(nodes.insert(node.clone(), Arc::clone(record))),
+                None => {
+                    let nodes = OrdMap::unit(node.clone(), Arc::clone(record));
+                    self.on_host.insert(host.clone(), nodes);
+                }
             }
         }
+    }
+
+    fn list(&mut self, node: &NodeId, record: &SharedNode) {
+        self.put_on_hosts(node, record);
+        let record = &record.value;
         for instance in record.members().filter_map(|member| member.instance) {
             let known = self.naming(instance);
             if let Err(at) = known.binary_search(node) {
@@ -286,6 +294,9 @@ mod tests {
                 let walked: Vec<&NodeId> =
                     nodes.iter().filter(|(_, known)| known.value.touches(&at)).map(|(node, _)| node).collect();
                 prop_assert_eq!(nodes.on_host(&at).map(|(node, _)| node).collect::<Vec<_>>(), walked);
+                for (node, known) in nodes.on_host(&at) {
+                    prop_assert_eq!(known, &nodes[node]);
+                }
             }
             for number in 0..5_u8 {
                 let instance = InstanceId::from_uuid(uuid::Uuid::from_u128(number.into()));
