@@ -54,9 +54,17 @@ pub struct Done {
 /// See [`Done`].
 #[derive(Debug)]
 enum What {
-    Assigned { node: NodeId, written: Written },
-    Ended { host: HostId, written: Written },
+    Assigned {
+        node: NodeId,
+        written: Written,
+    },
+    Ended {
+        host: HostId,
+        written: Written,
+    },
     Answered(Box<(Reply, Exchange)>),
+    /// Whoever asked ended early.
+    Unanswered(Box<Question>),
 }
 
 /// What came of a write.
@@ -212,7 +220,7 @@ impl Driver {
         let now = now();
         let written = match &done.what {
             What::Assigned { written, .. } | What::Ended { written, .. } => Some(*written),
-            What::Answered(_) => None,
+            What::Answered(_) | What::Unanswered(_) => None,
         };
         match written {
             Some(Written::Refused { deposed: true }) => {
@@ -236,6 +244,7 @@ impl Driver {
                 leading.open.keep(&self.parts.policies, Some(done.term.0), exchange);
                 Input::Reply(reply)
             }
+            What::Unanswered(question) => Input::Reply(Reply::unavailable(*question)),
         };
         let decisions = leading.machine.handle(input, now);
         self.carry_out(decisions);
@@ -284,8 +293,14 @@ impl Driver {
         }
         for question in questions {
             let (parts, deciding, tell) = (Arc::clone(parts), leading.deciding.clone(), tell.clone());
-            tokio::task::spawn_blocking(move || {
-                tell(What::Answered(Box::new(Exchange::put(&parts.policies, deciding, question))));
+            tokio::spawn(async move {
+                match ask(&parts, &deciding, question.clone()).await {
+                    Ok(answered) => tell(What::Answered(Box::new(answered))),
+                    Err(reason) => {
+                        tracing::error!(%reason, "a question was not answered, the built-in rule decides");
+                        tell(What::Unanswered(Box::new(question)));
+                    }
+                }
             });
         }
     }
