@@ -18,13 +18,23 @@ use std::sync::Arc;
 
 use super::Leader;
 use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::{HostFacts, InstanceFact, NodeRecord};
+use crate::records::{CheckpointRecord, HostFacts, InstanceFact, NodeRecord};
 use crate::view::{HostView, SharedNode, View, diff};
 
 /// Whether a host may run anything, and whether it takes work.
 fn standing(seen: &HostView) -> (u64, bool, bool, bool) {
     let session = &seen.session.value;
     (session.number, session.ended.is_some(), seen.current_facts().is_some(), seen.intent.drain)
+}
+
+/// Whether policies are to be told of another traffic: each copy has another size, and rows are not worked out anew for a
+/// difference of less than an eighth.
+fn moves_otherwise(before: Option<&CheckpointRecord>, after: Option<&CheckpointRecord>) -> bool {
+    match (before, after) {
+        (Some(old), Some(new)) => old.hosts != new.hosts || old.bytes.abs_diff(new.bytes) > old.bytes / 8,
+        (None, None) => false,
+        (Some(_), None) | (None, Some(_)) => true,
+    }
 }
 
 impl Leader {
@@ -37,7 +47,11 @@ impl Leader {
         for (node, before, after) in old.nodes.diff(&new.nodes) {
             self.node_changed(node, before, after);
         }
-        for (node, _, after) in diff(&old.checkpoints, &new.checkpoints) {
+        for (node, before, after) in diff(&old.checkpoints, &new.checkpoints) {
+            let (was, is) = (before.map(|known| &known.value), after.map(|known| &known.value));
+            if let Some(known) = new.nodes.get(node).filter(|_| moves_otherwise(was, is)) {
+                self.touch_hosts(&known.value);
+            }
             if self.land(node) {
                 match after {
                     Some(known) => drop(self.view.checkpoints.insert(node.clone(), Arc::clone(known))),
@@ -94,7 +108,7 @@ impl Leader {
         if stands && same_facts {
             return;
         }
-        self.rooms.touch(host);
+        self.rooms.touch_facts(host);
         if !stands {
             let here: BTreeSet<NodeId> = self.nodes_on(host).collect();
             for node in here {

@@ -72,7 +72,8 @@ pub(super) struct Rooms {
     all: Vec<Room>,
     places: BTreeMap<HostId, usize>,
     rows: BTreeMap<Size, Rows>,
-    stale: BTreeSet<HostId>,
+    /// Hosts to be worked out anew, and whether more than what they report has changed.
+    stale: BTreeMap<HostId, bool>,
     /// Hosts that are about to be called lost.
     closed: BTreeSet<HostId>,
     accepting: u32,
@@ -101,7 +102,12 @@ impl Rooms {
 
     /// Something that concerns a host has changed.
     pub(super) fn touch(&mut self, host: &HostId) {
-        self.stale.insert(host.clone());
+        self.stale.insert(host.clone(), true);
+    }
+
+    /// What a host reports has changed, and nothing that its nodes say of it.
+    pub(super) fn touch_facts(&mut self, host: &HostId) {
+        self.stale.entry(host.clone()).or_insert(false);
     }
 
     /// A host takes no new work from now on, or takes it again, whatever the view says.
@@ -139,12 +145,17 @@ impl Rooms {
         interval: Duration,
     ) -> bool {
         let (mut gained, mut new, mut gone) = (false, Vec::new(), BTreeSet::new());
-        for host in std::mem::take(&mut self.stale) {
+        for (host, nodes_too) in std::mem::take(&mut self.stale) {
             let Some(seen) = after.hosts.get(&host) else {
                 gone.insert(host);
                 continue;
             };
-            let mut room = room(&host, seen, (before, after), !differs(&host), interval);
+            let facts = seen.current_facts();
+            let known = match self.get(&host).filter(|_| !nodes_too) {
+                Some(old) => (old.row.members, Traffic { restores: restores(facts), ..old.row.traffic }),
+                None => members_and_traffic(after, &host, facts, interval),
+            };
+            let mut room = room(&host, seen, (before, after), !differs(&host), known);
             room.accepts &= !self.closed.contains(&host);
             match self.place(&host) {
                 Some(at) => gained |= self.replace(at, room),
@@ -231,7 +242,7 @@ fn room(
     seen: &HostView,
     (before, after): (&View, &View),
     same: bool,
-    interval: Duration,
+    (members, traffic): (MemberCounts, Traffic),
 ) -> Room {
     let facts = seen.current_facts();
     let state = match facts {
@@ -254,7 +265,6 @@ fn room(
             && !before.is_claimed(**instance)
             && !after.is_claimed(**instance)
     });
-    let (members, traffic) = members_and_traffic(after, host, facts, interval);
     let row = HostRow {
         host: host.clone(),
         state,
@@ -282,6 +292,12 @@ fn room(
     }
 }
 
+fn restores(facts: Option<&HostFacts>) -> u32 {
+    let restoring =
+        |facts: &HostFacts| facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count();
+    u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX)
+}
+
 /// What the nodes of a host say of it in one walk: how many members of which kind, and what moves.
 fn members_and_traffic(
     view: &View,
@@ -289,10 +305,8 @@ fn members_and_traffic(
     facts: Option<&HostFacts>,
     interval: Duration,
 ) -> (MemberCounts, Traffic) {
-    let (mut counts, mut traffic) = (MemberCounts::default(), Traffic::default());
-    let restoring =
-        |facts: &HostFacts| facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count();
-    traffic.restores = u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX);
+    let mut counts = MemberCounts::default();
+    let mut traffic = Traffic { restores: restores(facts), ..Traffic::default() };
     for (node, known) in view.nodes.on_host(host) {
         let record = &known.value;
         let is_primary = record.primary.as_ref().is_some_and(|primary| &primary.host == host);
