@@ -20,7 +20,7 @@ use understudy_hypervisor::{CapacityError, Template};
 
 use crate::api::{self, ApiState};
 use crate::config::{Config, role_disk_faults, store_file_faults, template_faults};
-use crate::driver::{Driver, Event, Parts, Snapshot};
+use crate::driver::{Driver, Event, Members, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, Directory, GatewayState, Limits};
 use crate::metrics::Metrics;
@@ -76,7 +76,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     watch_load(driver.events());
     watch_role_disks(parts.clone(), driver.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
-    driver.run(stopping).await;
+    let store = Box::pin(needs::lease_store(parts.config.clone(), parts.store.clone()));
+    driver.run(store, stopping).await.map_err(|error| failed("cannot keep a lease", &error))?;
     tracing::info!("agent stops, instances are left as they are");
     Ok(())
 }
@@ -107,6 +108,7 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
         permits,
         policies,
         images: Arc::new(images),
+        members: Members::default(),
         scratch,
         metrics,
         config,

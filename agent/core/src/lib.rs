@@ -15,7 +15,6 @@ pub mod leader;
 pub mod observe;
 pub mod policy;
 pub mod records;
-pub mod session;
 pub mod sets;
 pub mod units;
 pub mod view;

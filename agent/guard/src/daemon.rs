@@ -144,7 +144,7 @@ fn take_over(options: &Options, epoll: &Epoll) -> Result<Primaries, DaemonError>
     Ok(primaries)
 }
 
-fn read_boot_id() -> io::Result<[u64; 2]> {
+pub(crate) fn read_boot_id() -> io::Result<[u64; 2]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
     let half = |range: std::ops::Range<usize>| {

@@ -16,6 +16,7 @@ pub mod daemon;
 mod harden;
 mod log;
 mod notify;
+mod peek;
 mod primaries;
 mod process;
 mod rules;
@@ -25,6 +26,7 @@ mod watchdog;
 pub mod wire;
 
 pub use client::{Client, ClientError};
+pub use peek::{Inherited, inherited};
 pub use wire::{Class, Deadline, Entry, Fired, Refusal, Registration, Status};
 
 /// Where the guard listens unless told otherwise.
@@ -42,4 +44,17 @@ pub fn boottime_ns() -> u64 {
 /// A pidfd for a process, to be registered. Fails with `ESRCH` when there is no such process.
 pub fn pidfd_open(pid: u32) -> std::io::Result<std::os::fd::OwnedFd> {
     sys::pidfd_open(pid)
+}
+
+/// SIGKILL for the process behind a pidfd, and for no other. One that has ended already is no failure. Does not allocate.
+pub fn pidfd_kill(pidfd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+    match sys::pidfd_kill(pidfd) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether the process behind a pidfd has ended.
+pub fn pidfd_is_dead(pidfd: std::os::fd::BorrowedFd<'_>) -> bool {
+    process::is_dead(pidfd)
 }

@@ -7,12 +7,12 @@ use tokio::sync::oneshot;
 use understudy_core::ids::{Epoch, NodeId};
 use understudy_core::leader::Trial;
 use understudy_core::records::{CheckpointId, HostFacts, NodeRecord, WindowsSent};
-use understudy_core::session::SessionEvent;
 use understudy_core::units::{MiB, UnixMillis, Vcpus};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
+use super::LeaseNews;
 use super::inventory::Found;
 use super::jobs::Job;
 use super::lead::Done;
@@ -29,19 +29,22 @@ pub enum Event {
     Changed(Batch),
     /// The hypervisor told something.
     Hypervisor(HypervisorEvent),
-    /// A renewal of the session ended.
-    Session {
-        /// How.
-        outcome: SessionEvent,
-        /// The session's new revision, when it was written.
-        revision: Option<Revision>,
+    /// Something became of this host's lease.
+    Lease(LeaseNews),
+    /// Nothing of an earlier lease runs any more, or that could not be seen to.
+    Cleared {
+        /// What goes on under the next lease.
+        found: Result<Vec<Found>, String>,
+        /// Where the lease waits for it.
+        done: oneshot::Sender<bool>,
     },
-    /// An attempt to open or adopt a session ended.
-    Opened(Box<Opened>),
-    /// The guard acknowledged a deadline, or did not for that reason.
-    Guarded(Result<(), String>),
-    /// Everything of a lost session is stopped.
-    Stopped,
+    /// The instances of a lease that goes on were looked at, or could not be.
+    Recovered {
+        /// The lease's number.
+        number: u64,
+        /// What goes on.
+        found: Result<Vec<Found>, String>,
+    },
     /// A job ended.
     Job {
         /// What it was.
@@ -77,17 +80,6 @@ pub enum Event {
         /// What is wrong, and what to do. Nothing when all is well.
         text: Option<String>,
     },
-}
-
-/// What came of opening a session.
-#[derive(Debug)]
-pub struct Opened {
-    /// How.
-    pub outcome: SessionEvent,
-    /// The session's number and revision, when it is open.
-    pub session: Option<(u64, Revision)>,
-    /// The instances that were found and may go on.
-    pub found: Vec<Found>,
 }
 
 /// How a job ended.

@@ -102,7 +102,7 @@ impl Leading {
 
 impl Driver {
     pub(super) fn lead(&mut self, view: &View, now: Now) {
-        if !self.session.is_open(now.boottime) || !self.may_lead(view) {
+        if !self.lease.is_open(now.boottime) || !self.may_lead(view) {
             return;
         }
         let mine =

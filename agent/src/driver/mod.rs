@@ -9,9 +9,9 @@ mod guests;
 mod inventory;
 mod jobs;
 mod lead;
+mod lease;
 mod mirror;
 mod outcomes;
-mod own_session;
 mod publish;
 mod sets;
 #[cfg(test)]
@@ -25,11 +25,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
+use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, InstanceId, NodeId};
 use understudy_core::leader::Report;
 use understudy_core::records::{Capacity, HostFacts};
-use understudy_core::session::Session;
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::View;
@@ -40,6 +40,7 @@ use understudy_store::{Revision, Store};
 
 pub use event::Event;
 pub use lead::{admission, trial};
+pub use lease::{LeaseNews, Members, OpenStore};
 pub(crate) use sets::waits;
 
 use crate::cluster::Cluster;
@@ -69,6 +70,8 @@ pub struct Parts {
     pub policies: Arc<Policies>,
     /// Checkpoints kept for others.
     pub images: Arc<ImageStore>,
+    /// The processes of this host's members.
+    pub members: Members,
     /// Where images are made before they are sent: a tmpfs.
     pub scratch: PathBuf,
     /// Counters.
@@ -117,10 +120,11 @@ pub struct Driver {
     receiver: mpsc::UnboundedReceiver<Event>,
     cluster: Cluster,
     synced: bool,
-    session: Session,
+    lease: LeaseStatus,
     session_number: u64,
-    session_revision: Option<Revision>,
-    session_busy: bool,
+    clear: Option<lease::Clear>,
+    cleared: Option<Vec<inventory::Found>>,
+    recovery: lease::Recovery,
     adopted: bool,
     local: BTreeMap<InstanceId, Local>,
     leaving: BTreeSet<InstanceId>,
@@ -178,17 +182,17 @@ impl Driver {
         directory: watch::Sender<Directory>,
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
-        let session = Session::new(parts.config.bounds);
         Self {
             parts,
             sender,
             receiver,
             cluster: Cluster::default(),
             synced: false,
-            session,
+            lease: LeaseStatus::default(),
             session_number: 0,
-            session_revision: None,
-            session_busy: false,
+            clear: None,
+            cleared: None,
+            recovery: lease::Recovery::None,
             adopted: false,
             local: BTreeMap::new(),
             leaving: BTreeSet::new(),
@@ -227,7 +231,11 @@ impl Driver {
     }
 
     /// Runs until `stop` says so. Instances are left as they are; a successor finds them.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    ///
+    /// # Errors
+    /// When the kernel gives no thread for the lease.
+    pub async fn run(mut self, store: OpenStore, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
+        let lease = self.keep_lease(store)?;
         mirror::start(self.parts.clone(), self.sender.clone());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
@@ -245,7 +253,9 @@ impl Driver {
             }
             self.advance();
         }
+        drop(lease);
         self.resign().await;
+        Ok(())
     }
 
     fn listen_to_hypervisor(&self) {
@@ -275,10 +285,9 @@ impl Driver {
                 self.mirror_changed(&faults);
             }
             Event::Hypervisor(event) => self.hypervisor_event(event),
-            Event::Session { outcome, revision } => self.session_event(outcome, revision),
-            Event::Opened(opened) => self.session_opened(*opened),
-            Event::Guarded(answer) => self.guard_answered(answer),
-            Event::Stopped => self.session_busy = false,
+            Event::Lease(news) => self.lease_news(news),
+            Event::Cleared { found, done } => self.host_cleared(found, done),
+            Event::Recovered { number, found } => self.recovered(number, found),
             Event::Job { job, outcome } => self.finish(*job, outcome),
             Event::Bid(bid) => self.bid_ended(bid),
             Event::Led(done) => self.done(*done),
@@ -317,7 +326,7 @@ impl Driver {
     /// Lets core decide what follows from the state, and has it done.
     fn advance(&mut self) {
         let now = now();
-        self.advance_session(now.boottime);
+        self.advance_lease(now.boottime);
         if self.synced {
             let view = self.cluster.view().clone();
             self.tell_keeper(&view);

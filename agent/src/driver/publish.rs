@@ -89,12 +89,12 @@ impl Driver {
 
     pub(super) fn publish_state(&self, view: View, now: Boottime) {
         // Pages leave a gateway whose host is cut off: what it knows may be old.
-        let shown = if self.session.is_open(now) { directory(&view) } else { Directory::default() };
+        let shown = if self.lease.is_open(now) { directory(&view) } else { Directory::default() };
         for refused in Directory::publish(&self.directory, shown) {
             tracing::warn!(terminal = %refused.terminal, stands = %refused.stands, offered = %refused.offered, "an older display epoch was refused");
         }
         let remaining =
-            self.session.deadline().filter(|_| self.session.is_open(now)).map(|deadline| deadline.since(now));
+            self.lease.until.filter(|_| self.lease.is_open(now)).map(|deadline| deadline.since(now));
         self.parts.metrics.cluster_seen(
             &view,
             self.leading.as_ref().map_or(&Report::default(), |leading| leading.report()),

@@ -14,11 +14,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::Local;
+use understudy_core::host::lease::LeaseStatus;
 use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{
     Capacity, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
 };
-use understudy_core::session::SessionEvent;
 use understudy_core::units::{MiB, Vcpus};
 use understudy_core::view::View;
 use understudy_hypervisor::fake::{FakeHypervisor, Site};
@@ -93,6 +93,7 @@ impl Rig {
             permits: Permits::open(&home.path().join("permits")).unwrap(),
             policies: Arc::new(Policies::open(&config, &metrics)),
             images: Arc::new(ImageStore::open(&home.path().join("checkpoints")).unwrap()),
+            members: Default::default(),
             scratch: home.path().to_owned(),
             metrics,
             config,
@@ -102,9 +103,7 @@ impl Rig {
             (watch::Sender::new(Directory::default()), watch::Sender::new(Arc::new(Snapshot::default())));
         let mut driver =
             Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), directory, snapshots);
-        for event in [SessionEvent::Tick, SessionEvent::Written, SessionEvent::GuardAcknowledged] {
-            driver.session.step(event, now().boottime);
-        }
+        driver.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
         (driver.session_number, driver.adopted) = (1, true);
         // No idle instance is made unless a test asks for it.
         driver.filling = true;

@@ -38,7 +38,7 @@ impl Driver {
         let me = &self.parts.config.host;
         let situation = Situation {
             me,
-            session: self.session.is_open(now.boottime).then_some(self.session_number),
+            session: self.lease.is_open(now.boottime).then_some(self.session_number),
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
             nodes: &view.nodes,
             hosts: &view.hosts,

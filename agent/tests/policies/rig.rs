@@ -107,6 +107,7 @@ impl Agent {
             permits: Permits::open(&home.join("run/permits")).unwrap(),
             policies: Arc::new(Policies::open(&config, &metrics)),
             images: Arc::new(ImageStore::open(&home.join("state/checkpoints")).unwrap()),
+            members: Default::default(),
             scratch: home.join("run"),
             metrics,
             config,
@@ -124,7 +125,11 @@ impl Agent {
         tokio::spawn(async move { axum::serve(socket, operators).await });
         tokio::spawn(async move { axum::serve(listener, api::local(state)).await });
         let (stop, stopping) = watch::channel(false);
-        let running = Some(tokio::spawn(driver.run(stopping)));
+        let lease_store: Arc<dyn understudy_store::Store> = Arc::new(store.another());
+        let running = Some(tokio::spawn(async move {
+            let store: understudy::driver::OpenStore = Box::pin(std::future::ready(lease_store));
+            driver.run(store, stopping).await.unwrap();
+        }));
         Self { folder: home.join("policies"), parts, snapshots, stop, running, home }
     }
 

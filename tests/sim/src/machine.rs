@@ -59,12 +59,12 @@ pub(crate) struct Image {
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     pub(crate) deadline: Option<Boottime>,
-    session: u64,
+    pub(crate) session: u64,
     held: BTreeMap<InstanceId, (u64, Epoch)>,
 }
 
 impl Guard {
-    pub(crate) fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+    fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
         let backwards = session < self.session
             || (session == self.session && self.deadline.is_some_and(|known| deadline < known));
         if backwards || deadline <= now {
@@ -204,6 +204,10 @@ impl Machine {
 
     pub(crate) fn wall(&self, now: u64) -> UnixMillis {
         UnixMillis(1_700_000_000_000 + now + self.wall_skew)
+    }
+
+    pub(crate) fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+        self.guard.confirm(deadline, session, now)
     }
 
     pub(crate) fn kill_registered(&mut self) {

@@ -229,7 +229,7 @@ impl World {
         let machine = self.machine(host);
         if machine.runs() && machine.agent.is_none() && machine.agent_back <= now {
             let incarnation = machine.incarnation + 1;
-            let agent = Agent::new(self, incarnation);
+            let agent = Agent::new(self, host, incarnation);
             let machine = self.machine_mut(host);
             machine.incarnation = incarnation;
             machine.agent = Some(agent);

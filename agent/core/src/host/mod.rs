@@ -6,6 +6,8 @@
 //! Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
 
 mod images;
+pub mod lease;
+pub mod opening;
 mod pool;
 mod tend;
 #[cfg(test)]

@@ -22,9 +22,11 @@ use understudy_guard::{Class, Client, Registration};
 use understudy_hypervisor::{Note, process};
 
 use super::event::{Event, Outcome};
-use super::own_session::GUARD_PATIENCE;
 use super::{Parts, Snapshot};
 use crate::exit::chain;
+
+/// How long the guard may take to answer; it is a local process that does nothing else.
+pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// One action, with what the driver knew when it started it.
 #[derive(Debug)]
@@ -143,6 +145,9 @@ fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(
     let pid = u32::try_from(pid.0).map_err(|error| told("impossible process id", &error))?;
     let pidfd =
         understudy_guard::pidfd_open(pid).map_err(|error| told("cannot watch the process", &error))?;
+    // Held before it may run: what is not held is not killed when the lease is lost.
+    let held = pidfd.try_clone().map_err(|error| told("cannot hold the process", &error))?;
+    parts.members.hold(instance, held);
     let registration = Registration {
         uuid: *instance.uuid().as_bytes(),
         epoch: epoch.0,

@@ -54,7 +54,7 @@ impl Agent {
         let images: BTreeSet<NodeId> = world.machine(me).images.keys().cloned().collect();
         let situation = Situation {
             me,
-            session: self.session.is_open(clock).then_some(self.number),
+            session: self.lease.status().is_open(clock).then_some(self.number),
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
             nodes: &view.nodes,
             hosts: &view.hosts,

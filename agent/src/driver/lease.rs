@@ -1,0 +1,199 @@
+//! Owns what the driver does about its host's lease: it clears the host before the next one, recovers what goes on, and
+//! tells people.
+//!
+//! Promises: while a lease goes on nothing waits for libvirt: what runs is recovered once it can be looked at. Must not
+//! do: renew, confirm or end a lease (its own thread does, by core's word).
+
+mod guard;
+mod members;
+mod opening;
+mod runner;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use understudy_core::host::lease::Loss;
+use understudy_core::host::opening::Identity;
+use understudy_core::ids::InstanceId;
+use understudy_core::units::Boottime;
+use uuid::Uuid;
+
+pub use members::Members;
+pub use runner::{LeaseNews, OpenStore};
+
+use super::event::Event;
+use super::inventory::{self, Found};
+use super::{Driver, now};
+use crate::exit::chain;
+use crate::needs;
+use runner::{Keeping, LeaseThread};
+
+/// What a condition about the guard goes under.
+const GUARD: &str = "guard";
+/// What a condition about the lease's renewals goes under.
+const LEASE: &str = "lease";
+/// Before this host's instances are looked at again, where they could not be.
+const RECOVER_AGAIN: Duration = Duration::from_secs(1);
+
+/// Before the next lease: what runs of an earlier one is destroyed.
+#[derive(Debug)]
+pub(super) struct Clear {
+    previous: Option<u64>,
+    done: oneshot::Sender<bool>,
+}
+
+/// Where the recovery of a lease that goes on stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recovery {
+    /// There is nothing to recover, or it is done.
+    None,
+    /// To be begun from then on.
+    Due(Boottime),
+    /// The host's instances are being looked at.
+    Running,
+}
+
+impl Driver {
+    /// Starts the lease's own thread. What an earlier agent's members are is known from the guard's table, also where
+    /// neither guard nor libvirt answers.
+    pub(super) fn keep_lease(&self, store: OpenStore) -> std::io::Result<LeaseThread> {
+        let config = &self.parts.config;
+        let inherited = understudy_guard::inherited(&config.guard_table()).unwrap_or_else(|error| {
+            tracing::error!(%error, table = %config.guard_table().display(), "cannot read what the guard has acknowledged");
+            understudy_guard::Inherited::default()
+        });
+        for (uuid, pidfd) in inherited.members {
+            self.parts.members.hold(InstanceId::from_uuid(Uuid::from_bytes(uuid)), pidfd);
+        }
+        let inherited = inherited.deadline.map(|deadline| (deadline.session, Boottime(deadline.boottime_ns)));
+        let keeping = Keeping {
+            host: config.host.clone(),
+            identity: Identity { boot: self.parts.boot.clone() },
+            bounds: config.bounds,
+            inherited,
+            members: self.parts.members.clone(),
+            guard: Box::new(guard::Reconnecting::new(config.guard_socket.clone())),
+            events: self.sender.clone(),
+        };
+        LeaseThread::start(keeping, store)
+    }
+
+    pub(super) fn lease_news(&mut self, news: LeaseNews) {
+        match news {
+            LeaseNews::Status(status) => self.lease = status,
+            LeaseNews::Opened { number, resumed } => self.lease_opened(number, resumed),
+            LeaseNews::Clear { previous, done } => self.clear = Some(Clear { previous, done }),
+            LeaseNews::Lost(loss, killed) => self.lease_lost(loss, killed),
+            LeaseNews::Guard(None) => self.content(GUARD),
+            LeaseNews::Guard(Some(why)) => {
+                let text = format!(
+                    "understudy-guard did not acknowledge the deadline, nothing may start here: see systemctl status \
+                     understudy-guard: {why}"
+                );
+                self.complain(GUARD, text);
+            }
+            LeaseNews::Store(true) => self.content(LEASE),
+            LeaseNews::Store(false) => {
+                let remaining = self.lease.until.map(|deadline| deadline.since(now().boottime));
+                tracing::warn!(?remaining, "the lease could not be renewed");
+                let text = needs::store_silent(&self.parts.config);
+                self.complain(LEASE, format!("{text}; instances end when the lease does"));
+            }
+        }
+    }
+
+    fn lease_opened(&mut self, number: u64, resumed: bool) {
+        tracing::info!(lease = number, resumed, "lease opened");
+        self.session_number = number;
+        self.adopted = false;
+        if resumed {
+            self.recovery = Recovery::Due(now().boottime);
+        } else if let Some(found) = self.cleared.take() {
+            self.adopt(found);
+        }
+    }
+
+    /// What this host ran under the lost lease may already run elsewhere. Its processes were killed; what libvirt still
+    /// has of them is destroyed before the next lease.
+    fn lease_lost(&mut self, loss: Loss, killed: usize) {
+        let why = match loss {
+            Loss::Deadline => "it was not renewed and acknowledged in time",
+            Loss::Store => "the store holds another lease, or its end",
+            Loss::Guard => "the guard holds that it is over",
+        };
+        tracing::error!(
+            lease = self.session_number,
+            killed,
+            why,
+            "the lease is lost: every member was killed"
+        );
+        self.local.retain(|_, local| local.fact.node.is_none());
+        self.busy.clear();
+        self.adopted = false;
+        self.recovery = Recovery::None;
+    }
+
+    /// Begins what waited for the store to be read.
+    pub(super) fn advance_lease(&mut self, now: Boottime) {
+        if !self.synced {
+            return;
+        }
+        if let Some(clear) = self.clear.take() {
+            self.clear_host(clear);
+        }
+        if matches!(self.recovery, Recovery::Due(at) if at <= now) {
+            self.recovery = Recovery::Running;
+            self.recover();
+        }
+    }
+
+    fn clear_host(&mut self, Clear { previous, done }: Clear) {
+        let (parts, sender, passing) = (self.parts.clone(), self.sender.clone(), self.passing());
+        let reported = self.cluster.facts(&parts.config.host).cloned();
+        let reported = reported.filter(|facts| Some(facts.session) == previous);
+        tokio::task::spawn_blocking(move || {
+            let found = inventory::take(&parts, reported.as_ref(), &passing, false);
+            let found = found.map_err(|error| chain(&error));
+            let _ = sender.send(Event::Cleared { found, done });
+        });
+    }
+
+    pub(super) fn host_cleared(&mut self, found: Result<Vec<Found>, String>, done: oneshot::Sender<bool>) {
+        let cleared = found.is_ok();
+        match found {
+            Ok(found) => self.cleared = Some(found),
+            Err(error) => tracing::warn!(%error, "cannot see to it that nothing of an earlier lease runs"),
+        }
+        let _ = done.send(cleared);
+    }
+
+    fn recover(&self) {
+        let (parts, sender, passing) = (self.parts.clone(), self.sender.clone(), self.passing());
+        let number = self.session_number;
+        let reported = self.cluster.facts(&parts.config.host).cloned();
+        let reported = reported.filter(|facts| facts.session == number);
+        tokio::task::spawn_blocking(move || {
+            let found = inventory::take(&parts, reported.as_ref(), &passing, true);
+            let found = found.map_err(|error| chain(&error));
+            let _ = sender.send(Event::Recovered { number, found });
+        });
+    }
+
+    pub(super) fn recovered(&mut self, number: u64, found: Result<Vec<Found>, String>) {
+        if self.recovery != Recovery::Running || number != self.session_number {
+            return;
+        }
+        match found {
+            Ok(found) => {
+                self.recovery = Recovery::None;
+                self.adopt(found);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot look at this host's instances, they run on");
+                self.recovery = Recovery::Due(now().boottime + RECOVER_AGAIN);
+            }
+        }
+    }
+}
