@@ -354,7 +354,7 @@ impl Daemon {
         }
     }
 
-    fn set_deadline(&self, deadline: Deadline, now_ns: u64) -> Result<(), Refusal> {
+    fn set_deadline(&mut self, deadline: Deadline, now_ns: u64) -> Result<(), Refusal> {
         self.primaries.set_deadline(deadline, now_ns).inspect_err(|refusal| {
             warning!("deadline refused session={} reason={refusal}", deadline.session);
         })?;

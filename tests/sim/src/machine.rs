@@ -65,8 +65,9 @@ pub(crate) struct Guard {
 
 impl Guard {
     fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+        let over = self.expired(now);
         let backwards = session < self.session
-            || (session == self.session && self.deadline.is_some_and(|known| deadline < known));
+            || (session == self.session && (over || self.deadline.is_some_and(|known| deadline < known)));
         if backwards || deadline <= now {
             return false;
         }
@@ -206,7 +207,11 @@ impl Machine {
         UnixMillis(1_700_000_000_000 + now + self.wall_skew)
     }
 
+    /// The first deadline of a newer session closes the one before.
     pub(crate) fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+        if session > self.guard.session {
+            self.kill_registered();
+        }
         self.guard.confirm(deadline, session, now)
     }
 
