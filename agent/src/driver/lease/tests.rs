@@ -249,3 +249,43 @@ async fn an_agent_that_is_restarted_goes_on_with_the_lease_that_its_guard_holds(
     second.until("it goes on", |news| matches!(news, LeaseNews::Opened { number: 1, resumed: true })).await;
     second.until("it is renewed", |_| guard.acknowledged().unwrap().boottime_ns > held.boottime_ns).await;
 }
+
+/// S9: strangers' requests fill the agent's pool of blocking threads. Whatever keeps the lease alive has its own.
+#[test]
+fn a_lease_is_kept_while_every_blocking_thread_of_the_agent_is_taken() {
+    const POOL: usize = 4;
+    let agent = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(POOL)
+        .enable_all()
+        .build()
+        .unwrap();
+    let home = tempfile::tempdir().unwrap();
+    agent.block_on(async {
+        // An embedded store does its work on the blocking threads of whoever asks it.
+        let limits = understudy_store::EmbeddedLimits::default();
+        let store = understudy_store::Embedded::open(home.path().join("store"), limits).await.unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        for _ in 0..POOL * 150 {
+            let held = held.clone();
+            // Each stands still until the end of the test, as a stalled upload does.
+            tokio::task::spawn_blocking(move || held.lock().unwrap().recv().is_err());
+        }
+        let mut rig = Rig::start(store.clone(), FakeGuard::default(), None);
+        rig.opened().await;
+        let first = rig.guard.acknowledged().unwrap().boottime_ns;
+        // Three ttls of the fast profile.
+        let long = first + 3 * 1_500_000_000;
+        let guard = rig.guard.clone();
+        let renewed = |news: &LeaseNews| {
+            assert!(!matches!(news, LeaseNews::Lost(..)), "the lease was lost: {news:?}");
+            guard.acknowledged().unwrap().boottime_ns > long
+        };
+        rig.until("renewals go on", renewed).await;
+        let asked = tokio::time::timeout(Duration::from_millis(50), store.get("any")).await;
+        assert!(asked.is_err(), "the agent's own pool was not full: this test shows nothing");
+        drop(release);
+    });
+}
