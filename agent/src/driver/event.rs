@@ -13,9 +13,9 @@ use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
 use super::LeaseNews;
-use super::inventory::Found;
 use super::jobs::Job;
 use super::lead::Done;
+use super::recovery::Recovered;
 use crate::policies::Told;
 
 /// Something happened.
@@ -34,7 +34,7 @@ pub enum Event {
     /// Nothing of an earlier lease runs any more, or that could not be seen to.
     Cleared {
         /// What goes on under the next lease.
-        found: Result<Vec<Found>, String>,
+        found: Result<Vec<Recovered>, String>,
         /// Where the lease waits for it.
         done: oneshot::Sender<bool>,
     },
@@ -43,7 +43,7 @@ pub enum Event {
         /// The lease's number.
         number: u64,
         /// What goes on.
-        found: Result<Vec<Found>, String>,
+        found: Result<Vec<Recovered>, String>,
     },
     /// A job ended.
     Job {

@@ -24,7 +24,7 @@ pub use members::Members;
 pub use runner::{LeaseNews, OpenStore};
 
 use super::event::Event;
-use super::inventory::{self, Found};
+use super::recovery::{self, Recovered};
 use super::{Driver, now};
 use crate::exit::chain;
 use crate::needs;
@@ -150,17 +150,19 @@ impl Driver {
     }
 
     fn clear_host(&mut self, Clear { previous, done }: Clear) {
-        let (parts, sender, passing) = (self.parts.clone(), self.sender.clone(), self.passing());
-        let reported = self.cluster.facts(&parts.config.host).cloned();
-        let reported = reported.filter(|facts| Some(facts.session) == previous);
+        let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        let records = self.records_before(previous);
         tokio::task::spawn_blocking(move || {
-            let found = inventory::take(&parts, reported.as_ref(), &passing, false);
-            let found = found.map_err(|error| chain(&error));
+            let found = recovery::recover(&parts, &records).map_err(|error| chain(&error));
             let _ = sender.send(Event::Cleared { found, done });
         });
     }
 
-    pub(super) fn host_cleared(&mut self, found: Result<Vec<Found>, String>, done: oneshot::Sender<bool>) {
+    pub(super) fn host_cleared(
+        &mut self,
+        found: Result<Vec<Recovered>, String>,
+        done: oneshot::Sender<bool>,
+    ) {
         let cleared = found.is_ok();
         match found {
             Ok(found) => self.cleared = Some(found),
@@ -170,18 +172,15 @@ impl Driver {
     }
 
     fn recover(&self) {
-        let (parts, sender, passing) = (self.parts.clone(), self.sender.clone(), self.passing());
-        let number = self.session_number;
-        let reported = self.cluster.facts(&parts.config.host).cloned();
-        let reported = reported.filter(|facts| facts.session == number);
+        let (parts, sender, number) = (self.parts.clone(), self.sender.clone(), self.session_number);
+        let records = self.records_of(number);
         tokio::task::spawn_blocking(move || {
-            let found = inventory::take(&parts, reported.as_ref(), &passing, true);
-            let found = found.map_err(|error| chain(&error));
+            let found = recovery::recover(&parts, &records).map_err(|error| chain(&error));
             let _ = sender.send(Event::Recovered { number, found });
         });
     }
 
-    pub(super) fn recovered(&mut self, number: u64, found: Result<Vec<Found>, String>) {
+    pub(super) fn recovered(&mut self, number: u64, found: Result<Vec<Recovered>, String>) {
         if self.recovery != Recovery::Running || number != self.session_number {
             return;
         }

@@ -6,13 +6,13 @@
 mod ending;
 mod event;
 mod guests;
-mod inventory;
 mod jobs;
 mod lead;
 mod lease;
 mod mirror;
 mod outcomes;
 mod publish;
+mod recovery;
 mod sets;
 #[cfg(test)]
 mod tests;
@@ -123,7 +123,7 @@ pub struct Driver {
     lease: LeaseStatus,
     session_number: u64,
     clear: Option<lease::Clear>,
-    cleared: Option<Vec<inventory::Found>>,
+    cleared: Option<Vec<recovery::Recovered>>,
     recovery: lease::Recovery,
     adopted: bool,
     local: BTreeMap<InstanceId, Local>,

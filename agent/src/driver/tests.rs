@@ -4,6 +4,7 @@
 mod ending;
 mod guests;
 mod leaving;
+mod recovery;
 mod unreadable;
 
 use std::collections::BTreeSet;

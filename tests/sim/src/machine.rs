@@ -102,6 +102,11 @@ impl Guard {
         self.held.get(&instance).is_some_and(|(known, _)| *known == life)
     }
 
+    /// In which epoch it holds a process.
+    pub(crate) fn epoch_of(&self, instance: InstanceId, life: u64) -> Option<Epoch> {
+        self.held.get(&instance).filter(|(known, _)| *known == life).map(|(_, epoch)| *epoch)
+    }
+
     pub(crate) fn forget_all(&mut self) {
         self.held.clear();
     }

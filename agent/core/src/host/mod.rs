@@ -9,6 +9,7 @@ mod images;
 pub mod lease;
 pub mod opening;
 mod pool;
+pub mod recovery;
 mod tend;
 #[cfg(test)]
 mod tests;

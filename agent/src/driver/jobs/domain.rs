@@ -186,7 +186,7 @@ fn wake(
 }
 
 /// libvirt hears of the agent's channel a moment after the guest went on: until then it refuses to ask.
-fn set_clock(parts: &Parts, instance: InstanceId) -> Result<(), GuestError> {
+pub(in crate::driver) fn set_clock(parts: &Parts, instance: InstanceId) -> Result<(), GuestError> {
     let until = Instant::now() + CLOCK;
     loop {
         match parts.hypervisor.guest_set_time(instance) {

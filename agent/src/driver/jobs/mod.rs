@@ -24,6 +24,7 @@ use understudy_hypervisor::{Note, process};
 use super::event::{Event, Outcome};
 use super::{Parts, Snapshot};
 use crate::exit::chain;
+pub(super) use domain::set_clock;
 
 /// How long the guard may take to answer; it is a local process that does nothing else.
 pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);

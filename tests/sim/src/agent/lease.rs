@@ -1,20 +1,20 @@
 //! Owns the model of how the daemon does what its lease's state machine asks for, and of the taking of stock when a lease
 //! is opened or goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use understudy_core::death::Death;
 use understudy_core::host::Local;
 use understudy_core::host::lease::{Attempt, LeaseAnswer, LeaseEffect, LeaseInput};
 use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
-use understudy_core::ids::{HostId, InstanceId};
-use understudy_core::records::{HostFacts, Phase, SessionRecord};
-use understudy_core::units::Boottime;
+use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
+use understudy_core::ids::{Epoch, HostId, InstanceId};
+use understudy_core::records::SessionRecord;
+use understudy_core::units::{Boottime, Vcpus};
 use understudy_core::view::Versioned;
 
-use super::{Agent, Tag, arriving, boot_id};
+use super::{Agent, Tag, boot_id};
 use crate::Weakness;
-use crate::machine::Stage;
+use crate::machine::{Domain, Stage};
 use crate::store::{Key, Txn, Value};
 use crate::world::{Answer, Body, World};
 
@@ -202,59 +202,66 @@ impl Agent {
         self.take_lease(world, me, LeaseInput::Answer(attempt, LeaseAnswer::Unavailable));
     }
 
-    /// What goes on; the rest is ended, or else nothing does. What was reported in this session and is gone is known dead.
+    /// What goes on, by core's word; the rest is destroyed, or else nothing goes on.
     fn take_stock(
         &mut self,
         world: &mut World,
         me: &HostId,
         previous: Option<u64>,
-        adopting: bool,
+        resumed: bool,
     ) -> Option<Stock> {
-        let wall = world.machine(me).wall(world.now);
         let mirror = self.mirror.clone().unwrap_or_default();
-        let reported: Option<&HostFacts> = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
-        let fact_of = |instance: &InstanceId| reported.and_then(|facts| facts.instances.get(instance));
-        let arriving = arriving(&mirror, me);
-        let (mut found, mut ends) = (BTreeMap::new(), BTreeSet::new());
-        for (instance, domain) in &world.machine(me).domains {
-            let fact = fact_of(instance);
-            let goes_on = domain.stage == Stage::Running
-                && fact.is_some_and(|fact| match fact.phase {
-                    Phase::Idle => adopting || fact.node.is_none(),
-                    Phase::Ready => adopting,
-                    Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Dead { .. } => false,
-                });
-            match fact {
-                Some(fact) if goes_on => {
-                    found.insert(*instance, Local { fact: fact.clone(), paused: false });
-                }
-                Some(_) | None if adopting && arriving.contains(instance) => {}
-                None if adopting && !mirror.unread.is_empty() => {}
-                Some(_) | None => {
-                    ends.insert(*instance);
-                }
-            }
-        }
-        if world.holds(me) && !ends.is_empty() {
+        let facts = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
+        let nodes = mirror.nodes.iter().map(|(node, known)| (node, &known.value));
+        let number = if resumed { self.number } else { 0 };
+        let machine = world.machine(me);
+        let guarded = machine.domains.iter().filter_map(|(instance, domain)| {
+            Some((*instance, machine.guard.epoch_of(*instance, domain.life)?))
+        });
+        let guarded: BTreeMap<InstanceId, Epoch> = guarded.collect();
+        let found = machine.domains.iter().map(|(instance, domain)| {
+            let epoch = guarded.get(instance).copied().unwrap_or_default();
+            (*instance, discovered(domain, epoch))
+        });
+        let reported = facts.into_iter().flat_map(|facts| facts.instances.keys().copied());
+        let discovery = Discovery {
+            resumed,
+            reported: facts.map_or(Reported::Nothing, Reported::Facts),
+            found: &found.collect(),
+            gone: &reported.filter(|instance| !machine.domains.contains_key(instance)).collect(),
+            guarded: &guarded,
+            names: &names(me, number, nodes, facts),
+            unreadable: !mirror.unread.is_empty(),
+            now: machine.wall(world.now),
+        };
+        let recovery = recover(&discovery);
+        let ends = |outcome: &Recovery| matches!(outcome, Recovery::Destroy { .. });
+        if world.holds(me) && recovery.values().any(ends) {
             return None;
         }
-        world.machine_mut(me).domains.retain(|instance, _| !ends.contains(instance));
-        if let Some(reported) = reported.filter(|_| adopting) {
-            for (instance, fact) in &reported.instances {
-                if !found.contains_key(instance) && !world.machine(me).domains.contains_key(instance) {
-                    let mut fact = fact.clone();
-                    if !fact.phase.is_dead() {
-                        let detail = "found dead when the agent started".to_owned();
-                        fact.phase = Phase::Dead { death: Death::Exited { detail }, at: wall };
+        let mut goes_on = BTreeMap::new();
+        let domains = &mut world.machine_mut(me).domains;
+        for (instance, outcome) in recovery {
+            let local = match outcome {
+                Recovery::GoesOn(local) => Some(local),
+                Recovery::Resume(local) => {
+                    if let Some(domain) = domains.get_mut(&instance) {
+                        domain.stage = Stage::Running;
                     }
-                    found.insert(*instance, Local { fact, paused: false });
+                    Some(local)
                 }
-            }
+                Recovery::Destroy { dead, .. } => {
+                    domains.remove(&instance);
+                    dead.map(|fact| Local { fact: *fact, paused: false })
+                }
+                Recovery::Dead(fact) => Some(Local { fact, paused: false }),
+                Recovery::Leave => None,
+            };
+            goes_on.extend(local.map(|local| (instance, local)));
         }
-        let domains = &world.machine(me).domains;
         let life = |instance: &InstanceId| Some((*instance, domains.get(instance)?.life));
-        let lives = found.keys().filter_map(life).collect();
-        Some((found, lives))
+        let lives = goes_on.keys().filter_map(life).collect();
+        Some((goes_on, lives))
     }
 
     /// A process that has ended since stock was taken is found dead at the next look.
@@ -263,4 +270,12 @@ impl Agent {
         self.adopted = true;
         self.dirty = true;
     }
+}
+
+fn discovered(domain: &Domain, epoch: Epoch) -> Found {
+    let seen = match domain.stage {
+        Stage::Booting { .. } | Stage::Running => Seen::Running,
+        Stage::Paused | Stage::Incoming => Seen::Incoming,
+    };
+    Found { seen, epoch, address: Some([10, 0, 0, 1].into()), memory: domain.memory, vcpus: Vcpus(1) }
 }

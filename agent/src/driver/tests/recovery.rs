@@ -1,0 +1,83 @@
+//! An agent's restart costs no healthy instance (S8): what core decides of it, done over the hypervisor's double.
+
+use understudy_core::ids::Epoch;
+use understudy_core::records::Phase;
+use understudy_hypervisor::{Hypervisor, InstanceState};
+
+use super::super::recovery::{Guarded, Recovered, recover_guarded};
+use super::{Rig, instance, me, node, running};
+use crate::keys::{Key, encode};
+
+/// A primary that runs, guarded in its node's first epoch, and that was reported in this phase.
+fn primary(phase: Phase) -> (Rig, Guarded) {
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, phase, Some(node()));
+    rig.name(one);
+    let facts = rig.driver.facts();
+    rig.write(&Key::Facts(me()), encode(&facts));
+    (rig, [(one, Epoch(1))].into_iter().collect())
+}
+
+fn recover(rig: &Rig, guarded: &Guarded) -> Option<Vec<Recovered>> {
+    recover_guarded(&rig.driver.parts, &rig.driver.records_of(1), guarded).ok()
+}
+
+fn goes_on(found: &[Recovered]) -> bool {
+    found.iter().any(|found| found.instance == instance(1) && found.local.fact.phase == Phase::Ready)
+}
+
+fn runs(rig: &Rig) -> bool {
+    let all = rig.hypervisor.instances().unwrap();
+    all.iter().any(|fact| fact.id == instance(1) && fact.state == InstanceState::Running)
+}
+
+#[tokio::test]
+async fn a_guest_that_stood_still_for_a_checkpoint_when_the_agent_ended_goes_on() {
+    let (rig, guarded) = primary(Phase::Ready);
+    rig.hypervisor.suspend(instance(1)).unwrap();
+    assert!(!runs(&rig));
+    assert!(goes_on(&recover(&rig, &guarded).unwrap()) && runs(&rig));
+}
+
+#[tokio::test]
+async fn while_libvirtd_is_away_nothing_is_destroyed_and_then_all_goes_on() {
+    let (rig, guarded) = primary(Phase::Ready);
+    rig.hypervisor.set_libvirt_up(false);
+    for _ in 0..3 {
+        assert!(recover(&rig, &guarded).is_none());
+    }
+    assert!(running(&rig.hypervisor).contains(&instance(1)));
+    rig.hypervisor.set_libvirt_up(true);
+    assert!(goes_on(&recover(&rig, &guarded).unwrap()) && runs(&rig));
+}
+
+#[tokio::test]
+async fn facts_of_another_version_cost_nothing() {
+    let (mut rig, guarded) = primary(Phase::Ready);
+    rig.write(&Key::Facts(me()), b"{\"newer\": true}".to_vec());
+    assert!(goes_on(&recover(&rig, &guarded).unwrap()) && runs(&rig));
+    // Nor does an idle instance that nobody names.
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, Phase::Idle, None);
+    rig.write(&Key::Facts(me()), b"{\"newer\": true}".to_vec());
+    let found = recover(&rig, &Guarded::new()).unwrap();
+    assert!(found.iter().any(|found| found.local.fact.phase == Phase::Idle) && runs(&rig));
+}
+
+#[tokio::test]
+async fn a_restore_that_was_cut_short_while_the_clock_was_set_goes_on() {
+    let (rig, guarded) = primary(Phase::Restoring);
+    let found = recover(&rig, &guarded).unwrap();
+    assert!(goes_on(&found) && runs(&rig));
+    assert!(found.iter().all(|found| found.set_clock));
+}
+
+#[tokio::test]
+async fn before_the_next_lease_no_member_is_left_and_libvirtd_is_waited_for() {
+    let (rig, guarded) = primary(Phase::Ready);
+    let clear = || recover_guarded(&rig.driver.parts, &rig.driver.records_before(Some(1)), &guarded);
+    rig.hypervisor.set_libvirt_up(false);
+    assert!(clear().is_err(), "what may run cannot be looked at");
+    rig.hypervisor.set_libvirt_up(true);
+    assert!(clear().unwrap().is_empty() && running(&rig.hypervisor).is_empty());
+}
