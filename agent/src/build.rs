@@ -23,6 +23,7 @@ use crate::config::{Config, role_disk_faults, store_file_faults, template_faults
 use crate::driver::{Driver, Event, Members, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, Directory, GatewayState, Limits};
+use crate::machine::machine_id;
 use crate::metrics::Metrics;
 use crate::needs;
 use crate::policies::Policies;
@@ -77,7 +78,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     watch_role_disks(parts.clone(), driver.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
     let store = Box::pin(needs::lease_store(parts.config.clone(), parts.store.clone()));
-    driver.run(store, stopping).await.map_err(|error| failed("cannot keep a lease", &error))?;
+    driver.run(store, stopping).await?;
     tracing::info!("agent stops, instances are left as they are");
     Ok(())
 }
@@ -102,6 +103,7 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
     let store = needs::store(&config).await?;
     Ok(Parts {
         boot,
+        machine: machine_id(Path::new("/")),
         store,
         hypervisor,
         template: Arc::new(template),

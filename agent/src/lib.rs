@@ -10,6 +10,7 @@ pub mod driver;
 pub mod exit;
 pub mod gateway;
 pub mod keys;
+pub mod machine;
 pub mod metrics;
 pub mod needs;
 pub mod peers;

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::death::{Death, Setback};
-use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
+use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, TerminalId};
 use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
 
@@ -244,6 +244,9 @@ pub struct CheckpointRecord {
 pub struct SessionRecord {
     /// The boot that opened it.
     pub boot: BootId,
+    /// The machine that opened it.
+    #[serde(default)]
+    pub machine: MachineId,
     /// Counts the host's sessions.
     pub number: u64,
     /// Counts the renewals.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
-use understudy_core::ids::InstanceId;
+use understudy_core::ids::{BootId, InstanceId, MachineId};
 use understudy_core::units::Boottime;
 use uuid::Uuid;
 
@@ -25,13 +25,15 @@ pub use runner::{LeaseNews, OpenStore};
 
 use super::event::Event;
 use super::recovery::{self, Recovered};
-use super::{Driver, now};
-use crate::exit::chain;
+use super::{Driver, Parts, now};
+use crate::exit::{Exit, Failure, chain};
 use crate::needs;
 use runner::{Keeping, LeaseThread};
 
 /// What a condition about the guard goes under.
 const GUARD: &str = "guard";
+/// What a condition about the host's name goes under.
+const NAME: &str = "name";
 /// What a condition about the lease's renewals goes under.
 const LEASE: &str = "lease";
 /// Before this host's instances are looked at again, where they could not be.
@@ -70,7 +72,7 @@ impl Driver {
         let inherited = inherited.deadline.map(|deadline| (deadline.session, Boottime(deadline.boottime_ns)));
         let keeping = Keeping {
             host: config.host.clone(),
-            identity: Identity { boot: self.parts.boot.clone() },
+            identity: Identity { boot: self.parts.boot.clone(), machine: self.parts.machine.clone() },
             bounds: config.bounds,
             inherited,
             members: self.parts.members.clone(),
@@ -94,6 +96,7 @@ impl Driver {
                 );
                 self.complain(GUARD, text);
             }
+            LeaseNews::Taken { by, boot } => self.name_is_taken(&by, &boot),
             LeaseNews::Store(true) => self.content(LEASE),
             LeaseNews::Store(false) => {
                 let remaining = self.lease.until.map(|deadline| deadline.since(now().boottime));
@@ -104,8 +107,32 @@ impl Driver {
         }
     }
 
+    /// The lease of a machine that is gone for good, as after a reinstallation, is expired by the leader meanwhile; one
+    /// that is not has an owner.
+    fn name_is_taken(&mut self, by: &MachineId, boot: &BootId) {
+        let Parts { config, machine, boot: own, .. } = self.parts.as_ref();
+        let text = format!(
+            "{}: host.name: another machine is '{}': it is {by} (boot {boot}), this one is {machine} (boot {own}): give \
+             one of the two another name; if the other was reinstalled or is gone for good, its lease ends by itself",
+            config.file.display(),
+            config.host
+        );
+        let now = now().boottime;
+        let patience = config.bounds.session_end_after() * 2;
+        let since = *self.taken_since.get_or_insert_with(|| {
+            tracing::error!(error = %text, "this host gets no lease");
+            now
+        });
+        if now.since(since) >= patience {
+            self.ended = Some(Failure::new(Exit::NameTaken, text.clone()));
+        }
+        self.complain(NAME, text);
+    }
+
     fn lease_opened(&mut self, number: u64, resumed: bool) {
         tracing::info!(lease = number, resumed, "lease opened");
+        self.taken_since = None;
+        self.content(NAME);
         self.session_number = number;
         self.adopted = false;
         if resumed {

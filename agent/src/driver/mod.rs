@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Lane, Local};
-use understudy_core::ids::{BootId, InstanceId, NodeId};
+use understudy_core::ids::{BootId, InstanceId, MachineId, NodeId};
 use understudy_core::leader::Report;
 use understudy_core::records::{Capacity, HostFacts};
 use understudy_core::sets::{PolicySets, SetFacts};
@@ -45,6 +45,7 @@ pub(crate) use sets::waits;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::exit::{Exit, Failure, chain};
 use crate::gateway::Directory;
 use crate::metrics::Metrics;
 use crate::policies::{Deciding, Policies, Seen};
@@ -58,6 +59,8 @@ pub struct Parts {
     pub config: Config,
     /// This boot.
     pub boot: BootId,
+    /// This machine.
+    pub machine: MachineId,
     /// The cluster's records.
     pub store: Arc<dyn Store>,
     /// This host's hypervisor.
@@ -125,6 +128,9 @@ pub struct Driver {
     clear: Option<lease::Clear>,
     cleared: Option<Vec<recovery::Recovered>>,
     recovery: lease::Recovery,
+    taken_since: Option<Boottime>,
+    /// Why this agent cannot go on.
+    ended: Option<Failure>,
     adopted: bool,
     local: BTreeMap<InstanceId, Local>,
     leaving: BTreeSet<InstanceId>,
@@ -193,6 +199,8 @@ impl Driver {
             clear: None,
             cleared: None,
             recovery: lease::Recovery::None,
+            taken_since: None,
+            ended: None,
             adopted: false,
             local: BTreeMap::new(),
             leaving: BTreeSet::new(),
@@ -233,9 +241,11 @@ impl Driver {
     /// Runs until `stop` says so. Instances are left as they are; a successor finds them.
     ///
     /// # Errors
-    /// When the kernel gives no thread for the lease.
-    pub async fn run(mut self, store: OpenStore, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
-        let lease = self.keep_lease(store)?;
+    /// When it cannot go on, with what to do.
+    pub async fn run(mut self, store: OpenStore, mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+        let lease = self
+            .keep_lease(store)
+            .map_err(|error| Failure::new(Exit::Failed, format!("cannot keep a lease: {}", chain(&error))))?;
         mirror::start(self.parts.clone(), self.sender.clone());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
@@ -252,10 +262,13 @@ impl Driver {
                 self.take(event);
             }
             self.advance();
+            if self.ended.is_some() {
+                break;
+            }
         }
         drop(lease);
         self.resign().await;
-        Ok(())
+        self.ended.map_or(Ok(()), Err)
     }
 
     fn listen_to_hypervisor(&self) {

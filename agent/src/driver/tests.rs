@@ -88,6 +88,7 @@ impl Rig {
         let metrics = Arc::new(Metrics::new().unwrap());
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),
+            machine: Default::default(),
             store: Arc::new(MemoryStore::default()),
             hypervisor: Arc::new(hypervisor.clone()),
             template: template.clone(),
@@ -109,7 +110,13 @@ impl Rig {
         // No idle instance is made unless a test asks for it.
         driver.filling = true;
         let mut rig = Self { driver, hypervisor, entries: Vec::new(), template, _home: home };
-        let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+        let session = SessionRecord {
+            boot: BootId("boot".to_owned()),
+            machine: Default::default(),
+            number: 1,
+            beat: 1,
+            ended: None,
+        };
         rig.write(&Key::Session(me()), encode(&session));
         rig
     }

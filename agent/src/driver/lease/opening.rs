@@ -44,6 +44,10 @@ pub(super) async fn open(context: &Context) -> Done {
     };
     let (record, acknowledged) = match opening(known.as_ref(), &context.identity, guard, boottime()) {
         Opening::Resume { record, acknowledged } => (record, Some(acknowledged)),
+        Opening::Taken { by, boot } => {
+            let _ = context.events.send(Event::Lease(LeaseNews::Taken { by, boot }));
+            return unavailable();
+        }
         Opening::Next { record, previous } => {
             if !cleared(context, previous).await {
                 return unavailable();

@@ -20,7 +20,7 @@ use understudy_core::host::lease::{
     Attempt, HostLease, LeaseAnswer, LeaseEffect, LeaseInput, LeaseStatus, Loss,
 };
 use understudy_core::host::opening::Identity;
-use understudy_core::ids::HostId;
+use understudy_core::ids::{BootId, HostId, MachineId};
 use understudy_core::records::SessionRecord;
 use understudy_core::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Refusal};
@@ -61,6 +61,13 @@ pub enum LeaseNews {
     Guard(Option<String>),
     /// The store does not answer; or does again.
     Store(bool),
+    /// Another machine holds the lease of this host's name.
+    Taken {
+        /// That machine.
+        by: MachineId,
+        /// Its boot.
+        boot: BootId,
+    },
 }
 
 /// What a lease is kept with.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use understudy_core::bounds::Profile;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
-use understudy_core::ids::{BootId, HostId, InstanceId};
+use understudy_core::ids::{BootId, HostId, InstanceId, MachineId};
 use understudy_core::records::SessionRecord;
 use understudy_core::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Status, pidfd_open};
@@ -122,11 +122,23 @@ struct Rig {
 impl Rig {
     /// A lease of the fast profile, whose host is always clear.
     fn start(store: Arc<dyn Store>, guard: FakeGuard, inherited: Option<(u64, Boottime)>) -> Self {
+        Self::on("one", store, guard, inherited)
+    }
+
+    fn on(
+        machine: &str,
+        store: Arc<dyn Store>,
+        guard: FakeGuard,
+        inherited: Option<(u64, Boottime)>,
+    ) -> Self {
         let (events, news) = unbounded_channel();
         let members = Members::default();
         let keeping = Keeping {
             host: me(),
-            identity: Identity { boot: BootId("boot".to_owned()) },
+            identity: Identity {
+                boot: BootId(format!("boot of {machine}")),
+                machine: MachineId(machine.to_owned()),
+            },
             bounds: Profile::Fast.bounds(),
             inherited,
             members: members.clone(),
@@ -288,4 +300,33 @@ fn a_lease_is_kept_while_every_blocking_thread_of_the_agent_is_taken() {
         assert!(asked.is_err(), "the agent's own pool was not full: this test shows nothing");
         drop(release);
     });
+}
+
+/// S10: a clone with the same name.
+#[tokio::test]
+async fn a_second_machine_of_the_same_name_gets_no_lease_until_the_first_ones_is_expired() {
+    let store = memory();
+    let mut first = Rig::start(store.clone(), FakeGuard::default(), None);
+    first.opened().await;
+    let mut second = Rig::on("two", store.clone(), FakeGuard::default(), None);
+    let taken = |news: &LeaseNews| matches!(news, LeaseNews::Taken { by, boot } if by.0 == "one" && boot.0 == "boot of one");
+    second.until("it is refused", taken).await;
+    let beat = first.record().await.beat;
+    second.until("it is refused again", taken).await;
+    second.until("it is refused again", taken).await;
+    second.until("it is refused again", taken).await;
+    let record = first.record().await;
+    assert!(record.machine.0 == "one" && record.beat > beat, "the first keeps it: {record:?}");
+    drop(first);
+    // The leader expires it.
+    let now = understudy_core::units::UnixMillis(1);
+    let end =
+        understudy_core::records::SessionEnd { reason: "silent".to_owned(), silent_since: now, at: now };
+    let key = Key::Session(me()).to_string();
+    let ended = SessionRecord { ended: Some(end), ..record };
+    let txn = understudy_store::Txn::new().put(&key, crate::keys::encode(&ended));
+    assert!(store.commit(&txn).await.is_ok());
+    let opened = |news: &LeaseNews| matches!(news, LeaseNews::Opened { number: 2, resumed: false });
+    second.until("the name is free", opened).await;
+    assert_eq!(second.record().await.machine.0, "two");
 }

@@ -11,7 +11,13 @@ use crate::keys::{Key, encode};
 /// alice's display leaves for `host2`.
 fn leaves(rig: &mut Rig, abandoned: bool) {
     let to: HostId = "host2".parse().unwrap();
-    let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+    let session = SessionRecord {
+        boot: BootId("boot".to_owned()),
+        machine: Default::default(),
+        number: 1,
+        beat: 1,
+        ended: None,
+    };
     let facts = HostFacts { session: 1, instances: Default::default(), ..rig.driver.facts() };
     rig.write(&Key::Session(to.clone()), encode(&session));
     rig.write(&Key::Facts(to.clone()), encode(&facts));

@@ -78,6 +78,7 @@ async fn images_of_a_node_are_kept_while_its_checkpoints_record_cannot_be_read()
 fn view() -> View {
     let session = SessionRecord {
         boot: understudy_core::ids::BootId("boot".to_owned()),
+        machine: Default::default(),
         number: 1,
         beat: 1,
         ended: None,

@@ -68,7 +68,8 @@ impl Agent {
     }
 
     fn lease_record(&self, world: &World, me: &HostId) -> SessionRecord {
-        SessionRecord { boot: boot_id(world, me), number: self.number, beat: self.beat, ended: None }
+        let (boot, machine) = (boot_id(world, me), Default::default());
+        SessionRecord { boot, machine, number: self.number, beat: self.beat, ended: None }
     }
 
     fn ask_guard(&self, world: &mut World, me: &HostId, deadline: Boottime) -> LeaseAnswer {
@@ -176,11 +177,12 @@ impl Agent {
         let (clock, deaf) = (machine.boottime(world.now), world.now < machine.guard_deaf_until);
         let guard =
             machine.guard.deadline.map(|deadline| GuardHolds { number: machine.guard.session, deadline });
-        let own = Identity { boot: boot_id(world, me) };
+        let own = Identity { boot: boot_id(world, me), machine: Default::default() };
         self.forget_work(world);
         self.revision = revision;
         let (record, acknowledged) = match opening(known.as_ref(), &own, guard, clock) {
             _ if deaf => return self.lease_is_unavailable(world, me, attempt),
+            Opening::Taken { .. } => return self.lease_is_unavailable(world, me, attempt),
             Opening::Resume { record, acknowledged } => (record, Some(acknowledged)),
             // What may go on is told by the store.
             Opening::Next { .. } if self.mirror.is_none() => {
