@@ -150,6 +150,7 @@ impl Cluster {
             load_milli: 0,
             instances: BTreeMap::new(),
             complaints: Vec::new(),
+            unable: Default::default(),
             policies: Default::default(),
             version: String::new(),
         };

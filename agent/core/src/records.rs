@@ -3,7 +3,7 @@
 //! Promises: every record reads back as it was written; an unknown field is an error, so that an older agent
 //! never drops what a newer one wrote. Must not do: decide anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -383,11 +383,33 @@ pub struct HostFacts {
     pub instances: BTreeMap<InstanceId, InstanceFact>,
     /// What is wrong with this host that an operator should know, for people.
     pub complaints: Vec<String>,
+    /// What of this host cannot do its part at present: it takes no new work meanwhile. `complaints` say what to do.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unable: BTreeSet<Service>,
     /// What it has of the sets of policies.
     #[serde(default)]
     pub policies: SetFacts,
     /// Version of the agent.
     pub version: String,
+}
+
+/// What a host needs so that an instance can come to work on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Service {
+    /// No member may run that the guard has not acknowledged.
+    Guard,
+    /// Instances are made, restored and moved by it.
+    Libvirtd,
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Guard => "guard",
+            Self::Libvirtd => "libvirtd",
+        })
+    }
 }
 
 impl Migration {

@@ -5,6 +5,7 @@
 
 use understudy_core::death::Death;
 use understudy_core::ids::{HostId, InstanceId};
+use understudy_core::records::Service;
 use understudy_hypervisor::{
     CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, ListError, PauseCause, WatchdogAction,
     process,
@@ -33,12 +34,15 @@ impl Driver {
                 self.disk_failed(id, device, paused);
             }
             EventKind::ConnectionLost => {
+                self.unable.insert(Service::Libvirtd);
                 self.complain(
                     "libvirt",
-                    "libvirtd does not answer: see systemctl status libvirtd; instances run on".to_owned(),
+                    "libvirtd does not answer, this host takes no work: see systemctl status libvirtd; instances run on"
+                        .to_owned(),
                 );
             }
             EventKind::ConnectionRegained => {
+                self.unable.remove(&Service::Libvirtd);
                 self.content("libvirt");
                 self.look_at_states();
             }

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
 use understudy_core::ids::{BootId, InstanceId, MachineId};
+use understudy_core::records::Service;
 use understudy_core::units::Boottime;
 use uuid::Uuid;
 
@@ -32,6 +33,8 @@ use runner::{Keeping, LeaseThread};
 
 /// What a condition about the guard goes under.
 const GUARD: &str = "guard";
+/// What a condition about the discovery of instances goes under.
+const RECOVERY: &str = "recovery";
 /// What a condition about the host's name goes under.
 const NAME: &str = "name";
 /// What a condition about the lease's renewals goes under.
@@ -88,12 +91,16 @@ impl Driver {
             LeaseNews::Opened { number, resumed } => self.lease_opened(number, resumed),
             LeaseNews::Clear { previous, done } => self.clear = Some(Clear { previous, done }),
             LeaseNews::Lost(loss, killed) => self.lease_lost(loss, killed),
-            LeaseNews::Guard(None) => self.content(GUARD),
+            LeaseNews::Guard(None) => {
+                self.unable.remove(&Service::Guard);
+                self.content(GUARD);
+            }
             LeaseNews::Guard(Some(why)) => {
                 let text = format!(
-                    "understudy-guard did not acknowledge the deadline, nothing may start here: see systemctl status \
-                     understudy-guard: {why}"
+                    "understudy-guard does not answer, nothing may start here, and members end when the lease does: see \
+                     systemctl status understudy-guard: {why}"
                 );
+                self.unable.insert(Service::Guard);
                 self.complain(GUARD, text);
             }
             LeaseNews::Taken { by, boot } => self.name_is_taken(&by, &boot),
@@ -198,6 +205,13 @@ impl Driver {
         let _ = done.send(cleared);
     }
 
+    /// Whether what an earlier agent reported under the lease that goes on is known, and not looked at yet.
+    pub(super) fn speaks_for_its_predecessor(&self) -> bool {
+        let me = &self.parts.config.host;
+        let reported = self.cluster.facts(me).is_some_and(|facts| facts.session == self.session_number);
+        self.recovery != Recovery::None && reported && !self.cluster.hides_facts(me)
+    }
+
     fn recover(&self) {
         let (parts, sender, number) = (self.parts.clone(), self.sender.clone(), self.session_number);
         let records = self.records_of(number);
@@ -214,10 +228,15 @@ impl Driver {
         match found {
             Ok(found) => {
                 self.recovery = Recovery::None;
+                self.content(RECOVERY);
                 self.adopt(found);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look at this host's instances, they run on");
+                self.complain(
+                    RECOVERY,
+                    format!("this host's instances run on, and cannot be looked at: {error}"),
+                );
                 self.recovery = Recovery::Due(now().boottime + RECOVER_AGAIN);
             }
         }

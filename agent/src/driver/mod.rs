@@ -29,7 +29,7 @@ use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Lane, Local};
 use understudy_core::ids::{BootId, InstanceId, MachineId, NodeId};
 use understudy_core::leader::Report;
-use understudy_core::records::{Capacity, HostFacts};
+use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::View;
@@ -155,6 +155,7 @@ pub struct Driver {
     publishing: bool,
     publish_after: Boottime,
     complaints: BTreeMap<&'static str, String>,
+    unable: BTreeSet<Service>,
     load_milli: u32,
     policy_facts: SetFacts,
     settling: bool,
@@ -222,6 +223,7 @@ impl Driver {
             publishing: false,
             publish_after: Boottime::default(),
             complaints: BTreeMap::new(),
+            unable: BTreeSet::new(),
             load_milli: 0,
             policy_facts: SetFacts::default(),
             settling: false,
@@ -348,6 +350,9 @@ impl Driver {
                 self.publish_facts(now);
                 self.set_aside_what_failed();
                 self.lead(&view, now);
+            } else if self.speaks_for_its_predecessor() {
+                // What an earlier agent reported stands until it can be looked at, but for what cannot do its part.
+                self.publish_facts(now);
             }
             self.publish_state(view, now.boottime);
         } else {

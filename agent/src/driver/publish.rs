@@ -28,7 +28,18 @@ const RETRY: Duration = Duration::from_millis(300);
 const LOAD_STEP: u32 = 250;
 
 impl Driver {
+    /// What this host reports. What runs under a lease that goes on is, until it was looked at, what was reported of it.
     pub(super) fn facts(&self) -> HostFacts {
+        let mut facts = self.own_facts();
+        let reported = self.cluster.facts(&self.parts.config.host);
+        if let Some(reported) = reported.filter(|reported| !self.adopted && reported.session == facts.session)
+        {
+            facts.instances.clone_from(&reported.instances);
+        }
+        facts
+    }
+
+    fn own_facts(&self) -> HostFacts {
         let config = &self.parts.config;
         let last = self.published.as_ref().map_or(0, |facts| facts.load_milli);
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
@@ -47,6 +58,7 @@ impl Driver {
             load_milli,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
+            unable: self.unable.clone(),
             policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

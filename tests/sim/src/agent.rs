@@ -334,6 +334,7 @@ impl Agent {
             load_milli: 0,
             instances: self.local.iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: Vec::new(),
+            unable: Default::default(),
             policies: self.sets.facts.clone(),
             version: String::new(),
         }
