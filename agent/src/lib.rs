@@ -15,4 +15,5 @@ pub mod metrics;
 pub mod needs;
 pub mod peers;
 pub mod policies;
+pub mod tasks;
 pub mod telemetry;

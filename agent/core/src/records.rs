@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::death::{Death, Setback};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, TerminalId};
+pub use crate::service::Service;
 use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
 
@@ -391,25 +392,6 @@ pub struct HostFacts {
     pub policies: SetFacts,
     /// Version of the agent.
     pub version: String,
-}
-
-/// What a host needs so that an instance can come to work on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Service {
-    /// No member may run that the guard has not acknowledged.
-    Guard,
-    /// Instances are made, restored and moved by it.
-    Libvirtd,
-}
-
-impl fmt::Display for Service {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Guard => "guard",
-            Self::Libvirtd => "libvirtd",
-        })
-    }
 }
 
 impl Migration {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use tokio::sync::oneshot;
 use understudy_core::ids::{Epoch, NodeId};
 use understudy_core::leader::Trial;
-use understudy_core::records::{CheckpointId, HostFacts, NodeRecord, WindowsSent};
+use understudy_core::records::{Capacity, CheckpointId, HostFacts, NodeRecord, WindowsSent};
 use understudy_core::units::{MiB, UnixMillis, Vcpus};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
@@ -16,6 +16,7 @@ use super::LeaseNews;
 use super::jobs::Job;
 use super::lead::Done;
 use super::recovery::Recovered;
+use crate::exit::Failure;
 use crate::policies::Told;
 
 /// Something happened.
@@ -71,6 +72,8 @@ pub enum Event {
     Settled(Option<Revision>),
     /// The leadership was given up, as far as the store answered.
     Resigned,
+    /// What this host has for instances, or why it can never have any.
+    Capacity(Result<Capacity, Failure>),
     /// The load of the host's processors, in thousandths of one.
     Load(u32),
     /// Something outside of the driver is wrong, or not any more.

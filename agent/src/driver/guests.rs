@@ -118,7 +118,7 @@ impl Driver {
     /// What stopped while libvirt told nobody is told by its state. libvirt that is down is looked at when it is back.
     pub(super) fn look_at_states(&self) {
         let (hypervisor, sender) = (self.parts.hypervisor.clone(), self.sender.clone());
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("look at states", move || {
             for event in missed(hypervisor.as_ref()) {
                 let _ = sender.send(Event::Hypervisor(event));
             }

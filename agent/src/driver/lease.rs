@@ -81,6 +81,7 @@ impl Driver {
             members: self.parts.members.clone(),
             guard: Box::new(guard::Reconnecting::new(config.guard_socket.clone())),
             events: self.sender.clone(),
+            tasks: self.parts.tasks.clone(),
         };
         LeaseThread::start(keeping, store)
     }
@@ -186,7 +187,7 @@ impl Driver {
     fn clear_host(&mut self, Clear { previous, done }: Clear) {
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         let records = self.records_before(previous);
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("clearing", move || {
             let found = recovery::recover(&parts, &records).map_err(|error| chain(&error));
             let _ = sender.send(Event::Cleared { found, done });
         });
@@ -215,7 +216,7 @@ impl Driver {
     fn recover(&self) {
         let (parts, sender, number) = (self.parts.clone(), self.sender.clone(), self.session_number);
         let records = self.records_of(number);
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("recovery", move || {
             let found = recovery::recover(&parts, &records).map_err(|error| chain(&error));
             let _ = sender.send(Event::Recovered { number, found });
         });

@@ -16,6 +16,7 @@ mod recovery;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::lease::LeaseStatus;
@@ -44,11 +46,14 @@ pub use lease::{LeaseNews, Members, OpenStore};
 pub(crate) use sets::waits;
 
 use crate::cluster::Cluster;
+use watchdog::Watchdog;
+
 use crate::config::Config;
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::Directory;
 use crate::metrics::Metrics;
 use crate::policies::{Deciding, Policies, Seen};
+use crate::tasks::{Panicked, Tasks};
 
 /// The longest that the driver sleeps when nothing happens: silence of other hosts has no event of its own.
 const TICK: Duration = Duration::from_millis(250);
@@ -79,6 +84,8 @@ pub struct Parts {
     pub scratch: PathBuf,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Starts what runs beside the loop.
+    pub tasks: Tasks,
 }
 
 /// The way to a driver, and its end.
@@ -139,7 +146,8 @@ pub struct Driver {
     making: BTreeSet<(InstanceId, u64)>,
     fallen: BTreeSet<InstanceId>,
     disks: BTreeMap<InstanceId, String>,
-    capacity: Capacity,
+    /// Not known before libvirt has answered once.
+    capacity: Option<Capacity>,
     busy: BTreeMap<(InstanceId, Lane), Busy>,
     filling: bool,
     fill_after: Boottime,
@@ -175,6 +183,18 @@ pub fn now() -> Now {
     }
 }
 
+/// Waits for the first report; for ever where somebody else takes them.
+async fn reported(panics: &mut Option<UnboundedReceiver<Panicked>>) -> Panicked {
+    let report = match panics {
+        Some(panics) => panics.recv().await,
+        None => None,
+    };
+    match report {
+        Some(report) => report,
+        None => std::future::pending().await,
+    }
+}
+
 fn kept_images(images: &ImageStore) -> BTreeSet<NodeId> {
     images.nodes().into_iter().filter(|node| !images.complete(node).is_empty()).collect()
 }
@@ -184,11 +204,12 @@ impl Driver {
     #[must_use]
     pub fn new(
         parts: Arc<Parts>,
-        capacity: Capacity,
+        capacity: Option<Capacity>,
         (sender, receiver): Events,
         directory: watch::Sender<Directory>,
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
+        let unable = capacity.is_none().then_some(Service::Libvirtd).into_iter().collect();
         Self {
             parts,
             sender,
@@ -223,7 +244,7 @@ impl Driver {
             publishing: false,
             publish_after: Boottime::default(),
             complaints: BTreeMap::new(),
-            unable: BTreeSet::new(),
+            unable,
             load_milli: 0,
             policy_facts: SetFacts::default(),
             settling: false,
@@ -252,8 +273,15 @@ impl Driver {
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.images = kept_images(&self.parts.images);
+        let mut panics = self.parts.tasks.reports();
+        let mut watchdog = Watchdog::of_systemd();
         loop {
+            watchdog.feed();
             let event = tokio::select! {
+                panicked = reported(&mut panics) => {
+                    self.panicked(panicked);
+                    break;
+                }
                 event = self.receiver.recv() => event,
                 _ = stop.wait_for(|stop| *stop) => break,
                 () = tokio::time::sleep(TICK) => Some(Event::Tick),
@@ -273,10 +301,27 @@ impl Driver {
         self.ended.map_or(Ok(()), Err)
     }
 
+    fn capacity_told(&mut self, answer: Result<Capacity, Failure>) {
+        match answer {
+            Ok(capacity) => {
+                self.capacity = Some(capacity);
+                self.unable.remove(&Service::Libvirtd);
+                self.content("libvirt");
+            }
+            Err(failure) => self.ended = Some(failure),
+        }
+    }
+
+    /// What the task was to say will never come.
+    fn panicked(&mut self, Panicked { what, why }: Panicked) {
+        let text = format!("a task of the agent ({what}) panicked, it starts anew: report this: {why}");
+        self.ended = Some(Failure::new(Exit::Failed, text));
+    }
+
     fn listen_to_hypervisor(&self) {
         let (events, sender) = (self.parts.hypervisor.subscribe(), self.sender.clone());
         // A blocking channel needs a thread of its own; it ends with the hypervisor or the driver.
-        let spawned = std::thread::Builder::new().name("hypervisor-events".to_owned()).spawn(move || {
+        let spawned = self.parts.tasks.thread("hypervisor-events", move || {
             while let Ok(event) = events.recv() {
                 if sender.send(Event::Hypervisor(event)).is_err() {
                     break;
@@ -313,6 +358,7 @@ impl Driver {
             Event::Policies(told) => self.policies_told(*told),
             Event::Settled(written) => self.sets_settled(written),
             Event::Resigned => self.bidding = false,
+            Event::Capacity(answer) => self.capacity_told(answer),
             Event::Load(milli) => self.load_milli = milli,
             Event::Complaint { about, text: Some(text) } => self.complain(about, text),
             Event::Complaint { about, text: None } => self.content(about),
@@ -342,10 +388,12 @@ impl Driver {
     fn advance(&mut self) {
         let now = now();
         self.advance_lease(now.boottime);
-        if self.synced {
+        // Without libvirt and without a lease that goes on there is nothing to show but what is missing.
+        let has_begun = self.capacity.is_some() || self.lease.is_open(now.boottime);
+        if self.synced && has_begun {
             let view = self.cluster.view().clone();
             self.tell_keeper(&view);
-            if self.adopted {
+            if self.adopted && self.capacity.is_some() {
                 self.work(&view, now);
                 self.publish_facts(now);
                 self.set_aside_what_failed();

@@ -35,6 +35,7 @@ impl Driver {
         if let Some(reported) = reported.filter(|reported| !self.adopted && reported.session == facts.session)
         {
             facts.instances.clone_from(&reported.instances);
+            facts.capacity = self.capacity.unwrap_or(reported.capacity);
         }
         facts
     }
@@ -45,7 +46,7 @@ impl Driver {
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
         HostFacts {
             session: self.session_number,
-            capacity: self.capacity,
+            capacity: self.capacity.unwrap_or_default(),
             labels: config.labels.clone(),
             api: config.api_advertise.clone(),
             gateway: if config.gateway_listen.is_some() {
@@ -71,7 +72,7 @@ impl Driver {
         }
         self.publishing = true;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        tokio::spawn(async move {
+        self.parts.tasks.spawn("facts", async move {
             let key = Key::Facts(parts.config.host.clone()).to_string();
             let txn = Txn::new().put(key, keys::encode(&facts));
             let written = match parts.store.commit(&txn).await {

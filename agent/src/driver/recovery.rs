@@ -205,7 +205,7 @@ impl Driver {
     fn set_clocks(&self, instances: Vec<InstanceId>) {
         for instance in instances {
             let parts = self.parts.clone();
-            tokio::task::spawn_blocking(move || {
+            self.parts.tasks.block("clock of a guest", move || {
                 if let Err(error) = set_clock(&parts, instance) {
                     tracing::warn!(%instance, error = %crate::exit::chain(&error), "the restored guest's clock could not be set");
                 }
@@ -217,7 +217,7 @@ impl Driver {
     fn look_again(&self) {
         let living = self.local.iter().filter(|(_, local)| !local.fact.phase.is_dead());
         let (instances, sender) = (living.map(|(&id, _)| id).collect::<Vec<_>>(), self.sender.clone());
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("look for the dead", move || {
             for id in instances.into_iter().filter(|&id| matches!(process::process_of(id), Ok(None))) {
                 let event =
                     HypervisorEvent { at: process::boottime(), kind: EventKind::Died { id, pid: Pid(0) } };

@@ -96,11 +96,12 @@ impl Rig {
             policies: Arc::new(Policies::open(&config, &metrics)),
             images: Arc::new(ImageStore::open(&home.path().join("checkpoints")).unwrap()),
             members: Default::default(),
+            tasks: Default::default(),
             scratch: home.path().to_owned(),
             metrics,
             config,
         });
-        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
         let (directory, snapshots) =
             (watch::Sender::new(Directory::default()), watch::Sender::new(Arc::new(Snapshot::default())));
         let mut driver =

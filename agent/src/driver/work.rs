@@ -83,7 +83,7 @@ impl Driver {
             .filter(|local| local.fact.node.is_none() && !local.fact.phase.is_dead())
             .map(|local| local.fact.memory)
             .sum();
-        self.capacity.memory.saturating_sub(promised + idle)
+        self.capacity.unwrap_or_default().memory.saturating_sub(promised + idle)
     }
 
     /// An operator's failover is a death that this host brings about itself.
@@ -127,7 +127,7 @@ impl Driver {
             HostAction::DropImages { node } => {
                 self.images.remove(&node);
                 let (images, deleted) = (self.parts.images.clone(), !view.nodes.contains_key(&node));
-                tokio::task::spawn_blocking(move || {
+                self.parts.tasks.block("deletion of images", move || {
                     // The highest epoch of a node that still exists must not be forgotten.
                     let dropped = if deleted { images.forget(&node) } else { images.drop_images(&node) };
                     if let Err(error) = dropped {

@@ -109,6 +109,7 @@ impl Agent {
             policies: Arc::new(Policies::open(&config, &metrics)),
             images: Arc::new(ImageStore::open(&home.join("state/checkpoints")).unwrap()),
             members: Default::default(),
+            tasks: Default::default(),
             scratch: home.join("run"),
             metrics,
             config,
@@ -116,7 +117,7 @@ impl Agent {
         let (directory, directories) = watch::channel(Directory::default());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let gateway = GatewayState::new(directories, Limits::default()).counters();
-        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
         let driver =
             Driver::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), directory, sender);
         let events = driver.events();

@@ -66,7 +66,8 @@ pub(super) fn spawn(
     sender: UnboundedSender<Event>,
     job: Job,
 ) {
-    tokio::spawn(async move {
+    let tasks = parts.tasks.clone();
+    tasks.spawn("job", async move {
         let outcome = match &job.action {
             HostAction::Checkpoint { .. } => checkpoint::run(&parts, cluster, &job).await,
             _ => {

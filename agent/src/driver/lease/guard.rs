@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use understudy_guard::{Client, ClientError, Deadline, Status};
 
 use crate::driver::jobs::GUARD_PATIENCE;
+use crate::tasks::Tasks;
 
 /// What is asked of a guard for the sake of a lease.
 pub(super) trait GuardCalls: Send {
@@ -79,9 +80,9 @@ pub(super) struct GuardLine(Sender<Question>);
 
 impl GuardLine {
     /// Starts the thread, which ends with the last clone.
-    pub(super) fn start(mut calls: Box<dyn GuardCalls>) -> std::io::Result<Self> {
+    pub(super) fn start(mut calls: Box<dyn GuardCalls>, tasks: &Tasks) -> std::io::Result<Self> {
         let (sender, questions): (Sender<Question>, Receiver<Question>) = channel();
-        std::thread::Builder::new().name("lease-guard".to_owned()).spawn(move || {
+        tasks.thread("lease-guard", move || {
             // Whoever asked may be gone: what the guard acknowledged counts all the same.
             while let Ok(question) = questions.recv() {
                 match question {

@@ -19,13 +19,13 @@ use crate::keys::{self, Key};
 
 /// Takes up the open lease of this very boot, else has the host cleared and opens the next.
 pub(super) async fn open(context: &Context) -> Done {
-    let unavailable = || Done::new(LeaseAnswer::Unavailable);
+    let unavailable = || Done { store: Some(true), ..Done::new(LeaseAnswer::Unavailable) };
     let key = Key::Session(context.host.clone()).to_string();
     let entry = match context.store.get(&key).await {
         Ok(entry) => entry,
         Err(error) => {
             tracing::warn!(error = %chain(&error), "cannot read this host's lease");
-            return unavailable();
+            return Done { store: Some(false), ..unavailable() };
         }
     };
     let known = entry.as_ref().map(|entry| keys::decode::<SessionRecord>(&key, &entry.value)).transpose();
@@ -58,12 +58,7 @@ pub(super) async fn open(context: &Context) -> Done {
     let sent = boottime();
     let number = record.number;
     let (outcome, held) = write(context, record, entry.map(|entry| entry.modified)).await;
-    let answer = match outcome {
-        Written::Yes => LeaseAnswer::Opened { number, sent, acknowledged },
-        Written::Refused => LeaseAnswer::Refused,
-        Written::Unknown => LeaseAnswer::Unavailable,
-    };
-    Done { answer, held, guard: None }
+    done(outcome, held, LeaseAnswer::Opened { number, sent, acknowledged })
 }
 
 fn holds(status: &Status) -> Option<GuardHolds> {
@@ -82,12 +77,16 @@ pub(super) async fn renew(context: &Context, held: Option<Held>) -> Done {
     let Some((record, revision)) = held else { return Done::new(LeaseAnswer::Refused) };
     let record = SessionRecord { beat: record.beat + 1, ..record };
     let (outcome, held) = write(context, record, Some(revision)).await;
-    let answer = match outcome {
-        Written::Yes => LeaseAnswer::Renewed,
-        Written::Refused => LeaseAnswer::Refused,
-        Written::Unknown => LeaseAnswer::Unavailable,
+    done(outcome, held, LeaseAnswer::Renewed)
+}
+
+fn done(outcome: Written, held: Option<Held>, written: LeaseAnswer) -> Done {
+    let (answer, answers) = match outcome {
+        Written::Yes => (written, true),
+        Written::Refused => (LeaseAnswer::Refused, true),
+        Written::Unknown => (LeaseAnswer::Unavailable, false),
     };
-    Done { answer, held, guard: None }
+    Done { held, store: Some(answers), ..Done::new(answer) }
 }
 
 enum Written {

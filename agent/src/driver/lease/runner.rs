@@ -32,6 +32,7 @@ use super::members::Members;
 use super::opening;
 use crate::driver::Event;
 use crate::exit::chain;
+use crate::tasks::Tasks;
 
 /// The store as the lease reaches it: opened on the lease's own thread, so that its connections live there.
 pub type OpenStore = Pin<Box<dyn Future<Output = Arc<dyn Store>> + Send>>;
@@ -86,6 +87,8 @@ pub(super) struct Keeping {
     pub(super) guard: Box<dyn GuardCalls>,
     /// Where news go.
     pub(super) events: UnboundedSender<Event>,
+    /// Starts what it is kept by.
+    pub(super) tasks: Tasks,
 }
 
 /// The thread. It gives the lease up, as it is, when this is dropped.
@@ -101,13 +104,14 @@ impl LeaseThread {
     /// When the kernel gives no thread, timer or runtime.
     pub(super) fn start(keeping: Keeping, store: OpenStore) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
-        let guard = GuardLine::start(keeping.guard)?;
+        let guard = GuardLine::start(keeping.guard, &keeping.tasks)?;
         // Its own pool of blocking threads too: an embedded store and name look-ups use them.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let timer =
             TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
         let (sender, inbox) = unbounded_channel();
-        std::thread::Builder::new().name("lease".to_owned()).spawn(move || {
+        let tasks = keeping.tasks.clone();
+        tasks.thread("lease", move || {
             let kept = runtime.block_on(async move {
                 let context = Context {
                     host: keeping.host,
@@ -115,6 +119,7 @@ impl LeaseThread {
                     store: store.await,
                     guard,
                     events: keeping.events,
+                    tasks: keeping.tasks,
                 };
                 let lease = HostLease::new(keeping.bounds, keeping.inherited);
                 let told = LeaseStatus::default();
@@ -148,6 +153,7 @@ pub(super) struct Context {
     pub(super) store: Arc<dyn Store>,
     pub(super) guard: GuardLine,
     pub(super) events: UnboundedSender<Event>,
+    pub(super) tasks: Tasks,
 }
 
 /// The record that the store holds, and where.
@@ -159,11 +165,13 @@ pub(super) struct Done {
     pub(super) held: Option<Held>,
     /// Why the guard did not do its part.
     pub(super) guard: Option<String>,
+    /// Whether the store answered, where it was asked.
+    pub(super) store: Option<bool>,
 }
 
 impl Done {
     pub(super) fn new(answer: LeaseAnswer) -> Self {
-        Self { answer, held: None, guard: None }
+        Self { answer, held: None, guard: None, store: None }
     }
 }
 
@@ -207,19 +215,21 @@ impl Runner {
     }
 
     fn done(&mut self, attempt: Attempt, done: Done) {
-        let silent = |answer| matches!(answer, LeaseAnswer::Unavailable);
         self.tell_guard(done.answer, done.guard);
-        if !self.guard_is_silent && silent(done.answer) != self.store_is_silent {
-            self.store_is_silent = silent(done.answer);
-            self.tell(LeaseNews::Store(!self.store_is_silent));
+        if let Some(answers) = done.store.filter(|answers| *answers == self.store_is_silent) {
+            self.store_is_silent = !answers;
+            self.tell(LeaseNews::Store(answers));
         }
-        if let (LeaseAnswer::Opened { number, acknowledged, .. }, true) =
-            (done.answer, self.lease.is_closed())
+        self.held = done.held.or(self.held.take());
+        let was_closed = self.lease.is_closed();
+        self.take(LeaseInput::Answer(attempt, done.answer));
+        // One that came too late opened nothing.
+        if let LeaseAnswer::Opened { number, acknowledged, .. } = done.answer
+            && was_closed
+            && !self.lease.is_closed()
         {
             self.tell(LeaseNews::Opened { number, resumed: acknowledged.is_some() });
         }
-        self.held = done.held.or(self.held.take());
-        self.take(LeaseInput::Answer(attempt, done.answer));
     }
 
     /// Silence is told once, and once when it is over: it is asked ten times a second.
@@ -268,7 +278,7 @@ impl Runner {
 
     fn ask(&self, attempt: Attempt, request: impl Future<Output = Done> + Send + 'static) {
         let sender = self.sender.clone();
-        tokio::spawn(async move {
+        self.context.tasks.spawn("lease's request", async move {
             let _ = sender.send((attempt, request.await));
         });
     }
@@ -297,5 +307,5 @@ fn acknowledged(answer: Option<Result<(), ClientError>>) -> Done {
         Some(Err(error)) => (LeaseAnswer::GuardSilent, error),
         None => return Done::new(LeaseAnswer::GuardSilent),
     };
-    Done { answer, held: None, guard: Some(chain(&error)) }
+    Done { guard: Some(chain(&error)), ..Done::new(answer) }
 }

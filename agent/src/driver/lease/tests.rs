@@ -144,6 +144,7 @@ impl Rig {
             members: members.clone(),
             guard: Box::new(guard.clone()),
             events,
+            tasks: Default::default(),
         };
         let lease = LeaseThread::start(keeping, Box::pin(std::future::ready(store.clone()))).unwrap();
         Self { guard, members, store, news, _lease: lease }

@@ -103,3 +103,18 @@ async fn a_name_that_another_machine_holds_is_told_with_both_and_ends_the_agent_
     let ended = rig.driver.ended.as_ref().unwrap();
     assert!(ended.exit == crate::exit::Exit::NameTaken && ended.message == told, "{ended:?}");
 }
+
+/// S13: what a task was to say never comes, and a flag would wait for it for ever.
+#[tokio::test]
+async fn a_task_that_panics_ends_the_agent_with_the_reason() {
+    let rig = Rig::new();
+    let tasks = rig.driver.parts.tasks.clone();
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let store: super::super::OpenStore = Box::pin(std::future::ready(rig.driver.parts.store.clone()));
+    let running = tokio::spawn(rig.driver.run(store, stopping));
+    tasks.spawn("planning", async { panic!("no such node") });
+    let ended = tokio::time::timeout(super::LIMIT, running).await.unwrap().unwrap().unwrap_err();
+    for part in ["planning", "no such node"] {
+        assert!(ended.message.contains(part), "{part} is not in: {}", ended.message);
+    }
+}
