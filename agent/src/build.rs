@@ -20,12 +20,14 @@ use understudy_hypervisor::{CapacityError, Template};
 
 use crate::api::{self, ApiState};
 use crate::config::{Config, role_disk_faults, store_file_faults, template_faults};
-use crate::driver::{Driver, Event, Parts, Snapshot};
+use crate::driver::{Driver, Event, Members, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, Directory, GatewayState, Limits};
+use crate::machine::machine_id;
 use crate::metrics::Metrics;
 use crate::needs;
 use crate::policies::Policies;
+use crate::tasks::Tasks;
 
 /// Between two attempts at something that the agent cannot do without at its start.
 const RETRY: Duration = Duration::from_secs(1);
@@ -48,7 +50,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         return Err(Failure::new(Exit::Config, faults.join("\n")));
     }
     let (stop, stopping) = watch::channel(false);
-    let parts = Arc::new(parts(config).await?);
+    let (parts, faults) = parts(config).await?;
+    let parts = Arc::new(parts);
     let (directory, directories) = watch::channel(Directory::default());
     let (snapshots, seen) = watch::channel(Arc::new(Snapshot::default()));
     let gateway_state = GatewayState::new(directories, Limits::default());
@@ -59,29 +62,28 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         gateway: gateway_state.counters(),
         events: events.0.clone(),
     };
-    serve(&parts.config, api_state, gateway_state).await?;
+    serve(&parts, api_state, gateway_state).await?;
     // Ready to be asked: what it waits for is told by `understudy status`, and is no reason to end it and start it again.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    feed_systemd();
-    tokio::spawn(async move {
+    parts.tasks.spawn("signals", async move {
         wait_for_signal().await;
         let _ = stop.send(true);
     });
-    let mut told_to_stop = stopping.clone();
-    let capacity = tokio::select! {
-        capacity = capacity(&parts, &snapshots) => capacity?,
-        _ = told_to_stop.wait_for(|stop| *stop) => return Ok(()),
-    };
-    let driver = Driver::new(parts.clone(), capacity, events, directory, snapshots);
-    watch_load(driver.events());
+    // Started before libvirt answers: the lease that an earlier agent held goes on without it.
+    let driver = Driver::new(parts.clone(), None, events, directory, snapshots);
+    watch_capacity(parts.clone(), driver.events());
+    tell_checkpoint_faults(&faults, &driver.events());
+    watch_load(&parts.tasks, driver.events());
     watch_role_disks(parts.clone(), driver.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
-    driver.run(stopping).await;
+    let store = Box::pin(needs::lease_store(parts.config.clone(), parts.store.clone()));
+    driver.run(store, stopping).await?;
     tracing::info!("agent stops, instances are left as they are");
     Ok(())
 }
 
-async fn parts(config: Config) -> Result<Parts, Failure> {
+/// The parts, and what is wrong with the checkpoints that are kept here.
+async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
     let boot = boot_id().map_err(|error| failed("cannot read this boot's id", &error))?;
     let text = std::fs::read_to_string(&config.template)
         .map_err(|error| failed(&format!("cannot read {}", config.template.display()), &error))?;
@@ -90,8 +92,9 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
     })?;
     let permits =
         Permits::open(&config.runtime_dir.join("permits")).map_err(|error| failed("permits", &error))?;
-    let images = ImageStore::open(&config.state_dir.join("checkpoints"))
-        .map_err(|error| failed("checkpoints", &error))?;
+    // One bad file, or a disk that is read-only, costs copies; an agent that stays away for it costs what runs here.
+    let (images, faults) = ImageStore::open_as_it_is(&config.state_dir.join("checkpoints"));
+    let faults = faults.iter().map(|fault| chain(fault)).collect();
     let scratch = config.runtime_dir.join("scratch");
     std::fs::create_dir_all(&scratch)
         .map_err(|error| failed(&format!("cannot make {}", scratch.display()), &error))?;
@@ -99,64 +102,91 @@ async fn parts(config: Config) -> Result<Parts, Failure> {
     let policies = Arc::new(Policies::open(&config, &metrics));
     let hypervisor = needs::hypervisor(&config)?;
     let store = needs::store(&config).await?;
-    Ok(Parts {
+    let parts = Parts {
         boot,
+        machine: machine_id(Path::new("/")),
         store,
         hypervisor,
         template: Arc::new(template),
         permits,
         policies,
         images: Arc::new(images),
+        members: Members::default(),
+        tasks: Tasks::default(),
         scratch,
         metrics,
         config,
-    })
+    };
+    Ok((parts, faults))
 }
 
-/// The host's room. libvirtd may still be starting, or its address may be wrong: asked until it answers.
-async fn capacity(parts: &Arc<Parts>, snapshots: &watch::Sender<Arc<Snapshot>>) -> Result<Capacity, Failure> {
-    let config = &parts.config;
-    let mut told = None;
-    loop {
-        let hypervisor = parts.hypervisor.clone();
-        let asked = tokio::task::spawn_blocking(move || hypervisor.capacity()).await;
-        match asked.map_err(|error| failed("asking libvirt failed", &error))? {
-            Ok(room) => {
-                if told.is_some() {
-                    tracing::info!(uri = config.libvirt_uri, "libvirt answers");
-                }
-                let memory = room.memory_total.saturating_sub(config.reserved_memory);
-                let asked = config.pool.memory;
-                if memory < asked {
-                    let text = format!(
-                        "{}: host.reserved_memory_mib: {memory} are left for instances, one takes {asked}: reserve less",
-                        config.file.display()
-                    );
-                    return Err(Failure::new(Exit::Config, text));
-                }
-                let vcpus = Vcpus(room.vcpus.0.saturating_mul(config.vcpus_per_processor));
-                return Ok(Capacity { vcpus, memory });
-            }
-            Err(CapacityError::Read(error)) => {
-                let text = needs::libvirt_fault(config, &error);
-                if told.replace(text.clone()).as_ref() != Some(&text) {
-                    tracing::warn!(error = %text, "libvirt does not answer, trying again until it does");
-                }
-                snapshots.send_replace(Arc::new(Snapshot { complaints: vec![text], ..Snapshot::default() }));
-                tokio::time::sleep(RETRY).await;
-            }
-        }
+/// Said until the agent is started again, which is when they are looked at.
+fn tell_checkpoint_faults(faults: &[String], events: &mpsc::UnboundedSender<Event>) {
+    for fault in faults {
+        tracing::error!(error = %fault, "checkpoints of others cannot all be kept here");
     }
+    let text = (!faults.is_empty()).then(|| {
+        format!(
+            "{}: checkpoints of others cannot all be kept here; then restart the agent",
+            faults.join("\n")
+        )
+    });
+    // The driver has not run yet, so that its end cannot be what this meets.
+    let _ = events.send(Event::Complaint { about: "checkpoints", text });
 }
 
-async fn serve(config: &Config, api_state: ApiState, gateway_state: GatewayState) -> Result<(), Failure> {
+/// Asks libvirt for the host's room until it answers. libvirtd may still be starting, or its address may be wrong.
+fn watch_capacity(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
+    let tasks = parts.tasks.clone();
+    tasks.spawn("capacity", async move {
+        let mut told = None;
+        loop {
+            let hypervisor = parts.hypervisor.clone();
+            let text = match tokio::task::spawn_blocking(move || hypervisor.capacity()).await {
+                Ok(Ok(room)) => {
+                    if told.is_some() {
+                        tracing::info!(uri = parts.config.libvirt_uri, "libvirt answers");
+                    }
+                    let _ = events.send(Event::Capacity(for_instances(&parts.config, room)));
+                    return;
+                }
+                Ok(Err(CapacityError::Read(error))) => needs::libvirt_fault(&parts.config, &error),
+                Err(error) => return parts.tasks.joined::<()>("capacity", Err(error)),
+            };
+            if told.replace(text.clone()).as_ref() != Some(&text) {
+                tracing::warn!(error = %text, "libvirt does not answer, trying again until it does");
+            }
+            if events.send(Event::Complaint { about: "libvirt", text: Some(text) }).is_err() {
+                return;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    });
+}
+
+/// What of the host's room is for instances.
+fn for_instances(config: &Config, room: understudy_hypervisor::Capacity) -> Result<Capacity, Failure> {
+    let memory = room.memory_total.saturating_sub(config.reserved_memory);
+    let asked = config.pool.memory;
+    if memory < asked {
+        let text = format!(
+            "{}: host.reserved_memory_mib: {memory} are left for instances, one takes {asked}: reserve less",
+            config.file.display()
+        );
+        return Err(Failure::new(Exit::Config, text));
+    }
+    Ok(Capacity { vcpus: Vcpus(room.vcpus.0.saturating_mul(config.vcpus_per_processor)), memory })
+}
+
+async fn serve(parts: &Parts, api_state: ApiState, gateway_state: GatewayState) -> Result<(), Failure> {
+    let (config, tasks) = (&parts.config, &parts.tasks);
     let local = api::local(api_state.clone());
     let socket = bind_unix(&config.api_socket)?;
-    tokio::spawn(async move { axum::serve(socket, local).await });
+    tasks.spawn("local API", served(axum::serve(socket, local)));
     if let Some(address) = config.api_listen {
         let listener = bind_tcp("api.listen", address).await?;
         let public = api::public(api_state);
-        tokio::spawn(async move { axum::serve(listener, public).await });
+        tasks.spawn("API", served(axum::serve(listener, public)));
     }
     if let Some(address) = config.gateway_listen {
         let listener = bind_tcp("gateway.listen", address).await?;
@@ -167,9 +197,14 @@ async fn serve(config: &Config, api_state: ApiState, gateway_state: GatewayState
                 tracing::debug!(%error, "a terminal's connection keeps its delays");
             }
         });
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        tasks.spawn("gateway", served(axum::serve(listener, router)));
     }
     Ok(())
+}
+
+/// axum serves for ever, and answers for what goes wrong on a connection itself.
+async fn served(serving: impl IntoFuture) {
+    serving.await;
 }
 
 async fn bind_tcp(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
@@ -197,8 +232,8 @@ fn bind_unix(path: &Path) -> Result<UnixListener, Failure> {
     Ok(listener)
 }
 
-fn watch_load(events: mpsc::UnboundedSender<Event>) {
-    tokio::spawn(async move {
+fn watch_load(tasks: &Tasks, events: mpsc::UnboundedSender<Event>) {
+    tasks.spawn("load", async move {
         loop {
             let text = tokio::fs::read_to_string("/proc/loadavg").await.unwrap_or_default();
             let load = text.split_whitespace().next().and_then(|first| first.parse::<f64>().ok());
@@ -218,7 +253,8 @@ fn watch_load(events: mpsc::UnboundedSender<Event>) {
 /// Role disks are files that operators copy. One that is missing or damaged is told until it is whole, and never ends the
 /// agent: instances that have their role go on.
 fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
-    tokio::spawn(async move {
+    let tasks = parts.tasks.clone();
+    tasks.spawn("role disks", async move {
         let mut told = Vec::new();
         loop {
             let mine = parts.clone();
@@ -238,17 +274,6 @@ fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
                 told = faults;
             }
             tokio::time::sleep(ROLE_DISKS_EVERY).await;
-        }
-    });
-}
-
-/// Tells systemd at half its interval that the agent's runtime turns.
-fn feed_systemd() {
-    let Some(interval) = sd_notify::watchdog_enabled() else { return };
-    tokio::spawn(async move {
-        loop {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-            tokio::time::sleep(interval / 2).await;
         }
     });
 }

@@ -108,6 +108,12 @@ impl Cluster {
         self.unreadable.keys().any(|key| Hidden::by(key) != Hidden::Nothing)
     }
 
+    /// Whether what a host reported cannot be read.
+    #[must_use]
+    pub fn hides_facts(&self, host: &HostId) -> bool {
+        self.unreadable.contains_key(&Key::Facts(host.clone()).to_string())
+    }
+
     /// Whether a node's own record cannot be read.
     #[must_use]
     pub fn hides_nodes(&self) -> bool {

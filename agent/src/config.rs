@@ -139,6 +139,14 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Where the guard of [`Self::guard_socket`] keeps its table: beside the socket.
+    #[must_use]
+    pub fn guard_table(&self) -> PathBuf {
+        self.guard_socket.with_extension("table")
+    }
+}
+
 /// One address after the other, first to last.
 impl AddressRange {
     /// All addresses of the range.

@@ -22,6 +22,8 @@ pub enum Exit {
     Refused = 5,
     /// What was asked about does not exist.
     NotFound = 6,
+    /// Another machine holds this host's name.
+    NameTaken = 7,
 }
 
 impl From<Exit> for ExitCode {

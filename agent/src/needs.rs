@@ -81,6 +81,24 @@ pub async fn store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     }
 }
 
+/// The store as the lease reaches it: an etcd by connections of their own, made on the thread that asks, so that no other
+/// request is in their way. An embedded one is one file: the same.
+pub async fn lease_store(config: Config, shared: Arc<dyn Store>) -> Arc<dyn Store> {
+    let settings = match wanted(&config) {
+        Ok(Wanted::Etcd(settings)) => settings,
+        Ok(Wanted::Embedded(_)) | Err(_) => return shared,
+    };
+    let settings = EtcdConfig { client: format!("{}.lease", config.host), ..*settings };
+    match etcd(&config, settings).await {
+        Ok(store) => Arc::new(store),
+        // It was opened by the same words a moment ago.
+        Err(failure) => {
+            tracing::error!(error = %failure.message, "the lease shares the connections of everything else");
+            shared
+        }
+    }
+}
+
 async fn embedded(config: &Config, path: &Path) -> Result<Arc<dyn Store>, Failure> {
     let failed = |text| Failure::new(Exit::Failed, text);
     if let Some(folder) = path.parent() {

@@ -332,7 +332,7 @@ fn a_libvirt_that_does_not_answer_is_waited_for_and_named() {
     agent.stop();
 }
 
-/// It is asked ten times a second, and the log is not to be drowned by that.
+/// It is asked again and again, and the log is not to be drowned by that.
 #[test]
 fn a_guard_that_does_not_run_is_told_once_and_named_in_status() {
     let home = Home::new();
@@ -342,7 +342,7 @@ fn a_guard_that_does_not_run_is_told_once_and_named_in_status() {
     assert_all(&text, &["systemctl status understudy-guard", &home.path("run/guard.sock")]);
     let log = wait("it was asked again and again", || {
         let log = agent.log();
-        (log.matches("DEBUG the guard still does not acknowledge").count() >= 3).then_some(log)
+        (log.matches("DEBUG the guard still does not do its part").count() >= 3).then_some(log)
     });
     assert_eq!(log.matches("ERROR").count(), 1, "{log}");
     agent.stop();

@@ -124,6 +124,9 @@ struct Held {
     /// Whether the disk says so too. Not so after a removal that failed half way.
     seen_is_durable: bool,
     complete: BTreeSet<CheckpointId>,
+    /// The file that should say which epoch was seen and does not: nothing comes in for the node until it does, because
+    /// nothing older could be refused. What is complete is there all the same.
+    unreadable: Option<PathBuf>,
     /// Never pruned: what the cluster's record names. After a start that is not known yet, and all that is found is.
     named: BTreeSet<CheckpointId>,
 }
@@ -203,6 +206,9 @@ impl Shared {
     /// Makes a node's folder if need be and its highest epoch seen durable.
     fn raise(&self, index: &mut Index, node: &NodeId, epoch: Epoch) -> Result<(), StoreError> {
         let seen = index.seen(node);
+        if let Some(path) = index.0.get(node).and_then(|held| held.unreadable.clone()) {
+            return Err(StoreError::Epoch(path));
+        }
         if epoch <= seen && index.0.get(node).is_some_and(|held| held.seen_is_durable) {
             return Ok(());
         }
@@ -243,25 +249,48 @@ impl ImageStore {
         Self::open_on(root, Box::new(Disk))
     }
 
+    /// Opens a folder whatever is wrong with it, and says what: what can be read may be restored, and what cannot be written
+    /// fails when it is tried. For whoever must not stay away for one bad file.
+    #[must_use]
+    pub fn open_as_it_is(root: &Path) -> (Self, Vec<StoreError>) {
+        let made = std::fs::create_dir_all(root);
+        let (store, mut faults) = Self::look(root, Box::new(Disk));
+        faults.splice(0..0, made.err().map(|source| StoreError::Open(root.to_owned(), source)));
+        (store, faults)
+    }
+
     pub(crate) fn open_on(root: &Path, files: Box<dyn Files>) -> Result<Self, StoreError> {
+        let (store, faults) = Self::look(root, files);
+        faults.into_iter().next().map_or(Ok(store), Err)
+    }
+
+    fn look(root: &Path, files: Box<dyn Files>) -> (Self, Vec<StoreError>) {
+        let mut faults = Vec::new();
         let failed = |source| StoreError::Open(root.to_owned(), source);
         let (incoming, nodes) = (layout::incoming(root), layout::nodes(root));
-        files.create_dir(&incoming).map_err(failed)?;
-        files.create_dir(&nodes).map_err(failed)?;
-        files.sync_dir(root).map_err(failed)?;
-        for leftover in files.list(&incoming).map_err(failed)? {
-            files.remove(&leftover).map_err(|source| StoreError::Remove(leftover.clone(), source))?;
+        let made = files.create_dir(&incoming).and_then(|()| files.create_dir(&nodes));
+        faults.extend(made.and_then(|()| files.sync_dir(root)).map_err(failed).err());
+        let mut list = |folder: &Path| {
+            let listed = files.list(folder).map_err(failed);
+            listed.map_err(|fault| faults.push(fault)).unwrap_or_default()
+        };
+        let (leftovers, folders) = (list(&incoming), list(&nodes));
+        for leftover in leftovers {
+            let removed = files.remove(&leftover);
+            faults.extend(removed.map_err(|source| StoreError::Remove(leftover, source)).err());
         }
         let mut index = Index::default();
-        for folder in files.list(&nodes).map_err(failed)? {
+        for folder in folders {
             // Anything else was put there by somebody else.
             if let Some(node) = layout::node_of(&folder) {
-                index.0.insert(node, read_node(&*files, &folder)?);
+                let (held, more) = read_node(&*files, &folder);
+                index.0.insert(node, held);
+                faults.extend(more);
             }
         }
         let shared =
             Shared { root: root.to_owned(), files, index: Mutex::new(index), next: AtomicU64::new(0) };
-        Ok(Self { shared: Arc::new(shared) })
+        (Self { shared: Arc::new(shared) }, faults)
     }
 
     /// The highest epoch seen of a node; 0 for an unknown one.
@@ -437,28 +466,33 @@ pub enum ReceiveError {
 }
 
 /// Reads a node's folder and removes images whose checkpoint was never completed, or is half removed.
-fn read_node(files: &dyn Files, folder: &Path) -> Result<Held, StoreError> {
+fn read_node(files: &dyn Files, folder: &Path) -> (Held, Vec<StoreError>) {
     let path = folder.join(EPOCH);
-    let bytes = files.read(&path, 64).map_err(|source| StoreError::Read(path.clone(), source))?;
-    let entries = files.list(folder).map_err(|source| StoreError::Read(folder.to_owned(), source))?;
+    let mut faults = Vec::new();
+    let bytes = files.read(&path, 64).map_err(|source| StoreError::Read(path.clone(), source));
+    let entries = files.list(folder).map_err(|source| StoreError::Read(folder.to_owned(), source));
+    let entries = entries.map_err(|fault| faults.push(fault)).unwrap_or_default();
     let complete: BTreeSet<CheckpointId> =
         entries.iter().filter_map(|path| layout::id_of(path, MANIFEST)).collect();
     let images = entries.iter().filter_map(|path| Some((path, layout::id_of(path, IMAGE)?)));
     for (path, _) in images.filter(|(_, id)| !complete.contains(id)) {
-        files.remove(path).map_err(|source| StoreError::Remove(path.clone(), source))?;
+        faults.extend(files.remove(path).map_err(|source| StoreError::Remove(path.clone(), source)).err());
     }
-    let durable = bytes.is_some();
-    let seen = match bytes {
+    let durable = !matches!(bytes, Ok(None));
+    let seen = bytes.and_then(|bytes| match bytes {
         Some(bytes) => {
             let epoch = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
-            Epoch(epoch.ok_or(StoreError::Epoch(path))?)
+            epoch.map(Epoch).ok_or_else(|| StoreError::Epoch(path.clone()))
         }
         // Power was lost between making the folder and writing the epoch: nothing can have come in.
-        None => Epoch(0),
-    };
+        None => Ok(Epoch(0)),
+    });
+    let unreadable = seen.is_err().then_some(path);
+    let seen = seen.map_err(|fault| faults.push(fault)).unwrap_or_default();
     // A checkpoint proves that its epoch was seen.
     let proven = complete.last().map_or(seen, |newest| seen.max(newest.epoch));
-    Ok(Held { seen: proven, seen_is_durable: durable && proven == seen, named: complete.clone(), complete })
+    let seen_is_durable = durable && proven == seen;
+    (Held { seen: proven, seen_is_durable, unreadable, named: complete.clone(), complete }, faults)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! Derivation. An agent counts its deadline from before a renewal was *sent*; a leader counts from the moment
 //! that it *saw* the renewal, which is later. So the host's deadline `sent + ttl` always lies before the
 //! leader's `seen + ttl`. The margin covers what is left: how late the guard kills after the deadline, the
-//! drift of the two clocks over one `ttl`, and the time a SIGKILL takes to end a process.
+//! drift of the two clocks over one `ttl`, and the time a SIGKILL takes to end a process. Two clocks that are each wrong by
+//! 1 %, one fast and one slow, are 1.01 / 0.99 = 2.02 % apart; 2.1 % is reckoned.
 
 use std::time::Duration;
 
@@ -99,9 +100,9 @@ impl Bounds {
                 self.session_ttl, self.session_renew
             ));
         }
-        if self.session_margin < self.session_ttl / 100 + Duration::from_millis(100) {
+        if self.session_margin < self.session_ttl * 21 / 1_000 + Duration::from_millis(100) {
             faults.push(format!(
-                "session_margin ({:?}) must cover 1 % of clock drift over session_ttl and 100 ms for the kill",
+                "session_margin ({:?}) must cover 2.1 % of drift between two clocks over session_ttl and 100 ms for the kill",
                 self.session_margin
             ));
         }
@@ -158,5 +159,12 @@ mod tests {
     fn a_margin_without_room_for_the_kill_is_named() {
         let bounds = Bounds { session_margin: Duration::from_millis(50), ..Profile::Safe.bounds() };
         assert!(bounds.faults().iter().any(|fault| fault.contains("session_margin")));
+        // Enough for one clock that is wrong by 1 %, and not for two.
+        let ttl = Duration::from_secs(60);
+        for (margin, enough) in [(1_359, false), (1_360, true)] {
+            let session_margin = Duration::from_millis(margin);
+            let bounds = Bounds { session_ttl: ttl, session_margin, ..Profile::Safe.bounds() };
+            assert_eq!(bounds.faults().is_empty(), enough, "{margin} ms: {:?}", bounds.faults());
+        }
     }
 }

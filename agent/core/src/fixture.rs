@@ -132,7 +132,13 @@ impl Cluster {
     }
 
     pub(crate) fn add_host(&mut self, name: &str, memory: MiB) {
-        let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+        let session = SessionRecord {
+            boot: BootId("boot".to_owned()),
+            machine: Default::default(),
+            number: 1,
+            beat: 1,
+            ended: None,
+        };
         let facts = HostFacts {
             session: 1,
             capacity: Capacity { vcpus: Vcpus(16), memory },
@@ -144,6 +150,7 @@ impl Cluster {
             load_milli: 0,
             instances: BTreeMap::new(),
             complaints: Vec::new(),
+            unable: Default::default(),
             policies: Default::default(),
             version: String::new(),
         };

@@ -263,6 +263,25 @@ impl fmt::Display for Epoch {
 #[serde(transparent)]
 pub struct BootId(pub String);
 
+/// One installation on one machine: another one with the same host's name is another host. Empty where it is not known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MachineId(pub String);
+
+impl MachineId {
+    /// Whether both are known, and are not the same.
+    #[must_use]
+    pub fn differs_from(&self, other: &Self) -> bool {
+        !self.0.is_empty() && !other.0.is_empty() && self != other
+    }
+}
+
+impl fmt::Display for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for BootId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -16,7 +16,7 @@ pub mod leader;
 pub mod observe;
 pub mod policy;
 pub mod records;
-pub mod session;
+pub mod service;
 pub mod sets;
 pub mod units;
 pub mod view;

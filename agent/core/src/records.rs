@@ -3,13 +3,14 @@
 //! Promises: every record reads back as it was written; an unknown field is an error, so that an older agent
 //! never drops what a newer one wrote. Must not do: decide anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::death::{Death, Setback};
-use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
+use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, TerminalId};
+pub use crate::service::Service;
 use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
 
@@ -244,6 +245,9 @@ pub struct CheckpointRecord {
 pub struct SessionRecord {
     /// The boot that opened it.
     pub boot: BootId,
+    /// The machine that opened it.
+    #[serde(default)]
+    pub machine: MachineId,
     /// Counts the host's sessions.
     pub number: u64,
     /// Counts the renewals.
@@ -380,6 +384,9 @@ pub struct HostFacts {
     pub instances: BTreeMap<InstanceId, InstanceFact>,
     /// What is wrong with this host that an operator should know, for people.
     pub complaints: Vec<String>,
+    /// What of this host cannot do its part at present: it takes no new work meanwhile. `complaints` say what to do.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unable: BTreeSet<Service>,
     /// What it has of the sets of policies.
     #[serde(default)]
     pub policies: SetFacts,

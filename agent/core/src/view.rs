@@ -138,7 +138,7 @@ impl HostView {
     /// Whether new work may be put here.
     #[must_use]
     pub fn accepts_work(&self) -> bool {
-        self.current_facts().is_some() && !self.intent.drain
+        self.current_facts().is_some_and(|facts| facts.unable.is_empty()) && !self.intent.drain
     }
 
     /// What the host reports of an instance in its open session.

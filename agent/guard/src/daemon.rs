@@ -144,7 +144,7 @@ fn take_over(options: &Options, epoll: &Epoll) -> Result<Primaries, DaemonError>
     Ok(primaries)
 }
 
-fn read_boot_id() -> io::Result<[u64; 2]> {
+pub(crate) fn read_boot_id() -> io::Result<[u64; 2]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
     let half = |range: std::ops::Range<usize>| {
@@ -354,7 +354,7 @@ impl Daemon {
         }
     }
 
-    fn set_deadline(&self, deadline: Deadline, now_ns: u64) -> Result<(), Refusal> {
+    fn set_deadline(&mut self, deadline: Deadline, now_ns: u64) -> Result<(), Refusal> {
         self.primaries.set_deadline(deadline, now_ns).inspect_err(|refusal| {
             warning!("deadline refused session={} reason={refusal}", deadline.session);
         })?;

@@ -7,7 +7,8 @@
 //! * what it acknowledged is in a mapped table that a successor enforces before it answers anyone;
 //! * at the deadline every registered process gets SIGKILL through its pidfd, whatever agent, libvirtd or the store
 //!   are doing; a pid that was taken over by another process is never signalled;
-//! * an older epoch, an older session and a deadline that moves backwards are refused (SAFE-4).
+//! * an older epoch, an older session and a deadline that moves backwards are refused (SAFE-4);
+//! * a session that has expired, or was followed by another, is never extended, nor is anything that it left.
 //!
 //! It must not start, stop or judge anything before the deadline, and it depends on nothing but `nix`.
 
@@ -16,6 +17,7 @@ pub mod daemon;
 mod harden;
 mod log;
 mod notify;
+mod peek;
 mod primaries;
 mod process;
 mod rules;
@@ -25,6 +27,7 @@ mod watchdog;
 pub mod wire;
 
 pub use client::{Client, ClientError};
+pub use peek::{Inherited, inherited};
 pub use wire::{Class, Deadline, Entry, Fired, Refusal, Registration, Status};
 
 /// Where the guard listens unless told otherwise.
@@ -42,4 +45,17 @@ pub fn boottime_ns() -> u64 {
 /// A pidfd for a process, to be registered. Fails with `ESRCH` when there is no such process.
 pub fn pidfd_open(pid: u32) -> std::io::Result<std::os::fd::OwnedFd> {
     sys::pidfd_open(pid)
+}
+
+/// SIGKILL for the process behind a pidfd, and for no other. One that has ended already is no failure. Does not allocate.
+pub fn pidfd_kill(pidfd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+    match sys::pidfd_kill(pidfd) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether the process behind a pidfd has ended.
+pub fn pidfd_is_dead(pidfd: std::os::fd::BorrowedFd<'_>) -> bool {
+    process::is_dead(pidfd)
 }

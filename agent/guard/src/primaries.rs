@@ -138,9 +138,19 @@ impl Primaries {
         Ok(())
     }
 
-    pub(crate) fn set_deadline(&self, asked: Deadline, now_ns: u64) -> Result<(), Refusal> {
+    /// The first deadline of a newer session closes the one before for good: what was registered under that does not run
+    /// on under this.
+    pub(crate) fn set_deadline(&mut self, asked: Deadline, now_ns: u64) -> Result<(), Refusal> {
         let current = self.table.deadline();
         rules::deadline(current, asked, now_ns)?;
+        if let Some(older) = current.filter(|current| current.session < asked.session && self.registered > 0)
+        {
+            if !rules::expired(Some(older), now_ns) {
+                self.table.set_deadline(Deadline { boottime_ns: now_ns, ..older });
+            }
+            self.enforce(now_ns);
+            return Err(Refusal::Closing);
+        }
         if current != Some(asked) {
             self.table.set_deadline(asked);
         }

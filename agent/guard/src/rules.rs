@@ -12,6 +12,10 @@ pub(crate) fn deadline(current: Option<Deadline>, asked: Deadline, now_ns: u64) 
         if asked.session < current.session {
             return Err(Refusal::OldSession);
         }
+        if asked.session == current.session && expired(Some(current), now_ns) {
+            // Its primaries are being killed, and others may have been told so: only another session begins anew.
+            return Err(Refusal::Expired);
+        }
         if asked.session == current.session && asked.boottime_ns < current.boottime_ns {
             return Err(Refusal::Backwards);
         }

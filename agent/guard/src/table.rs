@@ -148,8 +148,13 @@ impl Table {
 }
 
 impl<W: Words> Table<W> {
+    /// A table over words that somebody else has got.
+    pub(crate) fn over(words: W, capacity: usize) -> Self {
+        Self { words, capacity }
+    }
+
     /// What the words hold. `Err`: the version of a layout that is not this one.
-    fn find(&self, boot_id: [u64; 2]) -> Result<Found, u8> {
+    pub(crate) fn find(&self, boot_id: [u64; 2]) -> Result<Found, u8> {
         let magic = self.load(0);
         if magic == 0 {
             return Ok(Found::Fresh);

@@ -82,7 +82,7 @@ pub struct Registration<'fd> {
 pub struct Deadline {
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     pub boottime_ns: u64,
-    /// The host's session; within one session a deadline only moves forward.
+    /// The host's session; within one session a deadline only moves forward, and not at all once it has passed.
     pub session: u64,
 }
 
@@ -120,10 +120,12 @@ pub enum Refusal {
     Failed = 14,
     /// The session has no acknowledged deadline yet.
     NewSession = 15,
+    /// Primaries of the session before are being killed: ask again once they are gone.
+    Closing = 16,
 }
 
 impl Refusal {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::BadRequest,
         Self::NotRoot,
         Self::Busy,
@@ -139,6 +141,7 @@ impl Refusal {
         Self::OtherProcess,
         Self::Failed,
         Self::NewSession,
+        Self::Closing,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {
@@ -166,6 +169,7 @@ impl fmt::Display for Refusal {
             Self::OtherProcess => "another live process is registered for this instance",
             Self::Failed => "the guard could not watch the process: see its log",
             Self::NewSession => "the session has no acknowledged deadline yet",
+            Self::Closing => "primaries of the session before are being killed and not gone yet",
         })
     }
 }

@@ -24,8 +24,9 @@ use crate::event::{EventKind, Hub};
 use crate::ffi::{self, OnClose, Sink};
 use crate::refusal::{Refusal, RefusalKind, refusal};
 
-/// A libvirtd that has hung is found after `SECONDS * COUNT` = 6 s; one that has died at once.
-const KEEPALIVE_SECONDS: i32 = 2;
+/// A libvirtd that has hung is found after `SECONDS * (COUNT + 1)` = 4 s, so that its host says within 5 s that it takes no
+/// work; one that has died at once. Instances run on either way.
+const KEEPALIVE_SECONDS: i32 = 1;
 const KEEPALIVE_COUNT: u32 = 3;
 /// Opening a local connection takes milliseconds; a remote one a few round trips and a TLS handshake.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);

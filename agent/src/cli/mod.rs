@@ -25,7 +25,7 @@ use print::table::Column::{Left, Right};
 /// Keeps a terminal's software running when a VM or a whole host dies.
 ///
 /// Exit codes: 0 done, 1 could not be done, 2 wrong command line, 3 wrong configuration, 4 the agent does not answer,
-/// 5 refused, 6 does not exist.
+/// 5 refused, 6 does not exist, 7 another machine holds this host's name.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Cli {

@@ -6,14 +6,15 @@ use tokio::sync::oneshot;
 use understudy_core::host::{Input, Job, Outcome};
 use understudy_core::ids::NodeId;
 use understudy_core::leader::Trial;
-use understudy_core::records::{HostFacts, NodeRecord};
-use understudy_core::session::SessionEvent;
+use understudy_core::records::{Capacity, HostFacts, NodeRecord};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
-use super::inventory::Found;
+use super::LeaseNews;
 use super::lead::Done;
+use super::recovery::Recovered;
+use crate::exit::Failure;
 use crate::policies::Told;
 
 /// Something happened.
@@ -29,19 +30,22 @@ pub enum Event {
     Host(Box<Input>),
     /// The hypervisor told something.
     Hypervisor(HypervisorEvent),
-    /// A renewal of the session ended.
-    Session {
-        /// How.
-        outcome: SessionEvent,
-        /// The session's new revision, when it was written.
-        revision: Option<Revision>,
+    /// Something became of this host's lease.
+    Lease(LeaseNews),
+    /// Nothing of an earlier lease runs any more, or that could not be seen to.
+    Cleared {
+        /// What goes on under the next lease.
+        found: Result<Vec<Recovered>, String>,
+        /// Where the lease waits for it.
+        done: oneshot::Sender<bool>,
     },
-    /// An attempt to open or adopt a session ended.
-    Opened(Box<Opened>),
-    /// The guard acknowledged a deadline, or did not for that reason.
-    Guarded(Result<(), String>),
-    /// Everything of a lost session is stopped.
-    Stopped,
+    /// The instances of a lease that goes on were looked at, or could not be.
+    Recovered {
+        /// The lease's number.
+        number: u64,
+        /// What goes on.
+        found: Result<Vec<Recovered>, String>,
+    },
     /// A job ended.
     Job {
         /// What it was.
@@ -68,6 +72,8 @@ pub enum Event {
     Settled(Option<Revision>),
     /// The leadership was given up, as far as the store answered.
     Resigned,
+    /// What this host has for instances, or why it can never have any.
+    Capacity(Result<Capacity, Failure>),
     /// The load of the host's processors, in thousandths of one.
     Load(u32),
     /// Something outside of the driver is wrong, or not any more.
@@ -77,15 +83,4 @@ pub enum Event {
         /// What is wrong, and what to do. Nothing when all is well.
         text: Option<String>,
     },
-}
-
-/// What came of opening a session.
-#[derive(Debug)]
-pub struct Opened {
-    /// How.
-    pub outcome: SessionEvent,
-    /// The session's number and revision, when it is open.
-    pub session: Option<(u64, Revision)>,
-    /// The instances that were found and may go on.
-    pub found: Vec<Found>,
 }

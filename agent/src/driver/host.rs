@@ -36,7 +36,7 @@ impl Driver {
     }
 
     pub(super) fn work(&mut self, now: Now) {
-        self.inform(Input::Tick { open: self.session.is_open(now.boottime) });
+        self.inform(Input::Tick { open: self.lease.is_open(now.boottime) });
     }
 
     pub(super) fn job_ended(&mut self, job: Box<Job>, outcome: Outcome) {
@@ -79,8 +79,14 @@ impl Driver {
                 Input::Looked { instance, there }
             }),
             Effect::DropImages { node, forget } => self.drop_images(node, forget),
-            Effect::Raise(condition, text) => self.complain(condition.as_str(), text),
-            Effect::Clear(condition) => self.content(condition.as_str()),
+            Effect::Raise(condition, text) => {
+                self.unable.extend(condition.service());
+                self.complain(condition.as_str(), text);
+            }
+            Effect::Clear(condition) => {
+                self.unable.retain(|service| Some(*service) != condition.service());
+                self.content(condition.as_str());
+            }
             Effect::Changed { instance, from, to, reason } => {
                 tracing::info!(%instance, from, to, reason, "instance changes");
             }
@@ -91,14 +97,14 @@ impl Driver {
     /// Asks the hypervisor on a thread that may block.
     fn look(&self, ask: impl FnOnce(&dyn Hypervisor) -> Input + Send + 'static) {
         let (hypervisor, sender) = (self.parts.hypervisor.clone(), self.sender.clone());
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("look at the hypervisor", move || {
             let _ = sender.send(Event::Host(Box::new(ask(hypervisor.as_ref()))));
         });
     }
 
     fn drop_images(&self, node: NodeId, forget: bool) {
         let images = self.parts.images.clone();
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("deletion of images", move || {
             let dropped = if forget { images.forget(&node) } else { images.drop_images(&node) };
             if let Err(error) = dropped {
                 tracing::warn!(%node, error = %chain(&error), "cannot delete checkpoint images");

@@ -110,7 +110,7 @@ impl Leading {
 
 impl Driver {
     pub(super) fn lead(&mut self, view: &View, now: Now) {
-        if !self.session.is_open(now.boottime) || !self.may_lead(view) {
+        if !self.lease.is_open(now.boottime) || !self.may_lead(view) {
             return;
         }
         let mine =
@@ -154,7 +154,7 @@ impl Driver {
         self.bidding = true;
         let (parts, sender, previous) =
             (self.parts.clone(), self.sender.clone(), self.cluster.leader.clone());
-        tokio::spawn(async move {
+        self.parts.tasks.spawn("bid", async move {
             let bid = lead(parts.store.as_ref(), LEADER, &parts.config.host, previous.as_ref()).await;
             let _ = sender.send(Event::Bid(bid));
         });
@@ -267,7 +267,8 @@ impl Driver {
         for ending in endings {
             tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "ending a silent session");
             let (parts, mine, tell) = (Arc::clone(parts), mine.clone(), tell.clone());
-            tokio::spawn(async move {
+            let tasks = parts.tasks.clone();
+            tasks.spawn("end of a silent lease", async move {
                 let written = write(&parts, &mine, &ending_txn(&mine, &ending)).await;
                 tell(What::Ended { host: ending.host, written });
             });
@@ -280,7 +281,8 @@ impl Driver {
             }
             let (parts, mine, tell) = (Arc::clone(parts), mine.clone(), tell.clone());
             let (writes, old) = (Arc::clone(&writes), view.nodes.get(&node).cloned());
-            tokio::spawn(async move {
+            let tasks = parts.tasks.clone();
+            tasks.spawn("assignment", async move {
                 let Ok(_permit) = writes.acquire().await else { return };
                 let written = write(&parts, &mine, &assignment_txn(&mine, &assignment)).await;
                 if let Written::Applied(_) = written {
@@ -293,7 +295,7 @@ impl Driver {
         }
         for question in questions {
             let (parts, deciding, tell) = (Arc::clone(parts), leading.deciding.clone(), tell.clone());
-            tokio::spawn(async move {
+            parts.tasks.clone().spawn("question to a policy", async move {
                 match ask(&parts, &deciding, question.clone()).await {
                     Ok(answered) => tell(What::Answered(Box::new(answered))),
                     Err(reason) => {

@@ -20,7 +20,8 @@ const ABOUT: &str = "mirror";
 
 /// Starts the task. It ends when the driver does.
 pub(super) fn start(parts: Arc<Parts>, events: UnboundedSender<Event>) {
-    tokio::spawn(async move {
+    let tasks = parts.tasks.clone();
+    tasks.spawn("store cache", async move {
         let mut mirror = Mirror { parts, events, silent: None };
         while mirror.follow().await.is_some() {
             tokio::time::sleep(RETRY).await;

@@ -5,28 +5,30 @@
 
 mod event;
 mod host;
-mod inventory;
 mod jobs;
 mod lead;
+mod lease;
 mod mirror;
-mod own_session;
 mod publish;
+mod recovery;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
+use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{HostAgent, HostSettings, Input};
-use understudy_core::ids::BootId;
+use understudy_core::ids::{BootId, MachineId};
 use understudy_core::leader::Report;
-use understudy_core::records::{Capacity, HostFacts};
-use understudy_core::session::Session;
+use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::View;
@@ -37,13 +39,18 @@ use understudy_store::{Revision, Store};
 
 pub use event::Event;
 pub use lead::{admission, trial};
+pub use lease::{LeaseNews, Members, OpenStore};
 pub(crate) use sets::waits;
 
 use crate::cluster::Cluster;
+use watchdog::Watchdog;
+
 use crate::config::Config;
+use crate::exit::{Exit, Failure, chain};
 use crate::gateway::Directory;
 use crate::metrics::Metrics;
 use crate::policies::{Deciding, Policies, Seen};
+use crate::tasks::{Panicked, Tasks};
 
 /// The longest that the driver sleeps when nothing happens: silence of other hosts has no event of its own.
 const TICK: Duration = Duration::from_millis(250);
@@ -54,6 +61,8 @@ pub struct Parts {
     pub config: Config,
     /// This boot.
     pub boot: BootId,
+    /// This machine.
+    pub machine: MachineId,
     /// The cluster's records.
     pub store: Arc<dyn Store>,
     /// This host's hypervisor.
@@ -66,10 +75,14 @@ pub struct Parts {
     pub policies: Arc<Policies>,
     /// Checkpoints kept for others.
     pub images: Arc<ImageStore>,
+    /// The processes of this host's members.
+    pub members: Members,
     /// Where images are made before they are sent: a tmpfs.
     pub scratch: PathBuf,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Starts what runs beside the loop.
+    pub tasks: Tasks,
 }
 
 /// The way to a driver, and its end.
@@ -107,13 +120,18 @@ pub struct Driver {
     receiver: mpsc::UnboundedReceiver<Event>,
     cluster: Cluster,
     synced: bool,
-    session: Session,
+    lease: LeaseStatus,
     session_number: u64,
-    session_revision: Option<Revision>,
-    session_busy: bool,
+    clear: Option<lease::Clear>,
+    cleared: Option<Vec<recovery::Recovered>>,
+    recovery: lease::Recovery,
+    taken_since: Option<Boottime>,
+    /// Why this agent cannot go on.
+    ended: Option<Failure>,
     adopted: bool,
     agent: HostAgent,
-    capacity: Capacity,
+    /// Not known before libvirt has answered once.
+    capacity: Option<Capacity>,
     /// The leadership that this agent won, whether the mirror shows it yet or not.
     leadership: Option<Leadership>,
     /// The machine that decides under it.
@@ -123,6 +141,7 @@ pub struct Driver {
     publishing: bool,
     publish_after: Boottime,
     complaints: BTreeMap<&'static str, String>,
+    unable: BTreeSet<Service>,
     load_milli: u32,
     policy_facts: SetFacts,
     settling: bool,
@@ -142,14 +161,26 @@ pub fn now() -> Now {
     }
 }
 
+/// Waits for the first report; for ever where somebody else takes them.
+async fn reported(panics: &mut Option<UnboundedReceiver<Panicked>>) -> Panicked {
+    let report = match panics {
+        Some(panics) => panics.recv().await,
+        None => None,
+    };
+    match report {
+        Some(report) => report,
+        None => std::future::pending().await,
+    }
+}
+
 fn kept_images(images: &ImageStore) -> Input {
     Input::Images(images.nodes().into_iter().filter(|node| !images.complete(node).is_empty()).collect())
 }
 
-fn host_settings(config: &Config, capacity: Capacity) -> HostSettings {
+fn host_settings(config: &Config, capacity: Option<Capacity>) -> HostSettings {
     HostSettings {
         me: config.host.clone(),
-        memory: capacity.memory,
+        memory: capacity.unwrap_or_default().memory,
         pool: config.pool,
         addresses: config.addresses.first..=config.addresses.last,
         bounds: config.bounds,
@@ -162,12 +193,12 @@ impl Driver {
     #[must_use]
     pub fn new(
         parts: Arc<Parts>,
-        capacity: Capacity,
+        capacity: Option<Capacity>,
         (sender, receiver): Events,
         directory: watch::Sender<Directory>,
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
-        let session = Session::new(parts.config.bounds);
+        let unable = capacity.is_none().then_some(Service::Libvirtd).into_iter().collect();
         let agent = HostAgent::new(host_settings(&parts.config, capacity));
         Self {
             parts,
@@ -175,10 +206,13 @@ impl Driver {
             receiver,
             cluster: Cluster::default(),
             synced: false,
-            session,
+            lease: LeaseStatus::default(),
             session_number: 0,
-            session_revision: None,
-            session_busy: false,
+            clear: None,
+            cleared: None,
+            recovery: lease::Recovery::None,
+            taken_since: None,
+            ended: None,
             adopted: false,
             agent,
             capacity,
@@ -189,6 +223,7 @@ impl Driver {
             publishing: false,
             publish_after: Boottime::default(),
             complaints: BTreeMap::new(),
+            unable,
             load_milli: 0,
             policy_facts: SetFacts::default(),
             settling: false,
@@ -206,13 +241,26 @@ impl Driver {
     }
 
     /// Runs until `stop` says so. Instances are left as they are; a successor finds them.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    ///
+    /// # Errors
+    /// When it cannot go on, with what to do.
+    pub async fn run(mut self, store: OpenStore, mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+        let lease = self
+            .keep_lease(store)
+            .map_err(|error| Failure::new(Exit::Failed, format!("cannot keep a lease: {}", chain(&error))))?;
         mirror::start(self.parts.clone(), self.sender.clone());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.inform(kept_images(&self.parts.images));
+        let mut panics = self.parts.tasks.reports();
+        let mut watchdog = Watchdog::of_systemd();
         loop {
+            watchdog.feed();
             let event = tokio::select! {
+                panicked = reported(&mut panics) => {
+                    self.panicked(panicked);
+                    break;
+                }
                 event = self.receiver.recv() => event,
                 _ = stop.wait_for(|stop| *stop) => break,
                 () = tokio::time::sleep(TICK) => Some(Event::Tick),
@@ -223,14 +271,37 @@ impl Driver {
                 self.take(event);
             }
             self.advance();
+            if self.ended.is_some() {
+                break;
+            }
         }
+        drop(lease);
         self.resign().await;
+        self.ended.map_or(Ok(()), Err)
+    }
+
+    fn capacity_told(&mut self, answer: Result<Capacity, Failure>) {
+        match answer {
+            Ok(capacity) => {
+                self.capacity = Some(capacity);
+                self.inform(Input::Memory(capacity.memory));
+                self.unable.remove(&Service::Libvirtd);
+                self.content("libvirt");
+            }
+            Err(failure) => self.ended = Some(failure),
+        }
+    }
+
+    /// What the task was to say will never come.
+    fn panicked(&mut self, Panicked { what, why }: Panicked) {
+        let text = format!("a task of the agent ({what}) panicked, it starts anew: report this: {why}");
+        self.ended = Some(Failure::new(Exit::Failed, text));
     }
 
     fn listen_to_hypervisor(&self) {
         let (events, sender) = (self.parts.hypervisor.subscribe(), self.sender.clone());
         // A blocking channel needs a thread of its own; it ends with the hypervisor or the driver.
-        let spawned = std::thread::Builder::new().name("hypervisor-events".to_owned()).spawn(move || {
+        let spawned = self.parts.tasks.thread("hypervisor-events", move || {
             while let Ok(event) = events.recv() {
                 if sender.send(Event::Hypervisor(event)).is_err() {
                     break;
@@ -254,10 +325,9 @@ impl Driver {
                 self.mirror_changed(&faults);
             }
             Event::Hypervisor(event) => self.hypervisor_event(event),
-            Event::Session { outcome, revision } => self.session_event(outcome, revision),
-            Event::Opened(opened) => self.session_opened(*opened),
-            Event::Guarded(answer) => self.guard_answered(answer),
-            Event::Stopped => self.session_busy = false,
+            Event::Lease(news) => self.lease_news(news),
+            Event::Cleared { found, done } => self.host_cleared(found, done),
+            Event::Recovered { number, found } => self.recovered(number, found),
             Event::Host(input) => self.inform(*input),
             Event::Job { job, outcome } => self.job_ended(job, outcome),
             Event::Bid(bid) => self.bid_ended(bid),
@@ -269,6 +339,7 @@ impl Driver {
             Event::Policies(told) => self.policies_told(*told),
             Event::Settled(written) => self.sets_settled(written),
             Event::Resigned => self.bidding = false,
+            Event::Capacity(answer) => self.capacity_told(answer),
             Event::Load(milli) => self.load_milli = milli,
             Event::Complaint { about, text: Some(text) } => self.complain(about, text),
             Event::Complaint { about, text: None } => self.content(about),
@@ -297,15 +368,20 @@ impl Driver {
     /// Lets core decide what follows from the state, and has it done.
     fn advance(&mut self) {
         let now = now();
-        self.advance_session(now.boottime);
-        if self.synced {
+        self.advance_lease(now.boottime);
+        // Without libvirt and without a lease that goes on there is nothing to show but what is missing.
+        let has_begun = self.capacity.is_some() || self.lease.is_open(now.boottime);
+        if self.synced && has_begun {
             let view = self.cluster.view().clone();
             self.tell_keeper(&view);
-            if self.adopted {
+            if self.adopted && self.capacity.is_some() {
                 self.work(now);
                 self.publish_facts(now);
                 self.set_aside_what_failed();
                 self.lead(&view, now);
+            } else if self.speaks_for_its_predecessor() {
+                // What an earlier agent reported stands until it can be looked at, but for what cannot do its part.
+                self.publish_facts(now);
             }
             self.publish_state(view, now.boottime);
         } else {

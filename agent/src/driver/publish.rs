@@ -28,13 +28,25 @@ const RETRY: Duration = Duration::from_millis(300);
 const LOAD_STEP: u32 = 250;
 
 impl Driver {
+    /// What this host reports. What runs under a lease that goes on is, until it was looked at, what was reported of it.
     pub(super) fn facts(&self) -> HostFacts {
+        let mut facts = self.own_facts();
+        let reported = self.cluster.facts(&self.parts.config.host);
+        if let Some(reported) = reported.filter(|reported| !self.adopted && reported.session == facts.session)
+        {
+            facts.instances.clone_from(&reported.instances);
+            facts.capacity = self.capacity.unwrap_or(reported.capacity);
+        }
+        facts
+    }
+
+    fn own_facts(&self) -> HostFacts {
         let config = &self.parts.config;
         let last = self.published.as_ref().map_or(0, |facts| facts.load_milli);
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
         HostFacts {
             session: self.session_number,
-            capacity: self.capacity,
+            capacity: self.capacity.unwrap_or_default(),
             labels: config.labels.clone(),
             api: config.api_advertise.clone(),
             gateway: if config.gateway_listen.is_some() {
@@ -47,6 +59,7 @@ impl Driver {
             load_milli,
             instances: self.agent.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
+            unable: self.unable.clone(),
             policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -59,7 +72,7 @@ impl Driver {
         }
         self.publishing = true;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        tokio::spawn(async move {
+        self.parts.tasks.spawn("facts", async move {
             let key = Key::Facts(parts.config.host.clone()).to_string();
             let txn = Txn::new().put(key, keys::encode(&facts));
             let written = match parts.store.commit(&txn).await {
@@ -89,12 +102,12 @@ impl Driver {
 
     pub(super) fn publish_state(&self, view: View, now: Boottime) {
         // Pages leave a gateway whose host is cut off: what it knows may be old.
-        let shown = if self.session.is_open(now) { directory(&view) } else { Directory::default() };
+        let shown = if self.lease.is_open(now) { directory(&view) } else { Directory::default() };
         for refused in Directory::publish(&self.directory, shown) {
             tracing::warn!(terminal = %refused.terminal, stands = %refused.stands, offered = %refused.offered, "an older display epoch was refused");
         }
         let remaining =
-            self.session.deadline().filter(|_| self.session.is_open(now)).map(|deadline| deadline.since(now));
+            self.lease.until.filter(|_| self.lease.is_open(now)).map(|deadline| deadline.since(now));
         self.parts.metrics.cluster_seen(
             &view,
             self.leading.as_ref().map_or(&Report::default(), |leading| leading.report()),

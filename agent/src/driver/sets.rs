@@ -67,7 +67,7 @@ impl Driver {
             tracing::warn!(term = %mine.term(), "this agent gives up the leadership: the policies that decide are not ready on this host");
             self.bidding = true;
             let (parts, sender) = (self.parts.clone(), self.sender.clone());
-            tokio::spawn(async move {
+            self.parts.tasks.spawn("resignation", async move {
                 if let Err(error) = resign(parts.store.as_ref(), &mine).await {
                     tracing::warn!(error = %chain(&error), "cannot resign the leadership");
                 }
@@ -115,7 +115,7 @@ impl Driver {
     fn settle(&mut self, txn: Txn) {
         self.settling = true;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        tokio::spawn(async move {
+        self.parts.tasks.spawn("change of policies", async move {
             let written = write(&parts, &txn).await;
             let _ = sender.send(Event::Settled(written));
         });

@@ -4,6 +4,7 @@
 mod destroys;
 mod guests;
 mod leaving;
+mod recovery;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,12 +14,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use understudy_checkpoint::ImageStore;
+use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Input, Local};
 use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{
     Capacity, InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
 };
-use understudy_core::session::SessionEvent;
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Site};
 use understudy_hypervisor::permit::Permits;
@@ -92,28 +93,35 @@ impl Rig {
         let metrics = Arc::new(Metrics::new().unwrap());
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),
+            machine: Default::default(),
             store: Arc::new(MemoryStore::default()),
             hypervisor: Arc::new(hypervisor.clone()),
             template: template.clone(),
             permits: Permits::open(&home.path().join("permits")).unwrap(),
             policies: Arc::new(Policies::open(&config, &metrics)),
             images: Arc::new(ImageStore::open(&home.path().join("checkpoints")).unwrap()),
+            members: Default::default(),
+            tasks: Default::default(),
             scratch: home.path().to_owned(),
             metrics,
             config,
         });
-        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
         let (directory, snapshots) =
             (watch::Sender::new(Directory::default()), watch::Sender::new(Arc::new(Snapshot::default())));
         let mut driver =
             Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), directory, snapshots);
-        for event in [SessionEvent::Tick, SessionEvent::Written, SessionEvent::GuardAcknowledged] {
-            driver.session.step(event, now().boottime);
-        }
+        driver.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
         (driver.session_number, driver.adopted) = (1, true);
         let (entries, known) = (Vec::new(), BTreeMap::new());
         let mut rig = Self { driver, hypervisor, entries, known, template, _home: home };
-        let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+        let session = SessionRecord {
+            boot: BootId("boot".to_owned()),
+            machine: Default::default(),
+            number: 1,
+            beat: 1,
+            ended: None,
+        };
         rig.write(&Key::Session(me()), encode(&session));
         rig.recover();
         rig

@@ -76,6 +76,7 @@ fn facts(phases: &[Phase]) -> HostFacts {
         load_milli: 0,
         instances: (1..).zip(phases).map(named).collect(),
         complaints: Vec::new(),
+        unable: Default::default(),
         policies: Default::default(),
         version: String::new(),
     }

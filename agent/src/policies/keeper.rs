@@ -97,7 +97,8 @@ pub(crate) fn start(parts: Arc<Parts>, seen: watch::Receiver<Arc<Seen>>, events:
         told: None,
         pruned: None,
     };
-    tokio::spawn(keeper.run());
+    let tasks = keeper.parts.tasks.clone();
+    tasks.spawn("policies", keeper.run());
 }
 
 impl Tried {
@@ -122,7 +123,7 @@ impl Keeper {
                 changed = self.seen.changed() => if changed.is_err() { return },
                 Some(done) = self.jobs.join_next() => match done {
                     Ok(done) => self.done(done),
-                    Err(error) => tracing::error!(%error, "a task of the policies failed: report this"),
+                    Err(error) => self.parts.tasks.joined::<()>("policies", Err(error)),
                 },
             }
             let seen = self.seen.borrow_and_update().clone();
@@ -453,7 +454,7 @@ impl Keeper {
         }
         self.pruned = Some(keep.clone());
         let library = library.clone();
-        tokio::task::spawn_blocking(move || {
+        self.parts.tasks.block("removal of old policies", move || {
             if let Err(error) = library.prune(&keep) {
                 tracing::warn!(error = %chain(&error), "old policies could not be removed");
             }

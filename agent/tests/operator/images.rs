@@ -43,7 +43,13 @@ async fn protected(store: &dyn Store, id: &NodeId) {
 fn renewing(store: Arc<dyn Store>) -> JoinHandle<()> {
     tokio::spawn(async move {
         for beat in 2.. {
-            let session = SessionRecord { boot: BootId("b".to_owned()), number: 1, beat, ended: None };
+            let session = SessionRecord {
+                boot: BootId("b".to_owned()),
+                machine: Default::default(),
+                number: 1,
+                beat,
+                ended: None,
+            };
             write(&*store, &Key::Session("host2".parse().unwrap()), &session).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
         }

@@ -101,12 +101,15 @@ impl Agent {
         config.environments.values().for_each(|disk| hypervisor.put_role_disk(disk, Ok(())));
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),
+            machine: Default::default(),
             store: Arc::new(store.another()),
             hypervisor: Arc::new(hypervisor),
             template: Arc::new(Template::parse(shipped).unwrap()),
             permits: Permits::open(&home.join("run/permits")).unwrap(),
             policies: Arc::new(Policies::open(&config, &metrics)),
             images: Arc::new(ImageStore::open(&home.join("state/checkpoints")).unwrap()),
+            members: Default::default(),
+            tasks: Default::default(),
             scratch: home.join("run"),
             metrics,
             config,
@@ -114,7 +117,7 @@ impl Agent {
         let (directory, directories) = watch::channel(Directory::default());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let gateway = GatewayState::new(directories, Limits::default()).counters();
-        let capacity = Capacity { vcpus: Vcpus(16), memory: MiB(16_384) };
+        let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
         let driver =
             Driver::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), directory, sender);
         let events = driver.events();
@@ -124,7 +127,11 @@ impl Agent {
         tokio::spawn(async move { axum::serve(socket, operators).await });
         tokio::spawn(async move { axum::serve(listener, api::local(state)).await });
         let (stop, stopping) = watch::channel(false);
-        let running = Some(tokio::spawn(driver.run(stopping)));
+        let lease_store: Arc<dyn understudy_store::Store> = Arc::new(store.another());
+        let running = Some(tokio::spawn(async move {
+            let store: understudy::driver::OpenStore = Box::pin(std::future::ready(lease_store));
+            driver.run(store, stopping).await.unwrap();
+        }));
         Self { folder: home.join("policies"), parts, snapshots, stop, running, home }
     }
 
@@ -269,7 +276,13 @@ pub(crate) async fn write<T: serde::Serialize>(store: &dyn Store, key: &Key, val
 /// A host without an agent: its records, renewed by nobody.
 pub(crate) async fn played_host(store: &dyn Store, name: &str, facts: HostFacts) -> HostId {
     let host: HostId = name.parse().unwrap();
-    let session = SessionRecord { boot: BootId("b".to_owned()), number: 1, beat: 1, ended: None };
+    let session = SessionRecord {
+        boot: BootId("b".to_owned()),
+        machine: Default::default(),
+        number: 1,
+        beat: 1,
+        ended: None,
+    };
     write(store, &Key::Session(host.clone()), &session).await;
     write(store, &Key::Facts(host.clone()), &facts).await;
     host

@@ -7,22 +7,22 @@
 
 mod jobs;
 mod lead;
-mod own_session;
+mod lease;
 pub(crate) mod sets;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use understudy_core::host::{HostAgent, Local};
+use understudy_core::host::HostAgent;
+use understudy_core::host::lease::{Attempt, HostLease};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::leader::{Input, Leader, Report};
 use understudy_core::observe::Observer;
 use understudy_core::records::{Capacity, HostFacts};
-use understudy_core::session::{Session, SessionAction, SessionEvent};
-use understudy_core::units::{Boottime, Now, Vcpus};
-use understudy_core::view::SharedNode;
+use understudy_core::units::{Now, Vcpus};
 
 use self::jobs::Job;
+use self::lease::{LeaseRequest, Stock};
 use crate::Weakness;
 use crate::store::{Key, Mirror, Txn, Value};
 use crate::world::{Answer, Body, World};
@@ -35,10 +35,7 @@ const PUBLISH_RETRY_MS: u64 = 300;
 /// What a request was for.
 #[derive(Debug, Clone)]
 pub(crate) enum Tag {
-    OpenRead,
-    OpenWrite { number: u64, found: BTreeMap<InstanceId, Local>, lives: BTreeMap<InstanceId, u64> },
-    Renew,
-    LookAgain,
+    Lease(Attempt, LeaseRequest),
     Facts(Box<HostFacts>),
     Bid { term: u64 },
     Resign,
@@ -53,11 +50,14 @@ pub(crate) struct Agent {
     pub(crate) incarnation: u64,
     pub(crate) mirror: Option<Mirror>,
     observer: Observer,
-    session: Session,
+    lease: HostLease,
     pub(crate) number: u64,
+    beat: u64,
     revision: u64,
-    session_busy: bool,
-    ask_guard: Option<(Boottime, u64)>,
+    /// What goes on under the next lease, while that is being opened.
+    cleared: Option<Stock>,
+    /// A lease goes on, and what runs under it was not looked at yet.
+    recovers: bool,
     pub(crate) adopted: bool,
     pub(crate) host: HostAgent,
     conditions: work::Conditions,
@@ -87,15 +87,18 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(world: &mut World, me: &HostId, incarnation: u64) -> Self {
+        let guard = &world.machine(me).guard;
+        let inherited = guard.deadline.map(|deadline| (guard.session, deadline));
         Self {
             incarnation,
             mirror: None,
             observer: Observer::default(),
-            session: Session::new(world.bounds),
+            lease: HostLease::new(world.bounds, inherited),
             number: 0,
+            beat: 0,
             revision: 0,
-            session_busy: false,
-            ask_guard: None,
+            cleared: None,
+            recovers: false,
             adopted: false,
             host: HostAgent::new(work::settings(world, me)),
             conditions: BTreeMap::new(),
@@ -173,10 +176,7 @@ impl Agent {
                 self.answered(world, me, tag, Answer::Unavailable);
             }
         }
-        if let Some((deadline, _)) = self.ask_guard.filter(|(_, at)| *at <= world.now) {
-            self.ask_guard = None;
-            self.perform(world, me, Some(SessionAction::Confirm(deadline)));
-        }
+        self.tend_lease(world, me);
         self.tend_sets(world);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
@@ -190,11 +190,6 @@ impl Agent {
 
     fn advance(&mut self, world: &mut World, me: &HostId) {
         let clock = world.machine(me).boottime(world.now);
-        let due = self.session.next_tick().is_some_and(|due| clock >= due);
-        if due && !self.session_busy && self.mirror.is_some() {
-            let action = self.session.step(SessionEvent::Tick, clock);
-            self.perform(world, me, action);
-        }
         if !self.adopted {
             return;
         }
@@ -204,7 +199,7 @@ impl Agent {
         self.tend_change(world, me, &view, clock);
         self.publish(world, me);
         let now = Now { boottime: clock, wall: world.machine(me).wall(world.now) };
-        if self.session.is_open(clock) {
+        if self.lease.status().is_open(clock) {
             self.lead(world, me, view, now);
         }
     }
@@ -216,36 +211,7 @@ impl Agent {
 
     fn answered(&mut self, world: &mut World, me: &HostId, tag: Tag, answer: Answer) {
         match tag {
-            Tag::OpenRead => self.open(world, me, answer),
-            Tag::OpenWrite { number, found, lives } => {
-                self.session_busy = false;
-                let event = match answer {
-                    Answer::Applied(revision) => {
-                        world.note(format!("{me} opens session {number}"));
-                        (self.number, self.revision) = (number, revision);
-                        self.adopt(world, me, found, lives);
-                        SessionEvent::Written
-                    }
-                    Answer::Refused(_) => SessionEvent::Refused,
-                    Answer::Unavailable | Answer::Read(_) => SessionEvent::Unavailable,
-                };
-                self.session_event(world, me, event);
-            }
-            Tag::Renew => match answer {
-                Answer::Applied(revision) => {
-                    self.revision = revision;
-                    self.session_busy = false;
-                    self.session_event(world, me, SessionEvent::Written);
-                }
-                Answer::Refused(_) => {
-                    self.send(world, me, Tag::LookAgain, Body::Read(Key::Session(me.clone())));
-                }
-                Answer::Unavailable | Answer::Read(_) => {
-                    self.session_busy = false;
-                    self.session_event(world, me, SessionEvent::Unavailable);
-                }
-            },
-            Tag::LookAgain => self.look_again(world, me, answer),
+            Tag::Lease(attempt, request) => self.lease_answered(world, me, attempt, request, answer),
             Tag::Facts(facts) => {
                 self.publishing = false;
                 match answer {
@@ -301,6 +267,7 @@ impl Agent {
             load_milli: 0,
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.conditions.values().cloned().collect(),
+            unable: Default::default(),
             policies: self.sets.facts.clone(),
             version: String::new(),
         }
@@ -327,14 +294,6 @@ impl Agent {
         };
         self.send(world, me, Tag::Facts(Box::new(facts)), Body::Commit(txn));
     }
-}
-
-/// Instances that a migration brings to `me`.
-fn arriving(mirror: &Mirror, me: &HostId) -> BTreeSet<InstanceId> {
-    let comes =
-        |node: &&SharedNode| node.value.migration.as_ref().is_some_and(|migration| &migration.to == me);
-    let instance = |node: &SharedNode| node.value.primary.as_ref()?.instance;
-    mirror.nodes.values().filter(comes).filter_map(instance).collect()
 }
 
 fn boot_id(world: &World, me: &HostId) -> BootId {

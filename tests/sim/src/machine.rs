@@ -61,14 +61,15 @@ pub(crate) struct Image {
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     pub(crate) deadline: Option<Boottime>,
-    session: u64,
+    pub(crate) session: u64,
     held: BTreeMap<InstanceId, (u64, Epoch)>,
 }
 
 impl Guard {
-    pub(crate) fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+    fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+        let over = self.expired(now);
         let backwards = session < self.session
-            || (session == self.session && self.deadline.is_some_and(|known| deadline < known));
+            || (session == self.session && (over || self.deadline.is_some_and(|known| deadline < known)));
         if backwards || deadline <= now {
             return false;
         }
@@ -101,6 +102,11 @@ impl Guard {
 
     pub(crate) fn holds(&self, instance: InstanceId, life: u64) -> bool {
         self.held.get(&instance).is_some_and(|(known, _)| *known == life)
+    }
+
+    /// In which epoch it holds a process.
+    pub(crate) fn epoch_of(&self, instance: InstanceId, life: u64) -> Option<Epoch> {
+        self.held.get(&instance).filter(|(known, _)| *known == life).map(|(_, epoch)| *epoch)
     }
 
     pub(crate) fn forget_all(&mut self) {
@@ -206,6 +212,14 @@ impl Machine {
 
     pub(crate) fn wall(&self, now: u64) -> UnixMillis {
         UnixMillis(1_700_000_000_000 + now + self.wall_skew)
+    }
+
+    /// The first deadline of a newer session closes the one before.
+    pub(crate) fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+        if session > self.guard.session {
+            self.kill_registered();
+        }
+        self.guard.confirm(deadline, session, now)
     }
 
     pub(crate) fn kill_registered(&mut self) {

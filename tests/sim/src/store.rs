@@ -208,11 +208,6 @@ impl Mirror {
     pub(crate) fn facts_revision(&self, host: &HostId) -> u64 {
         self.hosts.get(host).and_then(|records| records.facts.as_ref()).map_or(0, |(_, revision)| *revision)
     }
-
-    pub(crate) fn session(&self, host: &HostId) -> Option<&Versioned<SessionRecord>> {
-        self.hosts.get(host)?.session.as_ref()
-    }
-
     pub(crate) fn observe(&self, observer: &mut Observer, now: Boottime) {
         for (host, records) in &self.hosts {
             if let Some(session) = &records.session {

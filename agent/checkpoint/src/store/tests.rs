@@ -367,4 +367,32 @@ fn an_unreadable_epoch_is_an_error_and_not_epoch_zero() {
     let path = layout::node(folder.path(), &node()).join(EPOCH);
     std::fs::write(&path, "three").unwrap();
     assert!(matches!(ImageStore::open(folder.path()), Err(StoreError::Epoch(file)) if file == path));
+    // It costs this node new copies, and nobody anything else.
+    let (store, faults) = ImageStore::open_as_it_is(folder.path());
+    assert!(matches!(faults.as_slice(), [StoreError::Epoch(file)] if *file == path), "{faults:?}");
+    assert_eq!(newest(&store), Some(id(3, 7)));
+    assert!(store.image(&node(), id(3, 7)).is_ok());
+    let refused = store.begin(&node(), id(4, 1)).err();
+    assert!(
+        matches!(&refused, Some(BeginError::Store(StoreError::Epoch(file))) if *file == path),
+        "{refused:?}"
+    );
+    let other: NodeId = "bob/exec-1".parse().unwrap();
+    assert!(store.begin(&other, id(1, 1)).is_ok());
+    // Removed with its checkpoints, as its text says: it begins anew.
+    store.forget(&node()).unwrap();
+    assert!(store.begin(&node(), id(4, 1)).is_ok());
+}
+
+/// A file in the folder's place: as with a disk that is mounted read-only, nothing can be made there.
+#[test]
+fn a_folder_that_cannot_be_made_is_open_and_takes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("checkpoints");
+    std::fs::write(&root, "").unwrap();
+    assert!(ImageStore::open(&root).is_err());
+    let (store, faults) = ImageStore::open_as_it_is(&root);
+    assert!(!faults.is_empty());
+    assert_eq!(newest(&store), None);
+    assert!(store.begin(&node(), id(1, 1)).is_err());
 }

@@ -36,7 +36,7 @@ use crate::units::{Boottime, MiB, Now};
 pub struct HostSettings {
     /// This host.
     pub me: HostId,
-    /// Memory for instances.
+    /// Memory for instances; none before libvirt has said so.
     pub memory: MiB,
     /// The pool that is kept.
     pub pool: PoolSettings,
@@ -142,6 +142,7 @@ impl HostAgent {
             Input::Listed(shown) => self.listed(shown),
             Input::Looked { instance, there } => self.looked(instance, there),
             Input::Images(nodes) => self.images = nodes,
+            Input::Memory(memory) => self.settings.memory = memory,
             Input::Finished { job, outcome } => self.finish(*job, outcome),
             Input::Tick { open } if self.recovered => self.reconcile(open),
             Input::Tick { .. } => {}

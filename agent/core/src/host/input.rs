@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use super::{HostAction, Local};
 use crate::ids::{Epoch, InstanceId, NodeId};
-use crate::records::{CheckpointId, WindowsSent};
+use crate::records::{CheckpointId, Service, WindowsSent};
 use crate::units::{MiB, UnixMillis, Vcpus};
 use crate::view::View;
 
@@ -38,6 +38,8 @@ pub enum Input {
     },
     /// The nodes of which this host keeps checkpoint images.
     Images(BTreeSet<NodeId>),
+    /// Memory that this host has for instances, once libvirt has said so.
+    Memory(MiB),
     /// A job ended.
     Finished {
         /// The job.
@@ -165,6 +167,15 @@ impl Condition {
             Self::Disks => "disks",
             Self::Restores => "restores",
             Self::Libvirt => "libvirt",
+        }
+    }
+
+    /// What of this host cannot do its part while it stands.
+    #[must_use]
+    pub fn service(self) -> Option<Service> {
+        match self {
+            Self::Libvirt => Some(Service::Libvirtd),
+            Self::Pool | Self::Destroys | Self::Disks | Self::Restores => None,
         }
     }
 }

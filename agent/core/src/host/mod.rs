@@ -8,8 +8,11 @@
 mod agent;
 mod images;
 mod input;
+pub mod lease;
 mod migration;
+pub mod opening;
 mod pool;
+pub mod recovery;
 mod tend;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@
 //! | what changes | who is looked at |
 //! |---|---|
 //! | a renewal | nobody |
-//! | whether a host is open, has reported, is draining | nodes on it, nodes that wait |
+//! | whether a host is open, has reported, is draining, can do its part | nodes on it, nodes that wait |
 //! | one instance | the nodes that it belongs to; where its phase or windows changed, their terminals |
 //! | a host has more room than before | nodes that wait |
 //! | a node | its terminal; where a migration from a host begins or ends, the nodes on that host |
@@ -22,9 +22,10 @@ use crate::records::{CheckpointRecord, HostFacts, InstanceFact, NodeRecord};
 use crate::view::{HostView, SharedNode, View, diff};
 
 /// Whether a host may run anything, and whether it takes work.
-fn standing(seen: &HostView) -> (u64, bool, bool, bool) {
+fn standing(seen: &HostView) -> (u64, bool, bool, bool, bool) {
     let session = &seen.session.value;
-    (session.number, session.ended.is_some(), seen.current_facts().is_some(), seen.intent.drain)
+    let (open, accepts) = (session.ended.is_none(), seen.accepts_work());
+    (session.number, open, seen.current_facts().is_some(), seen.intent.drain, accepts)
 }
 
 /// Whether policies are to be told of another traffic: each copy has another size, and rows are not worked out anew for a

@@ -16,6 +16,7 @@ use crate::policy::{
     BuiltIn, HostRow, Interface, MemberCounts, PlacementAnswer, PlacementQuestion, PlacementVerdict, Purpose,
     RefusedPick, Unusable,
 };
+use crate::records::Service;
 use crate::view::Answer;
 
 /// The outcome of looking for a host.
@@ -187,6 +188,7 @@ pub(super) fn eligible(leader: &Leader, node: &NodeId) -> Eligible {
 enum Bar {
     Lost,
     Silent,
+    Unable(Service),
     Draining,
     Member,
     Vcpus(String),
@@ -201,6 +203,9 @@ impl Bar {
             return Some(Self::Lost);
         }
         let Some(facts) = seen.current_facts() else { return Some(Self::Silent) };
+        if let Some(service) = facts.unable.first() {
+            return Some(Self::Unable(*service));
+        }
         if seen.intent.drain {
             return Some(Self::Draining);
         }
@@ -223,6 +228,7 @@ impl Bar {
         match self {
             Self::Lost => "are lost",
             Self::Silent => "have not reported yet",
+            Self::Unable(_) => "cannot do their part",
             Self::Draining => "are draining",
             Self::Member => "have a member of this node",
             Self::Vcpus(_) => "have too few processors",
@@ -237,6 +243,7 @@ pub(super) fn exclusion(leader: &Leader, node: &NodeId, host: &HostId) -> Option
     Some(match Bar::of(leader, node, host)? {
         Bar::Lost => "is lost".to_owned(),
         Bar::Silent => "has not reported yet".to_owned(),
+        Bar::Unable(service) => format!("its {service} does not answer"),
         Bar::Draining => "is draining".to_owned(),
         Bar::Member => "has a member of this node".to_owned(),
         Bar::Vcpus(text) | Bar::Memory(text) => text,

@@ -22,13 +22,13 @@ fn measure_lateness(folder: &Folder, rounds: u64) -> Lateness {
     let mut late = Lateness { deaths: Vec::new(), signals: Vec::new() };
     for round in 1..=rounds {
         let qemus: Vec<Qemu> = (0..4).map(|_| Qemu::start()).collect();
-        client.set_deadline(after(600_000 * MS, 2 * round)).unwrap();
+        // Far enough for four registrations on a busy machine: within a session it cannot be brought nearer.
+        let deadline = after(1_500 * MS, round);
+        client.set_deadline(deadline).unwrap();
         for (number, qemu) in (0..).zip(&qemus) {
-            let session = 2 * round;
+            let session = round;
             client.register(&Registration { session, ..qemu.registration(number, round) }).unwrap();
         }
-        let deadline = after(100 * MS, 2 * round + 1);
-        client.set_deadline(deadline).unwrap();
         for mut qemu in qemus {
             let died = qemu.died_within(LIMIT).expect("killed at the deadline");
             assert!(died >= deadline.boottime_ns, "killed {} ns early", deadline.boottime_ns - died);
@@ -185,7 +185,7 @@ fn a_frozen_guard_kills_as_soon_as_it_runs_again_and_takes_no_late_renewal() {
     wait_for("the deadline", || boottime_ns() > deadline.boottime_ns + 50 * MS);
     guard.signal(Signal::SIGCONT);
     assert!(qemu.died_within(LIMIT).is_some(), "the deadline counts, not the late renewal");
-    renewal.join().unwrap().unwrap();
+    assert_eq!(refusal(renewal.join().unwrap()), Refusal::Expired, "an expired session is never extended");
 }
 
 #[test]

@@ -76,6 +76,33 @@ fn deadlines_and_sessions_only_move_forward() {
     client.set_deadline(after(minute / 2, 6)).unwrap();
 }
 
+/// S17: what a session left cannot run on under the next one, whoever restarts in between.
+#[test]
+fn a_newer_session_closes_the_one_before_for_good_and_waits_until_nothing_of_it_is_left() {
+    let folder = Folder::new();
+    let guard = Guard::start(&folder);
+    let mut client = folder.client();
+    let mut qemu = Qemu::start();
+    let far = |session| after(60_000 * MS, session);
+    client.set_deadline(far(5)).unwrap();
+    client.register(&Registration { session: 5, ..qemu.registration(1, 1) }).unwrap();
+    assert_eq!(refusal(client.set_deadline(far(6))), Refusal::Closing);
+    assert_eq!(qemu.signal(), Some(nix::sys::signal::Signal::SIGKILL as i32));
+    let late = Qemu::start();
+    assert_eq!(
+        refusal(client.register(&Registration { session: 5, ..late.registration(2, 1) })),
+        Refusal::Expired
+    );
+    assert_eq!(refusal(client.set_deadline(far(5))), Refusal::Expired);
+    guard.crash();
+    let _successor = Guard::start(&folder);
+    let mut client = folder.client();
+    assert_eq!(refusal(client.set_deadline(far(5))), Refusal::Expired, "its successor knows too");
+    wait_for("the next session", || client.set_deadline(far(6)).is_ok());
+    client.register(&Registration { session: 6, ..late.registration(2, 1) }).unwrap();
+    assert!(late.is_alive());
+}
+
 #[test]
 fn a_job_of_another_session_brings_nothing_to_life() {
     let folder = Folder::new();

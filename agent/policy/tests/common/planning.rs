@@ -17,7 +17,13 @@ const NOW: Now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1
 
 /// An open host with this much memory.
 pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
-    let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+    let session = SessionRecord {
+        boot: BootId("boot".to_owned()),
+        machine: Default::default(),
+        number: 1,
+        beat: 1,
+        ended: None,
+    };
     Arc::new(HostView {
         facts: Some(facts(memory).into()),
         session: Versioned { value: session, revision: 1 },

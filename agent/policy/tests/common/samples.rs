@@ -108,6 +108,7 @@ pub(crate) fn facts(memory: MiB) -> HostFacts {
         load_milli: 0,
         instances: BTreeMap::new(),
         complaints: Vec::new(),
+        unable: Default::default(),
         policies: Default::default(),
         version: String::new(),
     }

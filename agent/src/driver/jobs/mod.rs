@@ -21,9 +21,12 @@ use understudy_guard::{Class, Client, Registration};
 use understudy_hypervisor::{Note, process};
 
 use super::event::Event;
-use super::own_session::GUARD_PATIENCE;
 use super::{Parts, Snapshot};
 use crate::exit::chain;
+pub(super) use domain::set_clock;
+
+/// How long the guard may take to answer; it is a local process that does nothing else.
+pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// An instance, and the session of this host under which it is brought to life.
 type Whose = (InstanceId, u64);
@@ -35,7 +38,8 @@ pub(super) fn spawn(
     sender: UnboundedSender<Event>,
     job: Job,
 ) {
-    tokio::spawn(async move {
+    let tasks = parts.tasks.clone();
+    tasks.spawn("job", async move {
         let outcome = match &job.action {
             HostAction::Checkpoint { .. } => checkpoint::run(&parts, cluster, &job).await,
             _ => {
@@ -116,6 +120,9 @@ fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(
     let pid = u32::try_from(pid.0).map_err(|error| told("impossible process id", &error))?;
     let pidfd =
         understudy_guard::pidfd_open(pid).map_err(|error| told("cannot watch the process", &error))?;
+    // Held before it may run: what is not held is not killed when the lease is lost.
+    let held = pidfd.try_clone().map_err(|error| told("cannot hold the process", &error))?;
+    parts.members.hold(instance, held);
     let registration = Registration {
         uuid: *instance.uuid().as_bytes(),
         epoch: epoch.0,

@@ -105,3 +105,29 @@ async fn an_orphan_that_nobody_made_known_is_destroyed_while_the_session_goes_on
     assert_eq!(running(&rig.hypervisor), [known].into());
     assert_eq!(rig.phase(known), Some(Phase::Ready));
 }
+
+/// S2: what is missing is told, and takes no work meanwhile.
+#[tokio::test]
+async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
+    use super::super::LeaseNews;
+    use understudy_core::records::Service;
+    let mut rig = Rig::new();
+    assert!(rig.driver.facts().unable.is_empty());
+    rig.driver.lease_news(LeaseNews::Guard(Some("connection refused".to_owned())));
+    let told = rig.driver.facts();
+    assert_eq!(told.unable.into_iter().collect::<Vec<_>>(), [Service::Guard]);
+    let text = told.complaints.join("\n");
+    assert!(
+        text.contains("systemctl status understudy-guard") && text.contains("connection refused"),
+        "{text}"
+    );
+    rig.driver.lease_news(LeaseNews::Guard(None));
+    assert!(rig.driver.facts().unable.is_empty() && rig.complaints().is_empty());
+
+    rig.driver.listen_to_hypervisor();
+    rig.hypervisor.set_libvirt_up(false);
+    rig.until("it is told", |driver| driver.facts().unable.contains(&Service::Libvirtd)).await;
+    assert!(rig.complaints().contains("systemctl status libvirtd"), "{}", rig.complaints());
+    rig.hypervisor.set_libvirt_up(true);
+    rig.until("it is over", |driver| driver.facts().unable.is_empty()).await;
+}

@@ -4,14 +4,20 @@ use understudy_core::ids::{BootId, Epoch, HostId};
 use understudy_core::records::{HostFacts, Migration, Phase, SessionRecord};
 use understudy_core::units::UnixMillis;
 
-use super::super::inventory;
+use super::super::recovery::recover_guarded;
 use super::{Rig, died, instance, me, node, record};
 use crate::keys::{Key, encode};
 
 /// alice's display leaves for `host2`.
 fn leaves(rig: &mut Rig, abandoned: bool) {
     let to: HostId = "host2".parse().unwrap();
-    let session = SessionRecord { boot: BootId("boot".to_owned()), number: 1, beat: 1, ended: None };
+    let session = SessionRecord {
+        boot: BootId("boot".to_owned()),
+        machine: Default::default(),
+        number: 1,
+        beat: 1,
+        ended: None,
+    };
     let facts = HostFacts { session: 1, instances: Default::default(), ..rig.driver.facts() };
     rig.write(&Key::Session(to.clone()), encode(&session));
     rig.write(&Key::Facts(to.clone()), encode(&facts));
@@ -49,7 +55,9 @@ async fn so_does_an_end_before_the_first_try_and_one_that_a_new_agent_finds() {
             }
         }
         assert_eq!(died(&rig.driver, one, "moved away"), moved, "{:?}", rig.phase(one));
-        let found = inventory::take(&rig.driver.parts, Some(&reported), &rig.driver.passing(), true).unwrap();
+        rig.write(&Key::Facts(me()), encode(&reported));
+        let records = rig.driver.records_of(1);
+        let found = recover_guarded(&rig.driver.parts, &records, &Default::default()).unwrap();
         let phases: Vec<&Phase> = found.iter().map(|found| &found.local.fact.phase).collect();
         let [Phase::Dead { death, .. }] = phases.as_slice() else { panic!("{phases:?}") };
         assert_eq!(death.is_move(), moved, "{death}");

@@ -8,8 +8,8 @@ use understudy_core::records::{CheckpointId, HostFacts, HostIntent, Phase, Sessi
 use understudy_core::view::{HostView, Versioned, View};
 use understudy_store::election::{Bid, lead};
 
-use super::super::inventory::take;
 use super::super::now;
+use super::super::recovery::recover_guarded;
 use super::{Rig, instance, me, node, record, running};
 use crate::keys::{Key, LEADER, encode};
 
@@ -39,6 +39,7 @@ async fn taking_stock_leaves_alone_what_a_migration_may_bring_for_a_node_whose_r
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     let reported = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
+    rig.write(&Key::Facts(me()), encode(&reported));
     for (adopting, record, left) in [
         (true, b"{\"newer\": true}".to_vec(), true),
         (true, encode(&record(None)), false),
@@ -50,7 +51,9 @@ async fn taking_stock_leaves_alone_what_a_migration_may_bring_for_a_node_whose_r
         }
         rig.write(&Key::Node(node()), record);
         let parts = &rig.driver.parts;
-        let found = take(parts, Some(&reported), &rig.driver.passing(), adopting).unwrap();
+        let driver = &rig.driver;
+        let records = if adopting { driver.records_of(1) } else { driver.records_before(Some(1)) };
+        let found = recover_guarded(parts, &records, &Default::default()).unwrap();
         assert!(found.is_empty(), "{found:?}");
         assert_eq!(running(&rig.hypervisor).contains(&one), left, "adopting: {adopting}");
     }
@@ -76,6 +79,7 @@ async fn images_of_a_node_are_kept_while_its_checkpoints_record_cannot_be_read()
 fn view() -> View {
     let session = SessionRecord {
         boot: understudy_core::ids::BootId("boot".to_owned()),
+        machine: Default::default(),
         number: 1,
         beat: 1,
         ended: None,

@@ -71,7 +71,7 @@ impl Agent {
         self.inform(world, me, Input::Records(Box::new(records)));
         let images = world.machine(me).images.keys().cloned().collect();
         self.inform(world, me, Input::Images(images));
-        let open = self.session.is_open(world.machine(me).boottime(world.now));
+        let open = self.lease.status().is_open(world.machine(me).boottime(world.now));
         self.inform(world, me, Input::Tick { open });
     }
 

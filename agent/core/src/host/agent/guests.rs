@@ -30,7 +30,8 @@ impl HostAgent {
             }
             DomainEvent::Panicked(_) | DomainEvent::Hangs(_) | DomainEvent::DiskFailed { .. } => {}
             DomainEvent::Lost => {
-                let text = "libvirtd does not answer: see systemctl status libvirtd; instances run on";
+                let text = "libvirtd does not answer, this host takes no work: see systemctl status libvirtd; \
+                            instances run on";
                 self.raise(Condition::Libvirt, text.to_owned());
             }
             DomainEvent::Regained => {

@@ -1,0 +1,143 @@
+//! Owns the lease's requests to the store: the opening, the renewal, and what a lost answer to either means.
+//!
+//! Promises: every write is a compare-and-swap; the time that counts is read before it is sent. Must not do: choose
+//! between going on and opening anew (core does).
+
+use tokio::sync::oneshot;
+use understudy_core::host::lease::LeaseAnswer;
+use understudy_core::host::opening::{GuardHolds, Opening, opening};
+use understudy_core::records::SessionRecord;
+use understudy_core::units::Boottime;
+use understudy_guard::Status;
+use understudy_hypervisor::process::boottime;
+use understudy_store::{Committed, Condition, Revision, Store, StoreError, Txn};
+
+use super::runner::{Context, Done, Held, LeaseNews};
+use crate::driver::Event;
+use crate::exit::chain;
+use crate::keys::{self, Key};
+
+/// Takes up the open lease of this very boot, else has the host cleared and opens the next.
+pub(super) async fn open(context: &Context) -> Done {
+    let unavailable = || Done { store: Some(true), ..Done::new(LeaseAnswer::Unavailable) };
+    let key = Key::Session(context.host.clone()).to_string();
+    let entry = match context.store.get(&key).await {
+        Ok(entry) => entry,
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "cannot read this host's lease");
+            return Done { store: Some(false), ..unavailable() };
+        }
+    };
+    let known = entry.as_ref().map(|entry| keys::decode::<SessionRecord>(&key, &entry.value)).transpose();
+    let known = match known {
+        Ok(known) => known,
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "this host's lease cannot be read: none is opened");
+            return unavailable();
+        }
+    };
+    // Under a lease that no guard watches nothing could run.
+    let guard = match context.guard.status().await {
+        Some(Ok(status)) => holds(&status),
+        Some(Err(error)) => return Done { guard: Some(chain(&error)), ..unavailable() },
+        None => return unavailable(),
+    };
+    let (record, acknowledged) = match opening(known.as_ref(), &context.identity, guard, boottime()) {
+        Opening::Resume { record, acknowledged } => (record, Some(acknowledged)),
+        Opening::Taken { by, boot } => {
+            let _ = context.events.send(Event::Lease(LeaseNews::Taken { by, boot }));
+            return unavailable();
+        }
+        Opening::Next { record, previous } => {
+            if !cleared(context, previous).await {
+                return unavailable();
+            }
+            (record, None)
+        }
+    };
+    let sent = boottime();
+    let number = record.number;
+    let (outcome, held) = write(context, record, entry.map(|entry| entry.modified)).await;
+    done(outcome, held, LeaseAnswer::Opened { number, sent, acknowledged })
+}
+
+fn holds(status: &Status) -> Option<GuardHolds> {
+    let deadline = status.deadline?;
+    Some(GuardHolds { number: deadline.session, deadline: Boottime(deadline.boottime_ns) })
+}
+
+async fn cleared(context: &Context, previous: Option<u64>) -> bool {
+    let (done, cleared) = oneshot::channel();
+    let asked = context.events.send(Event::Lease(LeaseNews::Clear { previous, done }));
+    asked.is_ok() && cleared.await.unwrap_or(false)
+}
+
+/// Renews what the store is known to hold.
+pub(super) async fn renew(context: &Context, held: Option<Held>) -> Done {
+    let Some((record, revision)) = held else { return Done::new(LeaseAnswer::Refused) };
+    let record = SessionRecord { beat: record.beat + 1, ..record };
+    let (outcome, held) = write(context, record, Some(revision)).await;
+    done(outcome, held, LeaseAnswer::Renewed)
+}
+
+fn done(outcome: Written, held: Option<Held>, written: LeaseAnswer) -> Done {
+    let (answer, answers) = match outcome {
+        Written::Yes => (written, true),
+        Written::Refused => (LeaseAnswer::Refused, true),
+        Written::Unknown => (LeaseAnswer::Unavailable, false),
+    };
+    Done { held, store: Some(answers), ..Done::new(answer) }
+}
+
+enum Written {
+    Yes,
+    Refused,
+    /// It may be there, or may yet come.
+    Unknown,
+}
+
+async fn write(
+    context: &Context,
+    record: SessionRecord,
+    revision: Option<Revision>,
+) -> (Written, Option<Held>) {
+    let key = Key::Session(context.host.clone()).to_string();
+    let condition = match revision {
+        Some(revision) => Condition::Unchanged(key.clone(), revision),
+        None => Condition::Absent(key.clone()),
+    };
+    let txn = Txn::new().when(condition).put(&key, keys::encode(&record));
+    match context.store.commit(&txn).await {
+        Ok(Committed::Applied { revision }) => (Written::Yes, Some((record, revision))),
+        Ok(Committed::Refused { .. }) => look_again(context.store.as_ref(), &key, &record).await,
+        Err(error @ StoreError::Ambiguous { .. }) => {
+            tracing::debug!(error = %chain(&error), "the answer to a renewal was lost");
+            match look_again(context.store.as_ref(), &key, &record).await {
+                // Not there yet is not refused: the next renewal will tell.
+                (Written::Refused, _) => (Written::Unknown, None),
+                other => other,
+            }
+        }
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "a renewal was not written");
+            (Written::Unknown, None)
+        }
+    }
+}
+
+/// A refused renewal may be this agent's own earlier one whose answer was lost.
+async fn look_again(store: &dyn Store, key: &str, record: &SessionRecord) -> (Written, Option<Held>) {
+    match store.get(key).await {
+        Ok(Some(entry)) => match keys::decode::<SessionRecord>(key, &entry.value) {
+            Ok(found)
+                if found.ended.is_none() && found.boot == record.boot && found.number == record.number =>
+            {
+                // Ours and open, but written at an unknown earlier time: renew at once on the right revision.
+                (Written::Unknown, Some((found, entry.modified)))
+            }
+            Ok(_) | Err(_) => (Written::Refused, None),
+        },
+        Ok(None) => (Written::Refused, None),
+        Err(_) => (Written::Unknown, None),
+    }
+}

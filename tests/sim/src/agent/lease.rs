@@ -1,0 +1,270 @@
+//! Owns the model of how the daemon does what its lease's state machine asks for, and of the taking of stock when a lease
+//! is opened or goes on.
+
+use std::collections::BTreeMap;
+
+use understudy_core::host::lease::{Attempt, LeaseAnswer, LeaseEffect, LeaseInput};
+use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
+use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
+use understudy_core::host::{Input, Local};
+use understudy_core::ids::{Epoch, HostId, InstanceId};
+use understudy_core::records::SessionRecord;
+use understudy_core::units::{Boottime, Vcpus};
+use understudy_core::view::Versioned;
+
+use super::{Agent, Tag, boot_id};
+use crate::machine::{Domain, Stage};
+use crate::store::{Key, Txn, Value};
+use crate::world::{Answer, Body, World};
+
+/// What is asked of the store for the lease.
+#[derive(Debug, Clone)]
+pub(crate) enum LeaseRequest {
+    Read,
+    Open { record: SessionRecord, sent: Boottime, acknowledged: Option<Boottime> },
+    Renew { record: SessionRecord },
+    LookAgain { record: SessionRecord },
+}
+
+/// What an agent found when it looked at its host: what goes on, and which life of each instance it watches.
+pub(crate) type Stock = (BTreeMap<InstanceId, Local>, BTreeMap<InstanceId, u64>);
+
+impl Agent {
+    /// The lease's own thread: what is due is done to the moment, whatever else the agent is at.
+    pub(super) fn tend_lease(&mut self, world: &mut World, me: &HostId) {
+        let clock = world.machine(me).boottime(world.now);
+        if self.lease.next_due().is_some_and(|due| clock >= due) {
+            self.take_lease(world, me, LeaseInput::Due);
+        }
+        // What goes on is looked at as soon as it can be.
+        if self.recovers && self.mirror.is_some() {
+            let number = self.number;
+            if let Some(stock) = self.take_stock(world, me, Some(number), true) {
+                self.recovers = false;
+                self.adopt(world, me, stock);
+            }
+        }
+    }
+
+    fn take_lease(&mut self, world: &mut World, me: &HostId, input: LeaseInput) {
+        let clock = world.machine(me).boottime(world.now);
+        self.dirty = true;
+        match self.lease.step(input, clock) {
+            None => {}
+            Some(LeaseEffect::Open(attempt)) => {
+                self.ask_for_lease(world, me, attempt, LeaseRequest::Read);
+            }
+            Some(LeaseEffect::Renew(attempt)) => {
+                let record = SessionRecord { beat: self.beat + 1, ..self.lease_record(world, me) };
+                self.ask_for_lease(world, me, attempt, LeaseRequest::Renew { record });
+            }
+            Some(LeaseEffect::Confirm(attempt, deadline)) => {
+                let answer = self.ask_guard(world, me, deadline);
+                self.take_lease(world, me, LeaseInput::Answer(attempt, answer));
+            }
+            Some(LeaseEffect::KillMembers(_)) => self.kill_members(world, me),
+        }
+    }
+
+    fn lease_record(&self, world: &World, me: &HostId) -> SessionRecord {
+        let (boot, machine) = (boot_id(world, me), Default::default());
+        SessionRecord { boot, machine, number: self.number, beat: self.beat, ended: None }
+    }
+
+    fn ask_guard(&self, world: &mut World, me: &HostId, deadline: Boottime) -> LeaseAnswer {
+        let (number, now) = (self.lease.status().number, world.now);
+        let machine = world.machine_mut(me);
+        let clock = machine.boottime(now);
+        match now >= machine.guard_deaf_until {
+            false => LeaseAnswer::GuardSilent,
+            true if machine.confirm(deadline, number, clock) => LeaseAnswer::GuardAcknowledged,
+            true => LeaseAnswer::GuardRefused,
+        }
+    }
+
+    fn ask_for_lease(&mut self, world: &mut World, me: &HostId, attempt: Attempt, request: LeaseRequest) {
+        let key = Key::Session(me.clone());
+        let write = |record: &SessionRecord| {
+            Body::Commit(Txn {
+                when: vec![(key.clone(), self.revision)],
+                writes: vec![(key.clone(), Some(Value::Session(record.clone())))],
+            })
+        };
+        let body = match &request {
+            LeaseRequest::Read | LeaseRequest::LookAgain { .. } => Body::Read(key.clone()),
+            LeaseRequest::Open { record, .. } | LeaseRequest::Renew { record } => write(record),
+        };
+        self.send(world, me, Tag::Lease(attempt, request), body);
+    }
+
+    pub(super) fn lease_answered(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        attempt: Attempt,
+        request: LeaseRequest,
+        answer: Answer,
+    ) {
+        let answer = match (request, answer) {
+            (LeaseRequest::Read, Answer::Read(known)) => return self.open(world, me, attempt, known),
+            (LeaseRequest::Open { record, sent, acknowledged }, Answer::Applied(revision)) => {
+                let number = record.number;
+                world.note(format!("{me} opens session {number}"));
+                (self.number, self.beat, self.revision) = (number, record.beat, revision);
+                self.adopted = false;
+                match acknowledged {
+                    Some(_) => self.recovers = true,
+                    None => {
+                        let stock = self.cleared.take().unwrap_or_default();
+                        self.adopt(world, me, stock);
+                    }
+                }
+                LeaseAnswer::Opened { number, sent, acknowledged }
+            }
+            (LeaseRequest::Open { .. }, Answer::Refused(_)) => LeaseAnswer::Refused,
+            (LeaseRequest::Renew { record }, Answer::Applied(revision)) => {
+                (self.beat, self.revision) = (record.beat, revision);
+                LeaseAnswer::Renewed
+            }
+            (LeaseRequest::Renew { record }, Answer::Refused(_)) => {
+                return self.ask_for_lease(world, me, attempt, LeaseRequest::LookAgain { record });
+            }
+            // A refused renewal may be this agent's own earlier one whose answer was lost.
+            (LeaseRequest::LookAgain { record }, Answer::Read(known)) => match known {
+                Some(Versioned { value: Value::Session(found), revision })
+                    if found.ended.is_none()
+                        && found.boot == record.boot
+                        && found.number == record.number =>
+                {
+                    (self.beat, self.revision) = (found.beat, revision);
+                    LeaseAnswer::Unavailable
+                }
+                Some(_) | None => LeaseAnswer::Refused,
+            },
+            (_, _) => LeaseAnswer::Unavailable,
+        };
+        self.take_lease(world, me, LeaseInput::Answer(attempt, answer));
+    }
+
+    fn kill_members(&mut self, world: &mut World, me: &HostId) {
+        world.note(format!("{me} has lost session {}: every member ends", self.number));
+        world.machine_mut(me).kill_registered();
+        self.inform(world, me, Input::LeaseLost);
+        (self.adopted, self.recovers) = (false, false);
+    }
+
+    /// Goes on with the open lease of this very boot, else makes sure that nothing of an earlier one runs, then opens the
+    /// next.
+    fn open(&mut self, world: &mut World, me: &HostId, attempt: Attempt, known: Option<Versioned<Value>>) {
+        let (known, revision) = match known {
+            Some(Versioned { value: Value::Session(session), revision }) => (Some(session), revision),
+            Some(_) | None => (None, 0),
+        };
+        let machine = world.machine(me);
+        let (clock, deaf) = (machine.boottime(world.now), world.now < machine.guard_deaf_until);
+        let guard =
+            machine.guard.deadline.map(|deadline| GuardHolds { number: machine.guard.session, deadline });
+        let own = Identity { boot: boot_id(world, me), machine: Default::default() };
+        self.revision = revision;
+        let (record, acknowledged) = match opening(known.as_ref(), &own, guard, clock) {
+            _ if deaf => return self.lease_is_unavailable(world, me, attempt),
+            Opening::Taken { .. } => return self.lease_is_unavailable(world, me, attempt),
+            Opening::Resume { record, acknowledged } => (record, Some(acknowledged)),
+            // What may go on is told by the store.
+            Opening::Next { .. } if self.mirror.is_none() => {
+                return self.lease_is_unavailable(world, me, attempt);
+            }
+            Opening::Next { record, previous } => {
+                self.cleared = self.take_stock(world, me, previous, false);
+                if self.cleared.is_none() {
+                    return self.lease_is_unavailable(world, me, attempt);
+                }
+                (record, None)
+            }
+        };
+        let request = LeaseRequest::Open { record, sent: clock, acknowledged };
+        self.ask_for_lease(world, me, attempt, request);
+    }
+
+    fn lease_is_unavailable(&mut self, world: &mut World, me: &HostId, attempt: Attempt) {
+        self.take_lease(world, me, LeaseInput::Answer(attempt, LeaseAnswer::Unavailable));
+    }
+
+    /// What goes on, by core's word; the rest is destroyed, or else nothing goes on.
+    fn take_stock(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        previous: Option<u64>,
+        resumed: bool,
+    ) -> Option<Stock> {
+        let mirror = self.mirror.clone().unwrap_or_default();
+        let facts = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
+        let nodes = mirror.nodes.iter().map(|(node, known)| (node, &known.value));
+        let number = if resumed { self.number } else { 0 };
+        let machine = world.machine(me);
+        let guarded = machine.domains.iter().filter_map(|(instance, domain)| {
+            Some((*instance, machine.guard.epoch_of(*instance, domain.life)?))
+        });
+        let guarded: BTreeMap<InstanceId, Epoch> = guarded.collect();
+        let found = machine.domains.iter().map(|(instance, domain)| {
+            let epoch = guarded.get(instance).copied().unwrap_or_default();
+            (*instance, discovered(domain, epoch))
+        });
+        let reported = facts.into_iter().flat_map(|facts| facts.instances.keys().copied());
+        let discovery = Discovery {
+            resumed,
+            reported: facts.map_or(Reported::Nothing, Reported::Facts),
+            found: &found.collect(),
+            gone: &reported.filter(|instance| !machine.domains.contains_key(instance)).collect(),
+            guarded: &guarded,
+            names: &names(me, number, nodes, facts),
+            unreadable: !mirror.unread.is_empty(),
+            now: machine.wall(world.now),
+        };
+        let recovery = recover(&discovery);
+        let ends = |outcome: &Recovery| matches!(outcome, Recovery::Destroy { .. });
+        if world.holds(me) && recovery.values().any(ends) {
+            return None;
+        }
+        let mut goes_on = BTreeMap::new();
+        let domains = &mut world.machine_mut(me).domains;
+        for (instance, outcome) in recovery {
+            let local = match outcome {
+                Recovery::GoesOn(local) => Some(local),
+                Recovery::Resume(local) => {
+                    if let Some(domain) = domains.get_mut(&instance) {
+                        domain.stage = Stage::Running;
+                    }
+                    Some(local)
+                }
+                Recovery::Destroy { dead, .. } => {
+                    domains.remove(&instance);
+                    dead.map(|fact| Local { fact: *fact, paused: false })
+                }
+                Recovery::Dead(fact) => Some(Local { fact, paused: false }),
+                Recovery::Leave => None,
+            };
+            goes_on.extend(local.map(|local| (instance, local)));
+        }
+        let life = |instance: &InstanceId| Some((*instance, domains.get(instance)?.life));
+        let lives = goes_on.keys().filter_map(life).collect();
+        Some((goes_on, lives))
+    }
+
+    /// A process that has ended since stock was taken is found dead at the next look.
+    fn adopt(&mut self, world: &mut World, me: &HostId, (found, lives): Stock) {
+        self.watched = lives;
+        self.adopted = true;
+        self.dirty = true;
+        self.inform(world, me, Input::Recovered { session: self.number, found });
+    }
+}
+
+fn discovered(domain: &Domain, epoch: Epoch) -> Found {
+    let seen = match domain.stage {
+        Stage::Booting { .. } | Stage::Running => Seen::Running,
+        Stage::Paused | Stage::Incoming => Seen::Incoming,
+    };
+    Found { seen, epoch, address: Some([10, 0, 0, 1].into()), memory: domain.memory, vcpus: Vcpus(1) }
+}
