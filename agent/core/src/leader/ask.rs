@@ -82,19 +82,20 @@ impl Asked {
         *self = Self { policies: self.policies, ..Self::default() };
     }
 
-    /// The node is decided about, or is gone.
+    /// The node is decided about, as far as it is handed out: what is still asked about where it goes is void, and so is
+    /// what was said.
     pub(super) fn done(&mut self, node: &NodeId) {
         self.placed.remove(node);
+        if self.placement.as_ref().is_some_and(|question| &question.node == node) {
+            self.placement = None;
+        }
     }
 
     /// The node is gone.
     pub(super) fn forget(&mut self, node: &NodeId) {
-        self.placed.remove(node);
+        self.done(node);
         self.counted.remove(node);
         self.counts.remove(node);
-        if self.placement.as_ref().is_some_and(|question| &question.node == node) {
-            self.placement = None;
-        }
     }
 
     /// Takes a reply. The node that it is about; none where nobody waits for it.

@@ -171,3 +171,20 @@ proptest! {
         agree_always(hosts, Some(Steady(seed)), &events)?;
     }
 }
+
+/// A question was under way about a node of which a part was handed out already. The answer came after that and was kept:
+/// once the write was refused, the node was decided with it before others that come first.
+#[test]
+fn what_is_answered_of_a_node_after_it_was_handed_out_is_void() {
+    let events = [
+        Event::Forget(3),
+        Event::Step(8_281_791_903_557_437_834),
+        Event::Reopen(4),
+        Event::Obey,
+        Event::Step(647_920_890_505_924),
+        Event::Reopen(1),
+        Event::Kill(3),
+        Event::Step(13_119_707_644_233_445_413),
+    ];
+    agree_always(4, Some(Steady(2_659_317_862_937_413_979)), &events).unwrap();
+}
