@@ -29,6 +29,11 @@ pub const LOOK: Duration = Duration::from_secs(10);
 /// a fraction of this, and one that is dying at the same time must not hold it up; the old primary is known dead.
 pub const INTAKE: Duration = Duration::from_secs(2);
 
+/// How long a host's guard or libvirtd may be away before the host gives back what it was given and has not begun. systemd
+/// starts either again within 1 s, and libvirtd takes another to read its domains; a terminal that waits on the host for it
+/// is back elsewhere a deployment later.
+pub const REFUSE: Duration = Duration::from_secs(3);
+
 /// How soon silence counts as failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

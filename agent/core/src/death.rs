@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, HostId};
+use crate::service::Service;
 use crate::units::UnixMillis;
 
 /// How an instance died, by the standard of SAFE-2.
@@ -28,6 +29,11 @@ pub enum Death {
     DeployFailed {
         /// What it ran into.
         detail: String,
+    },
+    /// Its host gave it back before it had begun, and never begins it in that epoch: what it needs there does not answer.
+    Refused {
+        /// What does not answer.
+        service: Service,
     },
     /// All of it has left by live migration: it runs on, and the migration's destination is authoritative.
     Moved {
@@ -62,6 +68,7 @@ impl Death {
             Self::Exited { .. }
             | Self::Destroyed { .. }
             | Self::DeployFailed { .. }
+            | Self::Refused { .. }
             | Self::NotArrived
             | Self::NotHere
             | Self::HostLost { .. }
@@ -76,6 +83,7 @@ impl Death {
             Self::DeployFailed { .. } => true,
             Self::Exited { .. }
             | Self::Destroyed { .. }
+            | Self::Refused { .. }
             | Self::Moved { .. }
             | Self::MaybeMoved { .. }
             | Self::NotArrived
@@ -92,6 +100,9 @@ impl fmt::Display for Death {
             Self::Exited { detail } => f.write_str(detail),
             Self::Destroyed { reason } => f.write_str(reason),
             Self::DeployFailed { detail } => write!(f, "deployment failed: {detail}"),
+            Self::Refused { service } => {
+                write!(f, "refused before it had begun: its host's {service} does not answer")
+            }
             Self::Moved { to } => write!(f, "moved away to {to}"),
             Self::MaybeMoved { to } => write!(f, "moved away to {to}, or ended on the way"),
             Self::NotArrived => f.write_str("it left its source and did not arrive"),
@@ -167,6 +178,11 @@ mod tests {
                 Death::DeployFailed { detail: "no role disk".to_owned() },
                 "deployment failed: no role disk",
                 r#"{"deploy-failed":{"detail":"no role disk"}}"#,
+            ),
+            (
+                Death::Refused { service: Service::Guard },
+                "refused before it had begun: its host's guard does not answer",
+                r#"{"refused":{"service":"guard"}}"#,
             ),
             (Death::Moved { to: to.clone() }, "moved away to host2", r#"{"moved":{"to":"host2"}}"#),
             (

@@ -135,10 +135,16 @@ impl HostView {
         self.facts.as_deref().filter(|facts| self.is_open() && facts.session == self.session.value.number)
     }
 
+    /// Whether it has reported, and nothing that it needs for its part is away.
+    #[must_use]
+    pub fn is_able(&self) -> bool {
+        self.current_facts().is_some_and(|facts| facts.unable.is_empty())
+    }
+
     /// Whether new work may be put here.
     #[must_use]
     pub fn accepts_work(&self) -> bool {
-        self.current_facts().is_some_and(|facts| facts.unable.is_empty()) && !self.intent.drain
+        self.is_able() && !self.intent.drain
     }
 
     /// What the host reports of an instance in its open session.

@@ -79,14 +79,8 @@ impl Driver {
                 Input::Looked { instance, there }
             }),
             Effect::DropImages { node, forget } => self.drop_images(node, forget),
-            Effect::Raise(condition, text) => {
-                self.unable.extend(condition.service());
-                self.complain(condition.as_str(), text);
-            }
-            Effect::Clear(condition) => {
-                self.unable.retain(|service| Some(*service) != condition.service());
-                self.content(condition.as_str());
-            }
+            Effect::Raise(condition, text) => self.complain(condition.as_str(), text),
+            Effect::Clear(condition) => self.content(condition.as_str()),
             Effect::Changed { instance, from, to, reason } => {
                 tracing::info!(%instance, from, to, reason, "instance changes");
             }

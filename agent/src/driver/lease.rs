@@ -94,7 +94,7 @@ impl Driver {
             LeaseNews::Clear { previous, done } => self.clear = Some(Clear { previous, done }),
             LeaseNews::Lost(loss, killed) => self.lease_lost(loss, killed),
             LeaseNews::Guard(None) => {
-                self.unable.remove(&Service::Guard);
+                self.inform(Input::Service { service: Service::Guard, answers: true });
                 self.content(GUARD);
             }
             LeaseNews::Guard(Some(why)) => {
@@ -102,7 +102,7 @@ impl Driver {
                     "understudy-guard does not answer, nothing may start here, and members end when the lease does: see \
                      systemctl status understudy-guard: {why}"
                 );
-                self.unable.insert(Service::Guard);
+                self.inform(Input::Service { service: Service::Guard, answers: false });
                 self.complain(GUARD, text);
             }
             LeaseNews::Taken { by, boot } => self.name_is_taken(&by, &boot),

@@ -16,7 +16,7 @@ mod sets;
 mod tests;
 mod watchdog;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,7 +141,6 @@ pub struct Driver {
     publishing: bool,
     publish_after: Boottime,
     complaints: BTreeMap<&'static str, String>,
-    unable: BTreeSet<Service>,
     load_milli: u32,
     policy_facts: SetFacts,
     settling: bool,
@@ -198,8 +197,12 @@ impl Driver {
         directory: watch::Sender<Directory>,
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
-        let unable = capacity.is_none().then_some(Service::Libvirtd).into_iter().collect();
-        let agent = HostAgent::new(host_settings(&parts.config, capacity));
+        let mut agent = HostAgent::new(host_settings(&parts.config, capacity));
+        if capacity.is_none() {
+            // Nothing follows from that yet.
+            let away = Input::Service { service: Service::Libvirtd, answers: false };
+            drop(agent.handle(away, now()));
+        }
         Self {
             parts,
             sender,
@@ -223,7 +226,6 @@ impl Driver {
             publishing: false,
             publish_after: Boottime::default(),
             complaints: BTreeMap::new(),
-            unable,
             load_milli: 0,
             policy_facts: SetFacts::default(),
             settling: false,
@@ -285,7 +287,7 @@ impl Driver {
             Ok(capacity) => {
                 self.capacity = Some(capacity);
                 self.inform(Input::Memory(capacity.memory));
-                self.unable.remove(&Service::Libvirtd);
+                self.inform(Input::Service { service: Service::Libvirtd, answers: true });
                 self.content("libvirt");
             }
             Err(failure) => self.ended = Some(failure),

@@ -59,7 +59,7 @@ impl Driver {
             load_milli,
             instances: self.agent.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
-            unable: self.unable.clone(),
+            unable: self.agent.unable(),
             policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

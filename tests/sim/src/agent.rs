@@ -61,6 +61,7 @@ pub(crate) struct Agent {
     pub(crate) adopted: bool,
     pub(crate) host: HostAgent,
     conditions: work::Conditions,
+    lacks_libvirtd: bool,
     /// Which life of each instance it watches: a pidfd.
     watched: BTreeMap<InstanceId, u64>,
     jobs: Vec<Job>,
@@ -102,6 +103,7 @@ impl Agent {
             adopted: false,
             host: HostAgent::new(work::settings(world, me)),
             conditions: BTreeMap::new(),
+            lacks_libvirtd: false,
             watched: BTreeMap::new(),
             jobs: Vec::new(),
             next_job: 0,
@@ -178,6 +180,7 @@ impl Agent {
         }
         self.tend_lease(world, me);
         self.tend_sets(world);
+        self.watch_libvirtd(world, me);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
         if !self.dirty && world.now < self.next_look {
@@ -267,7 +270,7 @@ impl Agent {
             load_milli: 0,
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.conditions.values().cloned().collect(),
-            unable: Default::default(),
+            unable: self.host.unable(),
             policies: self.sets.facts.clone(),
             version: String::new(),
         }

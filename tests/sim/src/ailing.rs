@@ -1,7 +1,7 @@
-//! Owns the faults of single parts: instances that resist their end, with operators who ask for failovers meanwhile, and
-//! agents of another version, which cannot read the records of some node.
+//! Owns the faults of single parts: instances that resist their end, with operators who ask for failovers meanwhile, a
+//! libvirtd that is away, and agents of another version, which cannot read the records of some node.
 //!
-//! Promises: it draws from a generator of its own, so that runs without these faults stay as they are. Must not do: lose
+//! Promises: it draws from generators of its own, so that runs without these faults stay as they are. Must not do: lose
 //! what it hides; a record that cannot be read is there.
 
 use understudy_core::ids::{HostId, NodeId};
@@ -11,6 +11,7 @@ use crate::world::World;
 
 /// How often each comes, in so many of 100 000 steps.
 const HOLD_WEIGHT: u64 = 300;
+const LIBVIRTD_WEIGHT: u64 = 400;
 const FAILOVER_WEIGHT: u64 = 250;
 const FOREIGN_WEIGHT: u64 = 150;
 /// How long an agent that is replaced by one of another version is away, in milliseconds.
@@ -26,6 +27,13 @@ impl World {
             let until = self.now + self.ailing_rng.between(1_000, 20_000);
             self.machine_mut(&host).holds_until = until;
             self.note(format!("libvirtd of {host} ends nothing"));
+        }
+        if self.libvirtd_rng.below(100_000) < LIBVIRTD_WEIGHT
+            && let Some(host) = self.libvirtd_rng.pick(&hosts).cloned()
+        {
+            let until = self.now + self.libvirtd_rng.between(500, 25_000);
+            self.machine_mut(&host).libvirtd_back = until;
+            self.note(format!("libvirtd of {host} does not answer"));
         }
         if self.strikes(FAILOVER_WEIGHT)
             && let Some(node) = self.some_node()
@@ -54,7 +62,8 @@ impl World {
     pub(crate) fn recover(&mut self) {
         self.ailing = false;
         for host in self.hosts() {
-            self.machine_mut(&host).holds_until = 0;
+            let machine = self.machine_mut(&host);
+            (machine.holds_until, machine.libvirtd_back) = (0, 0);
             if self.is_to_be_updated(&host, u64::MAX) {
                 self.update(&host, u64::MAX);
             }

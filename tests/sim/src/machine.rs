@@ -137,6 +137,8 @@ pub(crate) struct Machine {
     pub(crate) guard: Guard,
     /// Its libvirtd ends nothing until then.
     pub(crate) holds_until: u64,
+    /// Its libvirtd does not answer until then.
+    pub(crate) libvirtd_back: u64,
     /// Nodes whose records its agent, of another version, cannot read, and until when.
     pub(crate) foreign: BTreeMap<NodeId, u64>,
     /// The guard cannot be asked until then; it kills all the same.
@@ -181,6 +183,7 @@ impl Machine {
             wall_skew: 0,
             guard: Guard::default(),
             holds_until: 0,
+            libvirtd_back: 0,
             foreign: BTreeMap::new(),
             guard_deaf_until: 0,
             domains: BTreeMap::new(),

@@ -84,6 +84,7 @@ pub(crate) struct World {
     pub(crate) changing_sets: bool,
     /// Of its own too.
     pub(crate) ailing_rng: Rng,
+    pub(crate) libvirtd_rng: Rng,
     pub(crate) ailing: bool,
     pub(crate) store: Store,
     pub(crate) store_down_until: u64,
@@ -112,6 +113,7 @@ impl World {
             sets_rng: Rng::new(seed ^ 0x5e75),
             changing_sets: false,
             ailing_rng: Rng::new(seed ^ 0xa111),
+            libvirtd_rng: Rng::new(seed ^ 0x11b1),
             ailing: false,
             store: Store::default(),
             store_down_until: 0,
@@ -148,6 +150,11 @@ impl World {
     /// Whether libvirtd of a host ends nothing at the moment.
     pub(crate) fn holds(&self, host: &HostId) -> bool {
         self.machine(host).holds_until > self.now
+    }
+
+    /// Whether libvirtd of a host does not answer at the moment.
+    pub(crate) fn lacks_libvirtd(&self, host: &HostId) -> bool {
+        self.machine(host).libvirtd_back > self.now
     }
 
     pub(crate) fn machine(&self, host: &HostId) -> &Machine {

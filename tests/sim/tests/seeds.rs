@@ -62,15 +62,22 @@ fn a_leader_change_never_changes_who_decides() {
 #[test]
 fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
     let options = Options { ailing: true, ..Options::default() };
-    let mut counts = [0; 3];
+    let mut counts = [0; 4];
     for seed in 1..=count() {
         let outcome = run_or_panic(seed, options);
-        let events = ["ends nothing", "an operator wants a failover", "an agent that cannot read"];
+        let events = [
+            "ends nothing",
+            "an operator wants a failover",
+            "an agent that cannot read",
+            "refused before it had begun",
+        ];
         for (sum, what) in counts.iter_mut().zip(events) {
             *sum += outcome.events.iter().filter(|event| event.contains(what)).count();
         }
     }
-    assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
+    // A host refuses only what it was given a moment before its libvirtd went away.
+    let enough = counts.iter().zip([100, 100, 100, 30]).all(|(count, least)| *count > least);
+    assert!(enough, "{counts:?}");
     for weakness in [Weakness::TrustsEnds, Weakness::ForgetsUnread] {
         let weak = Options { weakness: Some(weakness), hosts: Some(3), ..options };
         let noticed = (1..=30).filter_map(|seed| run(seed, weak).failure).find(|why| why.contains("SAFE-"));

@@ -13,6 +13,7 @@
 mod destroys;
 mod guests;
 mod instances;
+mod refusals;
 mod starts;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::ops::RangeInclusive;
 use uuid::Uuid;
 
 use self::destroys::Destroy;
+use self::refusals::Ability;
 use super::input::{Condition, Effect, Input, Job, Outcome, Records};
 use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, converge, forsaken};
 use crate::bounds::{Bounds, RETRY};
@@ -96,6 +98,7 @@ pub struct HostAgent {
     /// Instances that may be gone, with when they are looked for again; none while somebody looks.
     looks: BTreeMap<InstanceId, Option<Boottime>>,
     conditions: BTreeMap<Condition, String>,
+    ability: Ability,
 }
 
 impl HostAgent {
@@ -128,6 +131,7 @@ impl HostAgent {
             list_at: Boottime::default(),
             looks: BTreeMap::new(),
             conditions: BTreeMap::new(),
+            ability: Ability::default(),
         }
     }
 
@@ -142,6 +146,7 @@ impl HostAgent {
             Input::Listed(shown) => self.listed(shown),
             Input::Looked { instance, there } => self.looked(instance, there),
             Input::Images(nodes) => self.images = nodes,
+            Input::Service { service, answers } => self.service(service, answers),
             Input::Memory(memory) => self.settings.memory = memory,
             Input::Finished { job, outcome } => self.finish(*job, outcome),
             Input::Tick { open } if self.recovered => self.reconcile(open),
@@ -175,6 +180,7 @@ impl HostAgent {
         self.recovered = true;
         self.local = found;
         self.forget_work();
+        self.recover_begun();
         self.exited.clear();
         self.show_destroys();
         self.show_restores();
@@ -215,6 +221,9 @@ impl HostAgent {
 
     /// Acts on all that is known.
     fn reconcile(&mut self, open: bool) {
+        if open {
+            self.refuse();
+        }
         let busy: BTreeSet<(InstanceId, Lane)> = self
             .lanes
             .iter()

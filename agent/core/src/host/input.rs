@@ -38,6 +38,13 @@ pub enum Input {
     },
     /// The nodes of which this host keeps checkpoint images.
     Images(BTreeSet<NodeId>),
+    /// A service of this host answers, or does not. Of libvirtd the hypervisor says so itself.
+    Service {
+        /// Which.
+        service: Service,
+        /// Whether it answers.
+        answers: bool,
+    },
     /// Memory that this host has for instances, once libvirt has said so.
     Memory(MiB),
     /// A job ended.
@@ -167,15 +174,6 @@ impl Condition {
             Self::Disks => "disks",
             Self::Restores => "restores",
             Self::Libvirt => "libvirt",
-        }
-    }
-
-    /// What of this host cannot do its part while it stands.
-    #[must_use]
-    pub fn service(self) -> Option<Service> {
-        match self {
-            Self::Libvirt => Some(Service::Libvirtd),
-            Self::Pool | Self::Destroys | Self::Disks | Self::Restores => None,
         }
     }
 }

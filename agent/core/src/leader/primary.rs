@@ -105,9 +105,10 @@ fn successor(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<
     }
 }
 
-/// The first ready backup; one that would have to leave its host at once comes last.
+/// The first ready backup whose host can do its part; one that would have to leave its host at once comes last.
 fn from_backups(leader: &Leader, record: &NodeRecord) -> Step {
-    let ready = || record.backups.iter().filter(|backup| leader.view.is_ready(record, backup));
+    let able = |backup: &&Member| leader.view.hosts.get(&backup.host).is_some_and(|seen| seen.is_able());
+    let ready = || record.backups.iter().filter(|backup| leader.view.is_ready(record, backup)).filter(able);
     let Some(backup) = ready().find(|backup| !leader.is_draining(&backup.host)).or_else(|| ready().next())
     else {
         return Step::Nothing;
@@ -120,7 +121,7 @@ fn from_backups(leader: &Leader, record: &NodeRecord) -> Step {
 }
 
 /// The newest checkpoint (SAFE-3), on a backup's host if one has it, else on any that has it and room. A draining
-/// host comes last, but before the state is given up.
+/// host comes last, but before the state is given up; a host that cannot restore it at present is waited for (SAFE-9).
 fn from_checkpoint(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Step {
     let Some(checkpoint) = leader.view.checkpoints.get(node).map(|known| &known.value) else {
         return Step::Nothing;
@@ -132,17 +133,20 @@ fn from_checkpoint(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Step 
     let backups = record.backups.iter().map(|backup| &backup.host);
     let candidates: Vec<&HostId> = backups.chain(&checkpoint.hosts).filter(kept).collect();
     let usable = |host: &&&HostId| {
-        let reported = leader.view.hosts.get(**host).is_some_and(|seen| seen.current_facts().is_some());
-        reported && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
+        let able = leader.view.hosts.get(**host).is_some_and(|seen| seen.is_able());
+        able && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
     };
     let staying = candidates.iter().filter(usable).find(|host| !leader.is_draining(host));
     let Some(&host) = staying.or_else(|| candidates.iter().find(usable)) else {
-        let silent = |host: &&&HostId| {
-            leader.view.hosts.get(**host).is_some_and(|seen| seen.is_open() && seen.current_facts().is_none())
+        let hindrance = |host: &&HostId| {
+            let seen = leader.view.hosts.get(*host).filter(|seen| seen.is_open() && !seen.is_able())?;
+            let service = seen.current_facts().and_then(|facts| facts.unable.first().copied());
+            let why = service.map_or("which has not reported yet".to_owned(), |service| {
+                format!("whose {service} does not answer")
+            });
+            Some(Step::Wait(format!("checkpoint {} is on {host}, {why}", checkpoint.id)))
         };
-        return candidates.iter().find(silent).map_or(Step::Nothing, |host| {
-            Step::Wait(format!("checkpoint {} is on {host}, which has not reported yet", checkpoint.id))
-        });
+        return candidates.iter().find_map(hindrance).unwrap_or(Step::Nothing);
     };
     let Some(session) = leader.view.hosts.get(host).map(|seen| seen.session.value.number) else {
         return Step::Nothing;

@@ -8,4 +8,5 @@ mod migration;
 mod policies;
 mod properties;
 mod told;
+mod unable;
 mod withheld;

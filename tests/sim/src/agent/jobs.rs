@@ -166,6 +166,9 @@ impl Agent {
 
     fn step_job(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
         let instance = job.of.instance;
+        if world.lacks_libvirtd(me) {
+            return without_libvirtd(world, me, job);
+        }
         match &job.of.action {
             HostAction::CreateIdle(_) | HostAction::Create { .. } => self.booted(world, me, job),
             HostAction::Guard { epoch, .. } => {
@@ -387,6 +390,45 @@ impl Agent {
         if let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) {
             job.written = Some(matches!(answer, crate::world::Answer::Applied(_)));
         }
+    }
+}
+
+/// What was half made cannot be ended either; who migrates waits for the other side anyway. The guard needs no libvirtd.
+fn without_libvirtd(world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
+    let why = "libvirtd does not answer".to_owned();
+    match &job.of.action {
+        HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Deploy { .. } => {
+            Some(Outcome::Unsure(why))
+        }
+        HostAction::MigrateOut { .. } | HostAction::Accept { .. } => {
+            job.until = world.machine(me).libvirtd_back;
+            None
+        }
+        HostAction::Guard { epoch, .. } => {
+            let (instance, epoch) = (job.of.instance, *epoch);
+            let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
+            let held = life.is_some_and(|life| register(world, me, job.of.session, instance, (life, epoch)));
+            Some(if held { Outcome::Guarded(epoch) } else { again("the guard does not acknowledge it") })
+        }
+        HostAction::Restore { .. } | HostAction::Resume { .. }
+            if world.machine(me).domains.contains_key(&job.of.instance) =>
+        {
+            Some(Outcome::Unsure(why))
+        }
+        // A process is killed without it; that none is there is for libvirtd to say.
+        HostAction::Destroy { .. } if world.machine(me).domains.contains_key(&job.of.instance) => {
+            let killed = remove(world, me, job.of.instance);
+            Some(if killed { Outcome::Done } else { Outcome::Failed(why) })
+        }
+        HostAction::Restore { .. }
+        | HostAction::Resume { .. }
+        | HostAction::Admit { .. }
+        | HostAction::SendWindows(_)
+        | HostAction::Checkpoint { .. }
+        | HostAction::Destroy { .. }
+        | HostAction::Missing { .. }
+        | HostAction::Forget { .. }
+        | HostAction::DropImages { .. } => Some(Outcome::Failed(why)),
     }
 }
 

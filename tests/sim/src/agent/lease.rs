@@ -8,7 +8,7 @@ use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
 use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
 use understudy_core::host::{Input, Local};
 use understudy_core::ids::{Epoch, HostId, InstanceId};
-use understudy_core::records::SessionRecord;
+use understudy_core::records::{Service, SessionRecord};
 use understudy_core::units::{Boottime, Vcpus};
 use understudy_core::view::Versioned;
 
@@ -71,11 +71,13 @@ impl Agent {
         SessionRecord { boot, machine, number: self.number, beat: self.beat, ended: None }
     }
 
-    fn ask_guard(&self, world: &mut World, me: &HostId, deadline: Boottime) -> LeaseAnswer {
+    fn ask_guard(&mut self, world: &mut World, me: &HostId, deadline: Boottime) -> LeaseAnswer {
         let (number, now) = (self.lease.status().number, world.now);
+        let answers = now >= world.machine(me).guard_deaf_until;
+        self.inform(world, me, Input::Service { service: Service::Guard, answers });
         let machine = world.machine_mut(me);
         let clock = machine.boottime(now);
-        match now >= machine.guard_deaf_until {
+        match answers {
             false => LeaseAnswer::GuardSilent,
             true if machine.confirm(deadline, number, clock) => LeaseAnswer::GuardAcknowledged,
             true => LeaseAnswer::GuardRefused,
@@ -198,6 +200,9 @@ impl Agent {
         previous: Option<u64>,
         resumed: bool,
     ) -> Option<Stock> {
+        if world.lacks_libvirtd(me) {
+            return None;
+        }
         let mirror = self.mirror.clone().unwrap_or_default();
         let facts = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
         let nodes = mirror.nodes.iter().map(|(node, known)| (node, &known.value));

@@ -35,13 +35,15 @@ impl Agent {
                 None
             }
             // What the simulated hypervisor has of a guest that cannot go on is nothing.
+            Effect::List if world.lacks_libvirtd(me) => Some(Input::Listed(None)),
             Effect::List => {
                 let domains = world.machine(me).domains.keys();
                 Some(Input::Listed(Some(domains.map(|&instance| (instance, Shown::Well)).collect())))
             }
             Effect::LookFor(instance) => {
                 let there = world.machine(me).domains.contains_key(&instance);
-                Some(Input::Looked { instance, there: Some(there) })
+                let there = (!world.lacks_libvirtd(me)).then_some(there);
+                Some(Input::Looked { instance, there })
             }
             Effect::DropImages { node, .. } => {
                 world.machine_mut(me).images.remove(&node);
@@ -73,6 +75,16 @@ impl Agent {
         self.inform(world, me, Input::Images(images));
         let open = self.lease.status().is_open(world.machine(me).boottime(world.now));
         self.inform(world, me, Input::Tick { open });
+    }
+
+    /// The connection to libvirtd.
+    pub(super) fn watch_libvirtd(&mut self, world: &mut World, me: &HostId) {
+        let lacks = world.lacks_libvirtd(me);
+        if std::mem::replace(&mut self.lacks_libvirtd, lacks) != lacks {
+            self.dirty = true;
+            let event = if lacks { DomainEvent::Lost } else { DomainEvent::Regained };
+            self.inform(world, me, Input::Hypervisor(event));
+        }
     }
 
     /// The pidfds: a process that has ended is known dead at once.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::{Boottime, Busy, Condition, Death, Effect, HostAgent, InstanceId, Lane, RETRY};
 use crate::bounds::LOOK;
 use crate::host::input::{DomainEvent, Shown};
-use crate::records::{NodeRecord, Phase};
+use crate::records::{NodeRecord, Phase, Service};
 
 /// What a disk is called whose failure was not told but found.
 const SOME_DISK: &str = "of which libvirt does not say the name";
@@ -30,11 +30,13 @@ impl HostAgent {
             }
             DomainEvent::Panicked(_) | DomainEvent::Hangs(_) | DomainEvent::DiskFailed { .. } => {}
             DomainEvent::Lost => {
+                self.service(Service::Libvirtd, false);
                 let text = "libvirtd does not answer, this host takes no work: see systemctl status libvirtd; \
                             instances run on";
                 self.raise(Condition::Libvirt, text.to_owned());
             }
             DomainEvent::Regained => {
+                self.service(Service::Libvirtd, true);
                 self.clear(Condition::Libvirt);
                 self.list();
             }

@@ -50,7 +50,8 @@ impl HostAgent {
     fn start_on(&mut self, action: HostAction) {
         let Some((instance, _)) = action.lane() else { return };
         match &action {
-            HostAction::Deploy { node, .. } => {
+            HostAction::Deploy { node, epoch, .. } => {
+                self.begins(instance, *epoch);
                 self.change(instance, Phase::Deploying, "its node named it");
                 self.edit(instance, |local| local.fact.node = Some(node.clone()));
             }
@@ -61,13 +62,15 @@ impl HostAgent {
             // A guest that stands still sends nothing: windows first, the state a moment later.
             HostAction::Checkpoint { .. } if self.is_sending(instance) => return,
             HostAction::Checkpoint { node, epoch, .. } => self.count_checkpoint(node, *epoch),
+            HostAction::Resume { epoch, .. } | HostAction::Accept { epoch, .. } => {
+                self.begins(instance, *epoch);
+            }
+            HostAction::Guard { epoch, .. } if self.is_ready(instance) => self.begins(instance, *epoch),
             HostAction::CreateIdle(_)
             | HostAction::Create { .. }
             | HostAction::Guard { .. }
-            | HostAction::Resume { .. }
             | HostAction::Admit { .. }
             | HostAction::SendWindows(_)
-            | HostAction::Accept { .. }
             | HostAction::Destroy { .. }
             | HostAction::Forget { .. }
             | HostAction::Missing { .. }
@@ -102,6 +105,10 @@ impl HostAgent {
         let newest = known.map_or(0, |known| known.value.id.sequence);
         let tried = self.sequences.get(node).filter(|(of, _)| *of == epoch).map_or(0, |(_, tried)| *tried);
         self.sequences.insert(node.clone(), (epoch, newest.max(tried) + 1));
+    }
+
+    fn is_ready(&self, instance: InstanceId) -> bool {
+        self.local.get(&instance).is_some_and(|local| local.fact.phase == Phase::Ready)
     }
 
     fn is_sending(&self, instance: InstanceId) -> bool {

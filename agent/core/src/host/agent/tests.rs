@@ -3,6 +3,7 @@
 mod destroying;
 mod leaving;
 mod orphans;
+mod refusing;
 mod restoring;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,5 @@
 //! What policies are told, and what is written before they have answered.
 
-use crate::records::Service;
 use std::time::Duration;
 
 use crate::fixture::{Cluster, Policy, node};
@@ -93,24 +92,4 @@ fn a_policy_is_told_of_the_labels_of_the_environment_and_of_the_checkpoints_by_t
             assert_eq!(traffic, expected, "{} every {interval} s", row.host);
         }
     }
-}
-
-/// S2: a host whose guard or libvirtd is away keeps what it has and gets nothing, and the report names it.
-#[test]
-fn a_host_that_cannot_do_its_part_takes_no_work_and_is_named() {
-    let mut cluster = Cluster::of(2);
-    for (name, service) in [("host1", Service::Guard), ("host2", Service::Libvirtd)] {
-        cluster.facts(name).unable.insert(service);
-        assert!(!cluster.seen(name).accepts_work());
-    }
-    cluster.add(&["alice/display"]);
-    cluster.settle();
-    assert!(cluster.record("alice/display").primary.is_none());
-    let told = format!("{:?}", cluster.report);
-    for part in ["its guard does not answer", "its libvirtd does not answer"] {
-        assert!(told.contains(part), "{part} is not in {told}");
-    }
-    cluster.facts("host2").unable.clear();
-    cluster.settle();
-    assert_eq!(cluster.primary_host("alice/display"), "host2");
 }

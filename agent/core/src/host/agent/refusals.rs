@@ -1,0 +1,129 @@
+//! Owns the refusals: members that this host was given, has not begun, and cannot begin for want of its guard or libvirtd.
+//!
+//! Promises: only what was never let run for its node is refused; a refusal is a death in the node's epoch and is for good
+//! (design, rule 8): nothing begins that instance in that epoch any more. What is here of it is destroyed first, which
+//! needs no libvirtd, and is dead once it is gone (SAFE-2). A wait of [`REFUSE`] lets a service that restarts come back first. Must not do: refuse what a live migration brings, or what may
+//! have begun before this agent started.
+//!
+//! Cost: nothing while all services answer; else one walk over this host's own nodes a tick.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Busy, HostAgent, Lane, Local};
+use crate::bounds::REFUSE;
+use crate::death::Death;
+use crate::ids::{Epoch, InstanceId, NodeId};
+use crate::records::{Member, NodeRecord, Origin, Phase, Service};
+use crate::units::Boottime;
+
+/// What of this host does not answer, since when; and which members were begun, in which epoch of their nodes.
+#[derive(Debug, Default)]
+pub(super) struct Ability {
+    unable: BTreeMap<Service, Boottime>,
+    begun: BTreeSet<(InstanceId, Epoch)>,
+}
+
+impl HostAgent {
+    /// What of this host cannot do its part at present.
+    #[must_use]
+    pub fn unable(&self) -> BTreeSet<Service> {
+        self.ability.unable.keys().copied().collect()
+    }
+
+    pub(super) fn service(&mut self, service: Service, answers: bool) {
+        if answers {
+            self.ability.unable.remove(&service);
+        } else {
+            self.ability.unable.entry(service).or_insert(self.now.boottime);
+        }
+    }
+
+    /// From here on it may act for its node.
+    pub(super) fn begins(&mut self, instance: InstanceId, epoch: Epoch) {
+        self.ability.begun.insert((instance, epoch));
+    }
+
+    /// An earlier agent may have begun whatever lives here and has a name.
+    pub(super) fn recover_begun(&mut self) {
+        let me = &self.settings.me;
+        let named = self.records.view.nodes.on_host(me).flat_map(|(_, known)| {
+            let record = &known.value;
+            let here = record.members().filter(|member| &member.host == me);
+            here.filter_map(|member| Some((member.instance?, record.epoch)))
+        });
+        self.ability.begun = named.filter(|(instance, _)| self.lives(*instance)).collect();
+    }
+
+    /// Gives back what cannot be begun.
+    pub(super) fn refuse(&mut self) {
+        let now = self.now.boottime;
+        let Some((&service, _)) = self.ability.unable.iter().find(|(_, since)| now.since(**since) >= REFUSE)
+        else {
+            return;
+        };
+        let me = &self.settings.me;
+        let refused: Vec<(NodeId, InstanceId, Epoch)> = self
+            .records
+            .view
+            .nodes
+            .on_host(me)
+            .flat_map(|(node, known)| {
+                let record = &known.value;
+                let here = record.members().filter(|member| &member.host == me);
+                let waiting = here.filter_map(|member| self.waiting(node, record, member));
+                waiting.map(|instance| (node.clone(), instance, record.epoch)).collect::<Vec<_>>()
+            })
+            .collect();
+        for (node, instance, epoch) in refused {
+            let death = Death::Refused { service };
+            if self.has_a_process(instance) {
+                self.destroy_as(instance, death);
+            } else {
+                self.dead_in_epoch(instance, Some(node), epoch, death);
+            }
+        }
+    }
+
+    /// Between two tries of a restore there is none.
+    fn has_a_process(&self, instance: InstanceId) -> bool {
+        let phase = self.local.get(&instance).map(|local| &local.fact.phase);
+        match phase {
+            Some(Phase::Restoring) => self.loaded.contains_key(&instance),
+            Some(Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Ready) => true,
+            Some(Phase::Dead { .. }) | None => false,
+        }
+    }
+
+    /// The instance of a member that waits to be begun, and of which nothing was begun.
+    fn waiting(&self, node: &NodeId, record: &NodeRecord, member: &Member) -> Option<InstanceId> {
+        let instance = member.instance.filter(|_| member.session == self.session)?;
+        let running = matches!(self.lanes.get(&(instance, Lane::Domain)), Some(Busy::Running { .. }));
+        let occupied = running
+            || record.migration.is_some()
+            || self.destroys.contains_key(&instance)
+            || self.starting.iter().any(|(made, _)| *made == instance)
+            || self.ability.begun.contains(&(instance, record.epoch));
+        let local = self.local.get(&instance);
+        let waits = match member.origin {
+            Origin::Created => local.is_none_or(|local| is_fresh(node, local)),
+            Origin::Idle => local.is_some_and(|local| is_fresh(node, local)),
+            Origin::Restored(_) => local.is_none_or(|local| match local.fact.phase {
+                Phase::Restoring => true,
+                Phase::Dead { .. } => local.fact.epoch < record.begun,
+                Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Ready => false,
+            }),
+            // Ready, and not acknowledged by the guard as the primary that it is to be.
+            Origin::Promoted => {
+                local.is_some_and(|local| local.fact.phase == Phase::Ready && local.fact.epoch < record.begun)
+            }
+            Origin::Migrated | Origin::Held => false,
+        };
+        (waits && !occupied).then_some(instance)
+    }
+}
+
+/// It has no role yet, and none but this node's is on its way to it.
+fn is_fresh(node: &NodeId, local: &Local) -> bool {
+    matches!(local.fact.phase, Phase::Booting | Phase::Idle)
+        && local.fact.node.as_ref().is_none_or(|of| of == node)
+}

@@ -1,0 +1,168 @@
+//! What was given and not begun is given back where the guard or libvirtd is away (S2; design, rule 8).
+
+use super::*;
+use crate::bounds::REFUSE;
+use crate::records::{Origin, Service};
+
+const WAIT: u64 = 3_000;
+
+/// alice's display is to be made on the one host that there is, and waits.
+fn waiting(idle: bool) -> (Rig, InstanceId) {
+    let mut cluster = Cluster::of(1);
+    if idle {
+        cluster.idle("host1", 1);
+    }
+    let mut rig = Rig::new(cluster, "host1", 0);
+    rig.cluster.add(&["alice/display"]);
+    rig.cluster.step();
+    rig.records();
+    let instance = rig.cluster.primary("alice/display").1;
+    (rig, instance)
+}
+
+fn guard(rig: &mut Rig, answers: bool) {
+    rig.say(Input::Service { service: Service::Guard, answers });
+}
+
+fn libvirtd_is_lost(rig: &mut Rig) {
+    rig.say(Input::Hypervisor(DomainEvent::Lost));
+}
+
+fn refused(rig: &Rig, instance: InstanceId) -> Option<Service> {
+    match rig.death(instance)? {
+        Death::Refused { service } => Some(service),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_not_begun_is_refused_after_a_wait_and_never_begun_again() {
+    assert_eq!(u128::from(WAIT), REFUSE.as_millis());
+    let (mut rig, instance) = waiting(false);
+    libvirtd_is_lost(&mut rig);
+    rig.tick();
+    assert_eq!(rig.under_way(), ["Create"]);
+    rig.end(Outcome::Died("libvirtd does not answer".to_owned()));
+    // That is a failed deployment already: one that had not come so far is refused.
+    assert!(matches!(rig.death(instance), Some(Death::DeployFailed { .. })));
+
+    let (mut rig, instance) = waiting(true);
+    guard(&mut rig, false);
+    rig.tick();
+    assert_eq!(rig.under_way(), ["Guard"]);
+    rig.pass(WAIT);
+    assert_eq!(refused(&rig, instance), None, "somebody works on it");
+    guard(&mut rig, true);
+    guard(&mut rig, false);
+    rig.pass(WAIT - 1);
+    rig.end(failed());
+    assert_eq!(refused(&rig, instance), None, "it may be back soon");
+    rig.say(Input::Tick { open: false });
+    assert_eq!(refused(&rig, instance), None);
+    rig.pass(1);
+    assert_eq!(rig.under_way(), ["Destroy"]);
+    assert_eq!(refused(&rig, instance), None, "it runs");
+    rig.end(Outcome::Done);
+    assert_eq!(refused(&rig, instance), Some(Service::Guard));
+    guard(&mut rig, true);
+    rig.pass(60_000);
+    assert_eq!((rig.under_way(), refused(&rig, instance)), (Vec::new(), Some(Service::Guard)), "for good");
+    assert!(rig.agent.unable().is_empty());
+}
+
+/// The state is on other hosts' disks too, or this one is asked again in another epoch.
+#[test]
+fn a_restore_that_did_not_come_to_its_last_step_is_refused_and_taken_up_again_in_the_next_epoch() {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let (me, instance) = cluster.primary("alice/exec-1");
+    let mut rig = Rig::new(cluster, me.as_str(), 0);
+    libvirtd_is_lost(&mut rig);
+    rig.tick();
+    rig.end(failed());
+    rig.pass(WAIT);
+    assert_eq!(refused(&rig, instance), Some(Service::Libvirtd));
+    rig.say(Input::Hypervisor(DomainEvent::Regained));
+    rig.pass(60_000);
+    assert_eq!(rig.under_way(), [""; 0]);
+    rig.cluster.edit("alice/exec-1", |record| {
+        record.epoch = record.epoch.next();
+        record.begun = record.epoch;
+    });
+    rig.records();
+    for _ in 0..2 {
+        rig.tick();
+    }
+    assert_eq!((rig.under_way(), rig.phase(instance)), (vec!["Restore".to_owned()], Some("restoring")));
+}
+
+#[test]
+fn what_may_have_begun_stays_whatever_is_away() {
+    // A guest that is being deployed, one that serves, one that is about to be let run.
+    let (mut deploying, one) = waiting(true);
+    deploying.tick();
+    deploying.end(Outcome::Guarded(Epoch(1)));
+    deploying.tick();
+    assert_eq!(deploying.under_way(), ["Deploy"]);
+    deploying.end(failed());
+    let (ready, two) = Rig::with_execution_node(2);
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let (me, three) = cluster.primary("alice/exec-1");
+    let mut resuming = Rig::new(cluster, me.as_str(), 0);
+    resuming.tick();
+    resuming.end(Outcome::Loaded { address: None });
+    resuming.tick();
+    assert_eq!(resuming.under_way(), ["Resume"]);
+    resuming.end(failed());
+    for (mut rig, instance) in [(deploying, one), (ready, two), (resuming, three)] {
+        guard(&mut rig, false);
+        libvirtd_is_lost(&mut rig);
+        for _ in 0..5 {
+            rig.jobs.clear();
+            rig.pass(WAIT);
+        }
+        assert_eq!(rig.death(instance), None);
+    }
+}
+
+/// The agent before may have deployed it and not have written that down.
+#[test]
+fn an_idle_instance_that_had_a_name_when_the_agent_started_is_not_refused() {
+    let (mut rig, instance) = waiting(true);
+    let found = rig.agent.local().clone();
+    rig.say(Input::Recovered { session: 1, found });
+    guard(&mut rig, false);
+    rig.tick();
+    rig.end(failed());
+    rig.pass(WAIT);
+    assert_eq!(rig.death(instance), None);
+}
+
+#[test]
+fn a_warm_backup_that_is_to_take_over_is_refused_before_the_guard_is_asked_and_not_after() {
+    for asked in [false, true] {
+        let mut cluster = Cluster::of(2).with(&["alice/display"]);
+        cluster.kill_primary("alice/display");
+        cluster.step();
+        let (me, instance) = cluster.primary("alice/display");
+        let origin = cluster.record("alice/display").primary.as_ref().unwrap().origin;
+        assert_eq!(origin, Origin::Promoted);
+        let mut rig = Rig::new(cluster, me.as_str(), 0);
+        rig.agent.ability = Ability::default();
+        if asked {
+            rig.tick();
+            assert_eq!(rig.under_way(), ["Guard"]);
+            rig.end(failed());
+        } else {
+            let busy = Busy::Waiting { until: Boottime(u64::MAX), tries: 1 };
+            rig.agent.lanes.insert((instance, Lane::Domain), busy);
+        }
+        guard(&mut rig, false);
+        rig.jobs.clear();
+        rig.pass(WAIT);
+        assert_eq!(rig.under_way().contains(&"Destroy".to_owned()), !asked);
+    }
+}
