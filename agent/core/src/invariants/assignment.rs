@@ -1,12 +1,15 @@
 //! Owns the check of one decision against the view that it was decided from.
 //!
-//! Promises: what it finds is a bug in the plan or a damaged record, never a matter of taste. Must not do: repair.
+//! Promises: what it finds is a bug in the plan or a damaged record, never a matter of taste; it reads deaths and ends
+//! from the records itself, so that it can disagree with what was decided by (D8). Must not do: repair.
+//!
+//! Cost: O(members of the node) look-ups; room takes a walk over the nodes of each host that it is new on.
 
 use super::{Broken, Invariant, broken_in_record};
-use crate::ids::{HostId, NodeId};
+use crate::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::leader::{Assignment, CheckpointChange};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
-use crate::view::{HostView, Life, Place, View};
+use crate::view::{HostView, View};
 
 /// What writing `assignment` would break. Run it on every assignment just before it is written, on the view that it was
 /// decided from.
@@ -187,10 +190,10 @@ impl Change<'_> {
     }
 
     fn instances(&self) -> Vec<Broken> {
-        let others = || self.view.nodes.iter().filter(|(other, _)| *other != self.node);
+        // By the view's index: to look at all nodes would be on the way of every failover. `broken_in` looks at all.
         let claimed = self.after.members().filter_map(|member| member.instance).filter_map(|instance| {
-            let names = |record: &NodeRecord| record.members().any(|other| other.instance == Some(instance));
-            others().find(|(_, known)| names(&known.value)).map(|(other, _)| (instance, other))
+            let others = self.view.nodes.naming(instance).iter();
+            others.into_iter().find(|other| *other != self.node).map(|other| (instance, other))
         });
         let details = claimed.map(|(instance, other)| format!("{} claims {instance} of {other}", self.node));
         details.chain(self.unsure()).map(|detail| Broken::new(Invariant::OneNode, detail)).collect()
@@ -254,7 +257,7 @@ impl Change<'_> {
     }
 }
 
-/// SAFE-2 read word for word, apart from the plan's own reading of it.
+/// SAFE-2 read word for word from the records, apart from the reading that decisions are made by (`View::life`).
 struct Died<'a> {
     view: &'a View,
     record: &'a NodeRecord,
@@ -262,12 +265,27 @@ struct Died<'a> {
 
 impl Died<'_> {
     fn at_source(&self, old: &Member) -> bool {
-        matches!(self.view.life(self.record, old), Life::Dead { .. })
+        // Under a restored instance's id its host may still report the life that was restored.
+        let since = if matches!(old.origin, Origin::Restored(_)) { self.record.begun } else { Epoch(0) };
+        self.at(&old.host, (old.session, since), old.instance)
     }
 
     fn at_destination(&self, migration: &Migration) -> bool {
         let instance = self.record.primary.as_ref().and_then(|primary| primary.instance);
-        let place = Place { host: &migration.to, session: migration.to_session, since: migration.epoch };
-        matches!(self.view.life_at(place, instance), Life::Dead { .. })
+        self.at(&migration.to, (migration.to_session, migration.epoch), instance)
+    }
+
+    /// The session that ran it is over, or that session's own report says so.
+    fn at(&self, host: &HostId, (session, since): (u64, Epoch), instance: Option<InstanceId>) -> bool {
+        let Some(seen) = self.view.hosts.get(host) else { return false };
+        let known = &seen.session.value;
+        let over = known.number > session || (known.number == session && known.ended.is_some());
+        let reports = || {
+            let facts = seen.facts.as_deref().filter(|facts| facts.session == session);
+            let fact = facts.and_then(|facts| facts.instances.get(&instance?));
+            let current = known.number == session && known.ended.is_none();
+            current && fact.is_some_and(|fact| fact.phase.is_dead() && fact.epoch >= since)
+        };
+        over || reports()
     }
 }

@@ -194,3 +194,50 @@ fn a_migration_cut_short_breaks_safe_7() {
     });
     assert_eq!(found(&healthy, &unwritten), [Invariant::Migration], "without an epoch of its own");
 }
+
+/// D8: what is dead is read here without the reading that decisions are made by.
+#[test]
+fn a_death_is_the_end_of_its_lease_or_the_word_of_that_very_lease_about_that_life() {
+    let promoted = |record: &mut NodeRecord| {
+        record.epoch = record.epoch.next();
+        record.begun = record.epoch;
+        let backup = record.backups.remove(0);
+        record.primary = Some(Member { origin: Origin::Promoted, ..backup });
+    };
+    type Edit = fn(&mut Cluster, &str);
+    let reported_dead: Edit = |cluster, _| cluster.kill_primary("alice/display");
+    let cases: [(&str, Edit, bool); 7] = [
+        ("healthy", |_, _| {}, false),
+        ("reported dead", reported_dead, true),
+        ("lease ended", |cluster, at| cluster.lose(at), true),
+        ("a later lease", |cluster, at| cluster.reopen(at), true),
+        (
+            "dead by the facts of an earlier lease",
+            |cluster, at| {
+                cluster.kill_primary("alice/display");
+                cluster.facts(at).session = 0;
+            },
+            false,
+        ),
+        (
+            "not in the list",
+            |cluster, at| {
+                let instance = cluster.primary("alice/display").1;
+                cluster.facts(at).instances.remove(&instance);
+            },
+            false,
+        ),
+        ("a host that is not known", |cluster, at| drop(cluster.view.hosts.remove(&host(at))), false),
+    ];
+    for (what, edit, dead) in cases {
+        let mut cluster = Cluster::of(3).with(&["alice/display"]);
+        let at = cluster.primary_host("alice/display");
+        edit(&mut cluster, &at);
+        let mut assignment = decision(&cluster, "alice/display", promoted);
+        if let Some(seen) = cluster.view.hosts.get(&host(&at)) {
+            assignment.sessions.push((host(&at), seen.session.revision));
+        }
+        let told = found(&cluster, &assignment);
+        assert_eq!(!told.contains(&Invariant::KnownDead), dead, "{what}: {told:?}");
+    }
+}
