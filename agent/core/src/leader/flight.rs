@@ -156,9 +156,6 @@ impl Leader {
             Some(known) => self.put(node, known),
             None => self.take_out(node),
         }
-        match self.before.checkpoints.get(node).cloned() {
-            Some(known) => drop(self.view.checkpoints.insert(node.clone(), known)),
-            None => drop(self.view.checkpoints.remove(node)),
-        }
+        self.put_checkpoint(node, self.before.checkpoints.get(node).cloned(), true);
     }
 }

@@ -132,7 +132,7 @@ impl Leader {
             now: Now::default(),
             before: View::default(),
             view: View::default(),
-            rooms: Rooms::default(),
+            rooms: Rooms::new(bounds.checkpoint_interval),
             asked: Asked::default(),
             report: Report::default(),
             batch: Batch::default(),

@@ -7,5 +7,6 @@ mod incremental;
 mod migration;
 mod policies;
 mod properties;
+mod sums;
 mod told;
 mod withheld;
