@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Leader;
-use super::sums::Side;
+use super::sums::{Side, pairs};
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::records::{CheckpointRecord, HostFacts, InstanceFact};
 use crate::view::{HostView, SharedNode, View, diff};
@@ -42,6 +42,7 @@ impl Leader {
     /// Takes what the store holds now.
     pub(super) fn see(&mut self, new: View) {
         let old = std::mem::replace(&mut self.before, new.clone());
+        self.view.hosts.clone_from(&new.hosts);
         for (host, before, after) in diff(&old.hosts, &new.hosts) {
             self.host_changed(host, before.map(Arc::as_ref), after);
         }
@@ -83,12 +84,10 @@ impl Leader {
                     self.ending.remove(host);
                     self.rooms.close(host, false);
                 }
-                self.view.hosts.insert(host.clone(), Arc::clone(new));
             }
             None => {
                 self.ending.remove(host);
                 self.rooms.close(host, false);
-                self.view.hosts.remove(host);
             }
         }
         let (seen, after) = (after, after.map(Arc::as_ref));
@@ -104,6 +103,11 @@ impl Leader {
             return;
         }
         self.rooms.see(host, seen);
+        if after.is_some_and(|seen| seen.intent.drain) {
+            self.draining.insert(host.clone());
+        } else {
+            self.draining.remove(host);
+        }
         if !stands {
             let here: BTreeSet<NodeId> = self.nodes_on(host).collect();
             for node in here {
@@ -123,9 +127,6 @@ impl Leader {
     }
 
     fn instances_changed(&mut self, old: Option<&HostFacts>, new: Option<&HostFacts>) {
-        let none = std::collections::BTreeMap::new();
-        let (old, new) =
-            (old.map_or(&none, |facts| &facts.instances), new.map_or(&none, |facts| &facts.instances));
         let mut concerned = BTreeSet::new();
         let mut terminals = BTreeSet::new();
         let mut concerns =
@@ -139,14 +140,8 @@ impl Leader {
                 }
                 concerned.extend(all);
             };
-        for (&id, fact) in old {
-            match new.get(&id) {
-                Some(now) if now == fact => {}
-                now => concerns(self, id, Some(fact), now),
-            }
-        }
-        for (&id, fact) in new.iter().filter(|(id, _)| !old.contains_key(id)) {
-            concerns(self, id, None, Some(fact));
+        for (instance, was, is) in pairs(old, new).filter(|(_, was, is)| was != is) {
+            concerns(self, instance, was, is);
         }
         for terminal in &terminals {
             concerned.extend(self.before.nodes.of_terminal(terminal).map(|(node, _)| node.clone()));

@@ -37,16 +37,18 @@ impl Leader {
     /// Puts a record in the place of another, as it will be.
     pub(super) fn put(&mut self, node: &NodeId, record: SharedNode) {
         let old = self.view.nodes.get(node).cloned();
+        if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &record)) {
+            return;
+        }
         let from =
             |known: &SharedNode| known.value.migration.as_ref().map(|migration| migration.from.clone());
         let (left, leaves) = (old.as_ref().and_then(from), from(&record));
         if left != leaves {
             self.batch.stirred.extend(left.into_iter().chain(leaves));
         }
-        let failed = |known: &SharedNode| known.value.failures.clone();
-        let (was, is) = (old.as_ref().map(failed).unwrap_or_default(), failed(&record));
-        if was != is {
-            self.failed(node, &was, &is);
+        let was = old.as_ref().map_or(&[][..], |known| &known.value.failures);
+        if was != record.value.failures {
+            self.failed(node, was, &record.value.failures);
         }
         self.view.nodes.insert(node.clone(), Arc::clone(&record));
         let old = old.as_ref().map(|known| &known.value);
@@ -69,6 +71,9 @@ impl Leader {
         new: Option<Arc<Versioned<CheckpointRecord>>>,
         moves_otherwise: bool,
     ) {
+        if self.view.checkpoints.get(node).map(Arc::as_ptr) == new.as_ref().map(Arc::as_ptr) {
+            return;
+        }
         let old = match &new {
             Some(new) => self.view.checkpoints.insert(node.clone(), Arc::clone(new)),
             None => self.view.checkpoints.remove(node),
@@ -168,7 +173,7 @@ impl Leader {
 
     /// Whether everything is to leave `host`.
     pub(super) fn is_draining(&self, host: &HostId) -> bool {
-        self.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
+        self.draining.contains(host)
     }
 
     /// Whether a primary is on its way from `host`.

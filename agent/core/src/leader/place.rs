@@ -275,7 +275,8 @@ pub(super) fn judge(
         }
     };
     let rows = question.hosts.iter().enumerate().filter(|(at, row)| may(*at, row));
-    let eligible: Vec<u32> = rows.filter_map(|(at, _)| u32::try_from(at).ok()).collect();
+    let mut eligible: Vec<u32> = Vec::with_capacity(question.hosts.len());
+    eligible.extend(rows.filter_map(|(at, _)| u32::try_from(at).ok()));
     let row = |at: &usize| &question.hosts[*at];
     let mut ranked: Vec<usize> = match (built_in, order) {
         (None, _) => picked,
@@ -328,13 +329,15 @@ fn check(
 /// Without a policy: few members of this terminal first, then few members, then much free memory, then the name.
 fn built_in(question: &PlacementQuestion, eligible: &[u32], order: Order) -> Vec<usize> {
     let row = |at: &usize| &question.hosts[*at];
-    let siblings = |host: &HostId| question.siblings.iter().filter(|sibling| &sibling.host == host).count();
+    let siblings: Vec<usize> =
+        question.siblings.iter().filter_map(|sibling| question.hosts.place_of(&sibling.host)).collect();
+    let siblings = |at: usize| siblings.iter().filter(|place| **place == at).count();
     let key = |at: &usize| {
         let row = row(at);
         let MemberCounts { display_primaries, display_backups, execution_primaries, execution_backups } =
             row.members;
         let members = display_primaries + display_backups + execution_primaries + execution_backups;
-        (siblings(&row.host), members, Reverse(row.free_memory), &row.host)
+        (siblings(*at), members, Reverse(row.free_memory), &row.host)
     };
     let places = eligible.iter().filter_map(|at| usize::try_from(*at).ok());
     match order {

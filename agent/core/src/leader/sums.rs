@@ -357,21 +357,25 @@ fn changed<'a>(
     old: Option<&'a HostFacts>,
     new: Option<&'a HostFacts>,
 ) -> impl Iterator<Item = (InstanceId, Weight, Weight)> + 'a {
+    let weighed = pairs(old, new).map(|(instance, was, is)| (instance, Weight::of(was), Weight::of(is)));
+    weighed.filter(|(_, was, is)| was != is)
+}
+
+/// All instances of either report, with what both say of each.
+pub(super) fn pairs<'a>(
+    old: Option<&'a HostFacts>,
+    new: Option<&'a HostFacts>,
+) -> impl Iterator<Item = (InstanceId, Option<&'a InstanceFact>, Option<&'a InstanceFact>)> {
     let [mut old, mut new] =
         [old, new].map(|facts| facts.into_iter().flat_map(|facts| &facts.instances).peekable());
     std::iter::from_fn(move || {
-        loop {
-            let next = match (old.peek(), new.peek()) {
-                (None, None) => return None,
-                (Some((id, _)), None) | (None, Some((id, _))) => **id,
-                (Some((one, _)), Some((other, _))) => **one.min(other),
-            };
-            let of = |all: Option<(&InstanceId, &InstanceFact)>| Weight::of(all.map(|(_, fact)| fact));
-            let was = of(old.next_if(|(id, _)| **id == next));
-            let is = of(new.next_if(|(id, _)| **id == next));
-            if was != is {
-                return Some((next, was, is));
-            }
-        }
+        let next = match (old.peek(), new.peek()) {
+            (None, None) => return None,
+            (Some((id, _)), None) | (None, Some((id, _))) => **id,
+            (Some((one, _)), Some((other, _))) => **one.min(other),
+        };
+        let was = old.next_if(|(id, _)| **id == next).map(|(_, fact)| fact);
+        let is = new.next_if(|(id, _)| **id == next).map(|(_, fact)| fact);
+        Some((next, was, is))
     })
 }
