@@ -88,7 +88,7 @@ impl Leader {
             }
         }
         // Whoever gets another primary comes first, then all in the order of their names.
-        decisions.assignments.sort_by_key(|one| one.record.begun == self.begun_before(&one.node));
+        decisions.assignments.sort_by_cached_key(|one| one.record.begun == self.begun_before(&one.node));
         self.tell_deficits();
         decisions
     }

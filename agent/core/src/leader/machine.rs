@@ -85,7 +85,7 @@ pub(super) struct Batch {
     /// Nodes that wait for an answer.
     pub(super) suspended: BTreeSet<NodeId>,
     /// Nodes of which all steps are done.
-    pub(super) concluded: BTreeSet<NodeId>,
+    pub(super) concluded: Vec<NodeId>,
     /// Hosts that a primary leaves from now on, or leaves no more.
     pub(super) stirred: BTreeSet<HostId>,
 }
@@ -265,6 +265,7 @@ impl Leader {
             let here: Vec<NodeId> = self.nodes_on(&host).collect();
             self.todo.count.extend(here);
         }
+        let mut done = Vec::new();
         for node in std::mem::take(self.todo.of(step)) {
             let Some(known) = self.open(&node) else {
                 self.todo.of(step).insert(node);
@@ -281,12 +282,23 @@ impl Leader {
                 self.todo.of(step).insert(node);
                 continue;
             }
-            match step {
-                Step::Primary => drop(self.todo.drain.insert(node)),
-                Step::Drain => drop(self.todo.count.insert(node)),
-                Step::Count => drop(self.todo.backups.insert(node)),
-                Step::Backups => self.conclude(&node),
+            done.push(node);
+        }
+        let next = match step {
+            Step::Primary => &mut self.todo.drain,
+            Step::Drain => &mut self.todo.count,
+            Step::Count => &mut self.todo.backups,
+            Step::Backups => {
+                done.iter().for_each(|node| self.conclude(node));
+                self.batch.concluded.append(&mut done);
+                return complete;
             }
+        };
+        // They are in their order, of which a set is made at once.
+        if next.is_empty() {
+            *next = done.into_iter().collect();
+        } else {
+            next.extend(done);
         }
         complete
     }
@@ -302,7 +314,6 @@ impl Leader {
     /// All steps of a node are done.
     fn conclude(&mut self, node: &NodeId) {
         self.asked.done(node);
-        self.batch.concluded.insert(node.clone());
         let known = Arc::clone(&self.view.nodes[node]);
         let leaving = known.value.members().any(|member| self.is_draining(&member.host));
         let waits = leaving || self.report.notes.contains_key(node);
