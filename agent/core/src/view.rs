@@ -40,7 +40,9 @@ pub(crate) fn diff<'a, K: Ord, V: PartialEq>(
     old: &'a OrdMap<K, V>,
     new: &'a OrdMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
-    old.diff(new).map(|item| match item {
+    // A map that is shared as a whole is not even looked into.
+    let changes = (!old.ptr_eq(new)).then(|| old.diff(new));
+    changes.into_iter().flatten().map(|item| match item {
         DiffItem::Add(key, value) => (key, None, Some(value)),
         DiffItem::Update { old: (_, before), new: (key, after) } => (key, Some(before), Some(after)),
         DiffItem::Remove(key, value) => (key, Some(value), None),

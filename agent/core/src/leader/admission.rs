@@ -7,13 +7,15 @@
 //! Cost: a copy of the leader, which shares its records, and the decisions about the new nodes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::sums::Side;
 use super::{Leader, Question, Reply};
 use crate::ids::NodeId;
 use crate::policy::Judged;
 use crate::records::NodeRecord;
 use crate::units::Now;
-use crate::view::Versioned;
+use crate::view::{SharedNode, Versioned};
 
 /// Whether new nodes fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +49,11 @@ impl Trial {
         // What is asked for real is answered for real.
         leader.asked.clear();
         for (node, record) in new {
-            leader.before.nodes.insert(node.clone(), Versioned { value: record.clone(), revision: 0 });
-            let known = leader.before.nodes[node].clone();
+            let known = SharedNode::from(Versioned { value: record.clone(), revision: 0 });
+            let old = leader.before.nodes.get(node).cloned();
+            leader.before.nodes.insert(node.clone(), Arc::clone(&known));
+            let old = old.as_ref().map(|known| &known.value);
+            leader.rooms.record(Side::Stored, &leader.before, node, (old, Some(&known.value)));
             leader.put(node, known);
             leader.look_at(node);
         }

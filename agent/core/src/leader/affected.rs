@@ -17,8 +17,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Leader;
+use super::sums::{Side, pairs};
 use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::{CheckpointRecord, HostFacts, InstanceFact, NodeRecord};
+use crate::records::{CheckpointRecord, HostFacts, InstanceFact};
 use crate::view::{HostView, SharedNode, View, diff};
 
 /// Whether a host may run anything, and whether it takes work.
@@ -42,6 +43,7 @@ impl Leader {
     /// Takes what the store holds now.
     pub(super) fn see(&mut self, new: View) {
         let old = std::mem::replace(&mut self.before, new.clone());
+        self.view.hosts.clone_from(&new.hosts);
         for (host, before, after) in diff(&old.hosts, &new.hosts) {
             self.host_changed(host, before.map(Arc::as_ref), after);
         }
@@ -49,15 +51,9 @@ impl Leader {
             self.node_changed(node, before, after);
         }
         for (node, before, after) in diff(&old.checkpoints, &new.checkpoints) {
-            let (was, is) = (before.map(|known| &known.value), after.map(|known| &known.value));
-            if let Some(known) = new.nodes.get(node).filter(|_| moves_otherwise(was, is)) {
-                self.touch_hosts(&known.value);
-            }
             if self.land(node) {
-                match after {
-                    Some(known) => drop(self.view.checkpoints.insert(node.clone(), Arc::clone(known))),
-                    None => drop(self.view.checkpoints.remove(node)),
-                }
+                let (was, is) = (before.map(|known| &known.value), after.map(|known| &known.value));
+                self.put_checkpoint(node, after.cloned(), moves_otherwise(was, is));
             }
             self.look_at_changed(node);
         }
@@ -89,15 +85,13 @@ impl Leader {
                     self.ending.remove(host);
                     self.rooms.close(host, false);
                 }
-                self.view.hosts.insert(host.clone(), Arc::clone(new));
             }
             None => {
                 self.ending.remove(host);
                 self.rooms.close(host, false);
-                self.view.hosts.remove(host);
             }
         }
-        let after = after.map(Arc::as_ref);
+        let (seen, after) = (after, after.map(Arc::as_ref));
         let facts = |seen: Option<&HostView>| seen.and_then(|seen| seen.facts.clone());
         let (old_facts, new_facts) = (facts(before), facts(after));
         let same_facts = match (&old_facts, &new_facts) {
@@ -109,7 +103,12 @@ impl Leader {
         if stands && same_facts {
             return;
         }
-        self.rooms.touch_facts(host);
+        self.rooms.see(host, seen);
+        if after.is_some_and(|seen| seen.intent.drain) {
+            self.draining.insert(host.clone());
+        } else {
+            self.draining.remove(host);
+        }
         if !stands {
             let here: BTreeSet<NodeId> = self.nodes_on(host).collect();
             for node in here {
@@ -129,9 +128,6 @@ impl Leader {
     }
 
     fn instances_changed(&mut self, old: Option<&HostFacts>, new: Option<&HostFacts>) {
-        let none = std::collections::BTreeMap::new();
-        let (old, new) =
-            (old.map_or(&none, |facts| &facts.instances), new.map_or(&none, |facts| &facts.instances));
         let mut concerned = BTreeSet::new();
         let mut terminals = BTreeSet::new();
         let mut concerns =
@@ -145,14 +141,8 @@ impl Leader {
                 }
                 concerned.extend(all);
             };
-        for (&id, fact) in old {
-            match new.get(&id) {
-                Some(now) if now == fact => {}
-                now => concerns(self, id, Some(fact), now),
-            }
-        }
-        for (&id, fact) in new.iter().filter(|(id, _)| !old.contains_key(id)) {
-            concerns(self, id, None, Some(fact));
+        for (instance, was, is) in pairs(old, new).filter(|(_, was, is)| was != is) {
+            concerns(self, instance, was, is);
         }
         for terminal in &terminals {
             concerned.extend(self.before.nodes.of_terminal(terminal).map(|(node, _)| node.clone()));
@@ -163,6 +153,8 @@ impl Leader {
     }
 
     fn node_changed(&mut self, node: &NodeId, before: Option<&SharedNode>, after: Option<&SharedNode>) {
+        let [was, is] = [before, after].map(|known| known.map(|known| &known.value));
+        self.rooms.record(Side::Stored, &self.before, node, (was, is));
         match after {
             None => {
                 self.drafts.remove(node);
@@ -186,9 +178,6 @@ impl Leader {
         before: Option<&SharedNode>,
         after: Option<&SharedNode>,
     ) -> BTreeSet<NodeId> {
-        for record in [before, after].into_iter().flatten() {
-            self.touch_hosts(&record.value);
-        }
         let terminal = self.before.nodes.of_terminal(node.terminal());
         let mut all: BTreeSet<NodeId> = terminal.map(|(node, _)| node.clone()).collect();
         let from = |known: Option<&SharedNode>| {
@@ -215,10 +204,7 @@ impl Leader {
         }
         // Idle instances are given to nobody while such a record may name them.
         if old.is_empty() != new.is_empty() {
-            let hosts: Vec<HostId> = self.view.hosts.keys().cloned().collect();
-            for host in &hosts {
-                self.rooms.touch(host);
-            }
+            self.rooms.touch_all();
             self.look_at_waiting();
         }
     }
@@ -235,17 +221,6 @@ impl Leader {
     pub(super) fn look_at_waiting(&mut self) {
         for node in self.waiting.clone() {
             self.look_at(&node);
-        }
-    }
-
-    /// What is left of a record's hosts is to be worked out anew.
-    pub(super) fn touch_hosts(&mut self, record: &NodeRecord) {
-        for member in record.members() {
-            self.rooms.touch(&member.host);
-        }
-        if let Some(migration) = &record.migration {
-            self.rooms.touch(&migration.to);
-            self.rooms.touch(&migration.from);
         }
     }
 }

@@ -12,39 +12,44 @@ use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
 };
 use crate::records::{Member, NodeRecord, Origin};
-use crate::view::{Answer, HostView, Life};
+use crate::view::{Answer, HostView, Life, SharedNode};
 
 /// More backups than this for one node are taken for a policy's mistake.
 const BACKUPS_MAX: u32 = 16;
 
 /// Takes out what is dead, and finds out how many backups are wanted.
-pub(super) fn count(leader: &mut Leader, node: &NodeId) {
-    drop_dead(leader, node);
-    if leader.record(node).primary.is_none() {
+pub(super) fn count(leader: &mut Leader, node: &NodeId, known: SharedNode) {
+    let known = if drop_dead(leader, node, &known.value) { leader.shared(node) } else { known };
+    if known.value.primary.is_none() {
         return;
     }
-    if let Some(wanted) = wanted(leader, node) {
+    if let Some(wanted) = wanted(leader, node, &known.value) {
         leader.report.wanted.insert(node.clone(), wanted);
     }
 }
 
 /// Brings the node's backups to the number that is wanted.
-pub(super) fn repair(leader: &mut Leader, node: &NodeId) {
-    if leader.record(node).primary.is_none() {
+pub(super) fn repair(leader: &mut Leader, node: &NodeId, mut known: SharedNode) {
+    if known.value.primary.is_none() {
         return;
     }
     let Some(wanted) = leader.report.wanted.get(node).copied() else { return };
     if let Some(lack) = leader.report.lacks.get_mut(node) {
         lack.backups = 0;
     }
-    while lasting(leader, node) < wanted && !waits_for_primaries(leader, node, wanted) {
-        if !add(leader, node) {
+    while lasting(leader, &known.value) < wanted && !waits_for_primaries(leader, &known.value, wanted) {
+        if !add(leader, node, &known.value) {
             break;
         }
+        known = leader.shared(node);
     }
-    give_up_draining(leader, node, wanted);
-    drop_surplus(leader, node, wanted);
-    let short = wanted.saturating_sub(whole(leader, node));
+    if give_up_draining(leader, node, &known.value, wanted) {
+        known = leader.shared(node);
+    }
+    while drop_surplus(leader, node, &known.value, wanted) {
+        known = leader.shared(node);
+    }
+    let short = wanted.saturating_sub(whole(leader, node, &known.value));
     if short > 0 {
         leader.report.lacks.entry(node.clone()).or_default().backups = short;
     }
@@ -55,22 +60,20 @@ fn number(backups: impl Iterator) -> u32 {
 }
 
 /// Backups that are not about to leave with their host.
-fn lasting(leader: &Leader, node: &NodeId) -> u32 {
-    number(leader.record(node).backups.iter().filter(|backup| !leader.is_draining(&backup.host)))
+fn lasting(leader: &Leader, record: &NodeRecord) -> u32 {
+    number(record.backups.iter().filter(|backup| !leader.is_draining(&backup.host)))
 }
 
 /// Whether all that is wanted is there and what is about to leave can wait for the primaries that leave with it: a
 /// replacement that boots, or its copy of the state, takes the processors and the link of the very migration. Measured
 /// on emulated guests: 1.5 s a migration alone, 2.8 to 4.6 s beside a replacement.
-fn waits_for_primaries(leader: &Leader, node: &NodeId, wanted: u32) -> bool {
-    let backups = &leader.record(node).backups;
+fn waits_for_primaries(leader: &Leader, record: &NodeRecord, wanted: u32) -> bool {
     let leaves = |backup: &Member| leader.is_draining(&backup.host) && leader.is_being_left(&backup.host);
-    number(backups.iter()) >= wanted && backups.iter().any(leaves)
+    number(record.backups.iter()) >= wanted && record.backups.iter().any(leaves)
 }
 
 /// Backups that could take over at this moment.
-fn whole(leader: &Leader, node: &NodeId) -> u32 {
-    let record = leader.record(node);
+fn whole(leader: &Leader, node: &NodeId, record: &NodeRecord) -> u32 {
     number(record.backups.iter().filter(|backup| can_take_over(leader, node, record, backup)))
 }
 
@@ -83,12 +86,13 @@ fn can_take_over(leader: &Leader, node: &NodeId, record: &NodeRecord, backup: &M
     }
 }
 
-fn drop_dead(leader: &mut Leader, node: &NodeId) {
-    let known = leader.shared(node);
-    let record = &known.value;
+/// Whether there was one.
+fn drop_dead(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
+    let mut dropped = false;
     for backup in &record.backups {
         if let Life::Dead { cause, .. } = leader.view.life(record, backup) {
             let now = leader.now.wall;
+            dropped = true;
             leader.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {
                 record.backups.retain(|other| other != backup);
                 if cause.is_failed_deployment() {
@@ -98,11 +102,10 @@ fn drop_dead(leader: &mut Leader, node: &NodeId) {
             });
         }
     }
+    dropped
 }
 
-fn add(leader: &mut Leader, node: &NodeId) -> bool {
-    let known = leader.shared(node);
-    let record = &known.value;
+fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
     let held = record.holds_places(node.role());
     let purpose = if held { Purpose::HeldBackup } else { Purpose::WarmBackup };
     let member = match choose(leader, node, purpose) {
@@ -127,45 +130,48 @@ fn add(leader: &mut Leader, node: &NodeId) -> bool {
 
 /// A backup leaves a draining host once enough others could take over, or once one other could and waiting brings no
 /// more, because every host that stays has a member of this node already; not while a primary is leaving that host.
-fn give_up_draining(leader: &mut Leader, node: &NodeId, wanted: u32) {
-    let known = leader.shared(node);
-    let record = &known.value;
+/// Whether one does.
+fn give_up_draining(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wanted: u32) -> bool {
+    let leaves = |backup: &Member| leader.is_draining(&backup.host) && !leader.is_being_left(&backup.host);
+    let leaving: Vec<Member> = record.backups.iter().filter(|backup| leaves(backup)).cloned().collect();
+    if leaving.is_empty() {
+        return false;
+    }
     let others =
         number(record.backups.iter().filter(|backup| {
             !leader.is_draining(&backup.host) && can_take_over(leader, node, record, backup)
         }));
     let stays = |host: &HostId, seen: &HostView| seen.is_open() && !leader.is_draining(host);
     let no_host_left =
-        leader.view.hosts.iter().all(|(host, seen)| !stays(host, seen) || record.touches(host));
-    if others < wanted && !(others > 0 && no_host_left) {
-        return;
+        || leader.view.hosts.iter().all(|(host, seen)| !stays(host, seen) || record.touches(host));
+    if others < wanted && !(others > 0 && no_host_left()) {
+        return false;
     }
-    let leaves = |backup: &Member| leader.is_draining(&backup.host) && !leader.is_being_left(&backup.host);
-    let leaving: Vec<Member> = record.backups.iter().filter(|backup| leaves(backup)).cloned().collect();
     for backup in &leaving {
         leader.change(node, format!("backup leaves draining {}", backup.host), |record| {
             record.backups.retain(|other| other != backup);
         });
     }
+    true
 }
 
-/// The last one goes first, and one that could not take over before one that could.
-fn drop_surplus(leader: &mut Leader, node: &NodeId, wanted: u32) {
-    while lasting(leader, node) > wanted {
-        let known = leader.shared(node);
-        let record = &known.value;
-        let backups = || record.backups.iter().enumerate().rev();
-        let unready = backups().find(|(_, backup)| !can_take_over(leader, node, record, backup));
-        let Some((index, last)) = unready.or_else(|| backups().next()) else { return };
-        leader.change(node, format!("{wanted} backups are wanted, {} gives its up", last.host), |record| {
-            record.backups.remove(index);
-        });
+/// The last one goes first, and one that could not take over before one that could. Whether one goes.
+fn drop_surplus(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wanted: u32) -> bool {
+    if lasting(leader, record) <= wanted {
+        return false;
     }
+    let backups = || record.backups.iter().enumerate().rev();
+    let unready = backups().find(|(_, backup)| !can_take_over(leader, node, record, backup));
+    let Some((index, last)) = unready.or_else(|| backups().next()) else { return false };
+    leader.change(node, format!("{wanted} backups are wanted, {} gives its up", last.host), |record| {
+        record.backups.remove(index);
+    });
+    true
 }
 
 /// The number of backups wanted; none while the policy has to be asked first.
-fn wanted(leader: &mut Leader, node: &NodeId) -> Option<u32> {
-    let question = question(leader, node);
+fn wanted(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<u32> {
+    let question = question(leader, node, record);
     let Some(answer) = ask::backup_count(leader, &question) else {
         leader.batch.suspended.insert(node.clone());
         return None;
@@ -201,15 +207,14 @@ fn built_in(question: &BackupCountQuestion) -> u32 {
     label.unwrap_or(u32::from(question.cluster.hosts > 1)).min(BACKUPS_MAX)
 }
 
-fn question(leader: &Leader, node: &NodeId) -> BackupCountQuestion {
-    let record = leader.record(node);
+fn question(leader: &Leader, node: &NodeId, record: &NodeRecord) -> BackupCountQuestion {
     // Only what does not change while the plan itself adds backups: else every step would be a new question.
     BackupCountQuestion {
         node: node.clone(),
         protected: record.spec.protected,
         terminal_labels: record.spec.labels.clone(),
         environment_labels: record.spec.environment_labels.clone(),
-        backups: lasting(leader, node),
+        backups: lasting(leader, record),
         deficit: leader.deficits.of(node),
         cluster: ClusterRow {
             hosts: u32::try_from(leader.view.hosts.len()).unwrap_or(u32::MAX),

@@ -4,15 +4,13 @@
 
 use std::sync::Arc;
 
+use super::sums::{Side, Sums, living, promised};
 use super::{CheckpointChange, Leader};
 use crate::death::Setback;
 use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::NodeRecord;
+use crate::records::{CheckpointRecord, Member, NodeRecord};
 use crate::units::{MiB, UnixMillis};
-use crate::view::{SharedNode, Versioned, View};
-
-/// With more drafts than this it is not looked which hosts they concern: to work out a host twice costs no more.
-const DRAFTS_MAX: usize = 16;
+use crate::view::{SharedNode, Versioned};
 
 impl Leader {
     /// Changes a node's record and says why.
@@ -39,31 +37,50 @@ impl Leader {
     /// Puts a record in the place of another, as it will be.
     pub(super) fn put(&mut self, node: &NodeId, record: SharedNode) {
         let old = self.view.nodes.get(node).cloned();
-        if let Some(old) = &old {
-            self.touch_hosts(&old.value);
+        if old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &record)) {
+            return;
         }
-        self.touch_hosts(&record.value);
         let from =
             |known: &SharedNode| known.value.migration.as_ref().map(|migration| migration.from.clone());
         let (left, leaves) = (old.as_ref().and_then(from), from(&record));
         if left != leaves {
             self.batch.stirred.extend(left.into_iter().chain(leaves));
         }
-        let failed = |known: &SharedNode| known.value.failures.clone();
-        let (was, is) = (old.as_ref().map(failed).unwrap_or_default(), failed(&record));
-        if was != is {
-            self.failed(node, &was, &is);
+        let was = old.as_ref().map_or(&[][..], |known| &known.value.failures);
+        if was != record.value.failures {
+            self.failed(node, was, &record.value.failures);
         }
-        self.view.nodes.insert(node.clone(), record);
+        self.view.nodes.insert(node.clone(), Arc::clone(&record));
+        let old = old.as_ref().map(|known| &known.value);
+        self.rooms.record(Side::Decided, &self.view, node, (old, Some(&record.value)));
     }
 
     /// Takes a record out.
     pub(super) fn take_out(&mut self, node: &NodeId) {
         if let Some(old) = self.view.nodes.remove(node) {
-            self.touch_hosts(&old.value);
+            self.rooms.record(Side::Decided, &self.view, node, (Some(&old.value), None));
             self.failed(node, &old.value.failures, &[]);
         }
         self.view.checkpoints.remove(node);
+    }
+
+    /// Puts a node's checkpoint in the place of another, or takes it away, as it will be.
+    pub(super) fn put_checkpoint(
+        &mut self,
+        node: &NodeId,
+        new: Option<Arc<Versioned<CheckpointRecord>>>,
+        moves_otherwise: bool,
+    ) {
+        if self.view.checkpoints.get(node).map(Arc::as_ptr) == new.as_ref().map(Arc::as_ptr) {
+            return;
+        }
+        let old = match &new {
+            Some(new) => self.view.checkpoints.insert(node.clone(), Arc::clone(new)),
+            None => self.view.checkpoints.remove(node),
+        };
+        let Some(known) = self.view.nodes.get(node) else { return };
+        let (old, new) = (old.as_ref().map(|known| &known.value), new.as_ref().map(|known| &known.value));
+        self.rooms.checkpoint((node, &known.value), (old, new), moves_otherwise);
     }
 
     fn failed(&mut self, node: &NodeId, was: &[UnixMillis], is: &[UnixMillis]) {
@@ -75,15 +92,7 @@ impl Leader {
 
     /// Works out anew what hosts have left. Whether one has come to have more.
     pub(super) fn refresh(&mut self) -> bool {
-        let (before, after, drafts) = (&self.before, &self.view, &self.drafts);
-        let differs = |host: &HostId| {
-            let touches = |view: &View, node: &NodeId| {
-                view.nodes.get(node).is_some_and(|known| known.value.touches(host))
-            };
-            drafts.len() > DRAFTS_MAX
-                || drafts.keys().any(|node| touches(before, node) || touches(after, node))
-        };
-        self.rooms.refresh((before, after), differs, self.bounds.checkpoint_interval)
+        self.rooms.refresh(&self.before, &self.view)
     }
 
     /// Whether a time was a moment ago, so that a host is avoided. One that lies ahead was written by another clock, or
@@ -99,13 +108,45 @@ impl Leader {
     }
 
     /// Memory of `host` that `node` may take. What another node gives up is not given away before that is written:
-    /// assignments are written side by side, and each must be right by itself.
+    /// assignments are written side by side, and each must be right by itself. What the node itself gives up there is not
+    /// counted: it ends before the node's next member needs the room.
     pub(super) fn room(&self, node: &NodeId, host: &HostId) -> MiB {
-        let Some(facts) = self.view.current_facts(host) else { return MiB(0) };
-        let instead = Some((node, self.record(node)));
-        let (after, before) =
-            (self.view.taken_memory(host, instead), self.before.taken_memory(host, instead));
-        facts.capacity.memory.saturating_sub(after.max(before))
+        let Some(sums) = self.rooms.sums(host) else { return MiB(0) };
+        let Some(facts) = sums.facts() else { return MiB(0) };
+        let will_be = self.record(node);
+        let stays = will_be.instance_on(host);
+        let deployed = facts.instances.iter().filter(|(_, fact)| fact.node.as_ref() == Some(node));
+        let given_up = deployed.filter(|(instance, _)| Some(**instance) != stays);
+        let given_up: u64 = given_up.filter_map(|(_, fact)| living(fact)).map(|has| has.memory).sum();
+        let taken = sums.taken(Side::Decided).memory.max(self.stored(node, will_be, host, sums));
+        facts.capacity.memory.saturating_sub(MiB(taken - given_up))
+    }
+
+    /// What the store says is taken of the memory of `host`, with `will_be` in the place of the record of `node`.
+    fn stored(&self, node: &NodeId, will_be: &NodeRecord, host: &HostId, sums: &Sums) -> u64 {
+        let was = self.before.nodes.get(node).map(|known| &known.value);
+        let needs = |record: &NodeRecord| {
+            let instance = record.instance_on(host);
+            let here = instance.zip(sums.facts()).and_then(|(id, facts)| facts.instances.get(&id));
+            if record.touches(host) { promised(record, here.and_then(living)).memory } else { 0 }
+        };
+        let mut taken = sums.taken(Side::Stored).memory - was.map_or(0, needs) + needs(will_be);
+        // What stands by and is named by one of the two records alone.
+        let members = was.into_iter().chain([will_be]).flat_map(NodeRecord::members);
+        let mut named: Vec<InstanceId> = members.filter_map(|member| member.instance).collect();
+        named.sort_unstable();
+        named.dedup();
+        for instance in named {
+            let Some((has, is_claimed)) = sums.spare(instance, Side::Stored) else { continue };
+            let names = |member: &Member| member.instance == Some(instance);
+            let by_others = self.before.nodes.naming(instance).iter().any(|other| other != node);
+            match (is_claimed, by_others || will_be.members().any(names)) {
+                (true, false) => taken -= has.memory,
+                (false, true) => taken += has.memory,
+                (true, true) | (false, false) => {}
+            }
+        }
+        taken
     }
 
     /// The first idle instance of a host that `node` may have; none while a record that was not read may name it
@@ -132,7 +173,7 @@ impl Leader {
 
     /// Whether everything is to leave `host`.
     pub(super) fn is_draining(&self, host: &HostId) -> bool {
-        self.view.hosts.get(host).is_some_and(|seen| seen.intent.drain)
+        self.draining.contains(host)
     }
 
     /// Whether a primary is on its way from `host`.
@@ -160,11 +201,9 @@ impl Leader {
             CheckpointChange::Keep => {}
             CheckpointChange::Replace(revision, record) => {
                 let known = Versioned { value: record.clone(), revision: *revision };
-                self.view.checkpoints.insert(node.clone(), known.into());
+                self.put_checkpoint(node, Some(known.into()), true);
             }
-            CheckpointChange::Delete(_) => {
-                self.view.checkpoints.remove(node);
-            }
+            CheckpointChange::Delete(_) => self.put_checkpoint(node, None, true),
         }
         self.drafts.entry(node.clone()).or_default().checkpoint = Some(change);
     }

@@ -9,15 +9,14 @@ use super::place::{Choice, choose};
 use crate::ids::{HostId, NodeId};
 use crate::policy::Purpose;
 use crate::records::{Member, Migration};
+use crate::view::SharedNode;
 
 /// Starts the live migration of the node's primary if its host is draining.
-pub(super) fn evacuate(leader: &mut Leader, node: &NodeId) {
-    let known = leader.shared(node);
+pub(super) fn evacuate(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
     let record = &known.value;
     let Some(primary) = &record.primary else { return };
-    let draining =
-        leader.view.hosts.get(&primary.host).is_some_and(|host| host.intent.drain && host.is_open());
-    if !draining || record.migration.is_some() {
+    let is_open = |host: &HostId| leader.view.hosts.get(host).is_some_and(|seen| seen.is_open());
+    if !leader.is_draining(&primary.host) || record.migration.is_some() || !is_open(&primary.host) {
         return;
     }
     if !leader.view.is_ready(record, primary) {

@@ -88,7 +88,7 @@ impl Leader {
             }
         }
         // Whoever gets another primary comes first, then all in the order of their names.
-        decisions.assignments.sort_by_key(|one| one.record.begun == self.begun_before(&one.node));
+        decisions.assignments.sort_by_cached_key(|one| one.record.begun == self.begun_before(&one.node));
         self.tell_deficits();
         decisions
     }
@@ -156,9 +156,6 @@ impl Leader {
             Some(known) => self.put(node, known),
             None => self.take_out(node),
         }
-        match self.before.checkpoints.get(node).cloned() {
-            Some(known) => drop(self.view.checkpoints.insert(node.clone(), known)),
-            None => drop(self.view.checkpoints.remove(node)),
-        }
+        self.put_checkpoint(node, self.before.checkpoints.get(node).cloned(), true);
     }
 }

@@ -85,7 +85,7 @@ pub(super) struct Batch {
     /// Nodes that wait for an answer.
     pub(super) suspended: BTreeSet<NodeId>,
     /// Nodes of which all steps are done.
-    pub(super) concluded: BTreeSet<NodeId>,
+    pub(super) concluded: Vec<NodeId>,
     /// Hosts that a primary leaves from now on, or leaves no more.
     pub(super) stirred: BTreeSet<HostId>,
 }
@@ -113,6 +113,8 @@ pub struct Leader {
     pub(super) retries: BTreeMap<NodeId, Boottime>,
     /// Open sessions, by since when they are silent.
     pub(super) leases: BTreeSet<(Boottime, HostId)>,
+    /// Hosts that everything is to leave.
+    pub(super) draining: BTreeSet<HostId>,
     /// Sessions whose end is handed out, and when that is tried again if it was refused.
     pub(super) ending: BTreeMap<HostId, (u64, Option<Boottime>)>,
     /// Hosts that there are, and that take work, as policies were told last.
@@ -132,7 +134,7 @@ impl Leader {
             now: Now::default(),
             before: View::default(),
             view: View::default(),
-            rooms: Rooms::default(),
+            rooms: Rooms::new(bounds.checkpoint_interval),
             asked: Asked::default(),
             report: Report::default(),
             batch: Batch::default(),
@@ -142,6 +144,7 @@ impl Leader {
             cooldowns: BTreeMap::new(),
             retries: BTreeMap::new(),
             leases: BTreeSet::new(),
+            draining: BTreeSet::new(),
             ending: BTreeMap::new(),
             hosts: (0, 0),
             failures: BTreeSet::new(),
@@ -232,13 +235,15 @@ impl Leader {
     fn settle(&mut self) {
         let mut closed = BTreeSet::new();
         while let Some(node) = self.todo.settle.pop_first() {
-            if self.is_open(&node) {
+            if let Some(known) = self.open(&node) {
                 // What was decided of it, and waits for an answer still, was decided from something else.
-                if self.drafts.contains_key(&node) {
+                let is_draft = self.drafts.contains_key(&node);
+                if is_draft {
                     self.drop_draft(&node);
                 }
                 self.report.forget(&node);
-                settle::settle(self, &node);
+                let known = if is_draft { self.shared(&node) } else { known };
+                settle::settle(self, &node, &known);
                 self.todo.primary.insert(node);
             } else {
                 closed.insert(node);
@@ -260,46 +265,55 @@ impl Leader {
             let here: Vec<NodeId> = self.nodes_on(&host).collect();
             self.todo.count.extend(here);
         }
+        let mut done = Vec::new();
         for node in std::mem::take(self.todo.of(step)) {
-            if !self.is_open(&node) {
+            let Some(known) = self.open(&node) else {
                 self.todo.of(step).insert(node);
                 continue;
-            }
+            };
             match step {
-                Step::Primary => primary::repair(self, &node),
-                Step::Drain => drain::evacuate(self, &node),
-                Step::Count => backups::count(self, &node),
-                Step::Backups => backups::repair(self, &node),
+                Step::Primary => primary::repair(self, &node, &known),
+                Step::Drain => drain::evacuate(self, &node, &known),
+                Step::Count => backups::count(self, &node, known),
+                Step::Backups => backups::repair(self, &node, known),
             }
             if self.batch.suspended.contains(&node) {
                 complete = false;
                 self.todo.of(step).insert(node);
                 continue;
             }
-            match step {
-                Step::Primary => drop(self.todo.drain.insert(node)),
-                Step::Drain => drop(self.todo.count.insert(node)),
-                Step::Count => drop(self.todo.backups.insert(node)),
-                Step::Backups => self.conclude(&node),
+            done.push(node);
+        }
+        let next = match step {
+            Step::Primary => &mut self.todo.drain,
+            Step::Drain => &mut self.todo.count,
+            Step::Count => &mut self.todo.backups,
+            Step::Backups => {
+                done.iter().for_each(|node| self.conclude(node));
+                self.batch.concluded.append(&mut done);
+                return complete;
             }
+        };
+        // They are in their order, of which a set is made at once.
+        if next.is_empty() {
+            *next = done.into_iter().collect();
+        } else {
+            next.extend(done);
         }
         complete
     }
 
-    /// Whether a node may be decided about: its record can be read, nothing of it is on its way to the store, and it was
-    /// not refused a moment ago.
-    fn is_open(&self, node: &NodeId) -> bool {
+    /// The record of a node that may be decided about: it can be read, nothing of it is on its way to the store, and it
+    /// was not refused a moment ago.
+    fn open(&self, node: &NodeId) -> Option<SharedNode> {
         let refused = self.retries.contains_key(node);
-        !self.is_in_flight(node)
-            && !refused
-            && !self.before.withheld.contains(node)
-            && self.view.nodes.contains_key(node)
+        let closed = self.is_in_flight(node) || refused || self.before.withheld.contains(node);
+        if closed { None } else { self.view.nodes.get(node).cloned() }
     }
 
     /// All steps of a node are done.
     fn conclude(&mut self, node: &NodeId) {
         self.asked.done(node);
-        self.batch.concluded.insert(node.clone());
         let known = Arc::clone(&self.view.nodes[node]);
         let leaving = known.value.members().any(|member| self.is_draining(&member.host));
         let waits = leaving || self.report.notes.contains_key(node);

@@ -24,6 +24,7 @@ mod primary;
 mod question;
 mod rooms;
 mod settle;
+mod sums;
 #[cfg(test)]
 mod tests;
 

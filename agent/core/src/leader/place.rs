@@ -10,6 +10,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::question::{PICKS, whole};
+use super::rooms::Room;
 use super::{Leader, ask};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
@@ -163,24 +164,16 @@ fn describe(leader: &Leader, node: &NodeId) -> String {
 /// Which hosts may take a member.
 pub(super) fn eligible(leader: &Leader, node: &NodeId) -> Eligible {
     let record = leader.record(node);
-    let (spec, mut any) = (&record.spec, false);
-    let own: Vec<usize> = leader.concerned(node).iter().filter_map(|host| leader.rooms.place(host)).collect();
-    let is: Vec<bool> = leader
-        .rooms
-        .all()
-        .iter()
-        .enumerate()
-        .map(|(at, room)| {
-            // What is free of a host for the node itself is worked out for the few hosts that it concerns.
-            let may = if own.contains(&at) {
-                Bar::of(leader, node, &room.host).is_none()
-            } else {
-                room.accepts && room.vcpus >= spec.vcpus && room.memory >= spec.memory
-            };
-            any |= may;
-            may
-        })
-        .collect();
+    let spec = &record.spec;
+    let would = |room: &Room| room.accepts && room.vcpus >= spec.vcpus && room.memory >= spec.memory;
+    let mut is: Vec<bool> = leader.rooms.all().iter().map(would).collect();
+    // What is free of a host for the node itself is worked out for the few hosts that it concerns.
+    for host in leader.concerned(node) {
+        if let Some(at) = leader.rooms.place(&host) {
+            is[at] = Bar::of(leader, node, &host).is_none();
+        }
+    }
+    let any = is.contains(&true);
     Eligible { is, any }
 }
 
@@ -282,7 +275,8 @@ pub(super) fn judge(
         }
     };
     let rows = question.hosts.iter().enumerate().filter(|(at, row)| may(*at, row));
-    let eligible: Vec<u32> = rows.filter_map(|(at, _)| u32::try_from(at).ok()).collect();
+    let mut eligible: Vec<u32> = Vec::with_capacity(question.hosts.len());
+    eligible.extend(rows.filter_map(|(at, _)| u32::try_from(at).ok()));
     let row = |at: &usize| &question.hosts[*at];
     let mut ranked: Vec<usize> = match (built_in, order) {
         (None, _) => picked,
@@ -334,24 +328,37 @@ fn check(
 
 /// Without a policy: few members of this terminal first, then few members, then much free memory, then the name.
 fn built_in(question: &PlacementQuestion, eligible: &[u32], order: Order) -> Vec<usize> {
-    let row = |at: &usize| &question.hosts[*at];
-    let siblings = |host: &HostId| question.siblings.iter().filter(|sibling| &sibling.host == host).count();
-    let key = |at: &usize| {
-        let row = row(at);
+    let siblings: Vec<usize> =
+        question.siblings.iter().filter_map(|sibling| question.hosts.place_of(&sibling.host)).collect();
+    let siblings = |at: usize| siblings.iter().filter(|place| **place == at).count();
+    let rank = |at: usize, row: &HostRow| {
         let MemberCounts { display_primaries, display_backups, execution_primaries, execution_backups } =
             row.members;
         let members = display_primaries + display_backups + execution_primaries + execution_backups;
-        (siblings(&row.host), members, Reverse(row.free_memory), &row.host)
+        (siblings(at), members, Reverse(row.free_memory))
     };
     let places = eligible.iter().filter_map(|at| usize::try_from(*at).ok());
     match order {
         Order::First => {
-            let best = places.min_by_key(|at| (!prefers(question.purpose, row(at)), key(at)));
-            best.into_iter().collect()
+            // Names are looked at only where nothing else tells two hosts apart.
+            let mut best: Option<(usize, _, &HostId)> = None;
+            for at in places {
+                let row = &question.hosts[at];
+                let this = (!prefers(question.purpose, row), rank(at, row));
+                let is_better = match &best {
+                    None => true,
+                    Some((_, best, host)) => this < *best || (this == *best && row.host < **host),
+                };
+                if is_better {
+                    best = Some((at, this, &row.host));
+                }
+            }
+            best.into_iter().map(|(at, ..)| at).collect()
         }
         Order::Whole => {
+            let key = |at: usize| (rank(at, &question.hosts[at]), &question.hosts[at].host);
             let mut places: Vec<usize> = places.collect();
-            places.sort_by(|one, other| key(one).cmp(&key(other)));
+            places.sort_by(|one, other| key(*one).cmp(&key(*other)));
             places
         }
     }

@@ -17,11 +17,10 @@ use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
 use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
 use crate::units::UnixMillis;
-use crate::view::Life;
+use crate::view::{Life, SharedNode};
 
 /// Gives the node a primary if it has none that may be alive.
-pub(super) fn repair(leader: &mut Leader, node: &NodeId) {
-    let known = leader.shared(node);
+pub(super) fn repair(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
     let record = &known.value;
     let death = match &record.primary {
         None => None,

@@ -4,18 +4,20 @@
 //! another before that is written, because assignments are written side by side and each must be right by itself. Must
 //! not do: choose.
 //!
-//! Cost: one host's row takes O(its instances and nodes) after a change that concerns it; a choice among N hosts walks
-//! N rows of a few words each; a question for N hosts shares the rows that did not change since the last one.
+//! Cost: a change of a node takes a look-up of each host that it concerns, and the row of each of which the sums change,
+//! whatever else is there; facts take O(the host's instances); a host that comes or goes O(all hosts); a choice among N
+//! hosts walks N rows of a few words each; a question for N hosts shares the rows that did not change since the last one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
-use crate::policy::{HostRow, HostState, MemberCounts, Rows, Traffic};
-use crate::records::{HostFacts, InstanceFact, NodeSpec, Phase};
+use super::sums::{Change, Rated, Said, Side, Sums};
+use crate::ids::{HostId, InstanceId, NodeId};
+use crate::policy::{HostRow, HostState, Rows};
+use crate::records::{CheckpointRecord, HostFacts, NodeRecord, NodeSpec};
 use crate::units::{MiB, Vcpus};
-use crate::view::{HostView, SharedNode, View};
+use crate::view::{HostView, View};
 
 /// The one template that pools are filled from.
 pub(super) const TEMPLATE: &str = "default";
@@ -66,20 +68,41 @@ impl Room {
     }
 }
 
+/// What the row of a host is worked out from.
+#[derive(Debug, Clone)]
+struct Known {
+    /// The host as it was when more than its silence changed.
+    seen: Arc<HostView>,
+    sums: Sums,
+    /// Its row is to be worked out anew.
+    is_stale: bool,
+}
+
 /// What all hosts have left, in the order of their names.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rooms {
+    /// Between two checkpoints of a node.
+    interval: Duration,
     all: Vec<Room>,
+    /// What they are worked out from, in the same order.
+    known: Vec<Known>,
     places: BTreeMap<HostId, usize>,
     rows: BTreeMap<Size, Rows>,
-    /// Hosts to be worked out anew, and whether more than what they report has changed.
-    stale: BTreeMap<HostId, bool>,
+    stale: Vec<usize>,
+    /// Hosts that come, and those that go.
+    coming: BTreeMap<HostId, Option<Arc<HostView>>>,
+    /// Instances that stand by for whoever needs one, and who reports them.
+    spares: BTreeMap<InstanceId, Vec<HostId>>,
     /// Hosts that are about to be called lost.
     closed: BTreeSet<HostId>,
     accepting: u32,
 }
 
 impl Rooms {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { interval, ..Self::default() }
+    }
+
     /// All of them.
     pub(super) fn all(&self) -> &[Room] {
         &self.all
@@ -88,6 +111,11 @@ impl Rooms {
     /// One of them.
     pub(super) fn get(&self, host: &HostId) -> Option<&Room> {
         self.all.get(self.place(host)?)
+    }
+
+    /// What is taken of a host.
+    pub(super) fn sums(&self, host: &HostId) -> Option<&Sums> {
+        self.known.get(self.place(host)?).map(|known| &known.sums)
     }
 
     /// Where a host stands among all.
@@ -100,27 +128,107 @@ impl Rooms {
         self.accepting
     }
 
-    /// Something that concerns a host has changed.
-    pub(super) fn touch(&mut self, host: &HostId) {
-        self.stale.insert(host.clone(), true);
+    /// More of a host has changed than its silence.
+    pub(super) fn see(&mut self, host: &HostId, seen: Option<&Arc<HostView>>) {
+        match (self.place(host), seen) {
+            (Some(at), Some(seen)) => {
+                self.coming.remove(host);
+                self.known[at].seen = Arc::clone(seen);
+                self.touch(at);
+            }
+            (None, _) | (_, None) => drop(self.coming.insert(host.clone(), seen.cloned())),
+        }
     }
 
-    /// What a host reports has changed, and nothing that its nodes say of it.
-    pub(super) fn touch_facts(&mut self, host: &HostId) {
-        self.stale.entry(host.clone()).or_insert(false);
+    /// Rows are worked out anew for all hosts.
+    pub(super) fn touch_all(&mut self) {
+        (0..self.all.len()).for_each(|at| self.touch(at));
+    }
+
+    fn touch(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.known[at].is_stale, true) {
+            self.stale.push(at);
+        }
     }
 
     /// A host takes no new work from now on, or takes it again, whatever the view says.
     pub(super) fn close(&mut self, host: &HostId, closed: bool) {
         let changed = if closed { self.closed.insert(host.clone()) } else { self.closed.remove(host) };
-        if changed {
-            self.touch(host);
+        if let Some(at) = self.place(host).filter(|_| changed) {
+            self.touch(at);
         }
     }
 
     /// Whether a host is closed.
     pub(super) fn is_closed(&self, host: &HostId) -> bool {
         self.closed.contains(host)
+    }
+
+    /// A node has another record in `view`, which has it already.
+    pub(super) fn record(
+        &mut self,
+        side: Side,
+        view: &View,
+        node: &NodeId,
+        (old, new): (Option<&NodeRecord>, Option<&NodeRecord>),
+    ) {
+        let checkpoint = self.rated(side, view.checkpoints.get(node).map(|known| &known.value));
+        for host in hosts(old, new) {
+            let Some(at) = self.place(host) else { continue };
+            let sums = &mut self.known[at].sums;
+            let said = |record: Option<&NodeRecord>| {
+                let of = |record| Said::by(node, record, checkpoint, host, sums.facts());
+                record.map(of).unwrap_or_default()
+            };
+            let change = Change { was: said(old), is: said(new) };
+            if sums.exchange(side, &change) {
+                self.touch(at);
+            }
+        }
+        if self.spares.is_empty() {
+            return;
+        }
+        for member in [old, new].into_iter().flatten().flat_map(NodeRecord::members) {
+            if let Some(instance) = member.instance {
+                self.claim(side, instance, view.is_claimed(instance));
+            }
+        }
+    }
+
+    fn claim(&mut self, side: Side, instance: InstanceId, claimed: bool) {
+        let by = self.spares.get(&instance).into_iter().flatten();
+        for at in by.filter_map(|host| self.place(host)).collect::<Vec<usize>>() {
+            if self.known[at].sums.claim(side, instance, claimed) {
+                self.touch(at);
+            }
+        }
+    }
+
+    /// What is decided of a node's checkpoint has changed. Its row is left as it is where that is no other traffic.
+    pub(super) fn checkpoint(
+        &mut self,
+        (node, record): (&NodeId, &NodeRecord),
+        (old, new): (Option<&CheckpointRecord>, Option<&CheckpointRecord>),
+        moves_otherwise: bool,
+    ) {
+        let (old, new) = (self.rated(Side::Decided, old), self.rated(Side::Decided, new));
+        for host in hosts(Some(record), None) {
+            let Some(at) = self.place(host) else { continue };
+            let sums = &mut self.known[at].sums;
+            let said = |checkpoint| Said::by(node, record, checkpoint, host, sums.facts());
+            let change = Change { was: said(old), is: said(new) };
+            if sums.exchange(Side::Decided, &change) && moves_otherwise {
+                self.touch(at);
+            }
+        }
+    }
+
+    /// Policies are told what is decided.
+    fn rated<'a>(&self, side: Side, checkpoint: Option<&'a CheckpointRecord>) -> Option<Rated<'a>> {
+        match side {
+            Side::Stored => None,
+            Side::Decided => checkpoint.map(|checkpoint| Rated::new(checkpoint, self.interval)),
+        }
     }
 
     /// The rows of all hosts for a member of this size, shared with the questions that hold them.
@@ -137,34 +245,36 @@ impl Rooms {
 
     /// Works out anew what changed. Whether a host has come to have more than before: room, an idle instance, or that it
     /// takes work at all.
-    /// `differs` says whether something that concerns a host is decided and not written.
-    pub(super) fn refresh(
-        &mut self,
-        (before, after): (&View, &View),
-        differs: impl Fn(&HostId) -> bool,
-        interval: Duration,
-    ) -> bool {
-        let (mut gained, mut new, mut gone) = (false, Vec::new(), BTreeSet::new());
-        for (host, nodes_too) in std::mem::take(&mut self.stale) {
-            let Some(seen) = after.hosts.get(&host) else {
-                gone.insert(host);
+    pub(super) fn refresh(&mut self, before: &View, after: &View) -> bool {
+        let mut gained = false;
+        for at in std::mem::take(&mut self.stale) {
+            let known = &mut self.known[at];
+            known.is_stale = false;
+            let old = &self.all[at];
+            if self.coming.contains_key(&old.host) {
                 continue;
-            };
-            let facts = seen.current_facts();
-            let known = match self.get(&host).filter(|_| !nodes_too) {
-                Some(old) => (old.row.members, Traffic { restores: restores(facts), ..old.row.traffic }),
-                None => members_and_traffic(after, &host, facts, interval),
-            };
-            let mut room = room(&host, seen, (before, after), !differs(&host), known);
-            room.accepts &= !self.closed.contains(&host);
-            match self.place(&host) {
-                Some(at) => gained |= self.replace(at, room),
-                None => new.push(room),
+            }
+            let (come, gone) = known.sums.report(&old.host, (before, after), current(&known.seen));
+            let closed = self.closed.contains(&old.host);
+            let room = room(&old.host, known, closed, !before.withheld.is_empty(), Some(&old.row));
+            for instance in gone {
+                self.stands_by_no_more(instance, &room.host);
+            }
+            for instance in come {
+                self.spares.entry(instance).or_default().push(room.host.clone());
+            }
+            gained |= self.replace(at, room);
+        }
+        self.come_and_go(before, after) || gained
+    }
+
+    fn stands_by_no_more(&mut self, instance: InstanceId, host: &HostId) {
+        if let Some(by) = self.spares.get_mut(&instance) {
+            by.retain(|other| other != host);
+            if by.is_empty() {
+                self.spares.remove(&instance);
             }
         }
-        gained |= !new.is_empty();
-        self.come_and_go(new, &gone);
-        gained
     }
 
     fn replace(&mut self, at: usize, room: Room) -> bool {
@@ -173,7 +283,8 @@ impl Rooms {
             || (room.accepts && !old.accepts)
             || room.vcpus > old.vcpus
             || room.idle.iter().any(|idle| !old.idle.contains(idle));
-        let changed = old.row != room.row || old.idle != room.idle || old.memory != room.memory;
+        let same_row = Arc::ptr_eq(&old.row, &room.row) || old.row == room.row;
+        let changed = !same_row || old.idle != room.idle || old.memory != room.memory;
         self.accepting = self.accepting + u32::from(room.accepts) - u32::from(old.accepts);
         if changed {
             for (size, rows) in &mut self.rows {
@@ -184,67 +295,95 @@ impl Rooms {
         more
     }
 
-    /// All hosts that came and went at once: places are worked out anew for all.
-    fn come_and_go(&mut self, new: Vec<Room>, gone: &BTreeSet<HostId>) {
-        if new.is_empty() && !gone.iter().any(|host| self.places.contains_key(host)) {
-            return;
+    /// All hosts that came and went at once: places are worked out anew for all. Whether one came.
+    fn come_and_go(&mut self, before: &View, after: &View) -> bool {
+        let changes = std::mem::take(&mut self.coming);
+        let gone = |host: &HostId| changes.get(host).is_some_and(Option::is_none);
+        let came = changes.values().any(Option::is_some);
+        if !came && !changes.keys().any(|host| self.places.contains_key(host)) {
+            return false;
         }
-        self.all.retain(|room| !gone.contains(&room.host));
-        self.all.extend(new);
-        self.all.sort_by(|one, other| one.host.cmp(&other.host));
+        let known = std::mem::take(&mut self.known);
+        let rooms = std::mem::take(&mut self.all);
+        let mut all: Vec<(Room, Known)> = rooms.into_iter().zip(known).collect();
+        all.retain(|(room, _)| !gone(&room.host));
+        self.spares.retain(|_, by| {
+            by.retain(|host| !gone(host));
+            !by.is_empty()
+        });
+        for (host, seen) in &changes {
+            let Some(seen) = seen else { continue };
+            let mut known = Known { seen: Arc::clone(seen), sums: Sums::default(), is_stale: false };
+            for (side, view) in [(Side::Stored, before), (Side::Decided, after)] {
+                for (node, record) in view.nodes.on_host(host) {
+                    let checkpoint = view.checkpoints.get(node).map(|known| &known.value);
+                    let is = Said::by(node, &record.value, self.rated(side, checkpoint), host, None);
+                    known.sums.exchange(side, &Change { was: Said::default(), is });
+                }
+            }
+            let (come, _) = known.sums.report(host, (before, after), current(seen));
+            for instance in come {
+                self.spares.entry(instance).or_default().push(host.clone());
+            }
+            let room = room(host, &known, self.closed.contains(host), !before.withheld.is_empty(), None);
+            all.push((room, known));
+        }
+        all.sort_by(|(one, _), (other, _)| one.host.cmp(&other.host));
+        (self.all, self.known) = all.into_iter().unzip();
         self.accepting =
             u32::try_from(self.all.iter().filter(|room| room.accepts).count()).unwrap_or(u32::MAX);
         self.places = self.all.iter().enumerate().map(|(at, room)| (room.host.clone(), at)).collect();
         self.rows.clear();
+        came
     }
 }
 
-/// What is taken of a host.
-#[derive(Debug, Clone, Copy, Default)]
-struct Taken {
-    /// By members, what is promised to them, and whatever else does not give way.
-    memory: u64,
-    vcpus: u64,
-    /// By instances that stand by, or come to, for whoever needs one.
-    spare_memory: u64,
-    spare_vcpus: u64,
-}
-
-fn taken(view: &View, host: &HostId, facts: &HostFacts) -> Taken {
-    let mut taken = Taken::default();
-    for (&instance, fact) in facts.instances.iter().filter(|(_, fact)| !fact.phase.is_dead()) {
-        let (memory, vcpus) = (fact.memory.0, u64::from(fact.vcpus.0));
-        if stands_by(fact) && !view.is_claimed(instance) {
-            taken.spare_memory += memory;
-            taken.spare_vcpus += vcpus;
-        } else {
-            taken.memory += memory;
-            taken.vcpus += vcpus;
+/// The hosts that two records of a node concern, each once.
+fn hosts<'a>(old: Option<&'a NodeRecord>, new: Option<&'a NodeRecord>) -> Vec<&'a HostId> {
+    let mut all: Vec<&HostId> = Vec::with_capacity(8);
+    for record in [old, new].into_iter().flatten() {
+        let coming = record.migration.iter().map(|migration| &migration.to);
+        for host in record.members().map(|member| &member.host).chain(coming) {
+            if !all.contains(&host) {
+                all.push(host);
+            }
         }
     }
-    for (_, known) in view.nodes.on_host(host) {
-        let spec = &known.value.spec;
-        let here = known.value.instance_on(host).and_then(|instance| facts.instances.get(&instance));
-        let here = here.filter(|fact| !fact.phase.is_dead());
-        taken.memory += spec.memory.0.saturating_sub(here.map_or(0, |fact| fact.memory.0));
-        taken.vcpus += u64::from(spec.vcpus.0.saturating_sub(here.map_or(0, |fact| fact.vcpus.0)));
-    }
-    taken
+    all
 }
 
-fn stands_by(fact: &InstanceFact) -> bool {
-    matches!(fact.phase, Phase::Idle | Phase::Booting) && fact.node.is_none() && fact.epoch == Epoch(0)
+/// What a host reports in its open session.
+fn current(seen: &HostView) -> Option<&Arc<HostFacts>> {
+    seen.facts.as_ref().filter(|_| seen.current_facts().is_some())
 }
 
-/// `same` says that nothing is decided that is not written.
 fn room(
     host: &HostId,
-    seen: &HostView,
-    (before, after): (&View, &View),
-    same: bool,
-    (members, traffic): (MemberCounts, Traffic),
+    known: &Known,
+    is_closed: bool,
+    are_withheld: bool,
+    old: Option<&Arc<HostRow>>,
 ) -> Room {
-    let facts = seen.current_facts();
+    let Known { seen, sums, .. } = known;
+    let capacity = sums.facts().map(|facts| facts.capacity).unwrap_or_default();
+    // Of a host that reports nothing it is not known what is taken.
+    let taken = |side| if sums.facts().is_some() { sums.taken(side).memory } else { 0 };
+    let most = taken(Side::Stored).max(taken(Side::Decided));
+    let idle = if are_withheld { Vec::new() } else { sums.unclaimed().collect() };
+    Room {
+        host: host.clone(),
+        vcpus: capacity.vcpus,
+        memory: capacity.memory.saturating_sub(MiB(most)),
+        slack: i128::from(capacity.memory.0) - i128::from(most),
+        accepts: seen.accepts_work() && !is_closed,
+        idle,
+        row: row(host, seen, sums, old),
+    }
+}
+
+/// The row of a host: the old one where it says the same.
+fn row(host: &HostId, seen: &HostView, sums: &Sums, old: Option<&Arc<HostRow>>) -> Arc<HostRow> {
+    let facts = sums.facts();
     let state = match facts {
         None if seen.is_open() => HostState::Unknown,
         None => HostState::Fenced,
@@ -252,19 +391,11 @@ fn room(
         Some(facts) if !facts.complaints.is_empty() => HostState::Degraded,
         Some(_) => HostState::Ready,
     };
-    let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
     let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();
-    let will_be = facts.map(|facts| taken(after, host, facts)).unwrap_or_default();
-    let is = if same { will_be } else { facts.map(|facts| taken(before, host, facts)).unwrap_or_default() };
-    let total = u64::from(capacity.vcpus.0);
-    let free_vcpus = total.saturating_sub(will_be.vcpus + will_be.spare_vcpus);
-    let idle = facts.into_iter().flat_map(|facts| &facts.instances).filter(|(instance, fact)| {
-        before.withheld.is_empty()
-            && fact.phase == Phase::Idle
-            && stands_by(fact)
-            && !before.is_claimed(**instance)
-            && !after.is_claimed(**instance)
-    });
+    let mut taken = sums.taken(Side::Decided);
+    taken.add(sums.spared(Side::Decided));
+    let free_vcpus = u64::from(capacity.vcpus.0).saturating_sub(taken.vcpus);
+    let mut labels = facts.map(|facts| facts.labels.clone()).unwrap_or_default();
     let row = HostRow {
         host: host.clone(),
         state,
@@ -274,76 +405,11 @@ fn room(
         total_vcpus: capacity.vcpus,
         free_vcpus: Vcpus(u32::try_from(free_vcpus).unwrap_or(u32::MAX)),
         total_memory: capacity.memory,
-        free_memory: capacity.memory.saturating_sub(MiB(will_be.memory + will_be.spare_memory)),
+        free_memory: capacity.memory.saturating_sub(MiB(taken.memory)),
         load_permille: facts.map_or(0, |facts| facts.load_milli / capacity.vcpus.0.max(1)),
         idle: BTreeMap::new(),
-        members,
-        traffic,
+        members: sums.members(),
+        traffic: sums.traffic(),
     };
-    let most = will_be.memory.max(is.memory);
-    Room {
-        host: host.clone(),
-        vcpus: capacity.vcpus,
-        memory: capacity.memory.saturating_sub(MiB(most)),
-        slack: i128::from(capacity.memory.0) - i128::from(most),
-        accepts: seen.accepts_work(),
-        idle: idle.map(|(&instance, fact)| (instance, fact.memory, fact.vcpus)).collect(),
-        row: Arc::new(row),
-    }
-}
-
-fn restores(facts: Option<&HostFacts>) -> u32 {
-    let restoring =
-        |facts: &HostFacts| facts.instances.values().filter(|fact| fact.phase == Phase::Restoring).count();
-    u32::try_from(facts.map_or(0, restoring)).unwrap_or(u32::MAX)
-}
-
-/// What the nodes of a host say of it in one walk: how many members of which kind, and what moves.
-fn members_and_traffic(
-    view: &View,
-    host: &HostId,
-    facts: Option<&HostFacts>,
-    interval: Duration,
-) -> (MemberCounts, Traffic) {
-    let mut counts = MemberCounts::default();
-    let mut traffic = Traffic { restores: restores(facts), ..Traffic::default() };
-    for (node, known) in view.nodes.on_host(host) {
-        let record = &known.value;
-        let is_primary = record.primary.as_ref().is_some_and(|primary| &primary.host == host);
-        let backups = record.backups.iter().filter(|backup| &backup.host == host).count();
-        let backups = u32::try_from(backups).unwrap_or(u32::MAX);
-        let (primaries, others) = match node.role() {
-            Role::Display => (&mut counts.display_primaries, &mut counts.display_backups),
-            Role::Execution => (&mut counts.execution_primaries, &mut counts.execution_backups),
-        };
-        *primaries += u32::from(is_primary);
-        *others += backups;
-        if let Some(migration) = &record.migration {
-            traffic.migrations_in += u32::from(&migration.to == host);
-            traffic.migrations_out += u32::from(&migration.from == host);
-        }
-        if record.holds_places(node.role()) {
-            add_checkpoints(&mut traffic, view, (node, known), host, interval);
-        }
-    }
-    (counts, traffic)
-}
-
-/// Without a history of copies the newest one over one interval is the best figure at hand.
-fn add_checkpoints(
-    traffic: &mut Traffic,
-    view: &View,
-    (node, known): (&NodeId, &SharedNode),
-    host: &HostId,
-    interval: Duration,
-) {
-    let Some(checkpoint) = view.checkpoints.get(node).map(|checkpoint| &checkpoint.value) else { return };
-    let rate = u128::from(checkpoint.bytes / 1024) * 1_000 / interval.as_millis().max(1);
-    let rate = u32::try_from(rate).unwrap_or(u32::MAX);
-    if checkpoint.hosts.contains(host) {
-        traffic.checkpoint_in_kib_s = traffic.checkpoint_in_kib_s.saturating_add(rate);
-    }
-    if known.value.primary.as_ref().is_some_and(|primary| &primary.host == host) {
-        traffic.checkpoint_out_kib_s = traffic.checkpoint_out_kib_s.saturating_add(rate);
-    }
+    old.filter(|old| ***old == row).map_or_else(|| Arc::new(row), Arc::clone)
 }

@@ -8,17 +8,19 @@ use crate::death::{Setback, SetbackCause};
 use crate::ids::{Epoch, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
 use crate::units::UnixMillis;
-use crate::view::{Life, Place};
+use crate::view::{Life, Place, SharedNode};
 
 /// Brings the record to what has happened.
-pub(super) fn settle(leader: &mut Leader, node: &NodeId) {
-    migration(leader, node);
-    timeline(leader, node);
+pub(super) fn settle(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
+    if known.value.migration.is_some() {
+        migration(leader, node, &known.value);
+        timeline(leader, node, &leader.shared(node).value);
+    } else {
+        timeline(leader, node, &known.value);
+    }
 }
 
-fn migration(leader: &mut Leader, node: &NodeId) {
-    let known = leader.shared(node);
-    let record = &known.value;
+fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return };
     // A later session of that host proves nothing of what came in the one that was chosen.
     let there = leader
@@ -113,9 +115,7 @@ fn arrive(leader: &mut Leader, node: &NodeId, primary: &Member, migration: &Migr
     });
 }
 
-fn timeline(leader: &mut Leader, node: &NodeId) {
-    let known = leader.shared(node);
-    let record = &known.value;
+fn timeline(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
     let (Some(incident), Some(primary)) = (&record.incident, &record.primary) else { return };
     if incident.epoch != record.begun || incident.windows.is_some() {
         return;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::properties::{Event, NODES, apply, event};
+use super::sums;
 use crate::fixture::{BuiltIn, Cluster, Policy, reply};
 use crate::leader::{Decisions, Input, Leader, Outcome, Policies, Question, Reply, plan, plan_asking};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
@@ -75,6 +76,7 @@ impl Followed {
     fn agree(&mut self) -> Result<(), TestCaseError> {
         let now = self.cluster.now;
         self.leader.take(Input::View(self.cluster.view.clone()), now);
+        sums::check(&self.leader);
         let deficits = self.leader.deficits.clone();
         let told = self.cluster.view.nodes.keys().map(|node| (node.clone(), deficits.of(node)));
         let told = told.filter(|(_, short)| *short > 0).collect();
@@ -98,6 +100,7 @@ impl Followed {
     fn step(&mut self, refused: u64) {
         let now = self.cluster.now;
         let mut decisions = self.leader.handle(Input::View(self.cluster.view.clone()), now);
+        sums::check(&self.leader);
         let mut answer = self.answer();
         loop {
             let Decisions { endings, assignments, questions, .. } = decisions;
@@ -126,6 +129,7 @@ impl Followed {
             decisions = Decisions::default();
             for outcome in outcomes {
                 let more = self.leader.handle(outcome, now);
+                sums::check(&self.leader);
                 decisions.endings.extend(more.endings);
                 decisions.assignments.extend(more.assignments);
                 decisions.questions.extend(more.questions);
