@@ -8,6 +8,8 @@ mod arrows;
 #[cfg(test)]
 mod configuration;
 #[cfg(test)]
+mod life;
+#[cfg(test)]
 mod repository;
 #[cfg(test)]
 mod sources;

@@ -1,0 +1,213 @@
+//! A host whose guard or libvirtd is gone, on three real hosts: no member outlives the host's lease, the host says what it
+//! lacks, and what it had not begun runs elsewhere.
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use understudy_e2e::counter::start_of;
+use understudy_e2e::stage::{Stage, address_of, node_of};
+use understudy_e2e::story::member;
+use understudy_lab::ProcessId;
+use understudy_lab::cluster::{AGENT, GUARD};
+
+/// Ten members: a display and nine execution nodes, all without backups.
+const MEMBERS: usize = 10;
+/// Until ten emulated guests are booted and deployed on two processors.
+const ALL_THERE: Duration = Duration::from_secs(420);
+/// Until one node is whole again elsewhere.
+const ELSEWHERE: Duration = Duration::from_secs(30);
+/// Within which a host says what it lacks.
+const SAID: Duration = Duration::from_secs(5);
+const REPAIR: Duration = Duration::from_secs(240);
+const LOOK: Duration = Duration::from_millis(5);
+
+fn host_of(status: &Value, name: &str) -> Result<Value> {
+    let hosts = status["hosts"].as_array().context("no hosts")?;
+    hosts.iter().find(|host| host["id"] == name).cloned().with_context(|| format!("no host {name}"))
+}
+
+/// Waits until a host says that this does not answer, with what to do.
+fn wait_said(stage: &Stage, host: &str, service: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    let advice = format!("systemctl status {service}");
+    stage.wait(&format!("{host} says that {service} is away"), SAID, |status| {
+        let said = host_of(status, host)?["complaints"].to_string();
+        ensure!(said.contains(&advice) && said.contains("does not answer"), "{said}");
+        Ok(())
+    })?;
+    Ok(begun.elapsed())
+}
+
+fn create(stage: &Stage, name: &str, text: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("terminal.toml");
+    std::fs::write(&file, text)?;
+    stage.cli(&["terminal", "create", name, "--from", &file.display().to_string()])?;
+    Ok(())
+}
+
+/// The process that runs an instance, as this machine numbers it.
+fn process_of(instance: &str) -> Result<ProcessId> {
+    for entry in std::fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let pid = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        let Some(pid) = pid else { continue };
+        let Ok(words) = std::fs::read(Path::new("/proc").join(format!("{pid}/cmdline"))) else { continue };
+        if String::from_utf8_lossy(&words).contains(&format!("guest=understudy-{instance}")) {
+            return ProcessId::of(pid).context("it has ended");
+        }
+    }
+    bail!("no process runs {instance}")
+}
+
+/// When the store was last seen to hold the host's lease open, as a moment before the question.
+fn wait_expired(stage: &Stage, host: &str) -> Result<Instant> {
+    let key = format!("/understudy/v1/sessions/{host}");
+    let begun = Instant::now();
+    let mut open = begun;
+    loop {
+        let asked = Instant::now();
+        let record: Value =
+            serde_json::from_str(&stage.cluster().etcdctl(&["get", "--print-value-only", &key])?)?;
+        if !record["ended"].is_null() {
+            return Ok(open);
+        }
+        open = asked;
+        ensure!(begun.elapsed() < Duration::from_secs(60), "the lease is still open: {record}");
+    }
+}
+
+fn members_of(status: &Value, host: &str) -> Result<Vec<String>> {
+    let nodes = status["terminals"][0]["nodes"].as_array().context("no nodes")?;
+    let here =
+        nodes.iter().filter(|node| node["primary"]["host"] == host && node["primary"]["ready"] == true);
+    here.map(|node| Ok(member(node)?.1)).collect()
+}
+
+/// S1: the guard is gone for good, and ten members die before anybody may take their places.
+fn no_member_outlives_the_lease(stage: &Stage) -> Result<()> {
+    let host = "host1";
+    for other in ["host2", "host3"] {
+        stage.cli(&["host", "drain", other])?;
+    }
+    let node = "protected = false\nmemory_mib = 96\n";
+    let nodes = format!("[[execution]]\n{node}").repeat(MEMBERS - 1);
+    create(stage, "many", &format!("[labels]\nbackups = \"0\"\n[display]\nmemory_mib = 128\n{nodes}"))?;
+    let members = stage.wait("ten members are ready on one host", ALL_THERE, |status| {
+        let here = members_of(status, host)?;
+        ensure!(here.len() == MEMBERS, "{} members are ready on {host}", here.len());
+        Ok(here)
+    })?;
+    let processes = members.iter().map(|one| process_of(one)).collect::<Result<Vec<_>>>()?;
+    let (stop, guard) = (AtomicBool::new(false), stage.host(host)?.service(GUARD));
+    let (last_alive, open) = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut last = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                // The moment after the look: none of them is later than that.
+                let alive = processes.iter().any(|process| process.alive());
+                std::thread::sleep(LOOK);
+                if alive {
+                    last = Instant::now();
+                }
+            }
+            last
+        });
+        let open = guard.kill_and_hold().map_err(Into::into).and_then(|()| {
+            let said = wait_said(stage, host, "understudy-guard")?;
+            eprintln!("{host} said so after {said:?}");
+            wait_expired(stage, host)
+        });
+        stop.store(true, Ordering::Relaxed);
+        (watch.join().expect("the watch does not panic"), open)
+    });
+    let open = open?;
+    let before = open.checked_duration_since(last_alive);
+    eprintln!("all {MEMBERS} had ended {before:?} before the store was last seen to hold the lease open");
+    ensure!(before.is_some(), "a member lived {:?} after the lease was last seen open", last_alive - open);
+    ensure!(processes.iter().all(|process| !process.alive()), "a member lives");
+    stage.host(host)?.service(GUARD).start()?;
+    stage.cli(&["terminal", "delete", "many"])?;
+    for other in ["host2", "host3"] {
+        stage.cli(&["host", "undrain", other])?;
+    }
+    stage.wait_pools(REPAIR)
+}
+
+const PROTECTED: &str = r#"
+[labels]
+backups = "2"
+[[execution]]
+[[execution.application]]
+name = "counter"
+geometry = "460x200+40+40"
+title = "counter"
+command = "counter"
+"#;
+
+/// S2: libvirtd of a host is gone; what the host was given meanwhile it gives back, and the state goes on elsewhere.
+fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
+    let id = "solo/exec-1";
+    create(stage, "solo", PROTECTED)?;
+    stage.wait_whole("solo", 2, REPAIR)?;
+    let node = stage.node(id)?;
+    let process = start_of(stage.cluster(), address_of(&node)?)?;
+    let ((primary, instance), begun) = (member(&node)?, node["begun"].clone());
+    // The first backup's host is the one that takes over.
+    let first = node["backups"][0]["host"].as_str().context("no backup")?.to_owned();
+    let lacking = stage.host(&first)?;
+    // Its agent hears of the assignment and of libvirtd's end at one moment.
+    lacking.service(AGENT).signal(Signal::SIGSTOP)?;
+    lacking.kill_libvirtd()?;
+    stage.kill_instance(&primary, &instance)?;
+    let killed = Instant::now();
+    let given = stage.wait("it is given to the host that lacks libvirtd", SAID, |status| {
+        let node = node_of(status, id)?;
+        ensure!(node["begun"] != begun && node["primary"]["host"] == first.as_str(), "{node}");
+        Ok(node["begun"].clone())
+    });
+    lacking.service(AGENT).signal(Signal::SIGCONT)?;
+    let given = given?;
+    let said = wait_said(stage, &first, "libvirtd")?;
+    let went_on = Instant::now();
+    let after = stage.wait("it runs elsewhere", ELSEWHERE, |status| {
+        let node = node_of(status, id)?;
+        ensure!(node["begun"] != given && node["primary"]["ready"] == true, "{node}");
+        Ok(node)
+    })?;
+    eprintln!(
+        "said after {said:?}; ready elsewhere {:?} after the agent went on, {:?} after the kill",
+        went_on.elapsed(),
+        killed.elapsed()
+    );
+    ensure!(after["primary"]["host"] != first.as_str(), "{after}");
+    ensure!(after["incident"]["state"]["checkpoint"].is_object(), "{}", after["incident"]);
+    ensure!(start_of(stage.cluster(), address_of(&after)?)? == process, "another process counts");
+    let status = stage.status()?;
+    ensure!(host_of(&status, &first)?["state"] == "open", "it keeps its lease: {status}");
+    lacking.start_libvirtd()?;
+    stage.wait("nothing is wrong any more", REPAIR, |status| {
+        let said = host_of(status, &first)?["complaints"].clone();
+        ensure!(said.as_array().is_some_and(Vec::is_empty), "{said}");
+        Ok(())
+    })?;
+    stage.wait_whole("solo", 2, REPAIR)?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn a_host_without_its_guard_or_libvirtd_ends_its_members_in_time_and_gives_back_what_it_has_not_begun() {
+    let stage = Stage::raise(&common::artifacts(), "ustlab-lease").expect("three hosts");
+    common::with_logs(&stage, "understudy-lease-logs", || {
+        stage.wait_pools(REPAIR)?;
+        no_member_outlives_the_lease(&stage)?;
+        what_is_not_begun_runs_elsewhere(&stage)
+    });
+}
