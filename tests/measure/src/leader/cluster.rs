@@ -118,11 +118,17 @@ impl Cluster {
             load_milli: 4_000,
             instances,
             complaints: Vec::new(),
+            unable: Default::default(),
             policies: SetFacts::default(),
             version: "0.1.0".to_owned(),
         };
-        let session =
-            SessionRecord { boot: BootId(format!("boot-{number}")), number: 1, beat: 1, ended: None };
+        let session = SessionRecord {
+            boot: BootId(format!("boot-{number}")),
+            machine: Default::default(),
+            number: 1,
+            beat: 1,
+            ended: None,
+        };
         let seen = HostView {
             facts: Some(facts.into()),
             session: Versioned { value: session, revision: self.bump() },
