@@ -4,6 +4,9 @@
 //! lost or repeated; every action carries the epoch that it was decided in; at most one action per instance and
 //! lane is asked for at a time; while a record cannot be read nothing is ended, forgotten or deleted for want of a name.
 //! Must not do: place anything (the leader does), touch libvirt, the guard or a guest.
+//!
+//! Cost: a tick walks this host's own nodes and instances, and of the others the few of the terminals that have a node
+//! here; to give an instance an address takes a walk over the reports of all hosts.
 
 mod agent;
 mod images;
@@ -28,7 +31,7 @@ pub use migration::{Arrival, ArrivalStep, Come};
 
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::records::{CheckpointId, InstanceFact, NodeSpec, Phase};
+use crate::records::{CheckpointId, InstanceFact, NodeRecord, NodeSpec, Phase};
 use crate::units::{Boottime, MiB, Now, Vcpus};
 use crate::view::{Checkpoints, Hosts, Life, Nodes, SharedNode, View};
 
@@ -117,17 +120,22 @@ pub struct Situation<'a> {
 /// Measured on emulated guests: accepted after 1.8 to 3.8 s, drawn after 9 to 14 s.
 const DRAWN: u32 = 4;
 
-impl Situation<'_> {
+impl<'a> Situation<'a> {
+    /// The nodes that have a member here, or one on its way.
+    fn here(&self) -> impl Iterator<Item = (&'a NodeId, &'a NodeRecord)> + use<'a> {
+        self.nodes.on_host(self.me).map(|(node, known)| (node, &known.value))
+    }
+
     /// Whether a primary is here, or on its way from here.
     fn has_primaries(&self) -> bool {
-        let mut primaries = self.nodes.values().filter_map(|node| node.value.primary.as_ref());
+        let mut primaries = self.here().filter_map(|(_, record)| record.primary.as_ref());
         primaries.any(|primary| &primary.host == self.me)
     }
 
     /// Whether a live migration leaves this host or comes to it. What can wait for its end does: on emulated guests an
     /// instance that boots beside it makes it two to three times as long.
     fn is_moving(&self) -> bool {
-        let mut migrations = self.nodes.values().filter_map(|node| node.value.migration.as_ref());
+        let mut migrations = self.here().filter_map(|(_, record)| record.migration.as_ref());
         migrations.any(|migration| &migration.from == self.me || &migration.to == self.me)
     }
 
@@ -137,15 +145,14 @@ impl Situation<'_> {
     ///
     /// What is known is when the windows were accepted; they are drawn later, by the same processors.
     fn is_waiting_for_windows(&self, terminal: &TerminalId) -> bool {
-        let waits = |(node, known): (&NodeId, &SharedNode)| {
-            let incident = known.value.incident.as_ref().filter(|_| node.terminal() == terminal);
-            incident.is_some_and(|incident| {
+        let waits = |(_, known): (&NodeId, &SharedNode)| {
+            known.value.incident.as_ref().is_some_and(|incident| {
                 let accepted = incident.windows.map(|at| at.since(incident.decided) * DRAWN);
                 let wait = accepted.map_or(self.windows_first, |drawn| drawn.min(self.windows_first));
                 self.now.wall.since(incident.decided) < wait
             })
         };
-        self.nodes.iter().any(waits)
+        self.nodes.of_terminal(terminal).any(waits)
     }
 }
 

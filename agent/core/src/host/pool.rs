@@ -56,28 +56,27 @@ fn excess(situation: &Situation<'_>) -> MiB {
     let living = |local: &&Local| !local.fact.phase.is_dead();
     let here: MiB = situation.local.values().filter(living).map(|local| local.fact.memory).sum();
     let promised: MiB = situation
-        .nodes
-        .values()
-        .filter(|node| node.value.touches(situation.me))
-        .map(|node| {
-            let instance = node.value.instance_on(situation.me);
+        .here()
+        .map(|(_, record)| {
+            let instance = record.instance_on(situation.me);
             let local = instance.and_then(|instance| situation.local.get(&instance)).filter(living);
-            node.value.spec.memory.saturating_sub(local.map_or(MiB(0), |local| local.fact.memory))
+            record.spec.memory.saturating_sub(local.map_or(MiB(0), |local| local.fact.memory))
         })
         .sum();
     (here + promised).saturating_sub(facts.capacity.memory)
 }
 
-/// One more idle instance, where the pool is short and there is room, nobody waits for windows, and no live migration
-/// comes or leaves.
+/// One more idle instance, where the pool is short and there is room, nobody who has a node here waits for windows, and no
+/// live migration comes or leaves.
 pub(super) fn fill(situation: &Situation<'_>) -> Option<HostAction> {
     let idle = situation.local.values().filter(|local| is_spare(local)).count();
     let short = idle < usize::try_from(situation.pool.idle).unwrap_or(usize::MAX);
     let room = situation.free >= situation.pool.memory;
-    let terminals = situation.nodes.keys().map(NodeId::terminal);
-    let waiting = situation.is_moving()
-        || terminals.into_iter().any(|terminal| situation.is_waiting_for_windows(terminal));
-    (short && room && !waiting && !situation.draining && !situation.filling)
+    let waiting = || {
+        let mut terminals = situation.here().map(|(node, _)| node.terminal());
+        situation.is_moving() || terminals.any(|terminal| situation.is_waiting_for_windows(terminal))
+    };
+    (short && room && !situation.draining && !situation.filling && !waiting())
         .then_some(HostAction::CreateIdle(situation.pool))
 }
 

@@ -56,8 +56,7 @@ impl Named<'_> {
 /// All instances that nodes name here, under the session that is open.
 pub(super) fn named_here<'a>(situation: &Situation<'a>) -> BTreeMap<InstanceId, Named<'a>> {
     let mut named = BTreeMap::new();
-    for (node, known) in situation.nodes {
-        let record = &known.value;
+    for (node, record) in situation.here() {
         let arriving = record.migration.as_ref().filter(|migration| {
             &migration.to == situation.me && Some(migration.to_session) == situation.session
         });

@@ -17,12 +17,8 @@ pub(super) fn admit(
 ) -> Option<HostAction> {
     situation
         .nodes
-        .iter()
-        .filter(|(node, record)| {
-            node.terminal() == display.terminal()
-                && node.role() == Role::Execution
-                && record.value.begun > Epoch(0)
-        })
+        .of_terminal(display.terminal())
+        .filter(|(node, record)| node.role() == Role::Execution && record.value.begun > Epoch(0))
         .find(|(node, record)| {
             local.fact.admitted.get(node).is_none_or(|admitted| *admitted < record.value.begun)
         })

@@ -135,7 +135,8 @@ impl HostAgent {
         let reported = self.records.view.hosts.values().filter_map(|host| host.facts.as_ref());
         let reported = reported.flat_map(|facts| facts.instances.values());
         let all = reported.chain(self.local.values().map(|local| &local.fact));
-        let taken: BTreeSet<Ipv4Addr> = all.filter_map(|fact| fact.address).collect();
+        let ours = |address: &Ipv4Addr| self.settings.addresses.contains(address);
+        let taken: BTreeSet<Ipv4Addr> = all.filter_map(|fact| fact.address).filter(ours).collect();
         let (first, last) = (*self.settings.addresses.start(), *self.settings.addresses.end());
         let mut range = (u32::from(first)..=u32::from(last)).map(Ipv4Addr::from);
         range.find(|address| !taken.contains(address))

@@ -191,4 +191,16 @@ fn what_is_answered_of_a_node_after_it_was_handed_out_is_void() {
         Event::Step(13_119_707_644_233_445_413),
     ];
     agree_always(4, Some(Steady(2_659_317_862_937_413_979)), &events).unwrap();
+    let events = [
+        Event::Step(507_973_729_074_045_754),
+        Event::Drain(0, true),
+        Event::Reopen(4),
+        Event::Obey,
+        Event::Step(1_039_699_126_454_065_342),
+        Event::Obey,
+        Event::Step(13_048_539_012_589_823_211),
+        Event::Lose(1),
+        Event::Move(1),
+    ];
+    agree_always(5, Some(Steady(14_342_272_620_119_004_013)), &events).unwrap();
 }
