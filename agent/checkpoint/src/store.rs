@@ -20,6 +20,9 @@ use crate::manifest::{self, BYTES_MAX, Damage, Description, HEAD_BYTES, Manifest
 
 /// How many complete checkpoints of a node are kept: the newest, and the one before it should the newest be damaged.
 const GENERATIONS: usize = 2;
+/// How many are kept that are newer than what the cluster's record names: a write that names one may be on its way. The
+/// sender waits for each write's outcome, so that there are one or two.
+const NEWER: usize = 8;
 
 /// What the disk did not do.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +130,7 @@ struct Held {
     /// The file that should say which epoch was seen and does not: nothing comes in for the node until it does, because
     /// nothing older could be refused. What is complete is there all the same.
     unreadable: Option<PathBuf>,
-    /// Never pruned: what the cluster's record names. After a start that is not known yet, and all that is found is.
+    /// Never pruned: what the cluster's record names; after a start, until that is known, all that is found.
     named: BTreeSet<CheckpointId>,
 }
 
@@ -188,19 +191,16 @@ impl Shared {
         ids.iter().try_for_each(|id| remove(*id, IMAGE))
     }
 
-    /// Removes what is neither among the newest nor named.
+    /// Removes what is neither among the newest nor named, and may not be named in a moment.
     pub(crate) fn prune(&self, index: &mut Index, node: &NodeId) -> Result<usize, StoreError> {
         let Some(held) = index.0.get(node) else { return Ok(0) };
-        let old: Vec<CheckpointId> = held
-            .complete
-            .iter()
-            .rev()
-            .skip(GENERATIONS)
-            .filter(|id| !held.named.contains(id))
-            .copied()
-            .collect();
-        self.remove(index, node, &old)?;
-        Ok(old.len())
+        let is_kept = |at: usize, id: &CheckpointId| {
+            let is_newer = held.named.last().is_none_or(|named| id > named);
+            at < if is_newer { NEWER } else { GENERATIONS } || held.named.contains(id)
+        };
+        let old = held.complete.iter().rev().enumerate().filter(|(at, id)| !is_kept(*at, id));
+        let old: Vec<CheckpointId> = old.map(|(_, id)| *id).collect();
+        self.remove(index, node, &old).map(|()| old.len())
     }
 
     /// Makes a node's folder if need be and its highest epoch seen durable.
@@ -393,7 +393,7 @@ impl ImageStore {
         }
     }
 
-    /// Removes what is neither among a node's newest two nor named; how many. [`Incoming::finish`] does so by itself.
+    /// Removes what is neither among a node's newest two, nor named, nor newer than that; how many. [`Incoming::finish`] does so by itself.
     pub fn prune(&self, node: &NodeId) -> Result<usize, StoreError> {
         self.shared.prune(&mut self.shared.lock(), node)
     }

@@ -317,27 +317,46 @@ fn older_epochs_and_repeated_checkpoints_are_refused_also_on_their_way_and_after
     receive(&store, id(1, 1)).unwrap();
 }
 
+/// What is newer than the named one may be named by a write that is on its way (SAFE-3).
 #[test]
-fn two_generations_are_kept_and_the_named_one() {
+fn two_generations_are_kept_and_the_named_one_and_what_is_newer() {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::open(folder.path()).unwrap();
     for sequence in 1..=4 {
         receive(&store, id(1, sequence)).unwrap();
     }
-    assert_eq!(store.complete(&node()), [id(1, 3), id(1, 4)]);
+    assert_eq!(store.complete(&node()), [1, 2, 3, 4].map(|sequence| id(1, sequence)), "any may be named");
     store.name(&node(), id(1, 3));
+    assert_eq!(store.prune(&node()).unwrap(), 2);
     for sequence in 5..=7 {
         receive(&store, id(1, sequence)).unwrap();
     }
-    assert_eq!(store.complete(&node()), [id(1, 3), id(1, 6), id(1, 7)]);
+    assert_eq!(store.complete(&node()), [3, 4, 5, 6, 7].map(|sequence| id(1, sequence)));
+    store.name(&node(), id(1, 5));
+    store.prune(&node()).unwrap();
+    assert_eq!(store.complete(&node()), [5, 6, 7].map(|sequence| id(1, sequence)));
+    for sequence in 8..=14 {
+        receive(&store, id(1, sequence)).unwrap();
+    }
+    assert_eq!(store.complete(&node()).len(), NEWER + 1, "not without a bound");
+    store.name(&node(), id(1, 7));
+    store.name(&node(), id(1, 14));
+    store.prune(&node()).unwrap();
+    assert_eq!(store.complete(&node()), [id(1, 13), id(1, 14)]);
+    drop(store);
+    let store = ImageStore::open(folder.path()).unwrap();
+    store.drop_images(&node()).unwrap();
+    for sequence in [3, 6, 7] {
+        receive(&store, id(2, sequence)).unwrap();
+    }
     drop(store);
     // Which one is named is not known yet: nothing that was found goes.
     let store = ImageStore::open(folder.path()).unwrap();
-    receive(&store, id(1, 8)).unwrap();
-    assert_eq!(store.complete(&node()), [id(1, 3), id(1, 6), id(1, 7), id(1, 8)]);
-    store.name(&node(), id(1, 8));
+    receive(&store, id(2, 8)).unwrap();
+    assert_eq!(store.complete(&node()), [id(2, 3), id(2, 6), id(2, 7), id(2, 8)]);
+    store.name(&node(), id(2, 8));
     assert_eq!(store.prune(&node()).unwrap(), 2);
-    assert_eq!(store.complete(&node()), [id(1, 7), id(1, 8)]);
+    assert_eq!(store.complete(&node()), [id(2, 7), id(2, 8)]);
     let files = std::fs::read_dir(layout::node(folder.path(), &node())).unwrap().count();
     assert_eq!(files, 5, "two images, two manifests, one epoch");
 }
