@@ -27,6 +27,8 @@ use crate::keys::{Key, Unreadable, decode};
 #[derive(Debug, Clone, Default)]
 struct HostRecords {
     facts: Option<Arc<HostFacts>>,
+    /// When the facts were written, whether they can be read or not.
+    facts_at: Option<Revision>,
     session: Option<Versioned<SessionRecord>>,
     intent: HostIntent,
 }
@@ -141,6 +143,12 @@ impl Cluster {
         self.hosts.get(host)?.facts.as_deref()
     }
 
+    /// The revision at which a host's report was written, whether it can be read or not.
+    #[must_use]
+    pub fn facts_at(&self, host: &HostId) -> Option<Revision> {
+        self.hosts.get(host)?.facts_at
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.view.nodes.values().map(|node| &node.value)
@@ -189,6 +197,7 @@ impl Cluster {
         match key {
             Key::Leader => self.leader = Leadership::of(entry).ok(),
             Key::Facts(host) => {
+                self.hosts.entry(host.clone()).or_default().facts_at = Some(entry.modified);
                 let facts = Arc::new(read(entry)?);
                 self.change_host(host, now, |records| records.facts = Some(facts));
             }
@@ -221,7 +230,9 @@ impl Cluster {
         self.unreadable.remove(key);
         match Key::parse(key) {
             Some(Key::Leader) => self.leader = None,
-            Some(Key::Facts(host)) => self.change_host(host, now, |records| records.facts = None),
+            Some(Key::Facts(host)) => self.change_host(host, now, |records| {
+                (records.facts, records.facts_at) = (None, None);
+            }),
             Some(Key::Session(host)) => self.change_host(host, now, |records| records.session = None),
             Some(Key::Intent(host)) => {
                 self.change_host(host, now, |records| records.intent = HostIntent::default());

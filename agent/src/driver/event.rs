@@ -6,13 +6,14 @@ use tokio::sync::oneshot;
 use understudy_core::host::{Input, Job, Outcome};
 use understudy_core::ids::NodeId;
 use understudy_core::leader::Trial;
-use understudy_core::records::{Capacity, HostFacts, NodeRecord};
+use understudy_core::records::{Capacity, NodeRecord};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
 use super::LeaseNews;
 use super::lead::Done;
+use super::publish::Published;
 use super::recovery::Recovered;
 use crate::exit::Failure;
 use crate::policies::Told;
@@ -65,7 +66,7 @@ pub enum Event {
         reply: oneshot::Sender<Trial>,
     },
     /// The facts were written, or were not.
-    Published(Option<Box<HostFacts>>),
+    Published(Option<Box<Published>>),
     /// What the keeper of the policies says.
     Policies(Box<Told>),
     /// A change of the set of policies was written at this revision, or was not.

@@ -137,7 +137,7 @@ pub struct Driver {
     /// The machine that decides under it.
     leading: Option<lead::Leading>,
     bidding: bool,
-    published: Option<HostFacts>,
+    published: Option<publish::Published>,
     publishing: bool,
     publish_after: Boottime,
     complaints: BTreeMap<&'static str, String>,

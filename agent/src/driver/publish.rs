@@ -1,7 +1,7 @@
 //! Owns what leaves the driver: the facts for the store, the directory for the gateway, the snapshot for the API.
 //!
-//! Promises: facts carry the session in which they hold; they are written when they changed, and the newest always
-//! wins because only this agent writes them. Must not do: judge.
+//! Promises: facts carry the session in which they hold; they are written when they changed, over the revision that this agent
+//! knows of: a write that was not answered may still come, and never comes after a newer one. Must not do: judge.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use understudy_core::leader::Report;
 use understudy_core::records::{HostFacts, Phase};
 use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
-use understudy_store::Txn;
+use understudy_store::{Committed, Condition, Revision, Txn};
 
 use super::event::Event;
 use super::{Driver, Snapshot, now};
@@ -26,6 +26,13 @@ const SCREEN_PORT: u16 = 5900;
 const RETRY: Duration = Duration::from_millis(300);
 /// A change of load below this many thousandths of a processor is not worth a write.
 const LOAD_STEP: u32 = 250;
+
+/// What was written last, and at which revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    facts: HostFacts,
+    at: Revision,
+}
 
 impl Driver {
     /// What this host reports. What runs under a lease that goes on is, until it was looked at, what was reported of it.
@@ -42,7 +49,7 @@ impl Driver {
 
     fn own_facts(&self) -> HostFacts {
         let config = &self.parts.config;
-        let last = self.published.as_ref().map_or(0, |facts| facts.load_milli);
+        let last = self.published.as_ref().map_or(0, |published| published.facts.load_milli);
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
         HostFacts {
             session: self.session_number,
@@ -67,16 +74,31 @@ impl Driver {
 
     pub(super) fn publish_facts(&mut self, now: Now) {
         let facts = self.facts();
-        if self.publishing || now.boottime < self.publish_after || self.published.as_ref() == Some(&facts) {
+        let me = &self.parts.config.host;
+        let heard = self.cluster.facts_at(me);
+        let own = self.published.as_ref().filter(|own| heard.is_none_or(|heard| own.at >= heard));
+        let (known, at) = match own {
+            Some(own) => (Some(&own.facts), Some(own.at)),
+            None => (self.cluster.facts(me).filter(|_| !self.cluster.hides_facts(me)), heard),
+        };
+        if self.publishing || now.boottime < self.publish_after || known == Some(&facts) {
             return;
         }
         self.publishing = true;
         let (parts, sender) = (self.parts.clone(), self.sender.clone());
         self.parts.tasks.spawn("facts", async move {
             let key = Key::Facts(parts.config.host.clone()).to_string();
-            let txn = Txn::new().put(key, keys::encode(&facts));
+            let known = match at {
+                Some(at) => Condition::Unchanged(key.clone(), at),
+                None => Condition::Absent(key.clone()),
+            };
+            let txn = Txn::new().when(known).put(key, keys::encode(&facts));
             let written = match parts.store.commit(&txn).await {
-                Ok(_) => Some(Box::new(facts)),
+                Ok(Committed::Applied { revision }) => Some(Box::new(Published { facts, at: revision })),
+                Ok(Committed::Refused { .. }) => {
+                    tracing::debug!("this host's facts were written by an earlier write, trying again");
+                    None
+                }
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "this host's facts could not be written, trying again");
                     None
@@ -86,11 +108,11 @@ impl Driver {
         });
     }
 
-    pub(super) fn published(&mut self, facts: Option<Box<HostFacts>>) {
+    pub(super) fn published(&mut self, written: Option<Box<Published>>) {
         self.publishing = false;
-        match facts {
-            Some(facts) => self.published = Some(*facts),
-            None => self.publish_after = now().boottime + RETRY,
+        self.published = written.map(|written| *written);
+        if self.published.is_none() {
+            self.publish_after = now().boottime + RETRY;
         }
     }
 

@@ -2,6 +2,7 @@
 //! its events one by one.
 
 mod destroys;
+mod facts;
 mod guests;
 mod leaving;
 mod recovery;
