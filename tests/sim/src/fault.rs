@@ -98,7 +98,7 @@ impl Swarm {
     pub(crate) fn against(weakness: Weakness) -> Self {
         let (kinds, lost_finishes): (&[(Kind, u64)], u64) = match weakness {
             Weakness::DeadGuard => (&[(Kind::AgentCrash, 400), (Kind::CutFromStore, 400)], 0),
-            Weakness::JobsOutliveSessions => (&[(Kind::Freeze, 300), (Kind::KillInstance, 500)], 0),
+            Weakness::JobsOutliveSessions => (&[(Kind::Freeze, 600), (Kind::KillInstance, 900)], 0),
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
             Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
             Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),
