@@ -33,6 +33,7 @@ pub struct Metrics {
     deaths: IntCounter,
     nodes_without_primary: IntGauge,
     backup_deficit: IntGauge,
+    copy_faults: IntGauge,
     instances: IntGaugeVec,
     checkpoint_age: GaugeVec,
     checkpoint_taken: std::sync::Mutex<std::collections::BTreeMap<NodeId, UnixMillis>>,
@@ -119,6 +120,10 @@ impl Metrics {
             backup_deficit: gauge(
                 "backup_deficit",
                 "Backups that all nodes together are short of (leader only)",
+            )?,
+            copy_faults: gauge(
+                "checkpoint_copy_faults",
+                "Backups' hosts that take no copies of checkpoints from this host, once for each node",
             )?,
             instances: gauges(
                 &["phase"],
@@ -215,6 +220,7 @@ impl Metrics {
         self.session_remaining.set(session_remaining.unwrap_or_default().as_secs_f64());
         self.nodes_without_primary.set(count(report.lacks.values().filter(|lack| lack.primary)));
         self.backup_deficit.set(report.lacks.values().map(|lack| i64::from(lack.backups)).sum());
+        self.copy_faults.set(count(facts.copy_faults.values().flatten()));
         let alive = [Phase::Booting, Phase::Idle, Phase::Deploying, Phase::Restoring, Phase::Ready];
         for phase in alive {
             let number = count(facts.instances.values().filter(|fact| fact.phase == phase));

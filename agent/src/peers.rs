@@ -1,12 +1,14 @@
 //! Owns the talk between agents: a checkpoint goes to a backup's host, a policy comes from whoever has it.
 //!
 //! Promises: an answer of success means that the peer has the image durably; a component is what its digest says and no
-//! larger than a policy may be. Must not do: choose peers.
+//! larger than a policy may be. How long an image may take is its sender's to say. Must not do: choose peers.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::Stream;
 use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::Frame;
 use hyper::{Method, Request, StatusCode};
@@ -26,10 +28,12 @@ use crate::exit::chain;
 
 /// Header that carries the [`Shipment`] as JSON.
 pub const SHIPMENT_HEADER: &str = "x-understudy-shipment";
+/// Header that carries the revision of the node's record that the checkpoint was decided from.
+pub const REVISION_HEADER: &str = "x-understudy-revision";
 /// Reaching a peer on the same network.
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(3);
-/// Sending one image: a few hundred MiB at a tenth of a gigabit.
-const SEND: std::time::Duration = std::time::Duration::from_secs(60);
+/// Fetching one component: a few MiB.
+const FETCH: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long a peer is waited for that neither bids the image come nor refuses it (RFC 9110, 10.1.1): more than it takes to
 /// look for the node.
 const BIDDEN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -54,53 +58,85 @@ pub struct Shipment {
     pub description: Description,
 }
 
-/// Sends one image to the agent at `peer` (`host:port`).
-///
-/// # Errors
-/// A text that says what did not work; nothing may be assumed of the peer then.
-pub async fn send_checkpoint(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), String> {
-    match timeout(SEND, send(peer, image, shipment)).await {
-        Ok(sent) => sent,
-        Err(_) => Err(format!("did not take the image within {SEND:?}")),
-    }
+/// Why an image was not sent. Nothing may be assumed of the peer then.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The image cannot be read here.
+    #[error("cannot read {}: see the room and the rights of that folder", .0.display())]
+    Image(PathBuf, #[source] io::Error),
+    /// The peer is not reached.
+    #[error("cannot reach {peer}: see whether its agent runs, and the network between the two")]
+    Reach {
+        /// Its address.
+        peer: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer does not answer.
+    #[error("{peer} does not answer: see whether its agent runs, and the network between the two")]
+    Silent {
+        /// Its address.
+        peer: String,
+    },
+    /// What is asked makes no request.
+    #[error("cannot ask for it: see network.api of the peer's configuration")]
+    Ask(#[source] hyper::http::Error),
+    /// The connection broke.
+    #[error("the connection broke")]
+    Broken(#[source] hyper::Error),
+    /// The peer refused it.
+    #[error("refused the image ({status}): {said}")]
+    Refused {
+        /// How.
+        status: StatusCode,
+        /// Why.
+        said: String,
+    },
 }
 
-async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), String> {
-    let file = tokio::fs::File::open(image)
-        .await
-        .map_err(|error| format!("cannot read {}: {error}", image.display()))?;
-    let stream = reach(peer).await?;
+/// Sends one image to the agent at `peer` (`host:port`), as it was decided from this revision of its node's record, and
+/// tells how much of it was accepted.
+///
+/// # Errors
+/// What did not work.
+pub async fn send_checkpoint(
+    peer: &str,
+    image: &Path,
+    shipment: &Shipment,
+    revision: u64,
+    accepted: impl FnMut(u64) + Send + 'static,
+) -> Result<(), SendError> {
+    let unreadable = |error| SendError::Image(image.to_owned(), error);
+    let file = tokio::fs::File::open(image).await.map_err(unreadable)?;
+    let stream = reach_in_time(peer).await?;
     let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(SendError::Broken)?;
     // Ends with this future, however that ends: an image that nobody waits for any more is not sent on.
     let mut connections = JoinSet::new();
     connections.spawn(connection);
     // What the peer does not want is not sent: while it reads nothing, its refusal would be lost in a broken connection.
     let (asked, mut wanted) = watch::channel(false);
     let bidden = async move { drop(timeout(BIDDEN, wanted.wait_for(|wanted| *wanted)).await) };
-    let chunks = futures_util::stream::try_unfold((file, Some(bidden)), |(mut file, bidden)| async move {
-        if let Some(bidden) = bidden {
-            bidden.await;
-        }
-        let mut chunk = Vec::with_capacity(CHUNK);
-        (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await?;
-        let rest = (file, None);
-        Ok::<_, std::io::Error>(if chunk.is_empty() { None } else { Some((Bytes::from(chunk), rest)) })
-    });
-    let body = StreamBody::new(chunks.map_ok(Frame::data));
-    let header = serde_json::to_string(shipment).map_err(|error| chain(&error))?;
+    let (failed, why) = (Arc::new(Mutex::new(None)), image.to_owned());
+    let body = chunks(file, bidden, accepted, failed.clone());
+    let header = serde_json::to_string(shipment).unwrap_or_default();
     let mut request = Request::builder()
         .method(Method::PUT)
         .uri("/v1/checkpoints")
         .header(hyper::header::HOST, peer)
         .header(hyper::header::EXPECT, "100-continue")
         .header(SHIPMENT_HEADER, header)
-        .body(body)
-        .map_err(|error| chain(&error))?;
+        .header(REVISION_HEADER, revision)
+        .body(StreamBody::new(body))
+        .map_err(SendError::Ask)?;
     hyper::ext::on_informational(&mut request, move |_| {
         asked.send_replace(true);
     });
-    let response = sender.send_request(request).await.map_err(|error| chain(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| {
+        let unread = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        unread.map_or(SendError::Broken(error), |unread| SendError::Image(why, unread))
+    })?;
     let status = response.status();
     let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     if status == StatusCode::NO_CONTENT {
@@ -108,14 +144,49 @@ async fn send(peer: &str, image: &Path, shipment: &Shipment) -> Result<(), Strin
     }
     let said =
         answer.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
-    Err(format!("refused the image ({status}): {said}"))
+    Err(SendError::Refused { status, said })
+}
+
+/// The image's bytes, once they are bidden. What keeps them from being read is left in `failed`.
+fn chunks<B: Future<Output = ()> + Send, A: FnMut(u64) + Send>(
+    file: tokio::fs::File,
+    bidden: B,
+    accepted: A,
+    failed: Arc<Mutex<Option<io::Error>>>,
+) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send {
+    let start = (file, Some(bidden), accepted, 0_u64);
+    let next = move |(mut file, bidden, mut accepted, bytes): (tokio::fs::File, Option<B>, A, u64)| {
+        let failed = failed.clone();
+        async move {
+            if let Some(bidden) = bidden {
+                bidden.await;
+            } else {
+                // The one before has been taken.
+                accepted(bytes);
+            }
+            let mut chunk = Vec::with_capacity(CHUNK);
+            if let Err(error) = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await {
+                let told = io::Error::new(error.kind(), error.to_string());
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                return Err(told);
+            }
+            let bytes = bytes.saturating_add(chunk.len().try_into().unwrap_or(u64::MAX));
+            let rest = (file, None, accepted, bytes);
+            Ok(if chunk.is_empty() { None } else { Some((Frame::data(Bytes::from(chunk)), rest)) })
+        }
+    };
+    futures_util::stream::try_unfold(start, next)
+}
+
+async fn reach_in_time(peer: &str) -> Result<TcpStream, SendError> {
+    match timeout(CONNECT, TcpStream::connect(peer)).await {
+        Ok(reached) => reached.map_err(|source| SendError::Reach { peer: peer.to_owned(), source }),
+        Err(_) => Err(SendError::Silent { peer: peer.to_owned() }),
+    }
 }
 
 async fn reach(peer: &str) -> Result<TcpStream, String> {
-    timeout(CONNECT, TcpStream::connect(peer))
-        .await
-        .map_err(|_| format!("{peer} does not answer"))?
-        .map_err(|error| format!("cannot reach {peer}: {error}"))
+    reach_in_time(peer).await.map_err(|error| chain(&error))
 }
 
 /// Fetches a component from the agent at `peer` (`host:port`).
@@ -127,9 +198,9 @@ pub async fn fetch_component(
     digest: &understudy_policy::Digest,
     limit: MiB,
 ) -> Result<Bytes, String> {
-    match timeout(SEND, get_component(peer, digest, limit)).await {
+    match timeout(FETCH, get_component(peer, digest, limit)).await {
         Ok(fetched) => fetched,
-        Err(_) => Err(format!("did not send it within {SEND:?}")),
+        Err(_) => Err(format!("did not send it within {FETCH:?}")),
     }
 }
 

@@ -33,6 +33,21 @@ pub const INTAKE: Duration = Duration::from_secs(2);
 /// starts either again within 1 s, and libvirtd takes another to read its domains; a terminal that waits on the host for it
 /// is back elsewhere a deployment later.
 pub const REFUSE: Duration = Duration::from_secs(3);
+/// How long a copy of a checkpoint may go on without a byte accepted. A host that stands still costs the node's other
+/// backups an interval and 10 s at the most: this, and 2 s for what is before and after it.
+pub const COPY_STALL: Duration = Duration::from_secs(8);
+/// The least that a copy must come to on the whole, in bytes a second: two thirds of a tenth of a gigabit, for what is lost
+/// to the disk and to other copies.
+pub const COPY_RATE: u64 = 8 << 20;
+/// Copies that are complete within this are recorded by one write; those that are later, by another.
+pub const COPY_TOGETHER: Duration = Duration::from_secs(1);
+/// How long after the next checkpoint is due a copy may still go on of which another host has all already.
+pub const COPY_LATE: Duration = Duration::from_secs(10);
+/// How many copies in a row do not come to a host, and over which time, before it is said to take none: an agent that
+/// restarts misses one or two within a few seconds.
+pub const COPY_ATTEMPTS: u32 = 3;
+/// See [`COPY_ATTEMPTS`]: three intervals.
+pub const COPY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How soon silence counts as failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

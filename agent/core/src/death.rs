@@ -143,6 +143,55 @@ pub enum SetbackCause {
         /// What its source ran into.
         reason: String,
     },
+    /// It took no copies of the node's checkpoints. What it took before can still be restored there.
+    NoCopies {
+        /// Why not.
+        fault: CopyFault,
+        /// The epoch of the node.
+        epoch: Epoch,
+    },
+}
+
+impl SetbackCause {
+    /// Whether a restore there is no better: what kept copies from coming in says nothing about those that are there.
+    #[must_use]
+    pub fn bars_a_restore(&self) -> bool {
+        match self {
+            Self::Died { .. } | Self::MigrationFailed { .. } => true,
+            Self::NoCopies { .. } => false,
+        }
+    }
+}
+
+/// Why a copy of a checkpoint did not come to a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum CopyFault {
+    /// Its agent was not reached, or the connection broke.
+    Unreachable {
+        /// What the sender ran into.
+        detail: String,
+    },
+    /// Its agent refused it.
+    Refused {
+        /// What that said.
+        detail: String,
+    },
+    /// It accepted no byte for [`crate::bounds::COPY_STALL`].
+    Stalled,
+    /// It took longer than a copy of that size may.
+    Slow,
+}
+
+impl fmt::Display for CopyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { detail } => write!(f, "cannot be reached: {detail}"),
+            Self::Refused { detail } => write!(f, "refuses it: {detail}"),
+            Self::Stalled => f.write_str("accepts nothing any more"),
+            Self::Slow => f.write_str("is too slow"),
+        }
+    }
 }
 
 impl fmt::Display for SetbackCause {
@@ -151,6 +200,9 @@ impl fmt::Display for SetbackCause {
             Self::Died { death, epoch } => write!(f, "{death}, in epoch {epoch}"),
             Self::MigrationFailed { epoch, reason } => {
                 write!(f, "migration in epoch {epoch} failed: {reason}")
+            }
+            Self::NoCopies { fault, epoch } => {
+                write!(f, "it took no checkpoints in epoch {epoch}: {fault}")
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bounds::{Bounds, Profile};
-use crate::death::Death;
+use crate::death::{CopyFault, Death};
 use crate::host::{Local, PoolSettings, Situation};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
 use crate::invariants::{broken_by, broken_in};
@@ -151,6 +151,7 @@ impl Cluster {
             instances: BTreeMap::new(),
             complaints: Vec::new(),
             unable: Default::default(),
+            copy_faults: BTreeMap::new(),
             policies: Default::default(),
             version: String::new(),
         };
@@ -374,10 +375,40 @@ impl Cluster {
             pause_ms: 5,
             bytes: 1 << 20,
             hosts,
+            earlier: None,
         };
         let revision = self.bump();
         let checkpoint = Versioned { value: checkpoint, revision };
         self.view.checkpoints.insert(id.clone(), checkpoint.into());
+    }
+
+    /// A host that has the newest checkpoint of a node did not take the next one, which all others have.
+    pub(crate) fn miss_copy(&mut self, name: &str, missed_by: &str) {
+        let revision = self.bump();
+        let Some(known) = self.view.checkpoints.get_mut(&node(name)) else { return };
+        let known = Arc::make_mut(known);
+        let missed_by = host(missed_by);
+        if known.value.hosts.len() < 2 || !known.value.hosts.contains(&missed_by) {
+            return;
+        }
+        let before =
+            CheckpointRecord { hosts: vec![missed_by.clone()], earlier: None, ..known.value.clone() };
+        known.value.id.sequence += 1;
+        known.value.taken.0 += 1_000;
+        known.value.hosts.retain(|host| *host != missed_by);
+        known.value.earlier = Some(Box::new(before));
+        known.revision = revision;
+    }
+
+    /// The host of a node's primary says that another takes no copies, or takes them again.
+    pub(crate) fn refuse_copies(&mut self, name: &str, by: &str, refuses: bool) {
+        let Some(primary) = self.record(name).primary.clone() else { return };
+        let faults = &mut self.facts(primary.host.as_str()).copy_faults;
+        if refuses {
+            faults.entry(node(name)).or_default().insert(host(by), CopyFault::Stalled);
+        } else {
+            faults.remove(&node(name));
+        }
     }
 
     /// Plans and obeys until there is nothing left to plan.
@@ -411,6 +442,7 @@ impl Cluster {
             busy: &rest.busy,
             images: &rest.images,
             taken: &rest.taken,
+            resting: &rest.resting,
             loaded: &rest.loaded,
             checkpoint_interval: self.bounds.checkpoint_interval,
             pool: rest.pool,
@@ -435,6 +467,7 @@ pub(crate) struct Rest {
     pub(crate) busy: std::collections::BTreeSet<(InstanceId, crate::host::Lane)>,
     pub(crate) images: std::collections::BTreeSet<NodeId>,
     pub(crate) taken: BTreeMap<NodeId, Boottime>,
+    pub(crate) resting: std::collections::BTreeSet<(NodeId, HostId)>,
     pub(crate) loaded: BTreeMap<InstanceId, crate::host::Loaded>,
     pub(crate) pool: PoolSettings,
     pub(crate) unreadable: bool,
@@ -446,6 +479,7 @@ impl Default for Rest {
             busy: Default::default(),
             images: Default::default(),
             taken: BTreeMap::new(),
+            resting: Default::default(),
             loaded: BTreeMap::new(),
             pool: PoolSettings { idle: 0, memory: MEMBER, vcpus: Vcpus(1) },
             unreadable: false,

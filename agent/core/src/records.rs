@@ -3,16 +3,20 @@
 //! Promises: every record reads back as it was written; an unknown field is an error, so that an older agent
 //! never drops what a newer one wrote. Must not do: decide anything.
 
+mod checkpoint;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::death::{Death, Setback};
+use crate::death::{CopyFault, Death, Setback};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, TerminalId};
 pub use crate::service::Service;
 use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
+
+pub use checkpoint::{CheckpointId, CheckpointRecord};
 
 /// Free-form `key=value` pairs that policies read.
 pub type Labels = BTreeMap<String, String>;
@@ -203,42 +207,6 @@ pub struct NodeRecord {
     pub failures: Vec<UnixMillis>,
 }
 
-/// Names one checkpoint of a node. Later ones are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointId {
-    /// The epoch of the primary that it was taken of.
-    pub epoch: Epoch,
-    /// Counts from 1 within the epoch.
-    pub sequence: u64,
-}
-
-impl fmt::Display for CheckpointId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.epoch, self.sequence)
-    }
-}
-
-/// The newest complete checkpoint of a node: written only after every host in `hosts` has it durably (SAFE-3).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointRecord {
-    /// The image. After a restore this is the image that was restored, the checkpoint 0 of the new epoch.
-    pub id: CheckpointId,
-    /// The epoch for which it holds; greater than `id.epoch` after a restore.
-    pub valid: Epoch,
-    /// When the guest's state was taken.
-    pub taken: UnixMillis,
-    /// The instance whose state it is.
-    pub instance: InstanceId,
-    /// How long the guest stood still for it, in milliseconds.
-    pub pause_ms: u64,
-    /// Size of the image in bytes.
-    pub bytes: u64,
-    /// The hosts that have it.
-    pub hosts: Vec<HostId>,
-}
-
 /// A host's right to run primaries. Renewed by compare-and-swap; `beat` only makes each renewal a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -387,6 +355,9 @@ pub struct HostFacts {
     /// What of this host cannot do its part at present: it takes no new work meanwhile. `complaints` say what to do.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unable: BTreeSet<Service>,
+    /// Backups' hosts that take no copies of checkpoints from here, for a while already, by node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub copy_faults: BTreeMap<NodeId, BTreeMap<HostId, CopyFault>>,
     /// What it has of the sets of policies.
     #[serde(default)]
     pub policies: SetFacts,

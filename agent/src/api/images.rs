@@ -20,7 +20,7 @@ use understudy_core::ids::{Epoch, HostId, NodeId};
 use super::{ApiState, Refusal};
 use crate::driver::Snapshot;
 use crate::exit::chain;
-use crate::peers::{SHIPMENT_HEADER, Shipment};
+use crate::peers::{REVISION_HEADER, SHIPMENT_HEADER, Shipment};
 
 /// Chunks that may wait for the disk.
 const AHEAD: usize = 8;
@@ -28,18 +28,18 @@ const AHEAD: usize = 8;
 /// How far this host's mirror of the store may be behind the sender's: a few milliseconds, unless it is busy.
 const BEHIND: Duration = Duration::from_secs(2);
 
-/// Whether `me` takes an image of this epoch, once it knows. One that it knows nothing of after [`BEHIND`] may be sent
+/// Whether `me` takes an image of this epoch and revision, once it knows. One that it knows nothing of after [`BEHIND`] may be sent
 /// again: the sender takes the next state then, as after any attempt that failed.
 async fn wanted(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     me: &HostId,
     node: &NodeId,
-    epoch: Epoch,
+    decided: (Epoch, Option<u64>),
 ) -> Result<(), Refusal> {
     let mut offer = Offer::NotYet(format!("{me} has not read the store yet"));
     let decided = snapshots.wait_for(|seen| {
         if seen.synced {
-            offer = offered(&seen.view, me, node, epoch);
+            offer = offered(&seen.view, me, node, decided);
         }
         !matches!(offer, Offer::NotYet(_))
     });
@@ -82,8 +82,13 @@ pub(super) async fn receive(
     let header = header.ok_or_else(|| bad(format!("the header {SHIPMENT_HEADER} is missing")))?;
     let shipment: Shipment =
         serde_json::from_str(header).map_err(|error| bad(format!("{SHIPMENT_HEADER}: {error}")))?;
+    let revision = headers.get(REVISION_HEADER).map(|value| {
+        let revision = value.to_str().ok().and_then(|text| text.parse().ok());
+        revision.ok_or_else(|| bad(format!("{REVISION_HEADER} is no revision")))
+    });
+    let decided = (shipment.id.epoch, revision.transpose()?);
     let me = &state.parts.config.host;
-    wanted(state.snapshots.clone(), me, &shipment.node, shipment.id.epoch).await?;
+    wanted(state.snapshots.clone(), me, &shipment.node, decided).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let images = state.parts.images.clone();
     let writer = tokio::task::spawn_blocking(move || {
@@ -141,7 +146,7 @@ mod tests {
     async fn an_image_that_is_ahead_of_the_mirror_is_waited_for_and_taken_when_the_record_comes() {
         let (me, node): (HostId, NodeId) = ("host2".parse().unwrap(), "alice/exec-1".parse().unwrap());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, &node, Epoch(5)));
+        let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, &node, (Epoch(5), Some(1))));
         for behind in [None, Some(Epoch(4))] {
             if let Some(epoch) = behind {
                 sender.send(seen(epoch)).unwrap();
@@ -153,7 +158,7 @@ mod tests {
         sender.send(seen(Epoch(5))).unwrap();
         assert!(waiting.await.is_ok());
         sender.send(seen(Epoch(6))).unwrap();
-        let over = wanted(snapshots, &me, &node, Epoch(5)).await.unwrap_err();
+        let over = wanted(snapshots, &me, &node, (Epoch(5), None)).await.unwrap_err();
         assert_eq!(over.status, StatusCode::CONFLICT);
     }
 }

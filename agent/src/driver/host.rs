@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::host::{DomainEvent, Effect, Input, Job, Outcome, Records, Shown};
+use understudy_core::host::{DomainEvent, Effect, HostAction, Input, Job, Outcome, Records, Saved, Shown};
 use understudy_core::ids::{InstanceId, NodeId};
 use understudy_core::units::Now;
 use understudy_hypervisor::{
@@ -48,15 +48,10 @@ impl Driver {
                 let action = job.action.lane();
                 tracing::warn!(instance = %job.instance, ?action, %reason, "job failed, trying again");
             }
-            Outcome::Checkpointed { id, taken, pause_ms, bytes } => {
-                if let Some(node) = job.action.node() {
-                    tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
-                    self.parts.metrics.checkpoint_done(node, *taken, *pause_ms, *bytes);
-                }
-            }
             Outcome::Done
             | Outcome::Guarded(_)
             | Outcome::WindowsSent(_)
+            | Outcome::Saved(_)
             | Outcome::Loaded { .. }
             | Outcome::Arrived { .. }
             | Outcome::Moved
@@ -69,6 +64,7 @@ impl Driver {
 
     fn perform_effect(&mut self, effect: Effect) {
         match effect {
+            Effect::Start(job) if matches!(job.action, HostAction::Checkpoint { .. }) => self.save(*job),
             Effect::Start(job) => {
                 tracing::debug!(action = ?job.action, "job starts");
                 jobs::spawn(self.parts.clone(), self.snapshots.subscribe(), self.sender.clone(), *job);
@@ -78,6 +74,17 @@ impl Driver {
                 let there = hypervisor.life(instance).ok().map(|life| life != LifeSign::Gone);
                 Input::Looked { instance, there }
             }),
+            Effect::Send { node, id, revision, to } => self.send(node, id, revision, to),
+            Effect::CancelSend { node, id, host, fault } => self.cancel_send(node, id, &host, fault),
+            Effect::Record { node, revision, replaces, record } => {
+                self.record(node, revision, replaces, *record);
+            }
+            Effect::Discard { node, id } => self.discard(node, id),
+            Effect::Checkpointed { node, id, saved } => {
+                let Saved { taken, pause_ms, bytes } = saved;
+                tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
+                self.parts.metrics.checkpoint_done(&node, taken, pause_ms, bytes);
+            }
             Effect::DropImages { node, forget } => self.drop_images(node, forget),
             Effect::Raise(condition, text) => self.complain(condition.as_str(), text),
             Effect::Clear(condition) => self.content(condition.as_str()),

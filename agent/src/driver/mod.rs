@@ -3,6 +3,7 @@
 //! Promises: nothing in this task blocks; every result of an action comes back as an event; the state is changed
 //! here and nowhere else. Must not do: decide (core does), talk to libvirt, the guard or a guest itself (jobs do).
 
+mod copies;
 mod event;
 mod host;
 mod jobs;
@@ -130,6 +131,7 @@ pub struct Driver {
     ended: Option<Failure>,
     adopted: bool,
     agent: HostAgent,
+    copies: copies::Copies,
     /// Not known before libvirt has answered once.
     capacity: Option<Capacity>,
     /// The leadership that this agent won, whether the mirror shows it yet or not.
@@ -218,6 +220,7 @@ impl Driver {
             ended: None,
             adopted: false,
             agent,
+            copies: copies::Copies::default(),
             capacity,
             leadership: None,
             leading: None,
@@ -351,8 +354,8 @@ impl Driver {
     fn mirror_changed(&mut self, faults: &[crate::keys::Unreadable]) {
         self.synced = true;
         for (node, checkpoint) in self.cluster.checkpoints() {
-            if checkpoint.hosts.contains(&self.parts.config.host) {
-                self.parts.images.name(node, checkpoint.id);
+            if let Some(copy) = checkpoint.on(&self.parts.config.host) {
+                self.parts.images.name(node, copy.id);
             }
         }
         self.inform_of_records();

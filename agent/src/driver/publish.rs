@@ -67,6 +67,7 @@ impl Driver {
             instances: self.agent.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.complaints.values().cloned().collect(),
             unable: self.agent.unable(),
+            copy_faults: self.agent.copy_faults(),
             policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

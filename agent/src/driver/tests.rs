@@ -1,6 +1,7 @@
 //! Tables of the driver's bookkeeping, over the hypervisor's double. Each test puts the driver where it wants it and takes
 //! its events one by one.
 
+mod checkpoints;
 mod destroys;
 mod facts;
 mod guests;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use understudy_core::death::Death;
+use understudy_core::death::{CopyFault, Death};
 use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::leader::Lack;
 use understudy_core::records::{
@@ -77,6 +77,7 @@ fn facts(phases: &[Phase]) -> HostFacts {
         instances: (1..).zip(phases).map(named).collect(),
         complaints: Vec::new(),
         unable: Default::default(),
+        copy_faults: Default::default(),
         policies: Default::default(),
         version: String::new(),
     }
@@ -159,14 +160,17 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         pause_ms: 40,
         bytes: 1 << 20,
         hosts: Vec::new(),
+        earlier: None,
     };
     let mut view = View::default();
     view.checkpoints.insert(nodes[2].clone(), Versioned { value: checkpoint, revision: 1 }.into());
     let dead = Phase::Dead { death: Death::Exited { detail: "killed".to_owned() }, at: UnixMillis(1) };
-    let busy = facts(&[Phase::Idle, Phase::Idle, Phase::Ready, Phase::Booting, dead]);
+    let mut busy = facts(&[Phase::Idle, Phase::Idle, Phase::Ready, Phase::Booting, dead]);
+    let fault = [("host2".parse().unwrap(), CopyFault::Stalled)];
+    busy.copy_faults.insert(nodes[2].clone(), fault.into());
     metrics.cluster_seen(&view, &report, true, Some(Duration::from_millis(4_500)), &busy);
     metrics.checkpoint_done(&nodes[2], UnixMillis(52_500), 40, 1 << 20);
-    let shown = |wanted: [(&str, &[&str]); 9]| {
+    let shown = |wanted: [(&str, &[&str]); 10]| {
         for (metric, wanted) in wanted {
             assert_eq!(lines(&metrics, &format!("understudy_{metric}")), wanted, "{metric}");
         }
@@ -174,6 +178,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     shown([
         ("nodes_without_primary", &[" 2"]),
         ("backup_deficit", &[" 3"]),
+        ("checkpoint_copy_faults", &[" 1"]),
         ("leader", &[" 1"]),
         ("session_remaining_seconds", &[" 4.5"]),
         (
@@ -196,6 +201,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     for (metric, wanted) in [
         ("nodes_without_primary", &[" 0"][..]),
         ("backup_deficit", &[" 0"]),
+        ("checkpoint_copy_faults", &[" 0"]),
         ("leader", &[" 0"]),
         ("session_remaining_seconds", &[" 0"]),
         ("instances{phase=\"idle\"}", &[" 0"]),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use understudy::keys::Key;
-use understudy::peers::{Shipment, send_checkpoint};
+use understudy::peers::{SendError, Shipment, send_checkpoint};
 use understudy_checkpoint::{Description, Digest};
 use understudy_core::ids::{BootId, Epoch, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, Member, NodeRecord, Origin, Phase, SessionRecord};
@@ -69,7 +69,8 @@ async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_st
     .await;
     let path = home.path().join("image");
     std::fs::write(&path, IMAGE).unwrap();
-    let send = async |node: &str, epoch: Epoch, sequence: u64| {
+    let known = agent.snapshots.borrow().view.nodes[&node].revision;
+    let send = async |node: &str, epoch: Epoch, sequence: u64, revision: u64| {
         let description = Description {
             instance: instance(),
             taken: UnixMillis(1),
@@ -84,23 +85,29 @@ async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_st
             digest: Digest::of(IMAGE),
             description,
         };
-        send_checkpoint(&agent.parts.config.api_advertise, &path, &shipment).await
+        send_checkpoint(&agent.parts.config.api_advertise, &path, &shipment, revision, |_| {}).await
     };
-    let (unknown, ahead, behind) = tokio::join!(
-        send("mallory/exec-1", Epoch(1), 1),
-        send("alice/exec-1", Epoch(1_000_000), 1),
-        send("alice/exec-1", Epoch(2), 9),
+    let (unknown, ahead, behind, before, after) = tokio::join!(
+        send("mallory/exec-1", Epoch(1), 1, known),
+        send("alice/exec-1", Epoch(1_000_000), 1, known),
+        send("alice/exec-1", Epoch(2), 9, known),
+        send("alice/exec-1", EPOCH, 9, known - 1),
+        send("alice/exec-1", EPOCH, 9, known + 1_000),
     );
     for (sent, status, why) in [
         (unknown, "503", "host1 knows no node mallory/exec-1"),
         (ahead, "503", "taken in epoch 1000000, host1 knows alice/exec-1 in epoch 3"),
         (behind, "409", "taken in epoch 2, alice/exec-1 is in epoch 3"),
+        (before, "409", "alice/exec-1 has changed"),
+        (after, "503", "decided from revision"),
     ] {
-        let said = sent.unwrap_err();
+        let refused = sent.unwrap_err();
+        assert!(matches!(refused, SendError::Refused { .. }), "{refused:?}");
+        let said = refused.to_string();
         assert!(said.contains(status) && said.contains(why), "{said}");
     }
     assert_eq!(agent.parts.images.nodes(), Vec::<NodeId>::new(), "nothing is remembered of them");
-    send("alice/exec-1", EPOCH, 1).await.unwrap();
+    send("alice/exec-1", EPOCH, 1, known).await.unwrap();
     assert_eq!(agent.parts.images.complete(&node), [CheckpointId { epoch: EPOCH, sequence: 1 }]);
     renewal.abort();
 }

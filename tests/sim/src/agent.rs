@@ -5,6 +5,7 @@
 //! rule that the daemon must keep for core's guarantees to hold is kept here, and can be switched off to see that the
 //! simulation notices (`Weakness`). Must not do: look at the truth of another machine.
 
+mod copies;
 mod jobs;
 mod lead;
 mod lease;
@@ -18,7 +19,7 @@ use understudy_core::host::lease::{Attempt, HostLease};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::leader::{Input, Leader, Report};
 use understudy_core::observe::Observer;
-use understudy_core::records::{Capacity, HostFacts};
+use understudy_core::records::{Capacity, CheckpointId, HostFacts};
 use understudy_core::units::{Now, Vcpus};
 
 use self::jobs::Job;
@@ -42,7 +43,7 @@ pub(crate) enum Tag {
     Settled,
     Assigned { leadership: u64, node: NodeId },
     Ended { leadership: u64, host: HostId },
-    Checkpoint { job: u64 },
+    Checkpoint { node: NodeId, id: CheckpointId },
 }
 
 #[derive(Debug)]
@@ -65,6 +66,7 @@ pub(crate) struct Agent {
     /// Which life of each instance it watches: a pidfd.
     watched: BTreeMap<InstanceId, u64>,
     jobs: Vec<Job>,
+    copies: copies::Copies,
     next_job: u64,
     /// The revision and term of the leadership that it holds.
     leading: Option<(u64, u64)>,
@@ -106,6 +108,7 @@ impl Agent {
             lacks_libvirtd: false,
             watched: BTreeMap::new(),
             jobs: Vec::new(),
+            copies: copies::Copies::default(),
             next_job: 0,
             leading: None,
             bidding: false,
@@ -183,6 +186,7 @@ impl Agent {
         self.watch_libvirtd(world, me);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
+        self.step_copies(world, me);
         if !self.dirty && world.now < self.next_look {
             return;
         }
@@ -254,7 +258,7 @@ impl Agent {
             Tag::Ended { leadership, host } => {
                 self.written(world, me, leadership, (&answer, |outcome| Input::Ended(host, outcome)));
             }
-            Tag::Checkpoint { job } => self.checkpoint_written(job, &answer),
+            Tag::Checkpoint { node, id } => self.checkpoint_written(world, me, (node, id), &answer),
         }
     }
 
@@ -271,6 +275,7 @@ impl Agent {
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.conditions.values().cloned().collect(),
             unable: self.host.unable(),
+            copy_faults: self.host.copy_faults(),
             policies: self.sets.facts.clone(),
             version: String::new(),
         }

@@ -1,5 +1,6 @@
 //! Owns the faults of single parts: instances that resist their end, with operators who ask for failovers meanwhile, a
-//! libvirtd that is away, and agents of another version, which cannot read the records of some node.
+//! libvirtd that is away, agents of another version, which cannot read the records of some node, and hosts that take no
+//! images or stand still in the middle of one.
 //!
 //! Promises: it draws from generators of its own, so that runs without these faults stay as they are. Must not do: lose
 //! what it hides; a record that cannot be read is there.
@@ -14,6 +15,8 @@ const HOLD_WEIGHT: u64 = 300;
 const LIBVIRTD_WEIGHT: u64 = 400;
 const FAILOVER_WEIGHT: u64 = 250;
 const FOREIGN_WEIGHT: u64 = 150;
+const FULL_WEIGHT: u64 = 120;
+const STALL_WEIGHT: u64 = 120;
 /// How long an agent that is replaced by one of another version is away, in milliseconds.
 const REPLACED_MS: u64 = 300;
 
@@ -51,6 +54,18 @@ impl World {
             self.machine_mut(&host).foreign.insert(node, until);
             self.crash_agent(&host, self.now + REPLACED_MS);
         }
+        if self.strikes(FULL_WEIGHT)
+            && let Some(host) = self.ailing_rng.pick(&hosts).cloned()
+        {
+            let until = self.now + self.ailing_rng.between(1_000, 60_000);
+            self.fill_disk(&host, until);
+        }
+        if self.strikes(STALL_WEIGHT)
+            && let Some(host) = self.ailing_rng.pick(&hosts).cloned()
+        {
+            let until = self.now + self.ailing_rng.between(1_000, 60_000);
+            self.stall_images(&host, until);
+        }
         let due: Vec<HostId> =
             hosts.into_iter().filter(|host| self.is_to_be_updated(host, self.now)).collect();
         for host in due {
@@ -64,10 +79,21 @@ impl World {
         for host in self.hosts() {
             let machine = self.machine_mut(&host);
             (machine.holds_until, machine.libvirtd_back) = (0, 0);
+            (machine.full_until, machine.stalls_until) = (0, 0);
             if self.is_to_be_updated(&host, u64::MAX) {
                 self.update(&host, u64::MAX);
             }
         }
+    }
+
+    pub(crate) fn fill_disk(&mut self, host: &HostId, until: u64) {
+        self.machine_mut(host).full_until = until;
+        self.note(format!("the disk of {host} takes no images"));
+    }
+
+    pub(crate) fn stall_images(&mut self, host: &HostId, until: u64) {
+        self.machine_mut(host).stalls_until = until;
+        self.note(format!("{host} stands still in the middle of images"));
     }
 
     fn strikes(&mut self, weight: u64) -> bool {

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use understudy_core::bounds::COPY_LATE;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
 use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
@@ -12,7 +13,12 @@ use understudy_core::view::{Versioned, View};
 
 use crate::machine::{Domain, Machine, Stage};
 use crate::store::{Key, Value};
-use crate::world::{GUARD_LATE_MS, POOL, World};
+use crate::world::{GUARD_LATE_MS, POOL, World, millis};
+
+/// How often the age of checkpoints is judged.
+const PROTECTION_MS: u64 = 500;
+/// What a copy takes by itself: saved, sent, recorded, and once more after an answer that was lost.
+const COPY_MS: u64 = 5_000;
 
 /// What the judge remembers.
 #[derive(Debug, Default)]
@@ -21,6 +27,10 @@ pub(crate) struct Truth {
     states: BTreeMap<(NodeId, Epoch), u64>,
     /// The state of a node that acted last.
     newest: BTreeMap<NodeId, u64>,
+    /// Since when nothing keeps a node's primary from sending its state to this backup.
+    clear_since: BTreeMap<(NodeId, HostId), u64>,
+    /// When the record of a node's checkpoint was written last.
+    recorded: BTreeMap<NodeId, u64>,
     pub(crate) failovers: u64,
     pub(crate) restores: u64,
     pub(crate) migrations: u64,
@@ -31,6 +41,8 @@ impl Truth {
     pub(crate) fn forget(&mut self, node: &NodeId) {
         self.states.retain(|(of, _), _| of != node);
         self.newest.remove(node);
+        self.recorded.remove(node);
+        self.clear_since.retain(|(of, _), _| of != node);
     }
 }
 
@@ -109,6 +121,9 @@ impl World {
     /// After every step.
     pub(crate) fn check(&mut self) {
         self.mark_primaries();
+        if self.now.is_multiple_of(PROTECTION_MS) {
+            self.check_protection();
+        }
         let acting = self.acting();
         for broken in broken_in_world(&acting) {
             self.fail(broken.to_string());
@@ -136,6 +151,59 @@ impl World {
                 self.verbose(|| format!("{} runs on {} with state {state}", one.node, one.host));
             }
         }
+    }
+
+    /// S4: whatever another backup does, a node with one that takes copies is never without a new one for longer than an
+    /// interval and 10 s, save for what a copy takes itself. A host that took none for a while may rest before that.
+    fn check_protection(&mut self) {
+        let (now, bounds) = (self.now, self.bounds);
+        let clear: BTreeSet<(NodeId, HostId)> = self.clear_ways().collect();
+        self.truth.clear_since.retain(|way, _| clear.contains(way));
+        for way in clear {
+            self.truth.clear_since.entry(way).or_insert(now);
+        }
+        let rests = millis(bounds.setback);
+        let longest = millis(bounds.checkpoint_interval + COPY_LATE) + COPY_MS;
+        let late = self.truth.clear_since.iter().find(|((node, _), since)| {
+            let recorded = self.truth.recorded.get(node).copied().unwrap_or_default();
+            now - **since > rests + longest && now - recorded > longest
+        });
+        if let Some(((node, host), since)) = late {
+            let (node, host, since) = (node.clone(), host.clone(), now - since);
+            self.fail(format!("S4: {host} could take copies of {node} for {since} ms, and got none"));
+        }
+    }
+
+    /// Each backup that nothing keeps from getting copies: both ends run, are told of everything and reach each other.
+    fn clear_ways(&self) -> impl Iterator<Item = (NodeId, HostId)> {
+        let works = |host: &HostId| {
+            let machine = self.machine(host);
+            let idles = machine.full_until.max(machine.stalls_until).max(machine.libvirtd_back) <= self.now;
+            let reads = machine.lag == 0 && machine.foreign.is_empty() && machine.linked(self.now);
+            let agent = machine.agent.as_ref().is_some_and(|agent| agent.adopted);
+            idles
+                && reads
+                && agent
+                && machine.guard_deaf_until <= self.now
+                && self.store_down_until <= self.now
+        };
+        let draining = self.draining();
+        let of = move |(node, record): (&NodeId, &NodeRecord)| {
+            let moves = |(_, other): (&NodeId, &NodeRecord)| other.migration.is_some();
+            let primary = record.primary.as_ref().filter(|primary| {
+                let runs = self.domain(&primary.host, primary.instance).is_some();
+                let ready = primary.instance.is_some_and(|id| self.reports_ready(&primary.host, id));
+                let stays = !draining.contains(&primary.host) && !self.nodes().any(moves);
+                record.spec.protected && runs && ready && stays && works(&primary.host)
+            });
+            let to = |primary: &HostId| {
+                let backups = record.backups.iter().map(|backup| &backup.host);
+                let ways = backups.filter(|host| works(host) && self.reach(primary, host));
+                ways.map(|host| (node.clone(), host.clone())).collect::<Vec<_>>()
+            };
+            primary.map(|primary| to(&primary.host)).unwrap_or_default()
+        };
+        self.nodes().flat_map(of).collect::<Vec<_>>().into_iter()
     }
 
     fn reports_ready(&self, host: &HostId, instance: InstanceId) -> bool {
@@ -201,10 +269,12 @@ impl World {
 
     /// SAFE-3: whoever is named has the image on disk.
     pub(crate) fn check_copies(&mut self, node: &NodeId, record: &CheckpointRecord) {
-        for host in record.hosts.clone() {
-            let images = self.machine(&host).images.get(node);
-            if !images.is_some_and(|images| images.iter().any(|image| image.id == record.id)) {
-                self.fail(format!("SAFE-3: {host} does not have checkpoint {} of {node}", record.id));
+        self.truth.recorded.insert(node.clone(), self.now);
+        let copies = record.copies().flat_map(|copy| copy.hosts.iter().map(|host| (copy.id, host)));
+        for (id, host) in copies {
+            let images = self.machine(host).images.get(node);
+            if !images.is_some_and(|images| images.iter().any(|image| image.id == id)) {
+                self.fail(format!("SAFE-3: {host} does not have checkpoint {id} of {node}"));
             }
         }
     }

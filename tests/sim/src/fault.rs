@@ -104,6 +104,7 @@ impl Swarm {
             Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),
             Weakness::TrustsEnds => (&[(Kind::KillInstance, 100)], 0),
             Weakness::ForgetsUnread => (&[(Kind::AgentCrash, 400)], 0),
+            Weakness::TrustsCopies => (&[(Kind::KillInstance, 100)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
             Weakness::BlindWrites => (
                 &[
@@ -322,8 +323,14 @@ impl World {
     fn change_some_label(&mut self) {
         let nodes: Vec<NodeId> = self.nodes().map(|(node, _)| node.clone()).collect();
         let Some(node) = self.rng.pick(&nodes).cloned() else { return };
+        if self.record(&node).is_some() {
+            let backups = self.rng.below(3);
+            self.wants_backups(node, backups);
+        }
+    }
+
+    pub(crate) fn wants_backups(&mut self, node: NodeId, backups: u64) {
         let Some(mut record) = self.record(&node).cloned() else { return };
-        let backups = self.rng.below(3);
         record.spec.labels.insert("backups".to_owned(), backups.to_string());
         self.note(format!("{node} is to have {backups} backups"));
         self.write(Key::Node(node), Some(Value::Node(Box::new(record))));

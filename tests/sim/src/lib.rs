@@ -39,6 +39,8 @@ pub enum Weakness {
     EagerDestination,
     /// A host takes copies of checkpoints for nodes of which it does not know itself as a backup.
     CarelessReceiver,
+    /// A sender takes the refusal of a copy for its success.
+    TrustsCopies,
     /// The leader writes without comparing.
     BlindWrites,
     /// An agent leads before it has the policies that decide.
@@ -62,7 +64,8 @@ pub struct Options {
     pub weakness: Option<Weakness>,
     /// Whether sets of policies are proposed all the time.
     pub sets: bool,
-    /// Whether instances resist their end, operators want failovers, and agents of another version cannot read records.
+    /// Whether instances resist their end, operators want failovers, agents of another version cannot read records, and
+    /// hosts take no images.
     pub ailing: bool,
     /// Whether the events hold also what comes all the time: checkpoints, images, facts.
     pub detailed: bool,

@@ -141,6 +141,10 @@ pub(crate) struct Machine {
     pub(crate) libvirtd_back: u64,
     /// Nodes whose records its agent, of another version, cannot read, and until when.
     pub(crate) foreign: BTreeMap<NodeId, u64>,
+    /// Its disk takes no images until then.
+    pub(crate) full_until: u64,
+    /// It stands still in the middle of each image until then.
+    pub(crate) stalls_until: u64,
     /// The guard cannot be asked until then; it kills all the same.
     pub(crate) guard_deaf_until: u64,
     pub(crate) domains: BTreeMap<InstanceId, Domain>,
@@ -185,6 +189,8 @@ impl Machine {
             holds_until: 0,
             libvirtd_back: 0,
             foreign: BTreeMap::new(),
+            full_until: 0,
+            stalls_until: 0,
             guard_deaf_until: 0,
             domains: BTreeMap::new(),
             images: BTreeMap::new(),

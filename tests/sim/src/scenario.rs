@@ -9,9 +9,11 @@
 //! at 0 terminal alice 2         (with so many execution nodes; asks for admission, except at 0)
 //! at 12 kill alice/display      at 12 power-off WHERE [for 30]      at 12 freeze WHERE for 3
 //! at 12 cut WHERE for 20        at 12 drain WHERE                   at 12 undrain WHERE
-//! at 12 agent-crash WHERE for 2 at 60 end
+//! at 12 agent-crash WHERE for 2 at 12 full WHERE for 30 (its disk takes no images)
+//! at 12 stall WHERE for 30 (in the middle of each image)
+//! at 12 backups NODE 2          at 60 end
 //! ```
-//! where WHERE is a host, `leader`, `host-of NODE` or `target-of NODE` (of its live migration).
+//! where WHERE is a host, `leader`, `host-of NODE`, `backup-of NODE` (the first) or `target-of NODE` (of its live migration).
 
 use std::path::{Path, PathBuf};
 
@@ -75,6 +77,9 @@ enum What {
     Freeze(Where, u64),
     Cut(Where, u64),
     AgentCrash(Where, u64),
+    Full(Where, u64),
+    Stall(Where, u64),
+    Backups(NodeId, u32),
     Drain(Where, bool),
     End,
 }
@@ -84,6 +89,7 @@ enum Where {
     Host(HostId),
     Leader,
     HostOf(NodeId),
+    BackupOf(NodeId),
     TargetOf(NodeId),
 }
 
@@ -212,6 +218,9 @@ fn happening(words: &[&str]) -> Option<What> {
         ["freeze", rest @ ..] => Some(What::Freeze(place(rest)?, time)),
         ["cut", rest @ ..] => Some(What::Cut(place(rest)?, time)),
         ["agent-crash", rest @ ..] => Some(What::AgentCrash(place(rest)?, time)),
+        ["full", rest @ ..] => Some(What::Full(place(rest)?, time)),
+        ["stall", rest @ ..] => Some(What::Stall(place(rest)?, time)),
+        ["backups", node, count] => Some(What::Backups(node.parse().ok()?, count.parse().ok()?)),
         ["drain", rest @ ..] => Some(What::Drain(place(rest)?, true)),
         ["undrain", rest @ ..] => Some(What::Drain(place(rest)?, false)),
         ["end"] => Some(What::End),
@@ -223,6 +232,7 @@ fn place(words: &[&str]) -> Option<Where> {
     match words {
         ["leader"] => Some(Where::Leader),
         ["host-of", node] => Some(Where::HostOf(node.parse().ok()?)),
+        ["backup-of", node] => Some(Where::BackupOf(node.parse().ok()?)),
         ["target-of", node] => Some(Where::TargetOf(node.parse().ok()?)),
         [host] => Some(Where::Host(host.parse().ok()?)),
         _ => None,
@@ -239,6 +249,7 @@ impl World {
                 .find(|(_, machine)| machine.agent.as_ref().is_some_and(|agent| agent.leads()))
                 .map(|(host, _)| host.clone()),
             Where::HostOf(node) => Some(self.record(node)?.primary.as_ref()?.host.clone()),
+            Where::BackupOf(node) => Some(self.record(node)?.backups.first()?.host.clone()),
             Where::TargetOf(node) => Some(self.record(node)?.migration.as_ref()?.to.clone()),
         }
     }
@@ -250,8 +261,10 @@ impl World {
             | What::Freeze(place, _)
             | What::Cut(place, _)
             | What::AgentCrash(place, _)
+            | What::Full(place, _)
+            | What::Stall(place, _)
             | What::Drain(place, _) => self.find(place),
-            What::Terminal(..) | What::Kill(_) | What::End => None,
+            What::Terminal(..) | What::Kill(_) | What::Backups(..) | What::End => None,
         };
         match (what, place) {
             (What::Terminal(name, executions), _) => {
@@ -279,6 +292,9 @@ impl World {
                 self.note(format!("{host} is cut off from the store"));
             }
             (What::AgentCrash(_, time), Some(host)) => self.crash_agent(&host, now.saturating_add(time)),
+            (What::Full(_, time), Some(host)) => self.fill_disk(&host, now.saturating_add(time)),
+            (What::Stall(_, time), Some(host)) => self.stall_images(&host, now.saturating_add(time)),
+            (What::Backups(node, count), _) => self.wants_backups(node, count.into()),
             (What::Drain(_, drain), Some(host)) => self.drain(&host, drain),
             (What::End, _) => {}
             (_, None) => self.fail("the story names a place that does not exist at that time".to_owned()),

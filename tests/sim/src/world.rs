@@ -375,7 +375,11 @@ impl World {
                     }
                 }
                 (Key::Checkpoint(node), Some(Value::Checkpoint(record))) => {
-                    self.verbose(|| format!("checkpoint {} of {node} is on {:?}", record.id, record.hosts));
+                    self.verbose(|| {
+                        let copies: Vec<String> =
+                            record.copies().map(|copy| format!("{} on {:?}", copy.id, copy.hosts)).collect();
+                        format!("of {node} there is checkpoint {}", copies.join(", before it "))
+                    });
                     self.check_copies(&node, &record);
                 }
                 (_, _) => {}

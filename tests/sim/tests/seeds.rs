@@ -62,7 +62,7 @@ fn a_leader_change_never_changes_who_decides() {
 #[test]
 fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
     let options = Options { ailing: true, ..Options::default() };
-    let mut counts = [0; 4];
+    let mut counts = [0; 6];
     for seed in 1..=count() {
         let outcome = run_or_panic(seed, options);
         let events = [
@@ -70,15 +70,17 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
             "an operator wants a failover",
             "an agent that cannot read",
             "refused before it had begun",
+            "takes no images",
+            "in the middle of images",
         ];
         for (sum, what) in counts.iter_mut().zip(events) {
             *sum += outcome.events.iter().filter(|event| event.contains(what)).count();
         }
     }
     // A host refuses only what it was given a moment before its libvirtd went away.
-    let enough = counts.iter().zip([100, 100, 100, 30]).all(|(count, least)| *count > least);
+    let enough = counts.iter().zip([100, 100, 100, 30, 100, 100]).all(|(count, least)| *count > least);
     assert!(enough, "{counts:?}");
-    for weakness in [Weakness::TrustsEnds, Weakness::ForgetsUnread] {
+    for weakness in [Weakness::TrustsEnds, Weakness::ForgetsUnread, Weakness::TrustsCopies] {
         let weak = Options { weakness: Some(weakness), hosts: Some(3), ..options };
         let noticed = (1..=30).filter_map(|seed| run(seed, weak).failure).find(|why| why.contains("SAFE-"));
         assert!(noticed.is_some(), "{weakness:?} breaks nothing in 30 seeds");

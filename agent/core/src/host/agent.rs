@@ -10,6 +10,7 @@
 //! Promises: the same inputs give the same effects; one job per instance and lane; a job of a lease that is over changes
 //! nothing. Must not do: read a clock, block, or ask anybody.
 
+mod checkpoints;
 mod destroys;
 mod guests;
 mod instances;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 use self::destroys::Destroy;
 use self::refusals::Ability;
+use super::checkpoints::Checkpoints;
 use super::input::{Condition, Effect, Input, Job, Outcome, Records};
 use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, converge, forsaken};
 use crate::bounds::{Bounds, RETRY};
@@ -91,8 +93,7 @@ pub struct HostAgent {
     fill_after: Boottime,
     named: u64,
     images: BTreeSet<NodeId>,
-    taken: BTreeMap<NodeId, Boottime>,
-    sequences: BTreeMap<NodeId, (Epoch, u64)>,
+    checkpoints: Checkpoints,
     listing: bool,
     list_at: Boottime,
     /// Instances that may be gone, with when they are looked for again; none while somebody looks.
@@ -125,8 +126,7 @@ impl HostAgent {
             fill_after: Boottime::default(),
             named: 0,
             images: BTreeSet::new(),
-            taken: BTreeMap::new(),
-            sequences: BTreeMap::new(),
+            checkpoints: Checkpoints::default(),
             listing: false,
             list_at: Boottime::default(),
             looks: BTreeMap::new(),
@@ -149,6 +149,7 @@ impl HostAgent {
             Input::Service { service, answers } => self.service(service, answers),
             Input::Memory(memory) => self.settings.memory = memory,
             Input::Finished { job, outcome } => self.finish(*job, outcome),
+            Input::Copy { node, id, event } => self.copy_event(&node, id, event),
             Input::Tick { open } if self.recovered => self.reconcile(open),
             Input::Tick { .. } => {}
         }
@@ -195,11 +196,12 @@ impl HostAgent {
 
     fn take_records(&mut self, records: Records) {
         let before = std::mem::replace(&mut self.records, records);
+        self.review_checkpoints();
         let checkpoints = &self.records.view.checkpoints;
         if before.view.checkpoints.ptr_eq(checkpoints) {
             return;
         }
-        let kept = checkpoints.iter().filter(|(_, known)| known.value.hosts.contains(&self.settings.me));
+        let kept = checkpoints.iter().filter(|(_, known)| known.value.on(&self.settings.me).is_some());
         self.images.extend(kept.map(|(node, _)| node.clone()));
     }
 
@@ -217,10 +219,13 @@ impl HostAgent {
         self.loaded.clear();
         self.looks.clear();
         self.filling = false;
+        let stopped = self.checkpoints.stop();
+        self.effects.extend(stopped);
     }
 
     /// Acts on all that is known.
     fn reconcile(&mut self, open: bool) {
+        self.review_checkpoints();
         if open {
             self.refuse();
         }
@@ -234,6 +239,7 @@ impl HostAgent {
             .map(|(&lane, _)| lane)
             .chain(self.destroys.keys().map(|&instance| (instance, Lane::Domain)))
             .collect();
+        let resting = self.checkpoints.resting(self.now.boottime);
         let (view, me) = (&self.records.view, &self.settings.me);
         let situation = Situation {
             me,
@@ -246,7 +252,8 @@ impl HostAgent {
             local: &self.local,
             busy: &busy,
             images: &self.images,
-            taken: &self.taken,
+            taken: &self.checkpoints.taken,
+            resting: &resting,
             loaded: &self.loaded,
             checkpoint_interval: self.settings.bounds.checkpoint_interval,
             pool: self.settings.pool,

@@ -1,7 +1,8 @@
 //! Owns the question whether this host takes an image of a node that somebody sends.
 //!
-//! Promises: an image is taken only of an epoch that the node's record bears out, and only by a host that the record names
-//! as a backup; what the mirror of the store may just not show yet is put off, not refused. Must not do: look at the image.
+//! Promises: an image is taken only under the very revision of the node's record that its sender decided from, and only by
+//! a host that this record names as a backup: one that is behind may yet hear that it is none, and drop what the store names
+//! by then; what the mirror of the store may just not show yet is put off, not refused. Must not do: look at the image.
 
 use crate::ids::{Epoch, HostId, NodeId};
 use crate::view::View;
@@ -13,24 +14,34 @@ pub enum Offer {
     Taken,
     /// As far as this host knows it has no use for it, and why; it may know too little yet.
     NotYet(String),
-    /// Its node has left that epoch (SAFE-4), and no later word can change that.
+    /// Its node has left that epoch (SAFE-4), or its record has changed since, and no later word can change that.
     Over(String),
 }
 
-/// Whether `me` takes an image of `node` that was taken in `epoch`.
+/// Whether `me` takes an image of `node` that was taken in `epoch` and decided from this revision of the node's record; an
+/// agent of an earlier version does not say from which.
 ///
 /// A stray image must not get in: the highest epoch of a node that was ever taken is remembered, and refuses all that are
 /// older. That of a record can be passed on; one above it was made up, or is of a record that is still on its way.
 #[must_use]
-pub fn offered(view: &View, me: &HostId, node: &NodeId, epoch: Epoch) -> Offer {
-    let Some(record) = view.nodes.get(node).map(|known| &known.value) else {
+pub fn offered(view: &View, me: &HostId, node: &NodeId, (epoch, revision): (Epoch, Option<u64>)) -> Offer {
+    let Some(known) = view.nodes.get(node) else {
         return Offer::NotYet(format!("{me} knows no node {node}"));
     };
+    let record = &known.value;
     if epoch < record.epoch {
         return Offer::Over(format!("taken in epoch {epoch}, {node} is in epoch {}", record.epoch));
     }
+    if let Some(revision) = revision.filter(|revision| *revision < known.revision) {
+        let by = known.revision;
+        return Offer::Over(format!("{node} has changed: decided from revision {revision}, it is at {by}"));
+    }
     if epoch > record.epoch {
         return Offer::NotYet(format!("taken in epoch {epoch}, {me} knows {node} in epoch {}", record.epoch));
+    }
+    if let Some(revision) = revision.filter(|revision| *revision > known.revision) {
+        let by = known.revision;
+        return Offer::NotYet(format!("decided from revision {revision} of {node}, {me} knows {by}"));
     }
     let held = record.holds_places(node.role()) && record.backups.iter().any(|backup| &backup.host == me);
     if !held {
@@ -80,10 +91,28 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                offered(&cluster.view, &host(me), &node(of), Epoch(epoch)),
+                offered(&cluster.view, &host(me), &node(of), (Epoch(epoch), None)),
                 expected,
                 "{me} {of} {epoch}"
             );
+        }
+    }
+
+    /// D2: it may have been no backup in between, and have dropped what it had.
+    #[test]
+    fn an_image_is_taken_only_under_the_revision_that_its_sender_decided_from() {
+        let cluster = Cluster::of(3).with(&["alice/exec-1"]);
+        let (id, epoch) = (node("alice/exec-1"), cluster.record("alice/exec-1").epoch);
+        let backup = host(&cluster.backup_hosts("alice/exec-1")[0]);
+        let known = cluster.view.nodes[&id].revision;
+        for (revision, taken, over) in [
+            (Some(known), true, false),
+            (None, true, false),
+            (Some(known - 1), false, true),
+            (Some(known + 1), false, false),
+        ] {
+            let offer = offered(&cluster.view, &backup, &id, (epoch, revision));
+            assert_eq!((offer == Offer::Taken, matches!(offer, Offer::Over(_))), (taken, over), "{offer:?}");
         }
     }
 
@@ -93,7 +122,7 @@ mod tests {
         let cluster = Cluster::of(2).with(&["alice/display"]);
         let backup = host(&cluster.backup_hosts("alice/display")[0]);
         let epoch = cluster.record("alice/display").epoch;
-        let offer = offered(&cluster.view, &backup, &node("alice/display"), epoch);
+        let offer = offered(&cluster.view, &backup, &node("alice/display"), (epoch, None));
         assert!(matches!(offer, Offer::NotYet(_)), "{offer:?}");
     }
 }

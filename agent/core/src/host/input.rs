@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::{HostAction, Local};
-use crate::ids::{Epoch, InstanceId, NodeId};
-use crate::records::{CheckpointId, Service, WindowsSent};
+use super::{Destination, HostAction, Local};
+use crate::death::CopyFault;
+use crate::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
 use crate::units::{MiB, UnixMillis, Vcpus};
 use crate::view::View;
 
@@ -54,11 +55,72 @@ pub enum Input {
         /// How.
         outcome: Outcome,
     },
+    /// Something became of a checkpoint that was saved here.
+    Copy {
+        /// Of which node.
+        node: NodeId,
+        /// Which.
+        id: CheckpointId,
+        /// What.
+        event: CopyEvent,
+    },
     /// All news so far was told: act on it. Comes too when time has passed without any.
     Tick {
         /// Whether the lease is open now.
         open: bool,
     },
+}
+
+/// What becomes of a checkpoint that is sent and recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyEvent {
+    /// A host goes on accepting it. Told now and then.
+    Accepted {
+        /// The host.
+        host: HostId,
+        /// How many bytes there are by now.
+        bytes: u64,
+    },
+    /// A host has all of it durably.
+    Durable(HostId),
+    /// A host did not take it.
+    Failed {
+        /// The host.
+        host: HostId,
+        /// Why not.
+        fault: CopyFault,
+    },
+    /// The image could not be read here: that says nothing of the host.
+    Unreadable {
+        /// The host that it was to go to.
+        host: HostId,
+        /// What was run into.
+        detail: String,
+    },
+    /// The write of the record ended.
+    Recorded(Recorded),
+}
+
+/// How the write of a checkpoint's record ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is written, at this revision of the store.
+    Written(u64),
+    /// The node's record or the checkpoint's has changed.
+    Refused,
+    /// It may have been written, or may still be.
+    Unknown(String),
+}
+
+/// A state that was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// When it was taken.
+    pub taken: UnixMillis,
+    /// How long the guest stood still.
+    pub pause_ms: u64,
+    /// Size of the image.
+    pub bytes: u64,
 }
 
 /// What the store holds, as far as a host acts on it.
@@ -130,6 +192,55 @@ pub enum Effect {
         /// It is gone for good: the highest epoch seen of it may be forgotten too.
         forget: bool,
     },
+    /// Send the image of a checkpoint to a host, and tell what becomes of it as [`CopyEvent`]s.
+    Send {
+        /// Of which node.
+        node: NodeId,
+        /// Which.
+        id: CheckpointId,
+        /// The node's record that it was decided from: the host takes it under that one only.
+        revision: u64,
+        /// Where to.
+        to: Destination,
+    },
+    /// End the sending. Nothing has to be told of it any more.
+    CancelSend {
+        /// Of which node.
+        node: NodeId,
+        /// Which.
+        id: CheckpointId,
+        /// Where to.
+        host: HostId,
+        /// What is held against the host, if anything is.
+        fault: Option<CopyFault>,
+    },
+    /// Write a checkpoint's record, and tell how that ended.
+    Record {
+        /// Of which node.
+        node: NodeId,
+        /// The node's record must still be at this revision.
+        revision: u64,
+        /// And the checkpoint's at this one; none when there must be none.
+        replaces: Option<u64>,
+        /// The record.
+        record: Box<CheckpointRecord>,
+    },
+    /// Nobody needs the image of a checkpoint here any more: what goes on with it ends, and it is deleted.
+    Discard {
+        /// Of which node.
+        node: NodeId,
+        /// Which.
+        id: CheckpointId,
+    },
+    /// A node has a new newest checkpoint: to be counted.
+    Checkpointed {
+        /// Of which node.
+        node: NodeId,
+        /// Which.
+        id: CheckpointId,
+        /// What it is.
+        saved: Saved,
+    },
     /// Something is wrong on this host, with what to do.
     Raise(Condition, String),
     /// It is not wrong any more.
@@ -162,6 +273,8 @@ pub enum Condition {
     Restores,
     /// libvirt does not answer.
     Libvirt,
+    /// Backups' hosts take no copies of checkpoints.
+    Copies,
 }
 
 impl Condition {
@@ -174,6 +287,7 @@ impl Condition {
             Self::Disks => "disks",
             Self::Restores => "restores",
             Self::Libvirt => "libvirt",
+            Self::Copies => "copies",
         }
     }
 }
@@ -215,17 +329,8 @@ pub enum Outcome {
     Guarded(Epoch),
     /// All windows were accepted.
     WindowsSent(WindowsSent),
-    /// A checkpoint is complete.
-    Checkpointed {
-        /// Which.
-        id: CheckpointId,
-        /// When the state was taken.
-        taken: UnixMillis,
-        /// How long the guest stood still.
-        pause_ms: u64,
-        /// Size of the image.
-        bytes: u64,
-    },
+    /// The state is saved, and ready to be sent.
+    Saved(Saved),
     /// All of its image is loaded, and it is paused, at this address.
     Loaded {
         /// The guest's address.

@@ -9,6 +9,7 @@
 //! here; to give an instance an address takes a walk over the reports of all hosts.
 
 mod agent;
+mod checkpoints;
 mod images;
 mod input;
 pub mod lease;
@@ -25,8 +26,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 pub use agent::{HostAgent, HostSettings};
+pub use checkpoints::Destination;
 pub use images::{Offer, offered};
-pub use input::{Condition, DomainEvent, Effect, Input, Job, Outcome, Records, Shown};
+pub use input::{
+    Condition, CopyEvent, DomainEvent, Effect, Input, Job, Outcome, Recorded, Records, Saved, Shown,
+};
 pub use migration::{Arrival, ArrivalStep, Come};
 
 use crate::death::Death;
@@ -100,6 +104,8 @@ pub struct Situation<'a> {
     pub images: &'a BTreeSet<NodeId>,
     /// When the last checkpoint of each node was taken here.
     pub taken: &'a BTreeMap<NodeId, Boottime>,
+    /// Backups' hosts to which no copies of a node are sent for now.
+    pub resting: &'a BTreeSet<(NodeId, HostId)>,
     /// Instances that are restored and wait, paused.
     pub loaded: &'a BTreeMap<InstanceId, Loaded>,
     /// Between two checkpoints.
@@ -198,9 +204,9 @@ pub enum HostAction {
     /// migration is abandoned or over: withdraw the permit, then end what is here. When the source let go and nothing
     /// is here or on its way: withdraw the permit, then report it dead in this epoch.
     Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
-    /// Take the state of this instance and copy it to these hosts. The record is written only if the node's record is
-    /// still at the revision that this was decided from; a receiver takes it only as [`offered`] says.
-    Checkpoint { node: NodeId, instance: InstanceId, epoch: Epoch, hosts: Vec<HostId> },
+    /// Save the state of this instance, to be sent to these hosts. `revision` is the node's record that this was decided
+    /// from: a receiver takes it under that one only, as [`offered`] says, and so is its record written.
+    Checkpoint { node: NodeId, instance: InstanceId, epoch: Epoch, revision: u64, to: Vec<Destination> },
     /// Destroy this instance, which makes this its death.
     Destroy { instance: InstanceId, death: Death },
     /// Nobody names this dead instance any more.

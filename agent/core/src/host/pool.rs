@@ -85,7 +85,7 @@ pub(super) fn drop_images(situation: &Situation<'_>) -> Vec<HostAction> {
     let wanted = |node: &NodeId| {
         situation.nodes.get(node).is_some_and(|record| record.value.touches(situation.me))
             || situation.checkpoints.get(node).is_some_and(|checkpoint| {
-                checkpoint.value.hosts.contains(situation.me) && situation.nodes.contains_key(node)
+                checkpoint.value.on(situation.me).is_some() && situation.nodes.contains_key(node)
             })
     };
     situation

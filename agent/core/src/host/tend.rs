@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use super::checkpoints::due;
 use super::windows::{admit, send_windows};
 use super::{HostAction, Local, Situation};
 use crate::bounds::INTAKE;
 use crate::death::Death;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
+use crate::ids::{Epoch, InstanceId, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
 use crate::units::Boottime;
 
@@ -210,7 +211,7 @@ fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<Host
                 (Role::Display, _) => actions.extend(admit(situation, node, instance, local)),
                 (Role::Execution, Part::Primary) => {
                     actions.extend(send_windows(situation, node, record, instance, local));
-                    actions.extend(checkpoint(situation, named, local));
+                    actions.extend(due(situation, node, record, (instance, local)));
                 }
                 (Role::Execution, Part::Backup | Part::Arriving) => {}
             }
@@ -248,32 +249,5 @@ fn leave(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<
         to: migration.to.clone(),
         uri: facts.migration_uri.clone(),
         data_uri: facts.migration_data_uri.clone(),
-    })
-}
-
-/// How many intervals lie between two checkpoints while a live migration leaves or comes, or is to leave: both copy whole
-/// memories, and a migration is the longer the more it shares. On a draining host one migration follows the other, and a
-/// checkpoint that begins between them is out of date before it is complete.
-const WHILE_MOVING: u32 = 3;
-
-fn checkpoint(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<HostAction> {
-    let Named { node, record, instance, .. } = *named;
-    let moving = situation.draining || situation.is_moving();
-    let interval = situation.checkpoint_interval * if moving { WHILE_MOVING } else { 1 };
-    let due = situation.taken.get(node).is_none_or(|taken| situation.now.boottime.since(*taken) >= interval);
-    if !record.spec.protected || record.migration.is_some() || local.paused || !due {
-        return None;
-    }
-    let hosts: Vec<HostId> = record
-        .backups
-        .iter()
-        .filter(|backup| situation.hosts.get(&backup.host).is_some_and(|seen| seen.is_open()))
-        .map(|backup| backup.host.clone())
-        .collect();
-    (!hosts.is_empty()).then(|| HostAction::Checkpoint {
-        node: node.clone(),
-        instance,
-        epoch: record.epoch,
-        hosts,
     })
 }

@@ -8,7 +8,7 @@
 use super::{Broken, Invariant, broken_in_record};
 use crate::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::leader::{Assignment, CheckpointChange};
-use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
+use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Phase};
 use crate::view::{HostView, View};
 
 /// What writing `assignment` would break. Run it on every assignment just before it is written, on the view that it was
@@ -131,15 +131,19 @@ impl Change<'_> {
         });
         match (restored, known, &self.assignment.checkpoint) {
             (Some((new, id)), Some(known), CheckpointChange::Replace(revision, record)) => {
-                let image = &known.value;
-                let right = *revision == known.revision
-                    && image.id == id
-                    && image.valid >= self.before.begun
-                    && image.hosts.contains(&new.host)
-                    && Some(image.instance) == new.instance
-                    && (record.id, record.valid) == (id, self.after.begun)
-                    && record.hosts.iter().all(|host| image.hosts.contains(host));
-                let detail = format!("{node} is restored from {id} on {}, which is not its newest", new.host);
+                let is_right = |image: &CheckpointRecord| {
+                    image.id == id
+                        && image.valid >= self.before.begun
+                        && image.hosts.contains(&new.host)
+                        && Some(image.instance) == new.instance
+                        && record.hosts.iter().all(|host| image.hosts.contains(host))
+                };
+                let becomes = (record.id, record.valid) == (id, self.after.begun) && record.earlier.is_none();
+                let right = *revision == known.revision && becomes && known.value.copies().any(is_right);
+                let detail = format!(
+                    "{node} is restored from {id} on {}, which is neither its newest nor the one before it there",
+                    new.host
+                );
                 if right { Vec::new() } else { wrong(detail) }
             }
             (Some((_, id)), _, _) => {

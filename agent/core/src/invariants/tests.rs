@@ -4,7 +4,7 @@ use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
 use crate::fixture::{Cluster, host, node};
 use crate::ids::{Epoch, HostId};
 use crate::leader::{Assignment, CheckpointChange};
-use crate::records::{Member, Migration, NodeRecord, Origin};
+use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin};
 use crate::units::MiB;
 
 /// A decision that nobody made, about a healthy node.
@@ -89,6 +89,23 @@ fn a_restore_from_anything_but_the_newest_complete_checkpoint_breaks_safe_3() {
     let known = stale.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
     std::sync::Arc::make_mut(known).value.valid = Epoch(0);
     assert_eq!(found(&stale, &right), [Invariant::CompleteCheckpoint]);
+    // The host has the one before it, and is given the newest.
+    let mut behind = cluster.clone();
+    let known = std::sync::Arc::make_mut(behind.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap());
+    let mut before = known.value.clone();
+    known.value.hosts = vec![free_host(&cluster, "alice/exec-1")];
+    before.id.sequence = 0;
+    known.value.earlier = Some(Box::new(before.clone()));
+    assert_eq!(found(&behind, &right), [Invariant::CompleteCheckpoint]);
+    let mut of_it = right;
+    of_it.record.primary.as_mut().unwrap().origin = Origin::Restored(before.id);
+    let CheckpointChange::Replace(revision, record) = of_it.checkpoint else { panic!("it is restored") };
+    let record = CheckpointRecord { id: before.id, ..record };
+    of_it.checkpoint = CheckpointChange::Replace(revision, record.clone());
+    assert_eq!(found(&behind, &of_it), []);
+    let keeps_older = CheckpointRecord { earlier: Some(Box::new(before)), ..record };
+    of_it.checkpoint = CheckpointChange::Replace(revision, keeps_older);
+    assert_eq!(found(&behind, &of_it), [Invariant::CompleteCheckpoint]);
     let mut fresh = keeps;
     fresh.record.primary.as_mut().unwrap().origin = Origin::Created;
     assert_eq!(found(&cluster, &fresh), [Invariant::CompleteCheckpoint], "the old state could come back");

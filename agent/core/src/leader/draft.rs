@@ -107,6 +107,14 @@ impl Leader {
         record.setbacks.iter().any(recent)
     }
 
+    /// Whether a member of the node failed on `host` a moment ago in a way that a restore there may fail too.
+    pub(super) fn failed_to_restore(&self, record: &NodeRecord, host: &HostId) -> bool {
+        let recent = |setback: &Setback| {
+            &setback.host == host && setback.cause.bars_a_restore() && self.is_recent(setback.at)
+        };
+        record.setbacks.iter().any(recent)
+    }
+
     /// Memory of `host` that `node` may take. What another node gives up is not given away before that is written:
     /// assignments are written side by side, and each must be right by itself. What the node itself gives up there is not
     /// counted: it ends before the node's next member needs the room.

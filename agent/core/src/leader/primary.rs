@@ -120,15 +120,21 @@ fn from_backups(leader: &Leader, record: &NodeRecord) -> Step {
 }
 
 /// The newest checkpoint (SAFE-3), on a backup's host if one has it, else on any that has it and room. A draining
-/// host comes last, but before the state is given up; a host that cannot restore it at present is waited for (SAFE-9).
+/// host comes last, but before the state is given up, and so does the checkpoint before it, where no host that has the
+/// newest is left; a host that cannot restore it at present is waited for (SAFE-9).
 fn from_checkpoint(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Step {
-    let Some(checkpoint) = leader.view.checkpoints.get(node).map(|known| &known.value) else {
-        return Step::Nothing;
-    };
-    if checkpoint.valid < record.begun {
-        return Step::Nothing;
+    let Some(known) = leader.view.checkpoints.get(node) else { return Step::Nothing };
+    for copy in known.value.copies().filter(|copy| copy.valid >= record.begun) {
+        match from_copy(leader, node, record, copy) {
+            Step::Nothing => {}
+            step @ (Step::Found(_) | Step::Wait(_)) => return step,
+        }
     }
-    let kept = |host: &&HostId| checkpoint.hosts.contains(host) && !leader.recently_failed(record, host);
+    Step::Nothing
+}
+
+fn from_copy(leader: &Leader, node: &NodeId, record: &NodeRecord, checkpoint: &CheckpointRecord) -> Step {
+    let kept = |host: &&HostId| checkpoint.hosts.contains(host) && !leader.failed_to_restore(record, host);
     let backups = record.backups.iter().map(|backup| &backup.host);
     let candidates: Vec<&HostId> = backups.chain(&checkpoint.hosts).filter(kept).collect();
     let usable = |host: &&&HostId| {
@@ -159,9 +165,11 @@ fn from_checkpoint(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Step 
             origin: Origin::Restored(checkpoint.id),
         },
         action: format!("checkpoint {} restored on {host}", checkpoint.id),
+        // What is older than what is restored must never come back.
         checkpoint: Some(CheckpointRecord {
             valid: record.epoch.next(),
             hosts: checkpoint.hosts.iter().filter(live).cloned().collect(),
+            earlier: None,
             ..checkpoint.clone()
         }),
     }))

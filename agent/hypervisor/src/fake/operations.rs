@@ -26,6 +26,9 @@ use crate::types::{
 /// What a simulated guest's memory counts for in an image, per MiB of its size: a third is in use.
 const IMAGE_BYTES_PER_MIB: u64 = (1 << 20) / 3;
 
+/// How much of an image there is as a file: more than a connection takes in before anybody reads.
+const FILE_BYTES: u64 = 8 << 20;
+
 impl FakeHypervisor {
     /// Does an operation under the faults that were put there: without an answer from libvirt, after a refusal, or
     /// with the answer lost.
@@ -320,6 +323,9 @@ impl Hypervisor for FakeHypervisor {
             }
             suspend_and_resume(host, clock, id);
             let bytes = instance.fact.memory.0 * IMAGE_BYTES_PER_MIB;
+            // For those who send the file on; most tests name folders that nobody made.
+            let file = usize::try_from(bytes.min(FILE_BYTES)).unwrap_or_default();
+            let _ = std::fs::write(path, vec![7; file]);
             world.images.insert(path.to_owned(), Image { instance, whole: true });
             Ok(SavedMemory { bytes, took: Duration::ZERO, pause: Duration::ZERO })
         };

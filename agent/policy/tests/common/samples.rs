@@ -109,6 +109,7 @@ pub(crate) fn facts(memory: MiB) -> HostFacts {
         instances: BTreeMap::new(),
         complaints: Vec::new(),
         unable: Default::default(),
+        copy_faults: Default::default(),
         policies: Default::default(),
         version: String::new(),
     }

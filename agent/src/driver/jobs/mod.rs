@@ -23,6 +23,7 @@ use understudy_hypervisor::{Note, process};
 use super::event::Event;
 use super::{Parts, Snapshot};
 use crate::exit::chain;
+pub(super) use checkpoint::save;
 pub(super) use domain::set_clock;
 
 /// How long the guard may take to answer; it is a local process that does nothing else.
@@ -40,18 +41,12 @@ pub(super) fn spawn(
 ) {
     let tasks = parts.tasks.clone();
     tasks.spawn("job", async move {
-        let outcome = match &job.action {
-            HostAction::Checkpoint { .. } => checkpoint::run(&parts, cluster, &job).await,
-            _ => {
-                let (task_parts, action, whose) =
-                    (parts.clone(), job.action.clone(), (job.instance, job.session));
-                let address = job.address;
-                let task = move || run(&task_parts, &cluster, &action, whose, address);
-                match tokio::task::spawn_blocking(task).await {
-                    Ok(outcome) => outcome,
-                    Err(error) => Outcome::Failed(format!("the job ended early: {error}")),
-                }
-            }
+        let (task_parts, action, whose) = (parts.clone(), job.action.clone(), (job.instance, job.session));
+        let address = job.address;
+        let task = move || run(&task_parts, &cluster, &action, whose, address);
+        let outcome = match tokio::task::spawn_blocking(task).await {
+            Ok(outcome) => outcome,
+            Err(error) => Outcome::Failed(format!("the job ended early: {error}")),
         };
         if matches!(outcome, Outcome::Done) && job.action.lane().is_some_and(|(_, lane)| lane == Lane::Domain)
         {
@@ -90,6 +85,7 @@ fn run(
         HostAction::Accept { node, epoch, .. } => migrate::accept(parts, cluster, node, whose, *epoch),
         HostAction::Destroy { death, .. } => domain::destroy(parts, instance, death),
         HostAction::Missing { .. } => domain::withdraw(parts, instance),
+        // Saved as `save`, or nothing that a job does.
         HostAction::Checkpoint { .. } | HostAction::Forget { .. } | HostAction::DropImages { .. } => {
             Outcome::Done
         }

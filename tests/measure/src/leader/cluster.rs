@@ -94,6 +94,7 @@ impl Cluster {
             pause_ms: 12,
             bytes: 64 << 20,
             hosts: vec![backup],
+            earlier: None,
         };
         let revision = self.bump();
         self.view.nodes.insert(node.clone(), Versioned { value: record, revision });
@@ -119,6 +120,7 @@ impl Cluster {
             instances,
             complaints: Vec::new(),
             unable: Default::default(),
+            copy_faults: Default::default(),
             policies: SetFacts::default(),
             version: "0.1.0".to_owned(),
         };

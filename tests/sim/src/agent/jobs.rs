@@ -8,17 +8,17 @@ mod moving;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use understudy_core::host::{Arrival, HostAction, Input, Job as CoreJob, Outcome, SendWindows};
+use understudy_core::host::{Arrival, HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{CheckpointId, CheckpointRecord, Origin, WindowsSent};
-use understudy_core::units::MiB;
+use understudy_core::records::{CheckpointId, Origin, WindowsSent};
+use understudy_core::units::{Boottime, MiB};
 use understudy_core::view::View;
 
-use super::{Agent, Tag};
+use super::Agent;
+use super::copies::BYTES;
 use crate::Weakness;
 use crate::machine::{Domain, Image, Stage};
-use crate::store::{Key, Txn, Value};
-use crate::world::{Body, World};
+use crate::world::World;
 
 /// Of restores that fail, how many find their image damaged; the others are tried again.
 const DAMAGED_PERMILLE: u64 = 500;
@@ -31,7 +31,6 @@ const PERMIT_MS: u64 = 10_000;
 pub(super) struct Job {
     id: u64,
     pub(super) of: CoreJob,
-    stage: u8,
     /// When it is looked at next.
     until: u64,
     /// How long it waits for others.
@@ -40,9 +39,6 @@ pub(super) struct Job {
     transfer: Option<u64>,
     arrival: Option<Arrival>,
     image: Option<Image>,
-    /// The revisions that a checkpoint was decided from: the node's and the checkpoint's.
-    revisions: (u64, u64),
-    written: Option<bool>,
 }
 
 impl Job {
@@ -56,7 +52,7 @@ impl Job {
             HostAction::Resume { .. } => (0, 500),
             HostAction::Admit { .. } => (50, 200),
             HostAction::SendWindows(_) => (100, 500),
-            HostAction::Checkpoint { .. } => (200, 1_500),
+            HostAction::Checkpoint { .. } => (150, 1_000),
             HostAction::Destroy { .. } => (100, 400),
             HostAction::MigrateOut { .. }
             | HostAction::Accept { .. }
@@ -69,14 +65,11 @@ impl Job {
             id,
             fails: world.work_fails(),
             of,
-            stage: 0,
             until,
             patience: world.now + PERMIT_MS,
             transfer: None,
             arrival: None,
             image: None,
-            revisions: (0, 0),
-            written: None,
         };
         job.begin(world, me, agent);
         job
@@ -93,13 +86,7 @@ impl Job {
                 let (me, session) = (me.clone(), self.of.session);
                 self.arrival = Some(Arrival::new(me, session, node.clone(), instance, *epoch));
             }
-            HostAction::Checkpoint { node, epoch, .. } => {
-                let Some(mirror) = &agent.mirror else { return };
-                let revision = |known: Option<u64>| known.unwrap_or(0);
-                self.revisions = (
-                    revision(mirror.nodes.get(node).map(|known| known.revision)),
-                    revision(mirror.checkpoints.get(node).map(|known| known.revision)),
-                );
+            HostAction::Checkpoint { epoch, .. } => {
                 let domain = world.machine(me).domains.get(&instance);
                 let id = CheckpointId { epoch: *epoch, sequence: self.of.sequence.unwrap_or(1) };
                 self.image = domain
@@ -143,6 +130,7 @@ impl Agent {
 
     /// What it was doing has as much left to do as before.
     pub(crate) fn stood_still(&mut self, since: u64, lost: u64) {
+        self.copies.stood_still(since, lost);
         for job in self.jobs.iter_mut().filter(|job| job.until > since) {
             job.until += lost;
             job.patience += lost;
@@ -198,7 +186,7 @@ impl Agent {
             HostAction::Resume { .. } => Some(self.resume(world, me, job)),
             HostAction::MigrateOut { .. } => moving::migrate_out(world, me, job),
             HostAction::Accept { .. } => self.accept(world, me, job),
-            HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
+            HostAction::Checkpoint { .. } => Some(self.checkpoint(world, me, job)),
             HostAction::Destroy { .. } | HostAction::Missing { .. } => {
                 let ended = remove(world, me, instance) || world.weakness == Some(Weakness::TrustsEnds);
                 Some(if ended { Outcome::Done } else { again("libvirtd does not end it") })
@@ -347,49 +335,28 @@ impl Agent {
         known.map(|known| known.value.token.clone()).unwrap_or_default()
     }
 
+    /// What it has read of the store, and which checkpoint of a node that names here.
+    pub(crate) fn told_of(
+        &self,
+        node: &NodeId,
+        me: &HostId,
+        clock: Boottime,
+    ) -> Option<(View, Option<CheckpointId>)> {
+        let view = self.mirror.as_ref()?.view(&self.observer, clock);
+        let named = view.checkpoints.get(node).and_then(|known| known.value.on(me)).map(|copy| copy.id);
+        Some((view, named))
+    }
+
     fn view(&self, world: &World, me: &HostId) -> View {
         let clock = world.machine(me).boottime(world.now);
         self.mirror.as_ref().map(|mirror| mirror.view(&self.observer, clock)).unwrap_or_default()
     }
 
-    fn checkpoint(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        let HostAction::Checkpoint { node, epoch, hosts, .. } = job.of.action.clone() else {
-            return Some(Outcome::Done);
-        };
-        let Some(image) = job.image.clone() else { return Some(again("it does not run")) };
-        if job.stage == 1 {
-            return job
-                .written
-                .map(|written| if written { Outcome::Done } else { again("the record was not written") });
-        }
-        for host in &hosts {
-            if !world.receive((me, host), &node, &image, job.revisions.0) {
-                return Some(again("a backup does not take it"));
-            }
-        }
-        let record = CheckpointRecord {
-            id: image.id,
-            valid: epoch,
-            taken: world.machine(me).wall(world.now),
-            instance: job.of.instance,
-            pause_ms: 5,
-            bytes: 1 << 20,
-            hosts,
-        };
-        let key = Key::Checkpoint(node.clone());
-        let txn = Txn {
-            when: vec![(Key::Node(node), job.revisions.0), (key.clone(), job.revisions.1)],
-            writes: vec![(key, Some(Value::Checkpoint(record)))],
-        };
-        job.stage = 1;
-        self.send(world, me, Tag::Checkpoint { job: job.id }, Body::Commit(txn));
-        None
-    }
-
-    pub(super) fn checkpoint_written(&mut self, id: u64, answer: &crate::world::Answer) {
-        if let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) {
-            job.written = Some(matches!(answer, crate::world::Answer::Applied(_)));
-        }
+    fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {
+        let HostAction::Checkpoint { node, .. } = &job.of.action else { return Outcome::Done };
+        let Some(image) = job.image.take() else { return again("it does not run") };
+        self.copies.keep(node.clone(), image);
+        Outcome::Saved(Saved { taken: world.machine(me).wall(world.now), pause_ms: 5, bytes: BYTES })
     }
 }
 

@@ -45,6 +45,23 @@ impl Agent {
                 let there = (!world.lacks_libvirtd(me)).then_some(there);
                 Some(Input::Looked { instance, there })
             }
+            Effect::Send { node, id, revision, to } => {
+                self.copies.begin(world, (node, id), revision, to);
+                None
+            }
+            Effect::CancelSend { node, id, host, fault } => {
+                world.verbose(|| format!("{me} ends the copy {id} of {node} to {host}: {fault:?}"));
+                self.copies.cancel(node, id, &host);
+                None
+            }
+            Effect::Record { node, revision, replaces, record } => {
+                self.record_checkpoint(world, me, node, (revision, replaces), *record);
+                None
+            }
+            Effect::Discard { node, id } => {
+                self.copies.discard(node, id);
+                None
+            }
             Effect::DropImages { node, .. } => {
                 world.machine_mut(me).images.remove(&node);
                 world.verbose(|| format!("{me} drops the images of {node}"));
@@ -58,7 +75,7 @@ impl Agent {
                 self.conditions.remove(&condition);
                 None
             }
-            Effect::Changed { .. } | Effect::DeathSeen => None,
+            Effect::Changed { .. } | Effect::DeathSeen | Effect::Checkpointed { .. } => None,
         }
     }
 

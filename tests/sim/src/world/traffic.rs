@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use understudy_core::host::SendWindows;
+use understudy_core::host::{Offer, SendWindows, offered};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 
 use super::World;
@@ -59,38 +59,33 @@ impl World {
         )
     }
 
-    /// A copy of a checkpoint arrives at `to`. Its agent takes it only if it knows itself as a backup by the very record
-    /// that the sender decided from: one that is behind may yet hear that it is none, and delete what the store names by
-    /// then. It drops only what is older than what the store names.
-    pub(crate) fn receive(
-        &mut self,
-        (from, to): (&HostId, &HostId),
-        node: &NodeId,
-        image: &Image,
-        revision: u64,
-    ) -> bool {
-        let reachable = self.reach(from, to) && self.machine(to).runs();
-        let careless = self.weakness == Some(Weakness::CarelessReceiver);
+    /// All of a copy of a checkpoint has arrived at `to`. Its agent takes it as core says, and keeps the newest two and what
+    /// the store names.
+    pub(crate) fn receive(&mut self, to: &HostId, node: &NodeId, image: &Image, revision: u64) -> Offer {
+        let (now, careless) = (self.now, self.weakness == Some(Weakness::CarelessReceiver));
         let machine = self.machine(to);
-        let Some(mirror) = machine.agent.as_ref().and_then(|agent| agent.mirror.as_ref()) else {
-            return false;
+        let clock = machine.boottime(now);
+        let Some((view, named)) = machine.agent.as_ref().and_then(|agent| agent.told_of(node, to, clock))
+        else {
+            return Offer::NotYet(format!("{to} has not read the store yet"));
         };
-        let named = mirror.nodes.get(node).is_some_and(|known| {
-            let record = &known.value;
-            known.revision == revision && record.backups.iter().any(|backup| &backup.host == to)
-        });
-        if !reachable || !(named || careless) {
-            return false;
+        let offer = offered(&view, to, node, (image.id.epoch, Some(revision)));
+        if offer != Offer::Taken && !careless {
+            return offer;
         }
-        let newest = mirror.checkpoints.get(node).map(|known| known.value.id);
-        self.verbose(|| {
-            format!("{to} keeps checkpoint {} of {node} and drops those before {newest:?}", image.id)
-        });
+        if machine.full_until > now {
+            return Offer::Over("no space left on device".to_owned());
+        }
+        let newest = machine.images.get(node).and_then(|images| images.iter().map(|image| image.id).max());
+        if let Some(newest) = newest.filter(|newest| image.id <= *newest) {
+            return Offer::Over(format!("{newest} is complete, count on from there"));
+        }
+        self.verbose(|| format!("{to} keeps checkpoint {} of {node} beside {named:?}", image.id));
         let images = self.machine_mut(to).images.entry(node.clone()).or_default();
-        images.retain(|known| newest.is_none_or(|newest| known.id >= newest));
-        images.retain(|known| known.id != image.id);
+        // What is newer than what the store names may be named by a write that is on its way.
+        images.retain(|known| newest == Some(known.id) || named.is_none_or(|named| known.id >= named));
         images.push(image.clone());
-        true
+        Offer::Taken
     }
 
     pub(crate) fn transfer_of(&self, from: &HostId, instance: InstanceId) -> Option<u64> {

@@ -21,7 +21,7 @@ use crate::units::{MiB, Vcpus};
 const REFUSALS: u32 = 4;
 
 /// What comes after a job on its lane.
-enum Next {
+pub(super) enum Next {
     Free,
     /// The second half of a work that counts as one.
     Half,
@@ -37,6 +37,9 @@ impl HostAgent {
         if job.session != self.session {
             self.outlived(&job);
             return;
+        }
+        if matches!(job.action, HostAction::Checkpoint { .. }) {
+            return self.checkpoint_saved(&job, outcome);
         }
         let destroys = matches!(job.action, HostAction::Destroy { .. });
         if let Some(lane) = job.action.lane().filter(|_| !destroys) {
@@ -58,7 +61,7 @@ impl HostAgent {
     }
 
     /// The lane is free, at once or after a wait that grows with each failure in a row.
-    fn release(&mut self, lane: (InstanceId, Lane), next: Next) {
+    pub(super) fn release(&mut self, lane: (InstanceId, Lane), next: Next) {
         let tries = match self.lanes.remove(&lane) {
             Some(Busy::Running { tries } | Busy::Waiting { tries, .. }) => tries,
             None => 0,
@@ -246,7 +249,7 @@ impl HostAgent {
         let source = self.records.view.hosts.get(from).and_then(|host| host.facts.as_ref());
         let reported = source.and_then(|facts| facts.instances.get(&instance)).cloned();
         // Its newest checkpoint is good for it still: the next one is due as after one that was taken here.
-        self.taken.insert(node.clone(), self.now.boottime);
+        self.checkpoints.taken.insert(node.clone(), self.now.boottime);
         let fact = InstanceFact {
             phase: Phase::Ready,
             node: Some(node),

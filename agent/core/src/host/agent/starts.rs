@@ -61,7 +61,7 @@ impl HostAgent {
             }
             // A guest that stands still sends nothing: windows first, the state a moment later.
             HostAction::Checkpoint { .. } if self.is_sending(instance) => return,
-            HostAction::Checkpoint { node, epoch, .. } => self.count_checkpoint(node, *epoch),
+            HostAction::Checkpoint { .. } => return self.start_checkpoint(action),
             HostAction::Resume { epoch, .. } | HostAction::Accept { epoch, .. } => {
                 self.begins(instance, *epoch);
             }
@@ -76,11 +76,7 @@ impl HostAgent {
             | HostAction::Missing { .. }
             | HostAction::DropImages { .. } => {}
         }
-        let sequence = match &action {
-            HostAction::Checkpoint { node, .. } => self.sequences.get(node).map(|(_, sequence)| *sequence),
-            _ => None,
-        };
-        let job = Job { sequence, ..self.job(action, instance) };
+        let job = self.job(action, instance);
         self.spawn(job);
     }
 
@@ -96,15 +92,6 @@ impl HostAgent {
         self.exited.remove(&instance);
         self.loaded.remove(&instance);
         self.local.insert(instance, Local { fact, paused: true });
-    }
-
-    /// Counts on from the newest that the store names and the last that was tried.
-    fn count_checkpoint(&mut self, node: &NodeId, epoch: Epoch) {
-        self.taken.insert(node.clone(), self.now.boottime);
-        let known = self.records.view.checkpoints.get(node).filter(|known| known.value.id.epoch == epoch);
-        let newest = known.map_or(0, |known| known.value.id.sequence);
-        let tried = self.sequences.get(node).filter(|(of, _)| *of == epoch).map_or(0, |(_, tried)| *tried);
-        self.sequences.insert(node.clone(), (epoch, newest.max(tried) + 1));
     }
 
     fn is_ready(&self, instance: InstanceId) -> bool {
@@ -148,7 +135,7 @@ impl HostAgent {
         Job { action, instance, address, sequence: None, memory, session: self.session }
     }
 
-    fn spawn(&mut self, job: Job) {
+    pub(super) fn spawn(&mut self, job: Job) {
         if let Some(lane) = job.action.lane() {
             let tries = match self.lanes.get(&lane) {
                 Some(Busy::Running { tries } | Busy::Waiting { tries, .. }) => *tries,

@@ -44,7 +44,8 @@ impl Rig {
         rig.say(Input::Listed(None));
         // No checkpoint is due.
         let nodes: Vec<NodeId> = rig.cluster.view.nodes.keys().cloned().collect();
-        rig.agent.taken = nodes.into_iter().map(|node| (node, rig.cluster.now.boottime)).collect();
+        rig.agent.checkpoints.taken =
+            nodes.into_iter().map(|node| (node, rig.cluster.now.boottime)).collect();
         rig
     }
 

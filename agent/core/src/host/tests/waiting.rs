@@ -11,7 +11,9 @@ fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_move
     let due = |cluster: &Cluster| {
         let found = actions(cluster, &me, &cluster.local(&me), &taken);
         found.into_iter().find_map(|action| match action {
-            HostAction::Checkpoint { hosts, epoch, .. } => Some((hosts, epoch)),
+            HostAction::Checkpoint { to, epoch, .. } => {
+                Some((to.into_iter().map(|to| to.host).collect::<Vec<HostId>>(), epoch))
+            }
             _ => None,
         })
     };
@@ -22,6 +24,9 @@ fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_move
     let mut lost = cluster.clone();
     lost.lose(backup.as_str());
     assert_eq!(due(&lost), None);
+    let mut silent = cluster.clone();
+    silent.seen(backup.as_str()).facts = None;
+    assert_eq!(due(&silent), None, "where it is reached is not known");
     let mut beside = cluster.clone();
     beside.add(&["bob/display"]);
     beside.edit("bob/display", |record| {

@@ -6,7 +6,7 @@ use crate::death::Death;
 use crate::fixture::{Cluster, dead, deploy_failed, fact, host, node};
 use crate::ids::Epoch;
 use crate::leader::CheckpointChange;
-use crate::records::{Origin, Phase, StateKept};
+use crate::records::{CheckpointRecord, Origin, Phase, StateKept};
 use crate::units::{MiB, UnixMillis};
 
 #[test]
@@ -149,6 +149,44 @@ fn a_checkpoint_on_a_host_that_is_no_backup_is_used_where_there_is_room() {
         cluster.step();
         let origin = cluster.record("alice/exec-1").primary.as_ref().unwrap().origin;
         assert_eq!(matches!(origin, Origin::Restored(_)), origin_is_restore, "{origin:?}");
+    }
+}
+
+/// alice's execution node with two backups, of which the second missed the newest checkpoint.
+fn missed() -> (Cluster, [String; 2], CheckpointRecord) {
+    let mut cluster = Cluster::of(4);
+    cluster.add(&["alice/exec-1"]);
+    cluster.edit("alice/exec-1", |record| {
+        record.spec.labels.insert("backups".to_owned(), "2".to_owned());
+    });
+    cluster.settle();
+    let backups: [String; 2] = cluster.backup_hosts("alice/exec-1").try_into().unwrap();
+    cluster.miss_copy("alice/exec-1", &backups[1]);
+    let checkpoint = cluster.view.checkpoints[&node("alice/exec-1")].value.clone();
+    (cluster, backups, checkpoint)
+}
+
+/// SAFE-9: an older state is better than none.
+#[test]
+fn where_nobody_who_has_the_newest_is_left_the_checkpoint_before_it_is_restored() {
+    for newest_is_lost in [false, true] {
+        let (mut cluster, backups, checkpoint) = missed();
+        if newest_is_lost {
+            cluster.lose(&backups[0]);
+        }
+        cluster.kill_primary("alice/exec-1");
+        let plan = cluster.step();
+        let (at, id) = if newest_is_lost {
+            (&backups[1], checkpoint.earlier.as_ref().unwrap().id)
+        } else {
+            (&backups[0], checkpoint.id)
+        };
+        let primary = cluster.record("alice/exec-1").primary.as_ref().unwrap();
+        assert_eq!((primary.host.as_str(), primary.origin), (&**at, Origin::Restored(id)));
+        let CheckpointChange::Replace(_, first) = &plan.assignments[0].checkpoint else {
+            panic!("{:?}", plan.assignments[0].checkpoint)
+        };
+        assert_eq!((first.id, &first.earlier), (id, &None), "what is older must never come back");
     }
 }
 

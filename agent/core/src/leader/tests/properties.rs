@@ -30,6 +30,8 @@ pub(super) enum Event {
     Arrive(usize),
     LoseArrival(usize),
     LoseCheckpoint(usize),
+    MissCopy(usize, usize),
+    RefuseCopies(usize, usize, bool),
     Lose(usize),
     Reopen(usize),
     Silence(usize),
@@ -53,6 +55,9 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
         2 => node.clone().prop_map(Event::Arrive),
         1 => node.clone().prop_map(Event::LoseArrival),
         1 => node.clone().prop_map(Event::LoseCheckpoint),
+        1 => (node.clone(), host.clone()).prop_map(|(node, host)| Event::MissCopy(node, host)),
+        1 => (node.clone(), host.clone(), any::<bool>())
+            .prop_map(|(node, host, refuses)| Event::RefuseCopies(node, host, refuses)),
         1 => (node, any::<bool>()).prop_map(|(node, withheld)| Event::Withhold(node, withheld)),
         2 => host.clone().prop_map(Event::Lose),
         2 => host.clone().prop_map(Event::Reopen),
@@ -136,6 +141,8 @@ pub(super) fn apply(cluster: &mut Cluster, event: &Event) {
         Event::LoseCheckpoint(at) => {
             cluster.view.checkpoints.remove(&node(NODES[*at]));
         }
+        Event::MissCopy(at, by) => cluster.miss_copy(NODES[*at], &named(by)),
+        Event::RefuseCopies(at, by, refuses) => cluster.refuse_copies(NODES[*at], &named(by), *refuses),
         Event::Lose(at) => {
             if cluster.seen(&named(at)).is_open() {
                 cluster.lose(&named(at));
@@ -209,7 +216,7 @@ fn new_members_are_where_they_may_be(before: &View, cluster: &Cluster) {
         assert_eq!(hosts.len(), all, "{node}: each member has a host of its own");
         let kept = |host: &HostId| {
             was.touches(host)
-                || before.checkpoints.get(node).is_some_and(|known| known.value.hosts.contains(host))
+                || before.checkpoints.get(node).is_some_and(|known| known.value.on(host).is_some())
         };
         for host in hosts.into_iter().filter(|host| !kept(host)) {
             let seen = &before.hosts[host];
@@ -237,7 +244,9 @@ fn heal(cluster: &mut Cluster) {
         let seen = cluster.seen(name.as_str());
         seen.silent_since = now;
         seen.intent.drain = false;
-        Arc::make_mut(seen.facts.as_mut().unwrap()).capacity.memory = MiB(16 * 1024);
+        let facts = Arc::make_mut(seen.facts.as_mut().unwrap());
+        facts.capacity.memory = MiB(16 * 1024);
+        facts.copy_faults.clear();
     }
     cluster.pass(Duration::from_secs(60));
     for name in NODES {

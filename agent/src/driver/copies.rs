@@ -1,0 +1,268 @@
+//! Owns the images of checkpoints between their being saved and the last word of core about them: they are sent, recorded,
+//! and deleted.
+//!
+//! Promises: what goes on with an image ends with core's word, or with the driver, and then nothing of it stays; each end is
+//! told, but of what core has ended itself. Must not do: decide who gets one, for how long, or what is recorded.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio::time::Instant;
+use understudy_core::death::CopyFault;
+use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job, Recorded};
+use understudy_core::ids::{HostId, NodeId};
+use understudy_core::records::{CheckpointId, CheckpointRecord};
+use understudy_store::{Committed, Condition, Revision, Store, Txn};
+
+use super::event::Event;
+use super::{Driver, jobs};
+use crate::exit::chain;
+use crate::keys::{self, Key};
+use crate::peers::{self, SendError, Shipment};
+
+/// How often it is told at the most that a host goes on accepting: a small part of the time that it may pause.
+const TOLD: Duration = Duration::from_millis(500);
+
+/// An image on its way. Its file goes with the last who works with it.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    path: PathBuf,
+    unwanted: AtomicBool,
+    /// What is said of it, once it is saved.
+    pub(super) shipment: OnceLock<Shipment>,
+}
+
+impl Outgoing {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, unwanted: AtomicBool::new(false), shipment: OnceLock::new() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads for as long as somebody waits for the image.
+    pub(super) fn read<R: Read>(&self, reader: R) -> impl Read {
+        While { image: self, reader }
+    }
+
+    pub(super) fn end(&self) {
+        self.unwanted.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+struct While<'a, R> {
+    image: &'a Outgoing,
+    reader: R,
+}
+
+impl<R: Read> Read for While<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.image.unwanted.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the node has changed, nobody waits for it any more"));
+        }
+        self.reader.read(buffer)
+    }
+}
+
+/// What goes on with one image. To drop it ends all of that.
+#[derive(Debug)]
+struct Goes {
+    image: Arc<Outgoing>,
+    sends: BTreeMap<HostId, watch::Sender<()>>,
+}
+
+impl Drop for Goes {
+    fn drop(&mut self) {
+        self.image.end();
+    }
+}
+
+/// All images on their way.
+#[derive(Debug, Default)]
+pub(super) struct Copies(BTreeMap<(NodeId, CheckpointId), Goes>);
+
+/// Whose copy it is.
+#[derive(Clone)]
+struct Told {
+    node: NodeId,
+    id: CheckpointId,
+    sender: UnboundedSender<Event>,
+}
+
+impl Told {
+    fn tell(&self, event: CopyEvent) {
+        let input = Input::Copy { node: self.node.clone(), id: self.id, event };
+        let _ = self.sender.send(Event::Host(Box::new(input)));
+    }
+}
+
+impl Driver {
+    pub(super) fn save(&mut self, job: Job) {
+        let HostAction::Checkpoint { node, epoch, .. } = &job.action else { return };
+        let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
+        let name = format!("{}-{}-{}.image", job.instance, id.epoch, id.sequence);
+        let image = Arc::new(Outgoing::new(self.parts.scratch.join(name)));
+        let goes = Goes { image: image.clone(), sends: BTreeMap::new() };
+        self.copies.0.insert((node.clone(), id), goes);
+        jobs::save(self.parts.clone(), self.sender.clone(), image, job);
+    }
+
+    pub(super) fn send(&mut self, node: NodeId, id: CheckpointId, revision: u64, to: Destination) {
+        let told = Told { node, id, sender: self.sender.clone() };
+        let key = (told.node.clone(), id);
+        let Some(goes) = self.copies.0.get_mut(&key) else { return };
+        let Some(shipment) = goes.image.shipment.get().cloned() else { return };
+        let (alive, mut ended) = watch::channel(());
+        goes.sends.insert(to.host.clone(), alive);
+        let image = goes.image.clone();
+        self.parts.tasks.spawn("copy of a checkpoint", async move {
+            tokio::select! {
+                // Nothing is ever said on it: it ends when core has no use for the copy any more.
+                _ = ended.changed() => {}
+                event = send(&image, &shipment, revision, &to, told.clone()) => told.tell(event),
+            }
+        });
+    }
+
+    pub(super) fn cancel_send(
+        &mut self,
+        node: NodeId,
+        id: CheckpointId,
+        host: &HostId,
+        fault: Option<CopyFault>,
+    ) {
+        match fault {
+            Some(fault) => {
+                tracing::warn!(%node, checkpoint = %id, %host, %fault, "a copy of a checkpoint was given up");
+            }
+            None => {
+                tracing::debug!(%node, checkpoint = %id, %host, "a copy of a checkpoint is of no use any more");
+            }
+        }
+        if let Some(goes) = self.copies.0.get_mut(&(node, id)) {
+            goes.sends.remove(host);
+        }
+    }
+
+    pub(super) fn discard(&mut self, node: NodeId, id: CheckpointId) {
+        self.copies.0.remove(&(node, id));
+    }
+
+    pub(super) fn record(
+        &self,
+        node: NodeId,
+        revision: u64,
+        replaces: Option<u64>,
+        record: CheckpointRecord,
+    ) {
+        let told = Told { node, id: record.id, sender: self.sender.clone() };
+        let store = self.parts.store.clone();
+        self.parts.tasks.spawn("record of a checkpoint", async move {
+            let recorded = write(&*store, &told.node, (revision, replaces), &record).await;
+            match &recorded {
+                Recorded::Written(_) => {}
+                Recorded::Refused => {
+                    tracing::info!(node = %told.node, checkpoint = %told.id, "a checkpoint is void, its node has changed");
+                }
+                Recorded::Unknown(error) => {
+                    tracing::warn!(node = %told.node, checkpoint = %told.id, %error, "a checkpoint may not be recorded, taking another");
+                }
+            }
+            told.tell(CopyEvent::Recorded(recorded));
+        });
+    }
+}
+
+async fn send(
+    image: &Outgoing,
+    shipment: &Shipment,
+    revision: u64,
+    to: &Destination,
+    told: Told,
+) -> CopyEvent {
+    let (host, mut last) = (to.host.clone(), None::<Instant>);
+    let whole = shipment.bytes;
+    let accepted = {
+        let (host, told) = (host.clone(), told.clone());
+        move |bytes: u64| {
+            if bytes >= whole || last.is_none_or(|last| last.elapsed() >= TOLD) {
+                last = Some(Instant::now());
+                told.tell(CopyEvent::Accepted { host: host.clone(), bytes });
+            }
+        }
+    };
+    let sent = peers::send_checkpoint(&to.api, image.path(), shipment, revision, accepted).await;
+    let Err(error) = sent else { return CopyEvent::Durable(host) };
+    tracing::warn!(node = %told.node, checkpoint = %told.id, %host, error = %chain(&error), "a copy of a checkpoint failed");
+    let detail = chain(&error);
+    match error {
+        SendError::Image(..) => CopyEvent::Unreadable { host, detail },
+        SendError::Refused { .. } => CopyEvent::Failed { host, fault: CopyFault::Refused { detail } },
+        SendError::Reach { .. } | SendError::Silent { .. } | SendError::Broken(_) | SendError::Ask(_) => {
+            CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } }
+        }
+    }
+}
+
+/// Over the revisions that it was decided from, and no others (SAFE-3, SAFE-4).
+async fn write(
+    store: &dyn Store,
+    node: &NodeId,
+    (revision, replaces): (u64, Option<u64>),
+    record: &CheckpointRecord,
+) -> Recorded {
+    let key = Key::Checkpoint(node.clone()).to_string();
+    let before = match replaces {
+        Some(revision) => Condition::Unchanged(key.clone(), Revision(revision)),
+        None => Condition::Absent(key.clone()),
+    };
+    let txn = Txn::new()
+        .when(Condition::Unchanged(Key::Node(node.clone()).to_string(), Revision(revision)))
+        .when(before)
+        .put(&key, keys::encode(record));
+    match store.commit(&txn).await {
+        Ok(Committed::Applied { revision }) => Recorded::Written(revision.0),
+        Ok(Committed::Refused { .. }) => Recorded::Refused,
+        Err(error) => Recorded::Unknown(chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_read_no_further_once_nobody_waits_for_it_and_goes_with_the_last_who_works_with_it() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("image");
+        std::fs::write(&path, [7; 100]).unwrap();
+        let image = Arc::new(Outgoing::new(path.clone()));
+        let mut copies = Copies::default();
+        let key = ("alice/exec-1".parse().unwrap(), id());
+        copies.0.insert(key.clone(), Goes { image: image.clone(), sends: BTreeMap::new() });
+        let mut reader = image.read(io::repeat(7));
+        reader.read_exact(&mut [0; 100]).unwrap();
+        copies.0.remove(&key);
+        assert!(reader.read_exact(&mut [0; 1]).is_err());
+        drop(reader);
+        assert!(path.exists(), "it is still worked with");
+        drop(image);
+        assert!(!path.exists());
+    }
+
+    fn id() -> CheckpointId {
+        CheckpointId { epoch: understudy_core::ids::Epoch(1), sequence: 1 }
+    }
+}

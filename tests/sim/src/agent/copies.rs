@@ -1,0 +1,183 @@
+//! Owns the model of what the daemon does with an image between its being saved and core's last word about it: sent,
+//! recorded, deleted.
+//!
+//! Promises: a receiver that stands still says nothing; one that cannot be reached is given up by the network; what core has
+//! ended says nothing any more. Must not do: decide who gets a copy, for how long, or what is recorded.
+
+use std::collections::BTreeMap;
+
+use understudy_core::death::CopyFault;
+use understudy_core::host::{CopyEvent, Destination, Input, Offer, Recorded};
+use understudy_core::ids::{HostId, NodeId};
+use understudy_core::records::{CheckpointId, CheckpointRecord};
+
+use super::{Agent, Tag};
+use crate::Weakness;
+use crate::machine::Image;
+use crate::store::{Key, Txn, Value};
+use crate::world::{Answer, Body, World};
+
+/// The size of every image.
+pub(super) const BYTES: u64 = 1 << 20;
+/// How long the network tries to reach somebody.
+const CONNECT_MS: u64 = 3_000;
+/// How long a receiver waits for what its mirror does not show yet.
+const BEHIND_MS: u64 = 2_000;
+
+/// One copy on its way.
+#[derive(Debug)]
+struct Sent {
+    revision: u64,
+    /// When all of it has arrived, if nothing is in its way.
+    due: u64,
+    /// When whoever cannot be reached, or does not know yet, is given up.
+    patience: Option<u64>,
+    half_told: bool,
+}
+
+/// An image on its way.
+#[derive(Debug)]
+struct Outgoing {
+    image: Image,
+    sends: BTreeMap<HostId, Sent>,
+}
+
+/// All images on their way.
+#[derive(Debug, Default)]
+pub(super) struct Copies(BTreeMap<(NodeId, CheckpointId), Outgoing>);
+
+impl Copies {
+    /// What was under way has as much left to do as before.
+    pub(super) fn stood_still(&mut self, since: u64, lost: u64) {
+        for sent in self.0.values_mut().flat_map(|outgoing| outgoing.sends.values_mut()) {
+            if sent.due > since {
+                sent.due += lost;
+            }
+            sent.patience = sent.patience.map(|until| until + lost);
+        }
+    }
+
+    pub(super) fn keep(&mut self, node: NodeId, image: Image) {
+        self.0.insert((node, image.id), Outgoing { image, sends: BTreeMap::new() });
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        world: &mut World,
+        (node, id): (NodeId, CheckpointId),
+        revision: u64,
+        to: Destination,
+    ) {
+        let due = world.now + world.duration(50, 500);
+        let sent = Sent { revision, due, patience: None, half_told: false };
+        if let Some(outgoing) = self.0.get_mut(&(node, id)) {
+            outgoing.sends.insert(to.host, sent);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, node: NodeId, id: CheckpointId, host: &HostId) {
+        if let Some(outgoing) = self.0.get_mut(&(node, id)) {
+            outgoing.sends.remove(host);
+        }
+    }
+
+    pub(super) fn discard(&mut self, node: NodeId, id: CheckpointId) {
+        self.0.remove(&(node, id));
+    }
+
+    /// What has become of each by now.
+    fn step(&mut self, world: &mut World, me: &HostId) -> Vec<(NodeId, CheckpointId, CopyEvent)> {
+        let mut told = Vec::new();
+        for ((node, id), outgoing) in &mut self.0 {
+            let image = &outgoing.image;
+            outgoing.sends.retain(|host, sent| {
+                let (event, goes_on) = match sent.step(world, (me, host), (node, image)) {
+                    Step::Waits => return true,
+                    Step::Half => (CopyEvent::Accepted { host: host.clone(), bytes: BYTES / 2 }, true),
+                    Step::Taken => (CopyEvent::Durable(host.clone()), false),
+                    Step::Failed(fault) => (CopyEvent::Failed { host: host.clone(), fault }, false),
+                };
+                told.push((node.clone(), *id, event));
+                goes_on
+            });
+        }
+        told
+    }
+}
+
+enum Step {
+    Waits,
+    Half,
+    Taken,
+    Failed(CopyFault),
+}
+
+impl Sent {
+    fn step(&mut self, world: &mut World, (me, to): (&HostId, &HostId), of: (&NodeId, &Image)) -> Step {
+        let now = world.now;
+        let (machine, reached) = (world.machine(to), world.reach(me, to));
+        if now < self.due || machine.frozen_until.is_some() {
+            return Step::Waits;
+        }
+        if !reached || !machine.runs() || machine.agent.is_none() {
+            let until = *self.patience.get_or_insert(now + CONNECT_MS);
+            let detail = "it does not answer".to_owned();
+            return if now < until { Step::Waits } else { Step::Failed(CopyFault::Unreachable { detail }) };
+        }
+        if machine.stalls_until > now {
+            return if std::mem::replace(&mut self.half_told, true) { Step::Waits } else { Step::Half };
+        }
+        match world.receive(to, of.0, of.1, self.revision) {
+            Offer::Taken => Step::Taken,
+            // With the protection switched off a refusal is taken for success.
+            Offer::Over(_) if world.weakness == Some(Weakness::TrustsCopies) => Step::Taken,
+            Offer::Over(detail) => Step::Failed(CopyFault::Refused { detail }),
+            Offer::NotYet(detail) => {
+                let until = *self.patience.get_or_insert(now + BEHIND_MS);
+                if now < until { Step::Waits } else { Step::Failed(CopyFault::Refused { detail }) }
+            }
+        }
+    }
+}
+
+impl Agent {
+    pub(super) fn step_copies(&mut self, world: &mut World, me: &HostId) {
+        for (node, id, event) in self.copies.step(world, me) {
+            self.dirty = true;
+            self.inform(world, me, Input::Copy { node, id, event });
+        }
+    }
+
+    pub(super) fn record_checkpoint(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        node: NodeId,
+        (revision, replaces): (u64, Option<u64>),
+        record: CheckpointRecord,
+    ) {
+        let (key, id) = (Key::Checkpoint(node.clone()), record.id);
+        let txn = Txn {
+            when: vec![(Key::Node(node.clone()), revision), (key.clone(), replaces.unwrap_or(0))],
+            writes: vec![(key, Some(Value::Checkpoint(record)))],
+        };
+        self.send(world, me, Tag::Checkpoint { node, id }, Body::Commit(txn));
+    }
+
+    pub(super) fn checkpoint_written(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        (node, id): (NodeId, CheckpointId),
+        answer: &Answer,
+    ) {
+        let recorded = match answer {
+            Answer::Applied(revision) => Recorded::Written(*revision),
+            Answer::Refused(_) => Recorded::Refused,
+            Answer::Unavailable | Answer::Read(_) => {
+                Recorded::Unknown("the store does not answer".to_owned())
+            }
+        };
+        self.inform(world, me, Input::Copy { node, id, event: CopyEvent::Recorded(recorded) });
+    }
+}
