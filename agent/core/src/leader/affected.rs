@@ -8,6 +8,7 @@
 //! | a renewal | nobody |
 //! | whether a host is open, has reported, is draining, can do its part | nodes on it, nodes that wait |
 //! | one instance | the nodes that it belongs to; where its phase or windows changed, their terminals |
+//! | a host takes no copies of a node's checkpoints, or does again | that node |
 //! | a host has more room than before | nodes that wait |
 //! | a node | its terminal; where a migration from a host begins or ends, the nodes on that host |
 //! | a checkpoint | its node |
@@ -118,6 +119,16 @@ impl Leader {
         }
         if !same_facts {
             self.instances_changed(old_facts.as_deref(), new_facts.as_deref());
+            self.copies_changed(old_facts.as_deref(), new_facts.as_deref());
+        }
+    }
+
+    fn copies_changed(&mut self, old: Option<&HostFacts>, new: Option<&HostFacts>) {
+        let faults = |facts: Option<&HostFacts>, node: &NodeId| facts?.copy_faults.get(node).cloned();
+        let told = [old, new].into_iter().flatten().flat_map(|facts| facts.copy_faults.keys().cloned());
+        let told: BTreeSet<NodeId> = told.collect();
+        for node in told.into_iter().filter(|node| faults(old, node) != faults(new, node)) {
+            self.look_at_changed(&node);
         }
     }
 

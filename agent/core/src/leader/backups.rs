@@ -1,12 +1,12 @@
 //! Owns the backups: as many as the policy says, each on a host of its own, and the deficit made good.
 //!
 //! Promises: a backup never shares a host with the primary or another backup (SAFE-5); a backup on a draining host
-//! is given up only once others are enough without it, and replaced once no primary is leaving that host. Must not do:
-//! promote.
+//! is given up only once others are enough without it, and replaced once no primary is leaving that host; one that takes no
+//! copies of the checkpoints is replaced where there is room. Must not do: promote.
 
 use super::place::{Choice, choose};
 use super::{DAY, Leader, ask, remember};
-use crate::death::{Setback, SetbackCause};
+use crate::death::{CopyFault, Setback, SetbackCause};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
@@ -41,6 +41,9 @@ pub(super) fn repair(leader: &mut Leader, node: &NodeId, mut known: SharedNode) 
         if !add(leader, node, &known.value) {
             break;
         }
+        known = leader.shared(node);
+    }
+    if replace_faulty(leader, node, &known.value, wanted) {
         known = leader.shared(node);
     }
     if give_up_draining(leader, node, &known.value, wanted) {
@@ -126,6 +129,47 @@ fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
     leader.chosen(node, &member.host);
     leader.change(node, reason, |record| record.backups.push(member));
     true
+}
+
+/// A backup that takes no copies of the checkpoints protects nobody: its place goes to another host where there is room,
+/// and stays where there is none, for what it took before. Its own host is avoided for a while.
+/// Whether one does.
+fn replace_faulty(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wanted: u32) -> bool {
+    let (mut changed, mut left) = (false, lasting(leader, record));
+    for (backup, fault) in faulty(leader, node, record) {
+        if left > wanted {
+            break;
+        }
+        let (host, known) = (backup.host, leader.shared(node));
+        if !add(leader, node, &known.value) {
+            leader.note(node, format!("its backup on {host} takes no checkpoints: {host} {fault}"));
+            break;
+        }
+        let cause = SetbackCause::NoCopies { fault, epoch: record.epoch };
+        let setback = Setback { host: host.clone(), cause, at: leader.now.wall };
+        leader.change(node, format!("{host} takes no checkpoints and gives its backup up"), |record| {
+            record.backups.retain(|other| other.host != host);
+            remember(record, setback);
+        });
+        changed = true;
+        left = lasting(leader, &leader.shared(node).value);
+    }
+    changed
+}
+
+/// The backups of which the primary's own host says that they take no copies.
+fn faulty(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Vec<(Member, CopyFault)> {
+    let primary = record.primary.as_ref();
+    let facts = primary.and_then(|primary| leader.view.current_facts(&primary.host));
+    let faults = facts.and_then(|facts| facts.copy_faults.get(node));
+    let fault = |backup: &Member| faults?.get(&backup.host).map(|fault| (backup.clone(), fault.clone()));
+    let held = record.holds_places(node.role());
+    record
+        .backups
+        .iter()
+        .filter(|backup| held && !leader.is_draining(&backup.host))
+        .filter_map(fault)
+        .collect()
 }
 
 /// A backup leaves a draining host once enough others could take over, or once one other could and waiting brings no

@@ -185,3 +185,60 @@ fn a_lost_hosts_backups_are_made_good_elsewhere() {
         cluster.settle();
     }
 }
+
+/// S4: a full disk on one backup's host blocked the node's protection for good.
+#[test]
+fn a_backup_that_takes_no_copies_is_replaced_on_another_host_and_its_own_avoided_for_a_while() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    let old = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.refuse_copies("alice/exec-1", &old, true);
+    cluster.step();
+    let record = cluster.record("alice/exec-1");
+    assert_eq!((record.backups.len(), record.epoch.0), (1, 1), "a backup is no reason for an epoch");
+    assert_ne!(record.backups[0].host.as_str(), old);
+    assert_eq!((record.setbacks[0].host.as_str(), record.setbacks[0].cause.bars_a_restore()), (&*old, false));
+    assert!(cluster.plan().is_empty());
+    let new = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.refuse_copies("alice/exec-1", &new, true);
+    assert!(cluster.step().is_empty(), "not the first one again so soon");
+    let notes = cluster.report.notes[&node("alice/exec-1")].join(" ");
+    assert!(notes.contains(&format!("its backup on {new} takes no checkpoints")), "{notes}");
+    cluster.pass(cluster.bounds.setback);
+    cluster.step();
+    assert_eq!(cluster.backup_hosts("alice/exec-1"), [old]);
+}
+
+#[test]
+fn without_another_host_a_backup_that_takes_no_copies_keeps_what_it_has() {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    let backup = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.refuse_copies("alice/exec-1", &backup, true);
+    assert!(cluster.step().is_empty());
+    assert!(cluster.report.notes.contains_key(&node("alice/exec-1")));
+    cluster.add_host("host3", MiB(4096));
+    cluster.step();
+    assert_eq!(cluster.backup_hosts("alice/exec-1"), ["host3"]);
+}
+
+#[test]
+fn only_the_primarys_own_host_says_who_takes_no_copies() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    let backup = host(&cluster.backup_hosts("alice/exec-1")[0]);
+    let faults = &mut cluster.facts(backup.as_str()).copy_faults;
+    faults.entry(node("alice/exec-1")).or_default().insert(backup.clone(), crate::death::CopyFault::Slow);
+    assert!(cluster.step().is_empty());
+}
+
+#[test]
+fn a_backup_that_missed_the_newest_state_is_reported_as_lacking() {
+    let mut cluster = Cluster::of(3);
+    cluster.add(&["alice/exec-1"]);
+    cluster.edit("alice/exec-1", |record| {
+        record.spec.labels.insert("backups".to_owned(), "2".to_owned());
+    });
+    cluster.settle();
+    let backups = cluster.backup_hosts("alice/exec-1");
+    cluster.miss_copy("alice/exec-1", &backups[1]);
+    cluster.plan();
+    assert_eq!(cluster.report.lacks[&node("alice/exec-1")].backups, 1);
+}

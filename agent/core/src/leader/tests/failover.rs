@@ -191,6 +191,20 @@ fn where_nobody_who_has_the_newest_is_left_the_checkpoint_before_it_is_restored(
 }
 
 #[test]
+fn a_host_that_takes_no_more_copies_is_restored_from_what_it_took_before() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    let old = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.refuse_copies("alice/exec-1", &old, true);
+    cluster.step();
+    assert_ne!(cluster.backup_hosts("alice/exec-1"), std::slice::from_ref(&old));
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let primary = cluster.record("alice/exec-1").primary.as_ref().unwrap();
+    assert!(matches!(primary.origin, Origin::Restored(_)), "{primary:?}");
+    assert_eq!(primary.host.as_str(), old);
+}
+
+#[test]
 fn the_state_is_not_given_up_while_a_host_that_keeps_it_has_yet_to_report() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let held = cluster.backup_hosts("alice/exec-1")[0].clone();
