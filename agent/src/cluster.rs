@@ -48,6 +48,8 @@ pub struct Cluster {
     /// Records that are there and cannot be read, and why: nothing of theirs may be taken for an orphan.
     unreadable: BTreeMap<String, String>,
     failovers: BTreeMap<NodeId, FailoverRequest>,
+    /// Counts what changed beside renewals.
+    changes: u64,
 }
 
 /// An operator's wish that a node's primary be replaced.
@@ -63,7 +65,8 @@ impl Cluster {
     pub fn replace(&mut self, listing: &Listing, now: Boottime) -> Vec<Unreadable> {
         let mut observer = std::mem::take(&mut self.observer);
         observer.was_blind(now);
-        *self = Self { revision: listing.revision, observer, ..Self::default() };
+        let changes = self.changes + 1;
+        *self = Self { revision: listing.revision, observer, changes, ..Self::default() };
         let faults = listing.entries.iter().filter_map(|entry| self.put(entry, now).err()).collect();
         self.view.withheld = self.withheld();
         faults
@@ -81,6 +84,13 @@ impl Cluster {
         }
         self.view.withheld = self.withheld();
         faults
+    }
+
+    /// A number that is another one whenever more than renewals has changed: what follows from records alone need not be
+    /// worked out anew before. With N hosts N renewals a second come to each.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// What cannot be read, for people: each with what follows, and what to do.
@@ -154,11 +164,6 @@ impl Cluster {
         self.view.nodes.values().map(|node| &node.value)
     }
 
-    /// The newest complete checkpoint of each node.
-    pub fn checkpoints(&self) -> impl Iterator<Item = (&NodeId, &CheckpointRecord)> {
-        self.view.checkpoints.iter().map(|(node, known)| (node, &known.value))
-    }
-
     /// The nodes for which an operator asked for a failover, with the epoch that is to end.
     pub fn failovers(&self) -> impl Iterator<Item = (NodeId, Epoch)> {
         self.failovers.iter().map(|(node, request)| (node.clone(), request.epoch))
@@ -187,13 +192,17 @@ impl Cluster {
         let result = self.put_readable(entry, now);
         match &result {
             Ok(()) => self.unreadable.remove(&entry.key),
-            Err(fault) => self.unreadable.insert(entry.key.clone(), chain(fault)),
+            Err(fault) => {
+                self.changes += 1;
+                self.unreadable.insert(entry.key.clone(), chain(fault))
+            }
         };
         result
     }
 
     fn put_readable(&mut self, entry: &Entry, now: Boottime) -> Result<(), Unreadable> {
         let Some(key) = Key::parse(&entry.key) else { return Ok(()) };
+        let mut renews = false;
         match key {
             Key::Leader => self.leader = Leadership::of(entry).ok(),
             Key::Facts(host) => {
@@ -202,7 +211,11 @@ impl Cluster {
                 self.change_host(host, now, |records| records.facts = Some(facts));
             }
             Key::Session(host) => {
-                let session = versioned(entry)?;
+                let session: Versioned<SessionRecord> = versioned(entry)?;
+                let known = self.hosts.get(&host).and_then(|records| records.session.as_ref());
+                renews = known.is_some_and(|known| {
+                    SessionRecord { beat: known.value.beat, ..session.value.clone() } == known.value
+                });
                 self.change_host(host, now, |records| records.session = Some(session));
             }
             Key::Intent(host) => {
@@ -223,10 +236,12 @@ impl Cluster {
             Key::PolicyCandidate => self.policies.candidate = Some(versioned(entry)?),
             Key::PolicyRefused => self.policies.refused = Some(versioned(entry)?),
         }
+        self.changes += u64::from(!renews);
         Ok(())
     }
 
     fn delete(&mut self, key: &str, now: Boottime) {
+        self.changes += 1;
         self.unreadable.remove(key);
         match Key::parse(key) {
             Some(Key::Leader) => self.leader = None,
@@ -343,5 +358,40 @@ mod tests {
             cluster.apply(&Batch { revision, changes: vec![deleted] }, NOW);
             assert!(!cluster.hides_names() && cluster.unreadable().is_empty(), "{key}");
         }
+    }
+
+    #[test]
+    fn a_renewal_is_no_change_and_everything_else_is() {
+        let session = |beat: u64, number: u64| {
+            format!(r#"{{"boot":"b","machine":"m","number":{number},"beat":{beat},"ended":null}}"#)
+        };
+        let put = |key: &str, value: String, revision: u64| Batch {
+            revision: Revision(revision),
+            changes: vec![Change::Put(Entry {
+                key: key.to_owned(),
+                value: value.into_bytes(),
+                modified: Revision(revision),
+            })],
+        };
+        let mut cluster = Cluster::default();
+        let key = "v1/hosts/host2/session";
+        for (value, changed) in [
+            (session(1, 1), true),
+            (session(2, 1), false),
+            (session(3, 1), false),
+            (session(4, 2), true),
+            ("broken".to_owned(), true),
+        ] {
+            let before = cluster.changes();
+            cluster.apply(&put(key, value.clone(), before + 1), NOW);
+            assert_eq!(cluster.changes() != before, changed, "{value}");
+        }
+        let before = cluster.changes();
+        cluster.apply(&put("v1/hosts/host2/intent", r#"{"drain":true}"#.to_owned(), 9), NOW);
+        assert_ne!(cluster.changes(), before);
+        let before = cluster.changes();
+        let gone = Change::Deleted { key: key.to_owned(), revision: Revision(10) };
+        cluster.apply(&Batch { revision: Revision(10), changes: vec![gone] }, NOW);
+        assert_ne!(cluster.changes(), before);
     }
 }

@@ -18,7 +18,7 @@ use understudy_core::ids::NodeId;
 use understudy_core::leader::Report;
 use understudy_core::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
 use understudy_core::units::UnixMillis;
-use understudy_core::view::View;
+use understudy_core::view::{Checkpoints, View};
 
 pub use policies::PolicyMetrics;
 
@@ -36,7 +36,8 @@ pub struct Metrics {
     copy_faults: IntGauge,
     instances: IntGaugeVec,
     checkpoint_age: GaugeVec,
-    checkpoint_taken: std::sync::Mutex<std::collections::BTreeMap<NodeId, UnixMillis>>,
+    /// The newest ones: their ages are worked out when somebody asks.
+    newest_checkpoints: std::sync::Mutex<Checkpoints>,
     checkpoint_pause: HistogramVec,
     checkpoint_bytes: IntGaugeVec,
     checkpoints: IntCounterVec,
@@ -131,7 +132,7 @@ impl Metrics {
                 "Instances of this host by phase; phase idle is the pool",
             )?,
             checkpoint_age,
-            checkpoint_taken: std::sync::Mutex::default(),
+            newest_checkpoints: std::sync::Mutex::default(),
             checkpoint_pause: histogram(
                 &["node"],
                 "checkpoint_pause_seconds",
@@ -158,9 +159,12 @@ impl Metrics {
     /// The text that Prometheus reads. Ages are computed here, because they grow while nothing happens.
     #[must_use]
     pub fn text(&self, now: UnixMillis) -> String {
-        let taken = self.checkpoint_taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        for (node, taken) in taken {
-            self.checkpoint_age.with_label_values(&[&node.to_string()]).set(now.since(taken).as_secs_f64());
+        let newest =
+            self.newest_checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        self.checkpoint_age.reset();
+        for (node, known) in &newest {
+            let age = now.since(known.value.taken).as_secs_f64();
+            self.checkpoint_age.with_label_values(&[&node.to_string()]).set(age);
         }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
@@ -226,11 +230,8 @@ impl Metrics {
             let number = count(facts.instances.values().filter(|fact| fact.phase == phase));
             self.instances.with_label_values(&[phase.as_str()]).set(number);
         }
-        let mut taken = self.checkpoint_taken.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for node in taken.keys().filter(|node| !view.checkpoints.contains_key(*node)) {
-            let _ = self.checkpoint_age.remove_label_values(&[&node.to_string()]);
-        }
-        *taken = view.checkpoints.iter().map(|(node, known)| (node.clone(), known.value.taken)).collect();
+        let mut newest = self.newest_checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        newest.clone_from(&view.checkpoints);
     }
 
     pub(crate) fn gateway_seen(&self, counters: &crate::gateway::Counters) {

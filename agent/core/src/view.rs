@@ -36,7 +36,7 @@ pub struct Versioned<T> {
 
 /// What changed from one map to another: each key with its values before and after. What both share is passed over, so
 /// that this takes about as long as what changed.
-pub(crate) fn diff<'a, K: Ord, V: PartialEq>(
+pub fn diff<'a, K: Ord, V: PartialEq>(
     old: &'a OrdMap<K, V>,
     new: &'a OrdMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {

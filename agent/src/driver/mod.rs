@@ -32,7 +32,7 @@ use understudy_core::leader::Report;
 use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::units::{Boottime, Now, UnixMillis};
-use understudy_core::view::View;
+use understudy_core::view::{Checkpoints, View, diff};
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::election::Leadership;
@@ -142,6 +142,12 @@ pub struct Driver {
     published: Option<publish::Published>,
     publishing: bool,
     publish_after: Boottime,
+    /// What the directory was made from last: the count of changes, and whether the lease was open.
+    shown: Option<(u64, bool)>,
+    /// The count of changes that the policies' keeper was told of last.
+    told: Option<u64>,
+    /// The checkpoints that the image store was told of last.
+    named: Checkpoints,
     complaints: BTreeMap<&'static str, String>,
     load_milli: u32,
     policy_facts: SetFacts,
@@ -228,6 +234,9 @@ impl Driver {
             published: None,
             publishing: false,
             publish_after: Boottime::default(),
+            shown: None,
+            told: None,
+            named: Checkpoints::default(),
             complaints: BTreeMap::new(),
             load_milli: 0,
             policy_facts: SetFacts::default(),
@@ -353,11 +362,13 @@ impl Driver {
 
     fn mirror_changed(&mut self, faults: &[crate::keys::Unreadable]) {
         self.synced = true;
-        for (node, checkpoint) in self.cluster.checkpoints() {
-            if let Some(copy) = checkpoint.on(&self.parts.config.host) {
+        let checkpoints = &self.cluster.view().checkpoints;
+        for (node, _, known) in diff(&self.named, checkpoints) {
+            if let Some(copy) = known.and_then(|known| known.value.on(&self.parts.config.host)) {
                 self.parts.images.name(node, copy.id);
             }
         }
+        self.named = checkpoints.clone();
         self.inform_of_records();
         for fault in faults {
             tracing::error!(error = %crate::exit::chain(fault), "a record cannot be read");

@@ -31,7 +31,11 @@ impl Driver {
     }
 
     /// Tells the keeper what stands.
-    pub(super) fn tell_keeper(&self, view: &View) {
+    pub(super) fn tell_keeper(&mut self, view: &View) {
+        let changes = Some(self.cluster.changes());
+        if std::mem::replace(&mut self.told, changes) == changes {
+            return;
+        }
         self.parts.policies.heed(&self.cluster.policies);
         let me = &self.parts.config.host;
         let api = |facts: &HostFacts| Some(facts.api.clone()).filter(|api| !api.is_empty());

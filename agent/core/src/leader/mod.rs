@@ -28,8 +28,9 @@ mod sums;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
+
+use imbl::OrdMap;
 
 use crate::death::Setback;
 use crate::ids::{HostId, NodeId};
@@ -101,15 +102,15 @@ pub struct Lack {
     pub backups: u32,
 }
 
-/// Why things did not happen, and what is lacking.
+/// Why things did not happen, and what is lacking. A copy shares the maps with the original, so that one costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// For each node, what keeps it from being whole.
-    pub notes: BTreeMap<NodeId, Vec<String>>,
+    pub notes: OrdMap<NodeId, Vec<String>>,
     /// What each node lacks. A node that lacks nothing is not listed.
-    pub lacks: BTreeMap<NodeId, Lack>,
+    pub lacks: OrdMap<NodeId, Lack>,
     /// Backups that each node should have, where the policy's answer is known.
-    pub wanted: BTreeMap<NodeId, u32>,
+    pub wanted: OrdMap<NodeId, u32>,
     /// Answers of policies that core refused or did without, with the reason.
     pub refusals: Vec<(Interface, String)>,
     /// What became of every answer that the plan used.
