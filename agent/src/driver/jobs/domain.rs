@@ -14,7 +14,7 @@ use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::CheckpointId;
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::{
-    GuestError, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec, process,
+    CallError, GuestError, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec, process,
 };
 
 use super::super::Parts;
@@ -147,6 +147,11 @@ pub(super) fn restore(
     };
     steps.done("image found");
     if let Err(error) = parts.hypervisor.restore(&spec) {
+        if never_asked(&error) {
+            // There is nothing of this try, and without libvirtd that could not be proven.
+            let revoked = parts.permits.revoke(instance);
+            return Outcome::Failed(revoked.map_or_else(|error| chain(&error), |()| chain(&error)));
+        }
         return leave_nothing(parts, instance, not_restored(&error));
     }
     steps.done("restored, paused");
@@ -181,6 +186,20 @@ fn not_restored(error: &RestoreError) -> Outcome {
         | RestoreError::AlreadyHere(_)
         | RestoreError::NotPermitted { .. }
         | RestoreError::Look { .. } => Outcome::Failed(reason),
+    }
+}
+
+/// Whether libvirtd was not even asked to restore it.
+fn never_asked(error: &RestoreError) -> bool {
+    match error {
+        RestoreError::Restore { source, .. } => matches!(source, CallError::Down { .. }),
+        RestoreError::Damaged { .. }
+        | RestoreError::OtherInstance { .. }
+        | RestoreError::Describe(_)
+        | RestoreError::Image { .. }
+        | RestoreError::AlreadyHere(_)
+        | RestoreError::NotPermitted { .. }
+        | RestoreError::Look { .. } => false,
     }
 }
 
@@ -249,7 +268,7 @@ impl Steps {
 mod tests {
     use std::time::Duration;
 
-    use understudy_hypervisor::{CallError, Refusal};
+    use understudy_hypervisor::Refusal;
     use uuid::Uuid;
 
     use super::*;
@@ -264,22 +283,25 @@ mod tests {
         };
         let refused = || refuses(RefusalKind::Other);
         let (busy, broke) = (refuses(RefusalKind::Busy), refuses(RefusalKind::ConnectionLost));
-        let silent = CallError::TimedOut { call: "restore", after: Duration::from_secs(1) };
-        let down = CallError::Down { uri: "qemu:///system".to_owned(), last: None };
+        let silent = || CallError::TimedOut { call: "restore", after: Duration::from_secs(1) };
+        let down = || CallError::Down { uri: "qemu:///system".to_owned(), last: None };
         let word = |error: RestoreError| match not_restored(&error) {
             Outcome::Damaged(_) => "damaged",
             Outcome::Refused(_) => "refused",
             Outcome::Failed(_) => "failed",
             other => panic!("{other:?}"),
         };
+        let unasked = RestoreError::Restore { id, source: down() };
+        let asked = RestoreError::Restore { id, source: silent() };
+        assert!(never_asked(&unasked) && !never_asked(&asked), "a call that is late may still take effect");
         for (error, expected) in [
             (RestoreError::Damaged { path: path(), source: refused() }, "damaged"),
             (RestoreError::OtherInstance { path: path(), wanted: id, found: id }, "damaged"),
             (RestoreError::Restore { id, source: refused() }, "refused"),
             (RestoreError::Restore { id, source: busy }, "failed"),
             (RestoreError::Restore { id, source: broke }, "failed"),
-            (RestoreError::Restore { id, source: silent }, "failed"),
-            (RestoreError::Restore { id, source: down }, "failed"),
+            (RestoreError::Restore { id, source: silent() }, "failed"),
+            (RestoreError::Restore { id, source: down() }, "failed"),
             (RestoreError::NotPermitted { id, source: refused() }, "failed"),
             (RestoreError::AlreadyHere(id), "failed"),
             (RestoreError::Image { path: path(), source: std::io::Error::from_raw_os_error(5) }, "failed"),
