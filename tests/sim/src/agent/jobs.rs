@@ -159,12 +159,7 @@ impl Agent {
         }
         match &job.of.action {
             HostAction::CreateIdle(_) | HostAction::Create { .. } => self.booted(world, me, job),
-            HostAction::Guard { epoch, .. } => {
-                let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
-                let held =
-                    life.is_some_and(|life| register(world, me, job.of.session, instance, (life, *epoch)));
-                Some(if held { Outcome::Guarded(*epoch) } else { again("the guard does not acknowledge it") })
-            }
+            HostAction::Guard { epoch, .. } => Some(guard(world, me, &job.of, *epoch)),
             HostAction::Deploy { node, .. } => {
                 Some(self.deploy(world, me, instance, node.clone(), job.fails))
             }
@@ -371,12 +366,7 @@ fn without_libvirtd(world: &mut World, me: &HostId, job: &mut Job) -> Option<Out
             job.until = world.machine(me).libvirtd_back;
             None
         }
-        HostAction::Guard { epoch, .. } => {
-            let (instance, epoch) = (job.of.instance, *epoch);
-            let life = world.machine(me).domains.get(&instance).map(|domain| domain.life);
-            let held = life.is_some_and(|life| register(world, me, job.of.session, instance, (life, epoch)));
-            Some(if held { Outcome::Guarded(epoch) } else { again("the guard does not acknowledge it") })
-        }
+        HostAction::Guard { epoch, .. } => Some(guard(world, me, &job.of, *epoch)),
         HostAction::Restore { .. } | HostAction::Resume { .. }
             if world.machine(me).domains.contains_key(&job.of.instance) =>
         {
@@ -411,6 +401,13 @@ fn remove(world: &mut World, me: &HostId, instance: InstanceId) -> bool {
     }
     domains.remove(&instance);
     true
+}
+
+/// Has the guard acknowledge what runs under this id, if anything does.
+fn guard(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Outcome {
+    let life = world.machine(me).domains.get(&of.instance).map(|domain| domain.life);
+    let held = life.is_some_and(|life| register(world, me, of.session, of.instance, (life, epoch)));
+    if held { Outcome::Guarded(epoch) } else { again("the guard does not acknowledge it") }
 }
 
 /// Asks the guard to take a process under its eyes, on behalf of the session that the job belongs to.

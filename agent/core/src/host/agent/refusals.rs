@@ -45,12 +45,8 @@ impl HostAgent {
 
     /// An earlier agent may have begun whatever lives here and has a name.
     pub(super) fn recover_begun(&mut self) {
-        let me = &self.settings.me;
-        let named = self.records.view.nodes.on_host(me).flat_map(|(_, known)| {
-            let record = &known.value;
-            let here = record.members().filter(|member| &member.host == me);
-            here.filter_map(|member| Some((member.instance?, record.epoch)))
-        });
+        let named = self.members_here();
+        let named = named.filter_map(|(_, record, member)| Some((member.instance?, record.epoch)));
         self.ability.begun = named.filter(|(instance, _)| self.lives(*instance)).collect();
     }
 
@@ -61,17 +57,10 @@ impl HostAgent {
         else {
             return;
         };
-        let me = &self.settings.me;
         let refused: Vec<(NodeId, InstanceId, Epoch)> = self
-            .records
-            .view
-            .nodes
-            .on_host(me)
-            .flat_map(|(node, known)| {
-                let record = &known.value;
-                let here = record.members().filter(|member| &member.host == me);
-                let waiting = here.filter_map(|member| self.waiting(node, record, member));
-                waiting.map(|instance| (node.clone(), instance, record.epoch)).collect::<Vec<_>>()
+            .members_here()
+            .filter_map(|(node, record, member)| {
+                Some((node.clone(), self.waiting(node, record, member)?, record.epoch))
             })
             .collect();
         for (node, instance, epoch) in refused {
@@ -82,6 +71,15 @@ impl HostAgent {
                 self.dead_in_epoch(instance, Some(node), epoch, death);
             }
         }
+    }
+
+    /// What nodes name on this host.
+    fn members_here(&self) -> impl Iterator<Item = (&NodeId, &NodeRecord, &Member)> {
+        let me = &self.settings.me;
+        self.records.view.nodes.on_host(me).flat_map(move |(node, known)| {
+            let here = known.value.members().filter(move |member| &member.host == me);
+            here.map(move |member| (node, &known.value, member))
+        })
     }
 
     /// Between two tries of a restore there is none.
