@@ -4,12 +4,10 @@ pub mod api;
 pub mod build;
 pub mod cli;
 pub mod client;
-pub mod cluster;
 pub mod config;
 pub mod driver;
 pub mod exit;
 pub mod gateway;
-pub mod keys;
 pub mod machine;
 pub mod metrics;
 pub mod needs;
@@ -17,3 +15,5 @@ pub mod peers;
 pub mod policies;
 pub mod tasks;
 pub mod telemetry;
+
+pub use understudy_core::keys;

@@ -284,6 +284,17 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// Counts the changes of leadership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Term(pub u64);
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One boot of a host's kernel: `/proc/sys/kernel/random/boot_id`. Another boot means that every process of
 /// the earlier one is gone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

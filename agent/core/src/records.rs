@@ -11,7 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::death::{CopyFault, Death, Setback};
-use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, TerminalId};
+use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, Term, TerminalId};
 pub use crate::service::Service;
 use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
@@ -248,10 +248,18 @@ pub struct HostIntent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaderRecord {
-    /// The host whose agent leads.
-    pub host: HostId,
-    /// Counts the leaderships.
-    pub term: u64,
+    /// The host whose agent leads; none: the last leader gave up in order.
+    pub host: Option<HostId>,
+    /// The term, which only grows while the record stands.
+    pub term: Term,
+}
+
+/// An operator's wish that a node's primary be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverRequest {
+    /// The epoch that is to end. Once it has, the request means nothing.
+    pub epoch: Epoch,
 }
 
 /// What a host has.

@@ -11,14 +11,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use tokio::sync::oneshot;
 use understudy_core::ids::{HostId, NameError, NodeId, TerminalId};
-use understudy_core::records::{HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord};
+use understudy_core::records::{FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_store::{Committed, Condition, Revision, Txn};
 use uuid::Uuid;
 
 use super::types::{NodeRequest, TerminalRequest};
 use super::{ApiState, Refusal, unknown_terminal};
-use crate::cluster::FailoverRequest;
 use crate::config::{MEMORY_MIB, VCPUS};
 use crate::driver::{Event, admission, now};
 use crate::exit::chain;

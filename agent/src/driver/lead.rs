@@ -113,11 +113,11 @@ impl Driver {
         if !self.lease.is_open(now.boottime) || !self.may_lead(view) {
             return;
         }
-        let mine =
-            self.leadership.as_ref().filter(|mine| self.cluster.leader.as_ref() == Some(*mine)).cloned();
+        let seen = self.seen_leadership();
+        let mine = self.leadership.clone().filter(|mine| seen.as_ref() == Some(mine));
         if self.leadership.is_some() && mine.is_none() && !self.bidding {
             // The mirror may be behind one's own bid; it is another's record that ends a leadership.
-            let newer = self.cluster.leader.as_ref().is_some_and(|seen| {
+            let newer = seen.is_some_and(|seen| {
                 self.leadership.as_ref().is_some_and(|own| seen.revision() > own.revision())
             });
             if newer {
@@ -137,10 +137,15 @@ impl Driver {
         }
     }
 
+    /// The leadership that the store cache shows.
+    pub(super) fn seen_leadership(&self) -> Option<Leadership> {
+        self.cluster.leader.as_ref().map(|known| Leadership::seen(LEADER, known))
+    }
+
     /// Bids when nobody leads, when the leader's session is over or silent, or when the leader was this agent's
     /// own earlier life, or its own earlier term.
     fn bid(&mut self, view: &View, now: Now) {
-        let vacant = match self.cluster.leader.as_ref().and_then(|leader| leader.host().cloned()) {
+        let vacant = match self.cluster.leader.as_ref().and_then(|leader| leader.value.host.clone()) {
             None => true,
             Some(host) if host == self.parts.config.host => true,
             Some(host) => view.hosts.get(&host).is_none_or(|seen| {
@@ -152,8 +157,7 @@ impl Driver {
             return;
         }
         self.bidding = true;
-        let (parts, sender, previous) =
-            (self.parts.clone(), self.sender.clone(), self.cluster.leader.clone());
+        let (parts, sender, previous) = (self.parts.clone(), self.sender.clone(), self.seen_leadership());
         self.parts.tasks.spawn("bid", async move {
             let bid = lead(parts.store.as_ref(), LEADER, &parts.config.host, previous.as_ref()).await;
             let _ = sender.send(Event::Bid(bid));
@@ -184,7 +188,7 @@ impl Driver {
 
     /// Tells the machine what the store holds by now, who is asked, and the time; and does what it wants.
     pub(super) fn decide(&mut self, view: &View, mine: Leadership, now: Now) {
-        let revision = self.cluster.revision;
+        let revision = Revision(self.cluster.revision);
         let deciding = self.parts.policies.deciding(&self.cluster.policies);
         let parts = Arc::clone(&self.parts);
         if self.leading.as_ref().is_none_or(|leading| leading.mine != mine) {

@@ -31,6 +31,7 @@ use understudy_core::ids::{BootId, MachineId};
 use understudy_core::leader::Report;
 use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
+use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::{Checkpoints, View, diff};
 use understudy_hypervisor::permit::Permits;
@@ -43,7 +44,6 @@ pub use lead::{admission, trial};
 pub use lease::{LeaseNews, Members, OpenStore};
 pub(crate) use sets::waits;
 
-use crate::cluster::Cluster;
 use watchdog::Watchdog;
 
 use crate::config::Config;
@@ -119,7 +119,7 @@ pub struct Driver {
     parts: Arc<Parts>,
     sender: mpsc::UnboundedSender<Event>,
     receiver: mpsc::UnboundedReceiver<Event>,
-    cluster: Cluster,
+    cluster: StoreCache,
     synced: bool,
     lease: LeaseStatus,
     session_number: u64,
@@ -215,7 +215,7 @@ impl Driver {
             parts,
             sender,
             receiver,
-            cluster: Cluster::default(),
+            cluster: StoreCache::default(),
             synced: false,
             lease: LeaseStatus::default(),
             session_number: 0,
@@ -331,11 +331,13 @@ impl Driver {
         match event {
             Event::Tick => {}
             Event::Listed(listing) => {
-                let faults = self.cluster.replace(&listing, now().boottime);
+                let records = listing.entries.iter().map(Into::into);
+                let faults = self.cluster.replace(listing.revision.0, records, now().boottime);
                 self.mirror_changed(&faults);
             }
             Event::Changed(batch) => {
-                let faults = self.cluster.apply(&batch, now().boottime);
+                let changes = batch.changes.iter().map(Into::into);
+                let faults = self.cluster.apply(batch.revision.0, changes, now().boottime);
                 self.mirror_changed(&faults);
             }
             Event::Hypervisor(event) => self.hypervisor_event(event),

@@ -79,7 +79,7 @@ impl Driver {
     pub(super) fn publish_facts(&mut self, now: Now) {
         let facts = self.facts();
         let me = &self.parts.config.host;
-        let heard = self.cluster.facts_at(me);
+        let heard = self.cluster.facts_at(me).map(Revision);
         let own = self.published.as_ref().filter(|own| heard.is_none_or(|heard| own.at >= heard));
         let (known, at) = match own {
             Some(own) => (Some(&own.facts), Some(own.at)),
@@ -148,7 +148,7 @@ impl Driver {
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
             complaints: self.complaints.values().cloned().collect(),
-            leader: self.cluster.leader.as_ref().and_then(|leader| leader.host()).map(ToString::to_string),
+            leader: self.cluster.leader.as_ref().and_then(|leader| leader.value.host.as_ref()).map(ToString::to_string),
             leading: self.leadership.is_some(),
             report: self.leading.as_ref().map(|leading| leading.report().clone()).unwrap_or_default(),
             session_remaining: remaining,

@@ -64,7 +64,7 @@ impl Driver {
             return true;
         }
         let me = &self.parts.config.host;
-        let recorded = self.cluster.leader.clone().filter(|leader| leader.host() == Some(me));
+        let recorded = self.seen_leadership().filter(|leader| leader.host() == Some(me));
         if let Some(mine) = self.stop_leading().or(recorded)
             && !self.bidding
         {
@@ -149,7 +149,7 @@ impl Driver {
 
     /// Whether the mirror shows what was last written.
     pub(super) fn sets_are_seen(&self) -> bool {
-        self.cluster.revision >= self.settled_at
+        self.cluster.revision >= self.settled_at.0
     }
 }
 

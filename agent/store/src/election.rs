@@ -1,46 +1,27 @@
 //! Who leads: one record, changed by compare-and-swap.
 //!
-//! Owns the leadership record and its terms. Promises: a term has at most one holder, because only a commit
+//! Owns the changes of the leadership record (whose form is core's). Promises: a term has at most one holder, because only a commit
 //! that was answered as applied makes one; terms only grow while the record stands. A holder proves itself in
 //! each of its writes with [`Leadership::condition`], so that a second leader can only lose.
 //!
 //! Must not keep time: when a leader counts as gone is decided by the caller, who then names the leadership
 //! that it found gone.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
 use understudy_core::ids::HostId;
+pub use understudy_core::ids::Term;
+use understudy_core::keys::{decode, encode};
+use understudy_core::records::LeaderRecord;
+use understudy_core::view::Versioned;
 
 use crate::Store;
 use crate::error::{BoxError, StoreError};
 use crate::types::{Committed, Condition, Entry, Revision, Txn};
 
-/// Counts the changes of leadership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Term(pub u64);
-
-impl fmt::Display for Term {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// The record as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Record {
-    /// `None`: the last leader gave up in order.
-    host: Option<HostId>,
-    term: Term,
-}
-
 /// A leadership as the store holds it: one's own, or another's that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leadership {
     key: String,
-    record: Record,
+    record: LeaderRecord,
     revision: Revision,
 }
 
@@ -71,12 +52,17 @@ impl Leadership {
 
     /// Reads a leadership from a record that a listing or watch gave.
     pub fn of(entry: &Entry) -> Result<Self, ElectionError> {
-        let unreadable = |source: serde_json::Error| {
-            let source: BoxError = Box::new(source);
-            ElectionError::Unreadable { key: entry.key.clone(), source }
-        };
-        let record = serde_json::from_slice(&entry.value).map_err(unreadable)?;
+        let record = decode(&entry.key, &entry.value).map_err(|fault| {
+            let source: BoxError = Box::new(fault.source);
+            ElectionError::Unreadable { key: fault.key, source }
+        })?;
         Ok(Self { key: entry.key.clone(), record, revision: entry.modified })
+    }
+
+    /// The leadership that a record under `key` stands for, as a store cache shows it.
+    #[must_use]
+    pub fn seen(key: &str, known: &Versioned<LeaderRecord>) -> Self {
+        Self { key: key.to_owned(), record: known.value.clone(), revision: Revision(known.revision) }
     }
 }
 
@@ -122,7 +108,7 @@ pub async fn lead(
 ) -> Result<Bid, ElectionError> {
     let term = Term(previous.map_or(1, |previous| previous.term().0 + 1));
     let condition = previous.map_or_else(|| Condition::Absent(key.to_owned()), Leadership::condition);
-    let record = Record { host: Some(me.clone()), term };
+    let record = LeaderRecord { host: Some(me.clone()), term };
     let txn = Txn::new().when(condition).put(key, encode(&record));
     match store.commit(&txn).await? {
         Committed::Applied { revision } => Ok(Bid::Won(Leadership { key: key.to_owned(), record, revision })),
@@ -133,11 +119,7 @@ pub async fn lead(
 /// Gives up a leadership in order, so that the next leader need not wait for its end. The term is kept. Says
 /// whether it still stood.
 pub async fn resign(store: &dyn Store, mine: &Leadership) -> Result<bool, ElectionError> {
-    let record = Record { host: None, term: mine.term() };
+    let record = LeaderRecord { host: None, term: mine.term() };
     let txn = Txn::new().when(mine.condition()).put(&mine.key, encode(&record));
     Ok(matches!(store.commit(&txn).await?, Committed::Applied { .. }))
-}
-
-fn encode(record: &Record) -> Vec<u8> {
-    serde_json::to_vec(record).expect("a record of a name and a number is always JSON")
 }

@@ -7,6 +7,7 @@
 //! anything.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,14 @@ pub struct MemoryStore {
     gate: watch::Sender<GateState>,
 }
 
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("revision", &lock(&self.shared.cluster).revision)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for MemoryStore {
     fn default() -> Self {
         Self::new()
@@ -114,6 +123,12 @@ impl MemoryStore {
     /// Holds back this connection's watches, or lets them go on: they then see all that they missed, in order.
     pub fn hold_watches(&self, held: bool) {
         self.gate.send_modify(|gate| gate.held = held);
+    }
+
+    /// Lets this connection's watches see nothing after `revision` until it is raised; `None` ends that. For a caller with a
+    /// time of its own, who knows when each revision was written.
+    pub fn show_up_to(&self, revision: Option<Revision>) {
+        self.gate.send_modify(|gate| gate.shown = revision);
     }
 
     /// Delays each batch of this connection's watches by so much time of the runtime's clock.
@@ -251,6 +266,8 @@ impl Store for MemoryStore {
 struct GateState {
     cut_off: bool,
     held: bool,
+    /// Nothing after it is seen.
+    shown: Option<Revision>,
     delay: Duration,
 }
 
@@ -265,7 +282,8 @@ impl WatchGate {
     pub(crate) async fn pass(&mut self, revision: Revision) {
         loop {
             // An error means that the connection is gone; what it had seen may still be read.
-            let open = self.state.wait_for(|gate| !gate.cut_off && !gate.held).await;
+            let shown = |gate: &GateState| gate.shown.is_none_or(|shown| revision <= shown);
+            let open = self.state.wait_for(|gate| !gate.cut_off && !gate.held && shown(gate)).await;
             let Ok(delay) = open.map(|gate| gate.delay) else { return };
             if delay.is_zero() {
                 return;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use understudy_core::store_cache;
 
 /// A point in the history of the whole store. Grows with every commit that changes something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -163,4 +164,21 @@ pub struct Batch {
     pub revision: Revision,
     /// At least one change.
     pub changes: Vec<Change>,
+}
+
+/// For the store cache.
+impl<'a> From<&'a Entry> for store_cache::Stored<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self { key: &entry.key, value: &entry.value, revision: entry.modified.0 }
+    }
+}
+
+/// For the store cache.
+impl<'a> From<&'a Change> for store_cache::Change<'a> {
+    fn from(change: &'a Change) -> Self {
+        match change {
+            Change::Put(entry) => Self::Put(entry.into()),
+            Change::Deleted { key, .. } => Self::Deleted(key),
+        }
+    }
 }

@@ -17,15 +17,17 @@ use std::collections::BTreeMap;
 use understudy_core::host::HostAgent;
 use understudy_core::host::lease::{Attempt, HostLease};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
+use understudy_core::keys::{Key, encode};
 use understudy_core::leader::{Input, Leader, Report};
-use understudy_core::observe::Observer;
 use understudy_core::records::{Capacity, CheckpointId, HostFacts};
 use understudy_core::units::{Now, Vcpus};
+use understudy_store::election::{Bid, Leadership, Term};
+use understudy_store::{Revision, Txn};
 
 use self::jobs::Job;
 use self::lease::{LeaseRequest, Stock};
 use crate::Weakness;
-use crate::store::{Key, Mirror, Txn, Value};
+use crate::mirror::{Foreign, Mirror, unchanged};
 use crate::world::{Answer, Body, World};
 
 /// An agent looks at its state at least this often.
@@ -38,11 +40,11 @@ const PUBLISH_RETRY_MS: u64 = 300;
 pub(crate) enum Tag {
     Lease(Attempt, LeaseRequest),
     Facts(Box<HostFacts>),
-    Bid { term: u64 },
+    Bid,
     Resign,
     Settled,
-    Assigned { leadership: u64, node: NodeId },
-    Ended { leadership: u64, host: HostId },
+    Assigned { term: Term, node: NodeId },
+    Ended { term: Term, host: HostId },
     Checkpoint { node: NodeId, id: CheckpointId },
 }
 
@@ -50,7 +52,6 @@ pub(crate) enum Tag {
 pub(crate) struct Agent {
     pub(crate) incarnation: u64,
     pub(crate) mirror: Option<Mirror>,
-    observer: Observer,
     lease: HostLease,
     pub(crate) number: u64,
     beat: u64,
@@ -68,8 +69,8 @@ pub(crate) struct Agent {
     jobs: Vec<Job>,
     copies: copies::Copies,
     next_job: u64,
-    /// The revision and term of the leadership that it holds.
-    leading: Option<(u64, u64)>,
+    /// The leadership that it holds.
+    leading: Option<Leadership>,
     bidding: bool,
     writing: u32,
     planned_at: u64,
@@ -95,7 +96,6 @@ impl Agent {
         Self {
             incarnation,
             mirror: None,
-            observer: Observer::default(),
             lease: HostLease::new(world.bounds, inherited),
             number: 0,
             beat: 0,
@@ -142,26 +142,19 @@ impl Agent {
     }
 
     /// Hears of what the store wrote, up to `until`.
-    pub(crate) fn hear(&mut self, world: &World, me: &HostId, until: u64) {
+    pub(crate) fn hear(&mut self, world: &World, me: &HostId, until: Revision) {
         let clock = world.machine(me).boottime(world.now);
-        if self.mirror.is_none() {
-            let foreign = world.machine(me).foreign.keys().cloned().collect();
-            self.mirror = Some(world.store.list_for(foreign));
-            self.observer.was_blind(clock);
-            self.dirty = true;
-        }
-        let Some(mirror) = &mut self.mirror else { return };
-        let mut heard = false;
-        while let Some(change) = world.store.history.get(mirror.next).filter(|change| change.at <= until) {
-            mirror.apply(change);
-            heard = true;
-        }
-        if world.weakness == Some(Weakness::ForgetsUnread) {
-            mirror.unread.clear();
-        }
-        if heard {
-            self.dirty = true;
-            mirror.observe(&mut self.observer, clock);
+        let dirty = &mut self.dirty;
+        let mirror = self.mirror.get_or_insert_with(|| {
+            *dirty = true;
+            let nodes = world.machine(me).foreign.keys().cloned().collect();
+            let forgotten = world.weakness == Some(Weakness::ForgetsUnread);
+            Mirror::new(&world.store, Foreign { nodes, forgotten }, clock)
+        });
+        match mirror.hear(until, clock) {
+            Ok(heard) => self.dirty |= heard,
+            // The changes are not kept any more: it lists anew at the next step.
+            Err(_) => self.mirror = None,
         }
     }
 
@@ -201,7 +194,7 @@ impl Agent {
             return;
         }
         let Some(mirror) = &self.mirror else { return };
-        let view = mirror.view(&self.observer, clock);
+        let view = mirror.view().clone();
         self.work(world, me, &view);
         self.tend_change(world, me, &view, clock);
         self.publish(world, me);
@@ -223,20 +216,20 @@ impl Agent {
                 self.publishing = false;
                 match answer {
                     Answer::Applied(revision) => self.published = Some((*facts, revision)),
-                    Answer::Refused(_) => self.published = None,
-                    Answer::Unavailable | Answer::Read(_) => {
+                    Answer::Refused { .. } => self.published = None,
+                    Answer::Unavailable | Answer::Read(_) | Answer::Bid(_) => {
                         self.published = None;
                         self.publish_after = world.now + PUBLISH_RETRY_MS;
                     }
                 }
             }
-            Tag::Bid { term } => {
+            Tag::Bid => {
                 self.bidding = false;
-                if let Answer::Applied(revision) = answer {
-                    world.note(format!("{me} leads in term {term}"));
+                if let Answer::Bid(Bid::Won(mine)) = answer {
+                    world.note(format!("{me} leads in term {}", mine.term()));
                     self.stop_leading();
-                    self.leading = Some((revision, term));
-                    self.planned_at = revision;
+                    self.planned_at = mine.revision().0;
+                    self.leading = Some(mine);
                 }
             }
             Tag::Resign => self.bidding = false,
@@ -245,18 +238,18 @@ impl Agent {
                 match answer {
                     Answer::Applied(revision) => self.planned_at = self.planned_at.max(revision),
                     // It may still be applied: a new term keeps it from coming after what is planned next.
-                    Answer::Refused(Key::Leader) | Answer::Unavailable => self.stop_leading(),
-                    Answer::Refused(_) | Answer::Read(_) => {}
+                    Answer::Refused { deposed: true } | Answer::Unavailable => self.stop_leading(),
+                    Answer::Refused { deposed: false } | Answer::Read(_) | Answer::Bid(_) => {}
                 }
             }
-            Tag::Assigned { leadership, node } => {
+            Tag::Assigned { term, node } => {
                 if let Answer::Applied(revision) = &answer {
                     self.written_by_its_set(world, me, *revision);
                 }
-                self.written(world, me, leadership, (&answer, |outcome| Input::Written(node, outcome)));
+                self.written(world, me, term, (&answer, |outcome| Input::Written(node, outcome)));
             }
-            Tag::Ended { leadership, host } => {
-                self.written(world, me, leadership, (&answer, |outcome| Input::Ended(host, outcome)));
+            Tag::Ended { term, host } => {
+                self.written(world, me, term, (&answer, |outcome| Input::Ended(host, outcome)));
             }
             Tag::Checkpoint { node, id } => self.checkpoint_written(world, me, (node, id), &answer),
         }
@@ -286,7 +279,7 @@ impl Agent {
     fn publish(&mut self, world: &mut World, me: &HostId) {
         let facts = self.facts(world, me);
         let Some(mirror) = &self.mirror else { return };
-        let heard = mirror.facts_revision(me);
+        let heard = mirror.facts_at(me).unwrap_or(0);
         let own = self.published.as_ref().filter(|(_, revision)| *revision > heard);
         let (known, revision) = match own {
             Some((facts, revision)) => (Some(facts), *revision),
@@ -296,10 +289,8 @@ impl Agent {
             return;
         }
         self.publishing = true;
-        let txn = Txn {
-            when: vec![(Key::Facts(me.clone()), revision)],
-            writes: vec![(Key::Facts(me.clone()), Some(Value::Facts(Box::new(facts.clone()))))],
-        };
+        let key = Key::Facts(me.clone());
+        let txn = Txn::new().when(unchanged(&key, revision)).put(key.to_string(), encode(&facts));
         self.send(world, me, Tag::Facts(Box::new(facts)), Body::Commit(txn));
     }
 }

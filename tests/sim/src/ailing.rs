@@ -6,8 +6,9 @@
 //! what it hides; a record that cannot be read is there.
 
 use understudy_core::ids::{HostId, NodeId};
+use understudy_core::keys::{Key, encode};
+use understudy_core::records::FailoverRequest;
 
-use crate::store::{Key, Value};
 use crate::world::World;
 
 /// How often each comes, in so many of 100 000 steps.
@@ -43,7 +44,7 @@ impl World {
             && let Some(epoch) = self.record(&node).map(|record| record.epoch)
         {
             self.note(format!("an operator wants a failover of {node}"));
-            self.write(Key::Failover(node), Some(Value::Failover(epoch)));
+            self.write(Key::Failover(node), Some(encode(&FailoverRequest { epoch })));
         }
         if self.strikes(FOREIGN_WEIGHT)
             && let Some(node) = self.some_node()

@@ -1,18 +1,22 @@
 //! Owns the judgement: what really runs against what may, and whether a healed world has come to rest.
 //!
-//! Promises: it looks at the truth of every machine, which no agent can. Must not do: change anything but its own notes.
+//! Promises: it looks at the truth of every machine, which no agent can, and at the store by a cache of its own, which follows
+//! every change. Must not do: change anything but its own notes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::bounds::COPY_LATE;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
+use understudy_core::keys::Key;
 use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
-use understudy_core::units::MiB;
-use understudy_core::view::{Versioned, View};
+use understudy_core::store_cache::StoreCache;
+use understudy_core::units::{Boottime, MiB};
+use understudy_core::view::{SharedNode, View};
+use understudy_store::{Change, MemoryStore, Revision};
 
 use crate::machine::{Domain, Machine, Stage};
-use crate::store::{Key, Value};
+use crate::mirror::{Foreign, Mirror};
 use crate::world::{GUARD_LATE_MS, POOL, World, millis};
 
 /// How often the age of checkpoints is judged.
@@ -21,8 +25,11 @@ const PROTECTION_MS: u64 = 500;
 const COPY_MS: u64 = 5_000;
 
 /// What the judge remembers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Truth {
+    store: Mirror,
+    /// From which revision on each set of policies was active.
+    active_sets: Vec<(u64, u64)>,
     /// The state that runs under each `begun` epoch of a node.
     states: BTreeMap<(NodeId, Epoch), u64>,
     /// The state of a node that acted last.
@@ -36,7 +43,54 @@ pub(crate) struct Truth {
     pub(crate) migrations: u64,
 }
 
+/// One revision of the store: what was written, and the nodes as they were before.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) revision: Revision,
+    keys: Vec<Key>,
+    before: BTreeMap<NodeId, Option<SharedNode>>,
+}
+
 impl Truth {
+    pub(crate) fn new(store: &MemoryStore) -> Self {
+        Self {
+            store: Mirror::new(store, Foreign::default(), Boottime(0)),
+            active_sets: Vec::new(),
+            states: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            clear_since: BTreeMap::new(),
+            recorded: BTreeMap::new(),
+            failovers: 0,
+            restores: 0,
+            migrations: 0,
+        }
+    }
+
+    /// The store as it is.
+    pub(crate) fn store(&self) -> &StoreCache {
+        &self.store
+    }
+
+    /// Takes the next revision in, if there is one.
+    pub(crate) fn see(&mut self, now: Boottime) -> Option<Seen> {
+        let batch = self.store.next()?;
+        let keys: Vec<Key> = batch.changes.iter().map(Change::key).filter_map(Key::parse).collect();
+        let nodes = keys.iter().filter_map(|key| if let Key::Node(node) = key { Some(node) } else { None });
+        let known = &self.store.view().nodes;
+        let before = nodes.map(|node| (node.clone(), known.get(node).cloned())).collect();
+        self.store.take(&batch, now);
+        if let (true, Some(set)) = (keys.contains(&Key::PolicyActive), &self.store.policies.active) {
+            self.active_sets.push((set.revision, set.value.generation));
+        }
+        Some(Seen { revision: batch.revision, keys, before })
+    }
+
+    /// The generation of the set that was active at a revision; 0 before the first.
+    pub(crate) fn active_set_at(&self, revision: u64) -> u64 {
+        let until = self.active_sets.iter().rev().find(|(since, _)| *since <= revision);
+        until.map_or(0, |(_, generation)| *generation)
+    }
+
     /// A deleted node's name may be given again.
     pub(crate) fn forget(&mut self, node: &NodeId) {
         self.states.retain(|(of, _), _| of != node);
@@ -207,24 +261,45 @@ impl World {
     }
 
     fn reports_ready(&self, host: &HostId, instance: InstanceId) -> bool {
-        match self.store.records.get(&Key::Facts(host.clone())).map(|known| &known.value) {
-            Some(Value::Facts(facts)) => {
-                facts.instances.get(&instance).is_some_and(|fact| fact.phase == Phase::Ready)
+        let facts = self.truth.store().facts(host);
+        facts.and_then(|facts| facts.instances.get(&instance)).is_some_and(|fact| fact.phase == Phase::Ready)
+    }
+
+    /// Everything that is written passes here, so that the truth can be looked at in the same moment.
+    pub(crate) fn judge_writes(&mut self, seen: Seen) {
+        for (node, before) in seen.before {
+            self.written(&node, before.as_ref().map(|known| &known.value));
+        }
+        for key in seen.keys {
+            match key {
+                Key::Session(host) => {
+                    let session = self.truth.store().session(&host).map(|known| &known.value);
+                    if let Some((number, end)) =
+                        session.and_then(|one| Some((one.number, one.ended.as_ref()?)))
+                    {
+                        self.note(format!("session {number} of {host} is ended: {}", end.reason));
+                    }
+                }
+                Key::Checkpoint(node) => {
+                    let known = self.truth.store().view().checkpoints.get(&node);
+                    let Some(record) = known.map(|known| known.value.clone()) else { continue };
+                    self.verbose(|| {
+                        let copies: Vec<String> =
+                            record.copies().map(|copy| format!("{} on {:?}", copy.id, copy.hosts)).collect();
+                        format!("of {node} there is checkpoint {}", copies.join(", before it "))
+                    });
+                    self.check_copies(&node, &record);
+                }
+                Key::Leader | Key::Facts(_) | Key::Intent(_) | Key::Terminal(_) | Key::Node(_) => {}
+                Key::Failover(_) | Key::PolicyActive | Key::PolicyCandidate | Key::PolicyRefused => {}
             }
-            Some(_) | None => false,
         }
     }
 
     /// A node's record has changed in the store.
-    pub(crate) fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>) {
+    fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>) {
         let Some(after) = self.record(node).cloned() else { return };
-        let view = View {
-            nodes: self
-                .nodes()
-                .map(|(node, record)| (node.clone(), Versioned { value: record.clone(), revision: 0 }))
-                .collect(),
-            ..View::default()
-        };
+        let view = View { nodes: self.truth.store().view().nodes.clone(), ..View::default() };
         for broken in broken_in(&view) {
             self.fail(format!("the records break {broken}"));
         }
@@ -281,15 +356,9 @@ impl World {
 
     /// Every host that a node's newest checkpoint names still has it.
     pub(crate) fn check_all_copies(&mut self) {
-        let known: Vec<(NodeId, CheckpointRecord)> = self
-            .store
-            .records
-            .iter()
-            .filter_map(|(key, known)| match (key, &known.value) {
-                (Key::Checkpoint(node), Value::Checkpoint(record)) => Some((node.clone(), record.clone())),
-                (_, _) => None,
-            })
-            .collect();
+        let known = &self.truth.store().view().checkpoints;
+        let known: Vec<(NodeId, CheckpointRecord)> =
+            known.iter().map(|(node, record)| (node.clone(), record.value.clone())).collect();
         for (node, record) in known {
             if self.record(&node).is_some() {
                 self.check_copies(&node, &record);
@@ -325,10 +394,7 @@ impl World {
     }
 
     fn draining(&self) -> BTreeSet<HostId> {
-        let drains = |host: &&HostId| match self.store.records.get(&Key::Intent((*host).clone())) {
-            Some(Versioned { value: Value::Intent(intent), .. }) => intent.drain,
-            Some(_) | None => false,
-        };
+        let drains = |host: &&HostId| self.truth.store().intent(host).drain;
         self.machines.keys().filter(drains).cloned().collect()
     }
 
@@ -353,12 +419,8 @@ impl World {
         }
         for backup in &record.backups {
             let whole = if record.holds_places(node.role()) {
-                match self.store.records.get(&Key::Checkpoint(node.clone())).map(|known| &known.value) {
-                    Some(Value::Checkpoint(known)) => {
-                        known.valid >= record.begun && known.hosts.contains(&backup.host)
-                    }
-                    Some(_) | None => false,
-                }
+                let known = self.truth.store().view().checkpoints.get(node).map(|known| &known.value);
+                known.is_some_and(|known| known.valid >= record.begun && known.hosts.contains(&backup.host))
             } else {
                 self.domain(&backup.host, backup.instance).is_some()
             };

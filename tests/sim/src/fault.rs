@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 
 use understudy_core::ids::{HostId, NodeId, Role, TerminalId};
+use understudy_core::keys::{Key, encode};
 use understudy_core::leader::{Admission, Input, Leader, Trial};
-use understudy_core::observe::Observer;
 use understudy_core::records::{HostIntent, NodeRecord, NodeSpec, Screen};
 use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use understudy_store::{Store, Txn};
 
 use crate::Weakness;
+use crate::mirror::{ready, unchanged};
 use crate::rng::Rng;
-use crate::store::{Key, Txn, Value};
 use crate::world::World;
 
 /// A kind of fault that comes by itself.
@@ -229,13 +230,17 @@ impl World {
 
     pub(crate) fn drain(&mut self, host: &HostId, drain: bool) {
         self.note(format!("{host} {}", if drain { "is to drain" } else { "takes work again" }));
-        self.write(Key::Intent(host.clone()), Some(Value::Intent(HostIntent { drain })));
+        self.write(Key::Intent(host.clone()), Some(encode(&HostIntent { drain })));
     }
 
-    pub(crate) fn write(&mut self, key: Key, value: Option<Value>) {
-        let when = vec![(key.clone(), self.store.revision_of(&key))];
-        let written = self.commit(Txn { when, writes: vec![(key, value)] });
-        debug_assert!(written.is_ok(), "an operator reads before it writes");
+    pub(crate) fn write(&mut self, key: Key, value: Option<Vec<u8>>) {
+        let known = ready(self.store.get(&key.to_string())).expect("operators are never cut off");
+        let txn = Txn::new().when(unchanged(&key, known.map_or(0, |entry| entry.modified.0)));
+        let written = self.commit(&match value {
+            Some(value) => txn.put(key.to_string(), value),
+            None => txn.delete(key.to_string()),
+        });
+        debug_assert!(written, "an operator reads before it writes");
     }
 
     fn terminals(&self) -> Vec<TerminalId> {
@@ -284,7 +289,7 @@ impl World {
     fn create(&mut self, name: &str, records: BTreeMap<NodeId, NodeRecord>) {
         self.note(format!("terminal {name} is created"));
         for (node, record) in records {
-            self.write(Key::Node(node), Some(Value::Node(Box::new(record))));
+            self.write(Key::Node(node), Some(encode(&record)));
         }
     }
 
@@ -292,7 +297,7 @@ impl World {
     pub(crate) fn ask_for_terminal(&mut self, name: &str, executions: u32) {
         let records = self.nodes_of(name, executions);
         let clock = Boottime(self.now * 1_000_000);
-        let view = self.store.list().view(&Observer::default(), clock);
+        let view = self.listed().view().clone();
         let now = Now { boottime: clock, wall: UnixMillis(1_700_000_000_000 + self.now) };
         let mut leader = Leader::new(self.bounds);
         leader.handle(Input::View(view), now);
@@ -313,7 +318,7 @@ impl World {
             self.nodes().map(|(node, _)| node.clone()).filter(|node| node.terminal() == &terminal).collect();
         for node in nodes {
             self.write(Key::Node(node.clone()), None);
-            if self.store.records.contains_key(&Key::Checkpoint(node.clone())) {
+            if self.truth.store().view().checkpoints.contains_key(&node) {
                 self.write(Key::Checkpoint(node.clone()), None);
             }
             self.truth.forget(&node);
@@ -333,7 +338,7 @@ impl World {
         let Some(mut record) = self.record(&node).cloned() else { return };
         record.spec.labels.insert("backups".to_owned(), backups.to_string());
         self.note(format!("{node} is to have {backups} backups"));
-        self.write(Key::Node(node), Some(Value::Node(Box::new(record))));
+        self.write(Key::Node(node), Some(encode(&record)));
     }
 
     /// Everything works again, and the operator leaves at most one host draining.
@@ -347,10 +352,7 @@ impl World {
         self.partitions.clear();
         let mut may_drain = self.machines.len() > 2;
         for host in self.hosts() {
-            let draining = matches!(
-                self.store.records.get(&Key::Intent(host.clone())).map(|known| &known.value),
-                Some(Value::Intent(HostIntent { drain: true }))
-            );
+            let draining = self.truth.store().intent(&host).drain;
             if draining && !std::mem::take(&mut may_drain) {
                 self.drain(&host, false);
             }

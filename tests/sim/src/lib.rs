@@ -1,18 +1,18 @@
 //! A deterministic simulation of several hosts: core's decisions against faults of every kind.
 //!
-//! Owns a small world (store, machines, guards, qemu processes, network, clocks) and a model of what the daemon does
-//! about the effects of core's host agent, which is the one that ships. Promises: a seed gives the same run everywhere; the safety guarantees are checked against what
-//! really runs, after every step; then everything is healed, and the world must come to rest. Must not do: decide
-//! anything that core decides.
+//! Owns a small world (machines, guards, qemu processes, network, clocks, and the product's own store double with its keys and
+//! elections) and a model of what the daemon does about the effects of core's host agent, which is the one that ships.
+//! Promises: a seed gives the same run everywhere; the safety guarantees are checked against what really runs, after every
+//! step; then everything is healed, and the world must come to rest. Must not do: decide anything that core decides.
 
 mod agent;
 mod ailing;
 mod check;
 mod fault;
 mod machine;
+mod mirror;
 mod rng;
 mod scenario;
-mod store;
 mod world;
 
 pub use scenario::{ScenarioError, golden};
@@ -51,6 +51,21 @@ pub enum Weakness {
     TrustsEnds,
     /// An agent takes a record that it cannot read for none.
     ForgetsUnread,
+}
+
+impl Weakness {
+    /// The invariant that its loss breaks, as the failure names it.
+    #[must_use]
+    pub fn breaks(self) -> &'static str {
+        match self {
+            Self::EagerDestination => "SAFE-1",
+            Self::DeadGuard | Self::JobsOutliveSessions | Self::TrustsEnds => "SAFE-2",
+            Self::CarelessReceiver | Self::TrustsCopies | Self::ForgetsUnread => "SAFE-3",
+            Self::BlindWrites => "SAFE-4",
+            Self::LeadsWithoutSet => "SETS",
+            Self::GivesUpSets => "LIVE",
+        }
+    }
 }
 
 /// What a run is made of, besides its seed.

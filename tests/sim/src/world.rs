@@ -1,4 +1,4 @@
-//! Owns the simulated world: time, machines, the store and what is on its way between them.
+//! Owns the simulated world: time, machines, the product's store double and what is on its way between them.
 //!
 //! Promises: one order of events for one seed; whatever an agent learns goes through a watch, a request or a process of
 //! its own machine. Must not do: judge (`check`), break things (`fault`).
@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use understudy_core::bounds::{Bounds, Profile};
 use understudy_core::host::PoolSettings;
 use understudy_core::ids::{HostId, NodeId};
+use understudy_core::keys::{Key, LEADER};
 use understudy_core::records::NodeRecord;
-use understudy_core::units::{MiB, Vcpus};
-use understudy_core::view::Versioned;
+use understudy_core::units::{Boottime, MiB, Vcpus};
+use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
+use understudy_store::{CommitFault, Committed, Entry, MemoryStore, Revision, Store, StoreError, Txn};
 
 use self::traffic::Transfer;
 pub(crate) use self::traffic::TransferState;
@@ -21,8 +23,8 @@ use crate::agent::Agent;
 use crate::check::Truth;
 use crate::fault::Swarm;
 use crate::machine::{Machine, Stage};
+use crate::mirror::{Foreign, Mirror, ready};
 use crate::rng::Rng;
-use crate::store::{Key, Store, Txn, Value};
 
 /// One step of time.
 pub(crate) const STEP_MS: u64 = 25;
@@ -40,14 +42,21 @@ pub(crate) const POOL: PoolSettings = PoolSettings { idle: 1, memory: MiB(512), 
 pub(crate) enum Body {
     Read(Key),
     Commit(Txn),
+    /// A bid for the term after this leadership.
+    Bid(Option<Leadership>),
+    Resign(Leadership),
 }
 
 /// What the store says, or that it did not.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Applied(u64),
-    Refused(Key),
-    Read(Option<Versioned<Value>>),
+    /// Something that it is conditional on had changed; whether that was the leadership.
+    Refused {
+        deposed: bool,
+    },
+    Read(Option<Entry>),
+    Bid(Bid),
     Unavailable,
 }
 
@@ -86,7 +95,9 @@ pub(crate) struct World {
     pub(crate) ailing_rng: Rng,
     pub(crate) libvirtd_rng: Rng,
     pub(crate) ailing: bool,
-    pub(crate) store: Store,
+    pub(crate) store: MemoryStore,
+    /// When each revision was written.
+    written: Vec<(u64, Revision)>,
     pub(crate) store_down_until: u64,
     pub(crate) machines: BTreeMap<HostId, Machine>,
     /// Pairs of machines that cannot reach each other, until when.
@@ -104,6 +115,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, hosts: usize, swarm: Swarm, weakness: Option<Weakness>) -> Self {
         let machine = |number: usize| (host(number), Machine::new(MiB(6144)));
+        let store = MemoryStore::new();
         Self {
             now: 0,
             bounds: Profile::Safe.bounds(),
@@ -115,11 +127,12 @@ impl World {
             ailing_rng: Rng::new(seed ^ 0xa111),
             libvirtd_rng: Rng::new(seed ^ 0x11b1),
             ailing: false,
-            store: Store::default(),
+            truth: Truth::new(&store),
+            store,
+            written: Vec::new(),
             store_down_until: 0,
             machines: (1..=hosts).map(machine).collect(),
             partitions: BTreeMap::new(),
-            truth: Truth::default(),
             requests: Vec::new(),
             replies: Vec::new(),
             transfers: Vec::new(),
@@ -277,7 +290,8 @@ impl World {
         let Some(mut agent) = self.machine_mut(host).agent.take() else { return };
         if linked {
             let late = if jitter { self.rng.below(2) * STEP_MS } else { 0 };
-            agent.hear(self, host, now.saturating_sub(WATCH_MS + lag + late));
+            let until = now.saturating_sub(WATCH_MS + lag + late);
+            agent.hear(self, host, self.written_by(until));
         }
         let mut index = 0;
         while index < self.replies.len() {
@@ -330,9 +344,9 @@ impl World {
                 }
                 continue;
             }
-            let answer = self.answer(request.body);
             let lost = self.swarm.lost_answers;
-            if !self.rng.chance(lost) {
+            let lost = self.rng.chance(lost);
+            if let Some(answer) = self.answer(&request.host, request.body, lost) {
                 let at = now + self.duration(STEP_MS, 2 * STEP_MS);
                 let Request { id, host, incarnation, .. } = request;
                 self.replies.push(Reply { id, host, incarnation, at, answer });
@@ -341,65 +355,72 @@ impl World {
         self.requests.append(&mut waiting);
     }
 
-    fn answer(&mut self, body: Body) -> Answer {
-        match body {
-            Body::Read(key) => Answer::Read(self.store.records.get(&key).cloned()),
-            Body::Commit(txn) => match self.commit(txn) {
-                Ok(revision) => Answer::Applied(revision),
-                Err(key) => Answer::Refused(key),
-            },
+    /// What the store answers; nothing when that is lost: who asked learns it when its time is up, as from the network.
+    ///
+    /// What is late is on its way in this world, and not with the store ([`CommitFault::Late`]): each request arrives at a
+    /// time of its own, and its answer may yet be in time.
+    fn answer(&mut self, host: &HostId, body: Body, lost: bool) -> Option<Answer> {
+        if lost && !matches!(body, Body::Read(_)) {
+            self.store.fail_commits([CommitFault::AnswerLost]);
         }
+        let answer = match body {
+            Body::Read(key) => {
+                let entry =
+                    ready(self.store.get(&key.to_string())).expect("this connection is never cut off");
+                (!lost).then_some(Answer::Read(entry))
+            }
+            Body::Commit(txn) => heard(ready(self.store.commit(&txn))).map(|committed| match committed {
+                Committed::Applied { revision } => Answer::Applied(revision.0),
+                Committed::Refused { failed, .. } => {
+                    Answer::Refused { deposed: failed.iter().any(|key| key == LEADER) }
+                }
+            }),
+            Body::Bid(previous) => {
+                let bid = ready(lead(&self.store, LEADER, host, previous.as_ref()));
+                settled(bid).map(Answer::Bid)
+            }
+            Body::Resign(mine) => {
+                let stood = settled(ready(resign(&self.store, &mine)));
+                stood.map(|stood| Answer::Refused { deposed: !stood })
+            }
+        };
+        self.look_at_writes();
+        answer
     }
 
-    /// Everything that is written passes here, so that the truth can be looked at in the same moment.
-    pub(crate) fn commit(&mut self, txn: Txn) -> Result<u64, Key> {
-        let nodes: Vec<(NodeId, Option<NodeRecord>)> = txn
-            .writes
-            .iter()
-            .filter_map(|(key, _)| match key {
-                Key::Node(node) => Some((node.clone(), self.record(node).cloned())),
-                Key::Leader | Key::Session(_) | Key::Facts(_) | Key::Intent(_) | Key::Checkpoint(_) => None,
-                Key::Failover(_) | Key::ActiveSet | Key::CandidateSet | Key::RefusedSet => None,
-            })
-            .collect();
-        let notes: Vec<(Key, Option<Value>)> = txn.writes.clone();
-        let revision = self.store.commit(txn, self.now)?;
-        for (node, before) in nodes {
-            self.written(&node, before.as_ref());
+    /// What an operator writes; whether it was applied.
+    pub(crate) fn commit(&mut self, txn: &Txn) -> bool {
+        let committed = heard(ready(self.store.commit(txn)));
+        self.look_at_writes();
+        matches!(committed, Some(Committed::Applied { .. }))
+    }
+
+    /// The newest revision that was written by then.
+    fn written_by(&self, until: u64) -> Revision {
+        let count = self.written.partition_point(|(at, _)| *at <= until);
+        count.checked_sub(1).map_or(Revision(0), |last| self.written[last].1)
+    }
+
+    /// Everything that is written is seen here by the judge, in the same moment.
+    fn look_at_writes(&mut self) {
+        let clock = Boottime(self.now * 1_000_000);
+        while let Some(seen) = self.truth.see(clock) {
+            self.written.push((self.now, seen.revision));
+            self.judge_writes(seen);
         }
-        for (key, value) in notes {
-            match (key, value) {
-                (Key::Session(host), Some(Value::Session(session))) => {
-                    if let Some(end) = session.ended {
-                        self.note(format!("session {} of {host} is ended: {}", session.number, end.reason));
-                    }
-                }
-                (Key::Checkpoint(node), Some(Value::Checkpoint(record))) => {
-                    self.verbose(|| {
-                        let copies: Vec<String> =
-                            record.copies().map(|copy| format!("{} on {:?}", copy.id, copy.hosts)).collect();
-                        format!("of {node} there is checkpoint {}", copies.join(", before it "))
-                    });
-                    self.check_copies(&node, &record);
-                }
-                (_, _) => {}
-            }
-        }
-        Ok(revision)
     }
 
     pub(crate) fn record(&self, node: &NodeId) -> Option<&NodeRecord> {
-        match self.store.records.get(&Key::Node(node.clone())).map(|known| &known.value) {
-            Some(Value::Node(record)) => Some(record),
-            Some(_) | None => None,
-        }
+        self.truth.store().view().nodes.get(node).map(|known| &known.value)
     }
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &NodeRecord)> {
-        self.store.records.iter().filter_map(|(key, known)| match (key, &known.value) {
-            (Key::Node(node), Value::Node(record)) => Some((node, record.as_ref())),
-            (_, _) => None,
-        })
+        self.truth.store().view().nodes.iter().map(|(node, known)| (node, &known.value))
+    }
+
+    /// The store as somebody sees it who lists it at this moment.
+    pub(crate) fn listed(&self) -> Mirror {
+        Mirror::new(&self.store, Foreign::default(), Boottime(self.now * 1_000_000))
     }
 
     /// A decision on its way to the store, for the log.
@@ -414,4 +435,22 @@ pub(crate) fn host(number: usize) -> HostId {
 
 pub(crate) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The answer to a commit; nothing when it was lost.
+fn heard(committed: Result<Committed, StoreError>) -> Option<Committed> {
+    match committed {
+        Ok(committed) => Some(committed),
+        Err(StoreError::Ambiguous { .. }) => None,
+        Err(error) => panic!("the simulated store refuses a request: {error}"),
+    }
+}
+
+/// The same for what an election came to.
+fn settled<T>(came: Result<T, ElectionError>) -> Option<T> {
+    match came {
+        Ok(value) => Some(value),
+        Err(ElectionError::Store(StoreError::Ambiguous { .. })) => None,
+        Err(error) => panic!("the simulated store refuses an election: {error}"),
+    }
 }

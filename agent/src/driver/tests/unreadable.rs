@@ -118,7 +118,7 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
         let seen = std::sync::Arc::make_mut(view.hosts.get_mut(&me()).unwrap());
         seen.session.revision = revision(&session).await;
         let Ok(Bid::Won(mine)) = lead(store.as_ref(), LEADER, &me(), None).await else { panic!("no leader") };
-        rig.driver.cluster.revision = understudy_store::Revision(before + 1);
+        rig.driver.cluster.revision = before + 1;
         rig.driver.decide(&view, mine, now());
         let is_writing = |rig: &Rig| rig.driver.leading.as_ref().is_some_and(|leading| leading.is_writing());
         assert_eq!(is_writing(&rig), written, "{withheld:?}");

@@ -86,6 +86,28 @@ async fn a_held_or_delayed_watch_sees_everything_later_and_in_order() {
     assert_eq!(watch.next().await.unwrap().revision, Revision(3));
 }
 
+/// For a caller with a time of its own and no runtime: what is not shown is waited for, and nothing is lost.
+#[tokio::test]
+async fn a_watch_sees_nothing_after_what_it_is_shown() {
+    let (writer, reader) = {
+        let store = MemoryStore::new();
+        (store.another(), store)
+    };
+    let mut watch = reader.watch("", Revision(0)).await.unwrap();
+    for value in ["first", "second"] {
+        assert!(writer.commit(&put(value)).await.is_ok());
+    }
+    for shown in [0, 1, 2] {
+        reader.show_up_to(Some(Revision(shown)));
+        let seen = async { watch.next().await.unwrap().revision };
+        let seen = tokio::time::timeout(Duration::ZERO, seen).await.ok();
+        assert_eq!(seen, (shown > 0).then_some(Revision(shown)));
+    }
+    assert!(writer.commit(&put("third")).await.is_ok());
+    reader.heal();
+    assert_eq!(watch.next().await.unwrap().revision, Revision(3));
+}
+
 #[tokio::test]
 async fn a_watch_behind_a_short_history_is_told_so() {
     let store = MemoryStore::with_history(HistoryLimits { batches_max: 2, bytes_max: 1024 });

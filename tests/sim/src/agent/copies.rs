@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use understudy_core::death::CopyFault;
 use understudy_core::host::{CopyEvent, Destination, Input, Offer, Recorded};
 use understudy_core::ids::{HostId, NodeId};
+use understudy_core::keys::{Key, encode};
 use understudy_core::records::{CheckpointId, CheckpointRecord};
+use understudy_store::Txn;
 
 use super::{Agent, Tag};
 use crate::Weakness;
 use crate::machine::Image;
-use crate::store::{Key, Txn, Value};
+use crate::mirror::unchanged;
 use crate::world::{Answer, Body, World};
 
 /// The size of every image.
@@ -157,10 +159,10 @@ impl Agent {
         record: CheckpointRecord,
     ) {
         let (key, id) = (Key::Checkpoint(node.clone()), record.id);
-        let txn = Txn {
-            when: vec![(Key::Node(node.clone()), revision), (key.clone(), replaces.unwrap_or(0))],
-            writes: vec![(key, Some(Value::Checkpoint(record)))],
-        };
+        let txn = Txn::new()
+            .when(unchanged(&Key::Node(node.clone()), revision))
+            .when(unchanged(&key, replaces.unwrap_or(0)))
+            .put(key.to_string(), encode(&record));
         self.send(world, me, Tag::Checkpoint { node, id }, Body::Commit(txn));
     }
 
@@ -173,8 +175,8 @@ impl Agent {
     ) {
         let recorded = match answer {
             Answer::Applied(revision) => Recorded::Written(*revision),
-            Answer::Refused(_) => Recorded::Refused,
-            Answer::Unavailable | Answer::Read(_) => {
+            Answer::Refused { .. } => Recorded::Refused,
+            Answer::Unavailable | Answer::Read(_) | Answer::Bid(_) => {
                 Recorded::Unknown("the store does not answer".to_owned())
             }
         };

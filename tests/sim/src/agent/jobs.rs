@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use understudy_core::host::{Arrival, HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, Origin, WindowsSent};
-use understudy_core::units::{Boottime, MiB};
+use understudy_core::units::MiB;
 use understudy_core::view::View;
 
 use super::Agent;
@@ -231,7 +231,7 @@ impl Agent {
     ) -> Outcome {
         let generation = world.next_life();
         let token = self.token(&node);
-        let known = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(&node));
+        let known = self.mirror.as_ref().and_then(|mirror| mirror.view().nodes.get(&node));
         let primary = known.and_then(|known| known.value.primary.as_ref());
         let acts = primary.is_some_and(|primary| &primary.host == me && primary.instance == Some(instance));
         if fails {
@@ -317,7 +317,7 @@ impl Agent {
 
     /// The checkpoint that a node's record has its primary restored from, for the story.
     fn restored_from(&self, node: &NodeId) -> Option<CheckpointId> {
-        let known = self.mirror.as_ref()?.nodes.get(node)?;
+        let known = self.mirror.as_ref()?.view().nodes.get(node)?;
         match known.value.primary.as_ref()?.origin {
             Origin::Restored(id) => Some(id),
             Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
@@ -326,25 +326,19 @@ impl Agent {
 
     /// The secret of a node, as far as this agent knows.
     fn token(&self, node: &NodeId) -> String {
-        let known = self.mirror.as_ref().and_then(|mirror| mirror.nodes.get(node));
+        let known = self.mirror.as_ref().and_then(|mirror| mirror.view().nodes.get(node));
         known.map(|known| known.value.token.clone()).unwrap_or_default()
     }
 
     /// What it has read of the store, and which checkpoint of a node that names here.
-    pub(crate) fn told_of(
-        &self,
-        node: &NodeId,
-        me: &HostId,
-        clock: Boottime,
-    ) -> Option<(View, Option<CheckpointId>)> {
-        let view = self.mirror.as_ref()?.view(&self.observer, clock);
+    pub(crate) fn told_of(&self, node: &NodeId, me: &HostId) -> Option<(&View, Option<CheckpointId>)> {
+        let view = self.mirror.as_ref()?.view();
         let named = view.checkpoints.get(node).and_then(|known| known.value.on(me)).map(|copy| copy.id);
         Some((view, named))
     }
 
-    fn view(&self, world: &World, me: &HostId) -> View {
-        let clock = world.machine(me).boottime(world.now);
-        self.mirror.as_ref().map(|mirror| mirror.view(&self.observer, clock)).unwrap_or_default()
+    fn view(&self) -> View {
+        self.mirror.as_ref().map(|mirror| mirror.view().clone()).unwrap_or_default()
     }
 
     fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {

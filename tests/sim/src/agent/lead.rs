@@ -7,18 +7,20 @@ use std::collections::VecDeque;
 
 use understudy_core::ids::HostId;
 use understudy_core::invariants::broken_by;
+use understudy_core::keys::{Key, LEADER, encode};
 use understudy_core::leader::{
     Assignment, CheckpointChange, Decisions, Input, Leader, Outcome, Policies, Question, Reply, SessionEnding,
 };
 use understudy_core::policy::{BackupCountAnswer, Pick, PlacementAnswer};
-use understudy_core::records::LeaderRecord;
 use understudy_core::sets::Verdict;
 use understudy_core::units::Now;
 use understudy_core::view::{Answer as Said, View};
+use understudy_store::Txn;
+use understudy_store::election::{Leadership, Term};
 
 use super::{Agent, Tag};
 use crate::Weakness;
-use crate::store::{Key, Txn, Value};
+use crate::mirror::unchanged;
 use crate::world::{Answer, Body, World};
 
 impl Agent {
@@ -27,20 +29,20 @@ impl Agent {
             return;
         }
         let Some(mirror) = &self.mirror else { return };
-        let (seen, sets) = (mirror.revision, mirror.sets.clone());
+        let (seen, sets) = (mirror.revision, mirror.policies.clone());
         let newer = mirror.leader.as_ref().map_or(0, |leader| leader.revision);
-        if self.leading.is_some_and(|(revision, _)| newer > revision) {
+        if self.leading.as_ref().is_some_and(|mine| newer > mine.revision().0) {
             self.stop_leading();
         }
-        match self.leading {
+        match self.leading.clone() {
             // What is under way was decided by the set of before.
-            Some((leadership, _)) if seen >= self.planned_at && !self.settling => {
+            Some(mine) if seen >= self.planned_at && !self.settling => {
                 let settles = sets.judge(&view.hosts, now.wall);
                 let settles = settles.is_some_and(|verdict| !matches!(verdict, Verdict::Waits(_)));
                 match (settles, self.writing) {
-                    (true, 0) => self.settle_sets(world, me, (&view, leadership), now),
+                    (true, 0) => self.settle_sets(world, me, (&view, &mine), now),
                     (true, _) => {}
-                    (false, _) => self.decide(world, me, (view, leadership), now),
+                    (false, _) => self.decide(world, me, (view, &mine), now),
                 }
             }
             Some(_) => {}
@@ -51,30 +53,23 @@ impl Agent {
     fn bid(&mut self, world: &mut World, me: &HostId, view: &View) {
         let clock = world.machine(me).boottime(world.now);
         let Some(mirror) = &self.mirror else { return };
-        let (vacant, revision, term) = match &mirror.leader {
-            None => (true, 0, 1),
-            Some(known) => {
-                let host = &known.value.host;
-                let gone = view.hosts.get(host).is_none_or(|seen| {
-                    !seen.is_open() || seen.silent_for(clock) >= world.bounds.session_end_after()
-                });
-                (host == me || gone, known.revision, known.value.term + 1)
-            }
+        let vacant = match mirror.leader.as_ref().and_then(|known| known.value.host.as_ref()) {
+            None => true,
+            Some(host) if host == me => true,
+            Some(host) => view.hosts.get(host).is_none_or(|seen| {
+                !seen.is_open() || seen.silent_for(clock) >= world.bounds.session_end_after()
+            }),
         };
         if !vacant || self.bidding {
             return;
         }
+        let previous = mirror.leader.as_ref().map(|known| Leadership::seen(LEADER, known));
         self.bidding = true;
-        let record = LeaderRecord { host: me.clone(), term };
-        let txn = Txn {
-            when: vec![(Key::Leader, revision)],
-            writes: vec![(Key::Leader, Some(Value::Leader(record)))],
-        };
-        self.send(world, me, Tag::Bid { term }, Body::Commit(txn));
+        self.send(world, me, Tag::Bid, Body::Bid(previous));
     }
 
     /// Tells the machine what the store holds by now, and has done what it wants.
-    fn decide(&mut self, world: &mut World, me: &HostId, (view, leadership): (View, u64), now: Now) {
+    fn decide(&mut self, world: &mut World, me: &HostId, (view, mine): (View, &Leadership), now: Now) {
         self.asks_its_set(world, me, &view);
         let generation = self.sets.planned;
         let asks = world.policy_is_mad();
@@ -85,15 +80,16 @@ impl Agent {
             let decisions = machine.handle(input, now);
             inputs
                 .extend(decisions.questions.iter().map(|asked| Input::Reply(answered(world, asked.clone()))));
-            self.carry_out(world, me, leadership, decisions);
+            self.carry_out(world, me, mine, decisions);
         }
     }
 
-    fn carry_out(&mut self, world: &mut World, me: &HostId, leadership: u64, decisions: Decisions) {
+    fn carry_out(&mut self, world: &mut World, me: &HostId, mine: &Leadership, decisions: Decisions) {
+        let term = mine.term();
         for ending in &decisions.endings {
             self.writing += 1;
-            let txn = ending_txn(leadership, ending);
-            self.send(world, me, Tag::Ended { leadership, host: ending.host.clone() }, Body::Commit(txn));
+            let txn = ending_txn(mine, ending);
+            self.send(world, me, Tag::Ended { term, host: ending.host.clone() }, Body::Commit(txn));
         }
         for assignment in &decisions.assignments {
             if let Some(machine) = &self.machine {
@@ -103,13 +99,9 @@ impl Agent {
             }
             self.writing += 1;
             world.decided(&assignment.node, &assignment.record, &assignment.reasons);
-            let txn = assignment_txn(world.weakness, leadership, assignment);
-            self.send(
-                world,
-                me,
-                Tag::Assigned { leadership, node: assignment.node.clone() },
-                Body::Commit(txn),
-            );
+            let txn = assignment_txn(world.weakness, mine, assignment);
+            let tag = Tag::Assigned { term, node: assignment.node.clone() };
+            self.send(world, me, tag, Body::Commit(txn));
         }
     }
 
@@ -118,25 +110,23 @@ impl Agent {
         &mut self,
         world: &mut World,
         me: &HostId,
-        leadership: u64,
+        term: Term,
         (answer, input): (&Answer, impl FnOnce(Outcome) -> Input),
     ) {
         self.writing -= 1;
-        if self.leading.map(|(revision, _)| revision) != Some(leadership) {
-            return;
-        }
+        let Some(mine) = self.leading.clone().filter(|mine| mine.term() == term) else { return };
         let outcome = match answer {
             Answer::Applied(revision) => Outcome::Applied(*revision),
             // It may still be applied: a new term keeps it from coming after what is planned next.
-            Answer::Refused(Key::Leader) | Answer::Unavailable => return self.stop_leading(),
-            Answer::Refused(_) | Answer::Read(_) => Outcome::Refused,
+            Answer::Refused { deposed: true } | Answer::Unavailable => return self.stop_leading(),
+            Answer::Refused { deposed: false } | Answer::Read(_) | Answer::Bid(_) => Outcome::Refused,
         };
         let clock = world.machine(me).boottime(world.now);
         let now = Now { boottime: clock, wall: world.machine(me).wall(world.now) };
         let Some(decisions) = self.machine.as_mut().map(|machine| machine.handle(input(outcome), now)) else {
             return;
         };
-        self.carry_out(world, me, leadership, decisions);
+        self.carry_out(world, me, &mine, decisions);
     }
 
     pub(super) fn stop_leading(&mut self) {
@@ -172,37 +162,35 @@ fn answered(world: &mut World, question: Question) -> Reply {
     }
 }
 
-fn ending_txn(leadership: u64, ending: &SessionEnding) -> Txn {
+fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
     let key = Key::Session(ending.host.clone());
-    Txn {
-        when: vec![(Key::Leader, leadership), (key.clone(), ending.revision)],
-        writes: vec![(key, Some(Value::Session(ending.record.clone())))],
-    }
+    Txn::new()
+        .when(mine.condition())
+        .when(unchanged(&key, ending.revision))
+        .put(key.to_string(), encode(&ending.record))
 }
 
-fn assignment_txn(weakness: Option<Weakness>, leadership: u64, assignment: &Assignment) -> Txn {
+fn assignment_txn(weakness: Option<Weakness>, mine: &Leadership, assignment: &Assignment) -> Txn {
     let node = Key::Node(assignment.node.clone());
     let checkpoint = Key::Checkpoint(assignment.node.clone());
-    let mut txn = Txn {
-        when: vec![(Key::Leader, leadership), (node.clone(), assignment.revision)],
-        writes: vec![(node, Some(Value::Node(Box::new(assignment.record.clone()))))],
-    };
+    let mut txn = Txn::new()
+        .when(mine.condition())
+        .when(unchanged(&node, assignment.revision))
+        .put(node.to_string(), encode(&assignment.record));
     for (host, revision) in &assignment.sessions {
-        txn.when.push((Key::Session(host.clone()), *revision));
+        txn = txn.when(unchanged(&Key::Session(host.clone()), *revision));
     }
-    match &assignment.checkpoint {
-        CheckpointChange::Keep => {}
+    txn = match &assignment.checkpoint {
+        CheckpointChange::Keep => txn,
         CheckpointChange::Replace(revision, record) => {
-            txn.when.push((checkpoint.clone(), *revision));
-            txn.writes.push((checkpoint, Some(Value::Checkpoint(record.clone()))));
+            txn.when(unchanged(&checkpoint, *revision)).put(checkpoint.to_string(), encode(record))
         }
         CheckpointChange::Delete(revision) => {
-            txn.when.push((checkpoint.clone(), *revision));
-            txn.writes.push((checkpoint, None));
+            txn.when(unchanged(&checkpoint, *revision)).delete(checkpoint.to_string())
         }
-    }
+    };
     if weakness == Some(Weakness::BlindWrites) {
-        txn.when.clear();
+        txn.conditions.clear();
     }
     txn
 }

@@ -8,13 +8,16 @@ use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
 use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
 use understudy_core::host::{Input, Local};
 use understudy_core::ids::{Epoch, HostId, InstanceId};
+use understudy_core::keys::{Key, decode, encode};
 use understudy_core::records::{Service, SessionRecord};
+use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, Vcpus};
 use understudy_core::view::Versioned;
+use understudy_store::{Entry, Txn};
 
 use super::{Agent, Tag, boot_id};
 use crate::machine::{Domain, Stage};
-use crate::store::{Key, Txn, Value};
+use crate::mirror::unchanged;
 use crate::world::{Answer, Body, World};
 
 /// What is asked of the store for the lease.
@@ -87,10 +90,7 @@ impl Agent {
     fn ask_for_lease(&mut self, world: &mut World, me: &HostId, attempt: Attempt, request: LeaseRequest) {
         let key = Key::Session(me.clone());
         let write = |record: &SessionRecord| {
-            Body::Commit(Txn {
-                when: vec![(key.clone(), self.revision)],
-                writes: vec![(key.clone(), Some(Value::Session(record.clone())))],
-            })
+            Body::Commit(Txn::new().when(unchanged(&key, self.revision)).put(key.to_string(), encode(record)))
         };
         let body = match &request {
             LeaseRequest::Read | LeaseRequest::LookAgain { .. } => Body::Read(key.clone()),
@@ -108,7 +108,9 @@ impl Agent {
         answer: Answer,
     ) {
         let answer = match (request, answer) {
-            (LeaseRequest::Read, Answer::Read(known)) => return self.open(world, me, attempt, known),
+            (LeaseRequest::Read, Answer::Read(known)) => {
+                return self.open(world, me, attempt, session_of(known));
+            }
             (LeaseRequest::Open { record, sent, acknowledged }, Answer::Applied(revision)) => {
                 let number = record.number;
                 world.note(format!("{me} opens session {number}"));
@@ -123,17 +125,17 @@ impl Agent {
                 }
                 LeaseAnswer::Opened { number, sent, acknowledged }
             }
-            (LeaseRequest::Open { .. }, Answer::Refused(_)) => LeaseAnswer::Refused,
+            (LeaseRequest::Open { .. }, Answer::Refused { .. }) => LeaseAnswer::Refused,
             (LeaseRequest::Renew { record }, Answer::Applied(revision)) => {
                 (self.beat, self.revision) = (record.beat, revision);
                 LeaseAnswer::Renewed
             }
-            (LeaseRequest::Renew { record }, Answer::Refused(_)) => {
+            (LeaseRequest::Renew { record }, Answer::Refused { .. }) => {
                 return self.ask_for_lease(world, me, attempt, LeaseRequest::LookAgain { record });
             }
             // A refused renewal may be this agent's own earlier one whose answer was lost.
-            (LeaseRequest::LookAgain { record }, Answer::Read(known)) => match known {
-                Some(Versioned { value: Value::Session(found), revision })
+            (LeaseRequest::LookAgain { record }, Answer::Read(known)) => match session_of(known) {
+                Some(Versioned { value: found, revision })
                     if found.ended.is_none()
                         && found.boot == record.boot
                         && found.number == record.number =>
@@ -157,11 +159,14 @@ impl Agent {
 
     /// Goes on with the open lease of this very boot, else makes sure that nothing of an earlier one runs, then opens the
     /// next.
-    fn open(&mut self, world: &mut World, me: &HostId, attempt: Attempt, known: Option<Versioned<Value>>) {
-        let (known, revision) = match known {
-            Some(Versioned { value: Value::Session(session), revision }) => (Some(session), revision),
-            Some(_) | None => (None, 0),
-        };
+    fn open(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        attempt: Attempt,
+        known: Option<Versioned<SessionRecord>>,
+    ) {
+        let (known, revision) = known.map_or((None, 0), |known| (Some(known.value), known.revision));
         let machine = world.machine(me);
         let (clock, deaf) = (machine.boottime(world.now), world.now < machine.guard_deaf_until);
         let guard =
@@ -203,9 +208,10 @@ impl Agent {
         if world.lacks_libvirtd(me) {
             return None;
         }
-        let mirror = self.mirror.clone().unwrap_or_default();
+        let nothing = StoreCache::default();
+        let mirror = self.mirror.as_deref().unwrap_or(&nothing);
         let facts = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
-        let nodes = mirror.nodes.iter().map(|(node, known)| (node, &known.value));
+        let nodes = mirror.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let number = if resumed { self.number } else { 0 };
         let machine = world.machine(me);
         let guarded = machine.domains.iter().filter_map(|(instance, domain)| {
@@ -224,7 +230,7 @@ impl Agent {
             gone: &reported.filter(|instance| !machine.domains.contains_key(instance)).collect(),
             guarded: &guarded,
             names: &names(me, number, nodes, facts),
-            unreadable: !mirror.unread.is_empty(),
+            unreadable: mirror.hides_nodes(),
             now: machine.wall(world.now),
         };
         let recovery = recover(&discovery);
@@ -264,6 +270,13 @@ impl Agent {
         self.dirty = true;
         self.inform(world, me, Input::Recovered { session: self.number, found });
     }
+}
+
+/// What a read of a host's lease gave.
+fn session_of(entry: Option<Entry>) -> Option<Versioned<SessionRecord>> {
+    let entry = entry?;
+    let value = decode(&entry.key, &entry.value).expect("every agent here writes leases of one version");
+    Some(Versioned { value, revision: entry.modified.0 })
 }
 
 fn discovered(domain: &Domain, epoch: Epoch) -> Found {

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use understudy_core::ids::HostId;
+use understudy_core::keys::{Key, LEADER, encode};
 use understudy_core::sets::{OpenHosts, PolicySetRecord, PolicySets, Refusal, SetFacts, SetFault, Verdict};
 use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
+use understudy_store::Txn;
+use understudy_store::election::Leadership;
 
 use super::{Agent, Tag};
 use crate::Weakness;
 use crate::machine::Change;
-use crate::store::{Key, Txn, Value};
+use crate::mirror::unchanged;
 use crate::world::{Body, World};
 
 /// What an agent has of the sets, and which of them it is loading until when.
@@ -41,7 +44,7 @@ fn open(view: &View) -> OpenHosts {
 impl Agent {
     /// Loads what stands in the records.
     pub(super) fn tend_sets(&mut self, world: &mut World) {
-        let Some(known) = self.mirror.as_ref().map(|mirror| mirror.sets.clone()) else { return };
+        let Some(known) = self.mirror.as_ref().map(|mirror| mirror.policies.clone()) else { return };
         let (active, candidate) = (generation(&known.active), generation(&known.candidate));
         let stands = |number: &u64| *number != 0 && (*number == active || *number == candidate);
         self.sets.facts.ready.retain(|number| stands(number));
@@ -72,7 +75,7 @@ impl Agent {
 
     /// What became of the change in its folder, and whether it is to be proposed again.
     pub(super) fn tend_change(&mut self, world: &mut World, me: &HostId, view: &View, clock: Boottime) {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.sets.clone()) else { return };
+        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.policies.clone()) else { return };
         let active = generation(&sets.active);
         match world.machine(me).change {
             Change::Proposed(number) if active >= number => {
@@ -103,25 +106,24 @@ impl Agent {
     }
 
     /// When what was refused was to be proposed again.
-    fn due(&self, clock: Boottime) -> Option<Boottime> {
+    fn due(&self) -> Option<Boottime> {
         let mirror = self.mirror.as_ref()?;
-        let open = open(&mirror.view(&self.observer, clock));
-        Some(self.sets.refusal.as_ref()?.due(generation(&mirror.sets.active), &open))
+        let open = open(mirror.view());
+        Some(self.sets.refusal.as_ref()?.due(generation(&mirror.policies.active), &open))
     }
 
     /// Whether it may lead. If not, it gives up what it has, or had in an earlier life.
     pub(super) fn may_lead(&mut self, world: &mut World, me: &HostId, view: &View) -> bool {
         let Some(mirror) = &self.mirror else { return false };
-        let may = mirror.sets.may_lead(&self.sets.facts, &view.hosts);
+        let may = mirror.policies.may_lead(&self.sets.facts, &view.hosts);
         if may || world.weakness == Some(Weakness::LeadsWithoutSet) {
             return true;
         }
-        let own = mirror.leader.as_ref().filter(|leader| leader.value.host == *me);
-        if let Some(revision) = own.map(|leader| leader.revision).filter(|_| !self.bidding) {
+        let own = mirror.leader.as_ref().filter(|leader| leader.value.host.as_ref() == Some(me));
+        if let Some(own) = own.filter(|_| !self.bidding).map(|known| Leadership::seen(LEADER, known)) {
             world.note(format!("{me} gives up the leadership: its policies are not ready"));
             self.bidding = true;
-            let txn = Txn { when: vec![(Key::Leader, revision)], writes: vec![(Key::Leader, None)] };
-            self.send(world, me, Tag::Resign, Body::Commit(txn));
+            self.send(world, me, Tag::Resign, Body::Resign(own));
         }
         self.stop_leading();
         false
@@ -132,18 +134,18 @@ impl Agent {
         &mut self,
         world: &mut World,
         me: &HostId,
-        (view, leadership): (&View, u64),
+        (view, mine): (&View, &Leadership),
         now: Now,
     ) {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.sets.clone()) else { return };
-        let (write, told) = match sets.judge(&view.hosts, now.wall) {
+        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.policies.clone()) else { return };
+        let ((key, value), told) = match sets.judge(&view.hosts, now.wall) {
             Some(Verdict::Activate(record)) => {
                 let told = format!("set {} decides from here on", record.generation);
-                ((Key::ActiveSet, Some(Value::Set(Box::new(record)))), told)
+                ((Key::PolicyActive, encode(&record)), told)
             }
             Some(Verdict::Refuse(refused)) => {
                 let told = format!("set {} is refused: {}", refused.generation, refused.reason);
-                ((Key::RefusedSet, Some(Value::Refused(refused))), told)
+                ((Key::PolicyRefused, encode(&refused)), told)
             }
             Some(Verdict::Waits(_)) | None => return,
         };
@@ -151,21 +153,19 @@ impl Agent {
         let revision = |set: &Option<understudy_core::view::Versioned<PolicySetRecord>>| {
             set.as_ref().map_or(0, |set| set.revision)
         };
-        let txn = Txn {
-            when: vec![
-                (Key::Leader, leadership),
-                (Key::ActiveSet, revision(&sets.active)),
-                (Key::CandidateSet, revision(&sets.candidate)),
-            ],
-            writes: vec![write, (Key::CandidateSet, None)],
-        };
+        let txn = Txn::new()
+            .when(mine.condition())
+            .when(unchanged(&Key::PolicyActive, revision(&sets.active)))
+            .when(unchanged(&Key::PolicyCandidate, revision(&sets.candidate)))
+            .put(key.to_string(), value)
+            .delete(Key::PolicyCandidate.to_string());
         self.settling = true;
         self.send(world, me, Tag::Settled, Body::Commit(txn));
     }
 
     /// A plan is about to be made: by whom is it decided?
     pub(super) fn asks_its_set(&mut self, world: &mut World, me: &HostId, view: &View) {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| &mirror.sets) else { return };
+        let Some(sets) = self.mirror.as_ref().map(|mirror| &mirror.policies) else { return };
         self.sets.planned = generation(&sets.active);
         let others = |host: &&HostId| **host != *me;
         let has = |facts: &SetFacts| facts.ready.contains(&self.sets.planned);
@@ -184,7 +184,7 @@ impl Agent {
 
     /// What was planned is written: it must have been decided by the set that was active then, whoever led before.
     pub(super) fn written_by_its_set(&self, world: &mut World, me: &HostId, revision: u64) {
-        let active = world.store.active_set_at(revision);
+        let active = world.truth.active_set_at(revision);
         if active != self.sets.planned {
             let planned = self.sets.planned;
             world.fail(format!(
@@ -202,7 +202,7 @@ impl World {
         if let Some(agent) = &mut self.machine_mut(&host).agent {
             agent.forget_refusal();
         }
-        let sets: PolicySets = self.store.list().sets;
+        let sets = self.truth.store().policies.clone();
         self.propose(&host, &sets);
     }
 
@@ -217,13 +217,13 @@ impl World {
             by: host.clone(),
         };
         let number = record.generation;
-        let when = vec![
-            (Key::ActiveSet, sets.active.as_ref().map_or(0, |set| set.revision)),
-            (Key::CandidateSet, sets.candidate.as_ref().map_or(0, |set| set.revision)),
-            (Key::RefusedSet, sets.refused.as_ref().map_or(0, |set| set.revision)),
-        ];
-        let writes = vec![(Key::CandidateSet, Some(Value::Set(Box::new(record))))];
-        if self.commit(Txn { when, writes }).is_ok() {
+        let candidate = Key::PolicyCandidate;
+        let txn = Txn::new()
+            .when(unchanged(&Key::PolicyActive, sets.active.as_ref().map_or(0, |set| set.revision)))
+            .when(unchanged(&candidate, sets.candidate.as_ref().map_or(0, |set| set.revision)))
+            .when(unchanged(&Key::PolicyRefused, sets.refused.as_ref().map_or(0, |set| set.revision)))
+            .put(candidate.to_string(), encode(&record));
+        if self.commit(&txn) {
             self.note(format!("set {number} is proposed"));
             self.machine_mut(host).change = Change::Proposed(number);
         }
@@ -239,7 +239,7 @@ impl World {
                 self.candidate_set().is_none().then(|| format!("{host}'s set {number} is in no record"))
             }
             Change::Refused => {
-                let due = machine.agent.as_ref().and_then(|agent| agent.due(clock));
+                let due = machine.agent.as_ref().and_then(|agent| agent.due());
                 due.is_none_or(|due| due + OVERDUE < clock)
                     .then(|| format!("{host}'s change was refused and is not proposed again"))
             }
@@ -248,25 +248,6 @@ impl World {
 
     /// The candidate that stands.
     pub(crate) fn candidate_set(&self) -> Option<u64> {
-        self.store.list().sets.candidate.map(|set| set.value.generation)
-    }
-}
-
-/// For the store's mirror.
-pub(crate) fn put(sets: &mut PolicySets, key: &Key, value: Option<&Value>, revision: u64) {
-    use understudy_core::view::Versioned;
-    let set = |value: Option<&Value>| match value {
-        Some(Value::Set(set)) => Some(Versioned { value: set.as_ref().clone(), revision }),
-        _ => None,
-    };
-    let refused = |value: Option<&Value>| match value {
-        Some(Value::Refused(refused)) => Some(Versioned { value: refused.clone(), revision }),
-        _ => None,
-    };
-    match key {
-        Key::ActiveSet => sets.active = set(value),
-        Key::CandidateSet => sets.candidate = set(value),
-        Key::RefusedSet => sets.refused = refused(value),
-        _ => {}
+        self.truth.store().policies.candidate.as_ref().map(|set| set.value.generation)
     }
 }

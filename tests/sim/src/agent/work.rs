@@ -84,8 +84,8 @@ impl Agent {
         let Some(mirror) = &self.mirror else { return };
         let records = Records {
             view: view.clone(),
-            failovers: mirror.failovers.clone(),
-            unreadable: !mirror.unread.is_empty(),
+            failovers: mirror.failovers().collect(),
+            unreadable: mirror.hides_names(),
         };
         self.inform(world, me, Input::Records(Box::new(records)));
         let images = world.machine(me).images.keys().cloned().collect();

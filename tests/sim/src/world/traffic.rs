@@ -64,12 +64,10 @@ impl World {
     pub(crate) fn receive(&mut self, to: &HostId, node: &NodeId, image: &Image, revision: u64) -> Offer {
         let (now, careless) = (self.now, self.weakness == Some(Weakness::CarelessReceiver));
         let machine = self.machine(to);
-        let clock = machine.boottime(now);
-        let Some((view, named)) = machine.agent.as_ref().and_then(|agent| agent.told_of(node, to, clock))
-        else {
+        let Some((view, named)) = machine.agent.as_ref().and_then(|agent| agent.told_of(node, to)) else {
             return Offer::NotYet(format!("{to} has not read the store yet"));
         };
-        let offer = offered(&view, to, node, (image.id.epoch, Some(revision)));
+        let offer = offered(view, to, node, (image.id.epoch, Some(revision)));
         if offer != Offer::Taken && !careless {
             return offer;
         }

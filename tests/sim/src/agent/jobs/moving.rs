@@ -17,7 +17,7 @@ impl Agent {
         let HostAction::Accept { epoch, .. } = job.of.action else { return Some(Outcome::Done) };
         let instance = job.of.instance;
         job.until = world.now + 50;
-        let view = self.view(world, me);
+        let view = self.view();
         let here = world.machine(me).domains.get(&instance).map(|domain| (domain.stage, domain.life));
         let come = match here {
             None => Come::Nothing,

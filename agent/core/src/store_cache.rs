@@ -1,45 +1,65 @@
-//! Owns this agent's mirror of the store.
+//! Owns the store cache: what an agent, or the simulator's judge, has heard of the store, as the view that decisions are made
+//! from.
 //!
-//! Promises: the mirror is what the store held at one revision; a record that cannot be read is left as it was last read, if
+//! Promises: it is what the store held at one revision; a record that cannot be read is left as it was last read, if
 //! it was, and complained about, and never taken for a deleted one: its node is withheld from plans, and no host ends or
-//! deletes for want of a name what it may name. Must not do: decide.
+//! deletes for want of a name what it may name. Must not do: decide, talk to the store.
 //!
-//! Cost, with N records: a change O(log N), the view of all of it O(1).
+//! Cost, with N records: a change O(log N) and the reading of its records, the view of all of it O(1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use understudy_core::ids::{Epoch, HostId, NodeId};
-use understudy_core::observe::Observer;
-use understudy_core::records::{CheckpointRecord, HostFacts, HostIntent, NodeRecord, SessionRecord};
-use understudy_core::sets::PolicySets;
-use understudy_core::units::Boottime;
-use understudy_core::view::{HostView, Versioned, View};
-use understudy_store::election::Leadership;
-use understudy_store::{Batch, Change, Entry, Listing, Revision};
 
-use crate::exit::chain;
+use crate::errors::chain;
+use crate::ids::{Epoch, HostId, NodeId};
 use crate::keys::{Key, Unreadable, decode};
+use crate::observe::Observer;
+use crate::records::{
+    CheckpointRecord, FailoverRequest, HostFacts, HostIntent, LeaderRecord, NodeRecord, SessionRecord,
+};
+use crate::sets::PolicySets;
+use crate::units::Boottime;
+use crate::view::{HostView, Versioned, View};
+
+/// A record as the store holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// What it lies under.
+    pub key: &'a str,
+    /// Its bytes.
+    pub value: &'a [u8],
+    /// The revision of its last write.
+    pub revision: u64,
+}
+
+/// One change that the store made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// A record was written.
+    Put(Stored<'a>),
+    /// The record under this key was removed.
+    Deleted(&'a str),
+}
 
 /// What one host's records say.
 #[derive(Debug, Clone, Default)]
 struct HostRecords {
     facts: Option<Arc<HostFacts>>,
     /// When the facts were written, whether they can be read or not.
-    facts_at: Option<Revision>,
+    facts_at: Option<u64>,
     session: Option<Versioned<SessionRecord>>,
     intent: HostIntent,
 }
 
-/// The mirror.
+/// The cache.
 #[derive(Debug, Clone, Default)]
-pub struct Cluster {
-    /// The revision that it mirrors.
-    pub revision: Revision,
+pub struct StoreCache {
+    /// The revision that it shows.
+    pub revision: u64,
     /// Who leads.
-    pub leader: Option<Leadership>,
+    pub leader: Option<Versioned<LeaderRecord>>,
     /// The sets of policies.
     pub policies: PolicySets,
     hosts: BTreeMap<HostId, HostRecords>,
@@ -52,34 +72,36 @@ pub struct Cluster {
     changes: u64,
 }
 
-/// An operator's wish that a node's primary be replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FailoverRequest {
-    /// The epoch that is to end. Once it has, the request means nothing.
-    pub epoch: Epoch,
-}
-
-impl Cluster {
+impl StoreCache {
     /// Takes the whole of the store. What happened before `now` was not seen.
-    pub fn replace(&mut self, listing: &Listing, now: Boottime) -> Vec<Unreadable> {
+    pub fn replace<'a>(
+        &mut self,
+        revision: u64,
+        records: impl IntoIterator<Item = Stored<'a>>,
+        now: Boottime,
+    ) -> Vec<Unreadable> {
         let mut observer = std::mem::take(&mut self.observer);
         observer.was_blind(now);
         let changes = self.changes + 1;
-        *self = Self { revision: listing.revision, observer, changes, ..Self::default() };
-        let faults = listing.entries.iter().filter_map(|entry| self.put(entry, now).err()).collect();
+        *self = Self { revision, observer, changes, ..Self::default() };
+        let faults = records.into_iter().filter_map(|record| self.put(record, now).err()).collect();
         self.view.withheld = self.withheld();
         faults
     }
 
     /// Takes the changes of one revision, seen at `now`.
-    pub fn apply(&mut self, batch: &Batch, now: Boottime) -> Vec<Unreadable> {
-        self.revision = batch.revision;
+    pub fn apply<'a>(
+        &mut self,
+        revision: u64,
+        changes: impl IntoIterator<Item = Change<'a>>,
+        now: Boottime,
+    ) -> Vec<Unreadable> {
+        self.revision = revision;
         let mut faults = Vec::new();
-        for change in &batch.changes {
+        for change in changes {
             match change {
-                Change::Put(entry) => faults.extend(self.put(entry, now).err()),
-                Change::Deleted { key, .. } => self.delete(key, now),
+                Change::Put(record) => faults.extend(self.put(record, now).err()),
+                Change::Deleted(key) => self.delete(key, now),
             }
         }
         self.view.withheld = self.withheld();
@@ -147,6 +169,12 @@ impl Cluster {
         self.hosts.get(host)?.session.as_ref()
     }
 
+    /// What the operator wants of a host.
+    #[must_use]
+    pub fn intent(&self, host: &HostId) -> HostIntent {
+        self.hosts.get(host).map(|records| records.intent).unwrap_or_default()
+    }
+
     /// What a host reported.
     #[must_use]
     pub fn facts(&self, host: &HostId) -> Option<&HostFacts> {
@@ -155,7 +183,7 @@ impl Cluster {
 
     /// The revision at which a host's report was written, whether it can be read or not.
     #[must_use]
-    pub fn facts_at(&self, host: &HostId) -> Option<Revision> {
+    pub fn facts_at(&self, host: &HostId) -> Option<u64> {
         self.hosts.get(host)?.facts_at
     }
 
@@ -188,25 +216,25 @@ impl Cluster {
         self.view.hosts.insert(host, shown.into());
     }
 
-    fn put(&mut self, entry: &Entry, now: Boottime) -> Result<(), Unreadable> {
+    fn put(&mut self, entry: Stored<'_>, now: Boottime) -> Result<(), Unreadable> {
         let result = self.put_readable(entry, now);
         match &result {
-            Ok(()) => self.unreadable.remove(&entry.key),
+            Ok(()) => self.unreadable.remove(entry.key),
             Err(fault) => {
                 self.changes += 1;
-                self.unreadable.insert(entry.key.clone(), chain(fault))
+                self.unreadable.insert(entry.key.to_owned(), chain(fault))
             }
         };
         result
     }
 
-    fn put_readable(&mut self, entry: &Entry, now: Boottime) -> Result<(), Unreadable> {
-        let Some(key) = Key::parse(&entry.key) else { return Ok(()) };
+    fn put_readable(&mut self, entry: Stored<'_>, now: Boottime) -> Result<(), Unreadable> {
+        let Some(key) = Key::parse(entry.key) else { return Ok(()) };
         let mut renews = false;
         match key {
-            Key::Leader => self.leader = Leadership::of(entry).ok(),
+            Key::Leader => self.leader = versioned(entry).ok(),
             Key::Facts(host) => {
-                self.hosts.entry(host.clone()).or_default().facts_at = Some(entry.modified);
+                self.hosts.entry(host.clone()).or_default().facts_at = Some(entry.revision);
                 let facts = Arc::new(read(entry)?);
                 self.change_host(host, now, |records| records.facts = Some(facts));
             }
@@ -277,12 +305,12 @@ impl Cluster {
     }
 }
 
-fn read<T: DeserializeOwned>(entry: &Entry) -> Result<T, Unreadable> {
-    decode(&entry.key, &entry.value)
+fn read<T: DeserializeOwned>(entry: Stored<'_>) -> Result<T, Unreadable> {
+    decode(entry.key, entry.value)
 }
 
-fn versioned<T: DeserializeOwned>(entry: &Entry) -> Result<Versioned<T>, Unreadable> {
-    Ok(Versioned { value: read(entry)?, revision: entry.modified.0 })
+fn versioned<T: DeserializeOwned>(entry: Stored<'_>) -> Result<Versioned<T>, Unreadable> {
+    Ok(Versioned { value: read(entry)?, revision: entry.revision })
 }
 
 /// What a record that cannot be read may name.
@@ -321,13 +349,8 @@ mod tests {
     const NODE: &str = "v1/nodes/alice/display";
     const NOW: Boottime = Boottime(7);
 
-    fn listing(revision: u64, records: &[(&str, &str)]) -> Listing {
-        let entry = |&(key, value): &(&str, &str)| Entry {
-            key: key.to_owned(),
-            value: value.as_bytes().to_vec(),
-            modified: Revision(revision),
-        };
-        Listing { revision: Revision(revision), entries: records.iter().map(entry).collect() }
+    fn unreadable(key: &str) -> Stored<'_> {
+        Stored { key, value: b"{\"newer\": 1}", revision: 1 }
     }
 
     #[test]
@@ -340,23 +363,21 @@ mod tests {
             ("v1/policies/active", false, &[]),
             ("v1/terminals/alice", false, &[]),
         ] {
-            let mut cluster = Cluster::default();
-            assert_eq!(cluster.replace(&listing(1, &[(key, "{\"newer\": 1}")]), NOW).len(), 1);
+            let mut cache = StoreCache::default();
+            assert_eq!(cache.replace(1, [unreadable(key)], NOW).len(), 1);
             for _ in 0..2 {
-                assert_eq!(cluster.hides_names(), hides, "{key}");
-                let nodes: Vec<String> = cluster.withheld().iter().map(ToString::to_string).collect();
+                assert_eq!(cache.hides_names(), hides, "{key}");
+                let nodes: Vec<String> = cache.withheld().iter().map(ToString::to_string).collect();
                 assert_eq!(nodes, withheld, "{key}");
-                let told = cluster.unreadable().join("");
+                let told = cache.unreadable().join("");
                 for part in [key, "update this agent", "repair the record"] {
                     assert!(told.contains(part), "{part} is not in: {told}");
                 }
                 // The store was listed again: it is there still.
-                cluster.replace(&listing(2, &[(key, "{\"newer\": 1}")]), NOW);
+                cache.replace(2, [unreadable(key)], NOW);
             }
-            let revision = Revision(3);
-            let deleted = Change::Deleted { key: key.to_owned(), revision };
-            cluster.apply(&Batch { revision, changes: vec![deleted] }, NOW);
-            assert!(!cluster.hides_names() && cluster.unreadable().is_empty(), "{key}");
+            cache.apply(3, [Change::Deleted(key)], NOW);
+            assert!(!cache.hides_names() && cache.unreadable().is_empty(), "{key}");
         }
     }
 
@@ -365,15 +386,12 @@ mod tests {
         let session = |beat: u64, number: u64| {
             format!(r#"{{"boot":"b","machine":"m","number":{number},"beat":{beat},"ended":null}}"#)
         };
-        let put = |key: &str, value: String, revision: u64| Batch {
-            revision: Revision(revision),
-            changes: vec![Change::Put(Entry {
-                key: key.to_owned(),
-                value: value.into_bytes(),
-                modified: Revision(revision),
-            })],
+        let put = |cache: &mut StoreCache, key: &str, value: &str| {
+            let (before, revision) = (cache.changes(), cache.revision + 1);
+            cache.apply(revision, [Change::Put(Stored { key, value: value.as_bytes(), revision })], NOW);
+            cache.changes() != before
         };
-        let mut cluster = Cluster::default();
+        let mut cache = StoreCache::default();
         let key = "v1/hosts/host2/session";
         for (value, changed) in [
             (session(1, 1), true),
@@ -382,16 +400,11 @@ mod tests {
             (session(4, 2), true),
             ("broken".to_owned(), true),
         ] {
-            let before = cluster.changes();
-            cluster.apply(&put(key, value.clone(), before + 1), NOW);
-            assert_eq!(cluster.changes() != before, changed, "{value}");
+            assert_eq!(put(&mut cache, key, &value), changed, "{value}");
         }
-        let before = cluster.changes();
-        cluster.apply(&put("v1/hosts/host2/intent", r#"{"drain":true}"#.to_owned(), 9), NOW);
-        assert_ne!(cluster.changes(), before);
-        let before = cluster.changes();
-        let gone = Change::Deleted { key: key.to_owned(), revision: Revision(10) };
-        cluster.apply(&Batch { revision: Revision(10), changes: vec![gone] }, NOW);
-        assert_ne!(cluster.changes(), before);
+        assert!(put(&mut cache, "v1/hosts/host2/intent", r#"{"drain":true}"#));
+        let before = cache.changes();
+        cache.apply(cache.revision + 1, [Change::Deleted(key)], NOW);
+        assert_ne!(cache.changes(), before);
     }
 }

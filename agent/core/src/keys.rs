@@ -1,10 +1,11 @@
-//! Owns the layout of the store: which record lies under which key.
+//! Owns the layout of the store: which record lies under which key, and the form in which it is written.
 //!
 //! Promises: a key and its record's type go together; a value that cannot be read names its key. Must not do:
 //! talk to the store.
 
 use serde::de::DeserializeOwned;
-use understudy_core::ids::{HostId, NodeId, TerminalId};
+
+use crate::ids::{HostId, NodeId, TerminalId};
 
 /// Everything of this product, in its first layout.
 pub const ALL: &str = "v1/";
