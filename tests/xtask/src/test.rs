@@ -1,9 +1,11 @@
-//! Owns `cargo xtask test`: every test of the project, with a summary that names what was skipped.
+//! Owns `cargo xtask test`: every test of the project, with a summary that names what was skipped and what failed.
 //!
 //! Promises: exit 0 only if nothing failed; a test that needs more than a compiler is run where that is there, else counted
 //! and named with what it lacks. Must not do: call a test passed that did not run.
 
-use std::io::{BufRead, BufReader};
+mod failed;
+
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -12,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use understudy_e2e::stage::Artifacts;
 
+use self::failed::Failed;
 use crate::artifacts::{self, Profile};
 use crate::languages::{self, Language};
 use crate::run::cargo;
@@ -34,6 +37,8 @@ struct Stage {
     holds: bool,
     seconds: f64,
     skipped: Vec<String>,
+    /// What failed, where that is known.
+    failed: Vec<String>,
 }
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
@@ -82,16 +87,34 @@ fn tests(
     let mut tests = cargo();
     // One test at a time for those that raise hosts and guests: two cores carry one lab.
     tests.args(["test", "--workspace", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
-    let command = with(tests.args(more), root, artifacts).stdout(Stdio::piped());
+    let command = with(tests.args(more), root, artifacts).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    let mut left_out = Vec::new();
-    for line in child.stdout.take().into_iter().flat_map(|stdout| BufReader::new(stdout).split(b'\n')) {
-        let line = String::from_utf8_lossy(&line?).into_owned();
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    let (mut left_out, mut failed) = (Vec::new(), Failed::default());
+    let errors = std::thread::spawn(move || -> Result<Failed> {
+        let mut failed = Failed::default();
+        for line in lines(errors) {
+            let line = line?;
+            eprintln!("{line}");
+            failed.error(&line);
+        }
+        Ok(failed)
+    });
+    for line in lines(output) {
+        let line = line?;
         left_out.extend(ignored(&line));
+        failed.output(&line);
         println!("{line}");
     }
     let holds = child.wait()?.success();
-    Ok((Stage { name, holds, seconds: began.elapsed().as_secs_f64(), skipped: Vec::new() }, left_out))
+    let errors = errors.join().expect("reading lines does not panic")?;
+    let (seconds, failed) = (began.elapsed().as_secs_f64(), failed.with_errors_of(errors).told());
+    Ok((Stage { name, holds, seconds, skipped: Vec::new(), failed }, left_out))
+}
+
+fn lines(from: Option<impl Read>) -> impl Iterator<Item = std::io::Result<String>> {
+    let lines = from.into_iter().flat_map(|from| BufReader::new(from).split(b'\n'));
+    lines.map(|line| Ok(String::from_utf8_lossy(&line?).into_owned()))
 }
 
 /// The test that a line of the runner says was left out, and what it needs.
@@ -111,7 +134,7 @@ fn dependencies(root: &Path, cargo: impl Fn() -> Command) -> Result<Stage> {
             "{name}: licences, bans and sources were not checked, cargo-deny is not installed: \
              cargo install --locked cargo-deny"
         );
-        return Ok(Stage { name, holds: true, seconds: 0.0, skipped: vec![reason] });
+        return Ok(Stage { name, holds: true, seconds: 0.0, skipped: vec![reason], failed: Vec::new() });
     }
     let mut deny = cargo();
     deny.args(["deny", "--locked", "--log-level", "error", "--config", ".config/deny.toml", "check"]);
@@ -138,16 +161,20 @@ fn stage(name: &'static str, command: &mut Command) -> Result<Stage> {
     println!("== {name}");
     let began = Instant::now();
     let status = command.status().with_context(|| format!("cannot start {name}"))?;
-    Ok(Stage { name, holds: status.success(), seconds: began.elapsed().as_secs_f64(), skipped: Vec::new() })
+    let (holds, seconds) = (status.success(), began.elapsed().as_secs_f64());
+    Ok(Stage { name, holds, seconds, skipped: Vec::new(), failed: Vec::new() })
 }
 
 fn summary(stages: &[Stage]) -> bool {
     println!("\n== summary");
-    for Stage { name, holds, seconds, skipped } in stages {
+    for Stage { name, holds, seconds, skipped, failed } in stages {
         let word = if *holds { "passed" } else { "FAILED" };
         println!("{word} {name} in {seconds:.0} s, {} skipped", skipped.len());
         for reason in skipped {
             println!("    skipped {reason}");
+        }
+        for line in failed {
+            println!("    FAILED {line}");
         }
     }
     let passed = stages.iter().filter(|stage| stage.holds).count();
