@@ -136,7 +136,6 @@ impl Cluster {
             boot: BootId("boot".to_owned()),
             machine: Default::default(),
             number: 1,
-            beat: 1,
             ended: None,
         };
         let facts = HostFacts {
@@ -158,7 +157,8 @@ impl Cluster {
         let seen = HostView {
             facts: Some(facts.into()),
             session: Versioned { value: session, revision: self.bump() },
-            silent_since: self.now.boottime,
+            renewed: 0,
+            silent_since: Some(self.now.boottime),
             intent: HostIntent::default(),
         };
         self.view.hosts.insert(host(name), seen.into());
@@ -262,14 +262,14 @@ impl Cluster {
 
     /// For so long the host has been silent, and open still.
     pub(crate) fn silence(&mut self, name: &str, time: Duration) {
-        self.seen(name).silent_since = self.now.boottime - time;
+        self.seen(name).silent_since = Some(self.now.boottime - time);
     }
 
     /// Time goes by, and how long each host has been silent stays what it is.
     pub(crate) fn pass(&mut self, time: Duration) {
         for name in self.view.hosts.keys().cloned().collect::<Vec<_>>() {
             let seen = self.seen(name.as_str());
-            seen.silent_since = seen.silent_since + time;
+            seen.silent_since = seen.silent_since.map(|since| since + time);
         }
         self.now.boottime = self.now.boottime + time;
         self.now.wall = UnixMillis(self.now.wall.0 + u64::try_from(time.as_millis()).unwrap());

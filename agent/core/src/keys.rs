@@ -2,15 +2,37 @@
 //!
 //! Promises: a key and its record's type go together; a value that cannot be read names its key. Must not do:
 //! talk to the store.
+//!
+//! ```text
+//! v2/renewals/HOST               the last renewal of a host's lease   once a second (`session_renew`)
+//! v2/cluster/leader              who leads                            at a change of leader
+//! v2/cluster/hosts/HOST/lease    a host's lease: opened, expired      at a start, and at a loss
+//! v2/cluster/hosts/HOST/facts    what a host reports                  when an instance or a condition changes
+//! v2/cluster/hosts/HOST/intent   what the operator wants of it        by hand
+//! v2/cluster/terminals/NAME      a terminal                           by hand
+//! v2/cluster/nodes/NODE          a node: who acts for it              at an assignment
+//! v2/cluster/checkpoints/NODE    its newest checkpoint                once in a `checkpoint_interval`
+//! v2/cluster/failovers/NODE      an operator's wish                   by hand
+//! v2/cluster/policies/WHICH      the sets of policies                 at a change of them
+//! ```
+//!
+//! Cost, with N hosts and M nodes of which P are protected: the hosts write N renewals a second, of some 40 bytes each.
+//! Those who may lead next follow all of `v2/` ([`crate::leader::line`]: the leader, and two hosts as long as it renews),
+//! so 3 N renewals a second are delivered in all. Every other agent follows [`CLUSTER`], where nothing is written at rest but
+//! P checkpoint records in each interval; each change there is delivered N times.
 
 use serde::de::DeserializeOwned;
 
 use crate::ids::{HostId, NodeId, TerminalId};
 
-/// Everything of this product, in its first layout.
-pub const ALL: &str = "v1/";
+/// Everything of this product, in its second layout.
+pub const ALL: &str = "v2/";
+/// Everything but the renewals.
+pub const CLUSTER: &str = "v2/cluster/";
+/// The renewals of leases.
+const RENEWALS: &str = "v2/renewals/";
 /// The leadership.
-pub const LEADER: &str = "v1/leader";
+pub const LEADER: &str = "v2/cluster/leader";
 
 /// A key, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +43,8 @@ pub enum Key {
     Facts(HostId),
     /// A host's session.
     Session(HostId),
+    /// The last renewal of a host's session.
+    Renewal(HostId),
     /// What the operator wants of a host.
     Intent(HostId),
     /// A terminal.
@@ -46,7 +70,10 @@ impl Key {
         if key == LEADER {
             return Some(Self::Leader);
         }
-        let (kind, name) = key.strip_prefix(ALL)?.split_once('/')?;
+        if let Some(host) = key.strip_prefix(RENEWALS) {
+            return host.parse().ok().map(Self::Renewal);
+        }
+        let (kind, name) = key.strip_prefix(CLUSTER)?.split_once('/')?;
         match kind {
             "terminals" => name.parse().ok().map(Self::Terminal),
             "nodes" => name.parse().ok().map(Self::Node),
@@ -63,7 +90,7 @@ impl Key {
                 let host = host.parse().ok()?;
                 match record {
                     "facts" => Some(Self::Facts(host)),
-                    "session" => Some(Self::Session(host)),
+                    "lease" => Some(Self::Session(host)),
                     "intent" => Some(Self::Intent(host)),
                     _ => None,
                 }
@@ -78,16 +105,17 @@ impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Leader => f.write_str(LEADER),
-            Self::Facts(host) => write!(f, "{ALL}hosts/{host}/facts"),
-            Self::Session(host) => write!(f, "{ALL}hosts/{host}/session"),
-            Self::Intent(host) => write!(f, "{ALL}hosts/{host}/intent"),
-            Self::Terminal(terminal) => write!(f, "{ALL}terminals/{terminal}"),
-            Self::Node(node) => write!(f, "{ALL}nodes/{node}"),
-            Self::Checkpoint(node) => write!(f, "{ALL}checkpoints/{node}"),
-            Self::Failover(node) => write!(f, "{ALL}failovers/{node}"),
-            Self::PolicyActive => write!(f, "{ALL}policies/active"),
-            Self::PolicyCandidate => write!(f, "{ALL}policies/candidate"),
-            Self::PolicyRefused => write!(f, "{ALL}policies/refused"),
+            Self::Facts(host) => write!(f, "{CLUSTER}hosts/{host}/facts"),
+            Self::Session(host) => write!(f, "{CLUSTER}hosts/{host}/lease"),
+            Self::Renewal(host) => write!(f, "{RENEWALS}{host}"),
+            Self::Intent(host) => write!(f, "{CLUSTER}hosts/{host}/intent"),
+            Self::Terminal(terminal) => write!(f, "{CLUSTER}terminals/{terminal}"),
+            Self::Node(node) => write!(f, "{CLUSTER}nodes/{node}"),
+            Self::Checkpoint(node) => write!(f, "{CLUSTER}checkpoints/{node}"),
+            Self::Failover(node) => write!(f, "{CLUSTER}failovers/{node}"),
+            Self::PolicyActive => write!(f, "{CLUSTER}policies/active"),
+            Self::PolicyCandidate => write!(f, "{CLUSTER}policies/candidate"),
+            Self::PolicyRefused => write!(f, "{CLUSTER}policies/refused"),
         }
     }
 }
@@ -129,6 +157,7 @@ mod tests {
             Key::Leader,
             Key::Facts(host.clone()),
             Key::Session(host.clone()),
+            Key::Renewal(host.clone()),
             Key::Intent(host),
             Key::Terminal("alice".parse().unwrap()),
             Key::Node(node.clone()),
@@ -142,12 +171,15 @@ mod tests {
         }
         for unknown in [
             "",
-            "v1/",
-            "v1/hosts/host1",
-            "v1/hosts/host1/else",
-            "v1/nodes/alice",
-            "v1/policies/x",
+            "v2/",
+            "v2/cluster/",
+            "v2/cluster/hosts/host1",
+            "v2/cluster/hosts/host1/else",
+            "v2/cluster/nodes/alice",
+            "v2/cluster/policies/x",
+            "v2/renewals/",
             "v2/leader",
+            "v1/leader",
         ] {
             assert_eq!(Key::parse(unknown), None, "{unknown}");
         }

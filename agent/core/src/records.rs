@@ -207,7 +207,9 @@ pub struct NodeRecord {
     pub failures: Vec<UnixMillis>,
 }
 
-/// A host's right to run primaries. Renewed by compare-and-swap; `beat` only makes each renewal a change.
+/// A host's right to run primaries. It is written when it is opened, and when the leader expires it; each renewal is a record
+/// of its own ([`RenewalRecord`]), written on condition that this one is unchanged. So an expiry, which is conditional on
+/// both, and a renewal exclude each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionRecord {
@@ -218,10 +220,18 @@ pub struct SessionRecord {
     pub machine: MachineId,
     /// Counts the host's sessions.
     pub number: u64,
-    /// Counts the renewals.
-    pub beat: u64,
     /// Why the leader ended it; none while it is open.
     pub ended: Option<SessionEnd>,
+}
+
+/// The last renewal of a host's session. What counts is that it was written; its content is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewalRecord {
+    /// The number of the session.
+    pub number: u64,
+    /// When it was sent, by the host's clock.
+    pub at: UnixMillis,
 }
 
 /// The end of a session, and from when on nothing of it runs.

@@ -5,7 +5,7 @@
 //! it was, and complained about, and never taken for a deleted one: its node is withheld from plans, and no host ends or
 //! deletes for want of a name what it may name. Must not do: decide, talk to the store.
 //!
-//! Cost, with N records: a change O(log N) and the reading of its records, the view of all of it O(1).
+//! Cost, with N records: a change O(log N) and the reading of its records, the view of all of it O(1). A renewal is not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ struct HostRecords {
     /// When the facts were written, whether they can be read or not.
     facts_at: Option<u64>,
     session: Option<Versioned<SessionRecord>>,
+    /// When the session was renewed last; 0 as long as that was not seen.
+    renewed: u64,
     intent: HostIntent,
 }
 
@@ -70,20 +72,23 @@ pub struct StoreCache {
     failovers: BTreeMap<NodeId, FailoverRequest>,
     /// Counts what changed beside renewals.
     changes: u64,
+    /// Whether renewals are followed.
+    follows: bool,
 }
 
 impl StoreCache {
-    /// Takes the whole of the store. What happened before `now` was not seen.
+    /// Takes the whole of the store, with the renewals where those are followed from here on. What happened before `now` was
+    /// not seen.
     pub fn replace<'a>(
         &mut self,
-        revision: u64,
+        (revision, follows): (u64, bool),
         records: impl IntoIterator<Item = Stored<'a>>,
         now: Boottime,
     ) -> Vec<Unreadable> {
         let mut observer = std::mem::take(&mut self.observer);
         observer.was_blind(now);
         let changes = self.changes + 1;
-        *self = Self { revision, observer, changes, ..Self::default() };
+        *self = Self { revision, observer, changes, follows, ..Self::default() };
         let faults = records.into_iter().filter_map(|record| self.put(record, now).err()).collect();
         self.view.withheld = self.withheld();
         faults
@@ -113,6 +118,12 @@ impl StoreCache {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes
+    }
+
+    /// Whether renewals are followed: without them nobody's silence is known.
+    #[must_use]
+    pub fn follows_renewals(&self) -> bool {
+        self.follows
     }
 
     /// What cannot be read, for people: each with what follows, and what to do.
@@ -210,9 +221,12 @@ impl StoreCache {
             self.view.hosts.remove(&host);
             return;
         };
-        self.observer.saw(&host, session.revision, now);
-        let silent_since = self.observer.silent_since(&host, now);
-        let shown = HostView { facts: records.facts.clone(), session, silent_since, intent: records.intent };
+        let (facts, renewed, intent) = (records.facts.clone(), records.renewed, records.intent);
+        let mut shown = HostView { facts, session, renewed, silent_since: None, intent };
+        if self.follows {
+            self.observer.saw(&host, shown.heard(), now);
+            shown.silent_since = Some(self.observer.silent_since(&host, now));
+        }
         self.view.hosts.insert(host, shown.into());
     }
 
@@ -239,12 +253,13 @@ impl StoreCache {
                 self.change_host(host, now, |records| records.facts = Some(facts));
             }
             Key::Session(host) => {
-                let session: Versioned<SessionRecord> = versioned(entry)?;
-                let known = self.hosts.get(&host).and_then(|records| records.session.as_ref());
-                renews = known.is_some_and(|known| {
-                    SessionRecord { beat: known.value.beat, ..session.value.clone() } == known.value
-                });
+                let session = versioned(entry)?;
                 self.change_host(host, now, |records| records.session = Some(session));
+            }
+            // That it was written is all that it says.
+            Key::Renewal(host) => {
+                renews = true;
+                self.change_host(host, now, |records| records.renewed = entry.revision);
             }
             Key::Intent(host) => {
                 let intent = read(entry)?;
@@ -277,6 +292,7 @@ impl StoreCache {
                 (records.facts, records.facts_at) = (None, None);
             }),
             Some(Key::Session(host)) => self.change_host(host, now, |records| records.session = None),
+            Some(Key::Renewal(host)) => self.change_host(host, now, |records| records.renewed = 0),
             Some(Key::Intent(host)) => {
                 self.change_host(host, now, |records| records.intent = HostIntent::default());
             }
@@ -330,6 +346,7 @@ impl Hidden {
             Some(Key::Facts(_) | Key::Session(_)) => Self::Host,
             Some(
                 Key::Leader
+                | Key::Renewal(_)
                 | Key::Intent(_)
                 | Key::Terminal(_)
                 | Key::Failover(_)
@@ -344,9 +361,11 @@ impl Hidden {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    const NODE: &str = "v1/nodes/alice/display";
+    const NODE: &str = "v2/cluster/nodes/alice/display";
     const NOW: Boottime = Boottime(7);
 
     fn unreadable(key: &str) -> Stored<'_> {
@@ -357,14 +376,14 @@ mod tests {
     fn what_cannot_be_read_hides_names_until_it_is_read_or_deleted_and_is_told_by_its_key() {
         for (key, hides, withheld) in [
             (NODE, true, &["alice/display"][..]),
-            ("v1/checkpoints/alice/exec-1", true, &["alice/exec-1"]),
-            ("v1/hosts/host2/session", true, &[]),
-            ("v1/hosts/host2/facts", true, &[]),
-            ("v1/policies/active", false, &[]),
-            ("v1/terminals/alice", false, &[]),
+            ("v2/cluster/checkpoints/alice/exec-1", true, &["alice/exec-1"]),
+            ("v2/cluster/hosts/host2/lease", true, &[]),
+            ("v2/cluster/hosts/host2/facts", true, &[]),
+            ("v2/cluster/policies/active", false, &[]),
+            ("v2/cluster/terminals/alice", false, &[]),
         ] {
             let mut cache = StoreCache::default();
-            assert_eq!(cache.replace(1, [unreadable(key)], NOW).len(), 1);
+            assert_eq!(cache.replace((1, true), [unreadable(key)], NOW).len(), 1);
             for _ in 0..2 {
                 assert_eq!(cache.hides_names(), hides, "{key}");
                 let nodes: Vec<String> = cache.withheld().iter().map(ToString::to_string).collect();
@@ -374,7 +393,7 @@ mod tests {
                     assert!(told.contains(part), "{part} is not in: {told}");
                 }
                 // The store was listed again: it is there still.
-                cache.replace(2, [unreadable(key)], NOW);
+                cache.replace((2, true), [unreadable(key)], NOW);
             }
             cache.apply(3, [Change::Deleted(key)], NOW);
             assert!(!cache.hides_names() && cache.unreadable().is_empty(), "{key}");
@@ -383,28 +402,50 @@ mod tests {
 
     #[test]
     fn a_renewal_is_no_change_and_everything_else_is() {
-        let session = |beat: u64, number: u64| {
-            format!(r#"{{"boot":"b","machine":"m","number":{number},"beat":{beat},"ended":null}}"#)
-        };
+        let lease = |number: u64| format!(r#"{{"boot":"b","machine":"m","number":{number},"ended":null}}"#);
         let put = |cache: &mut StoreCache, key: &str, value: &str| {
             let (before, revision) = (cache.changes(), cache.revision + 1);
             cache.apply(revision, [Change::Put(Stored { key, value: value.as_bytes(), revision })], NOW);
             cache.changes() != before
         };
         let mut cache = StoreCache::default();
-        let key = "v1/hosts/host2/session";
-        for (value, changed) in [
-            (session(1, 1), true),
-            (session(2, 1), false),
-            (session(3, 1), false),
-            (session(4, 2), true),
-            ("broken".to_owned(), true),
+        let (key, renewal) = ("v2/cluster/hosts/host2/lease", "v2/renewals/host2");
+        for (key, value, changed) in [
+            (key, lease(1), true),
+            (renewal, r#"{"number":1,"at":7}"#.to_owned(), false),
+            (renewal, "of another version".to_owned(), false),
+            (key, lease(2), true),
+            (key, "broken".to_owned(), true),
         ] {
             assert_eq!(put(&mut cache, key, &value), changed, "{value}");
         }
-        assert!(put(&mut cache, "v1/hosts/host2/intent", r#"{"drain":true}"#));
+        assert!(put(&mut cache, "v2/cluster/hosts/host2/intent", r#"{"drain":true}"#));
         let before = cache.changes();
         cache.apply(cache.revision + 1, [Change::Deleted(key)], NOW);
         assert_ne!(cache.changes(), before);
+    }
+
+    /// Who does not see renewals must not take a host for silent, nor for one that just now came to be.
+    #[test]
+    fn silence_is_known_where_renewals_are_followed_and_counts_from_the_last_one() {
+        let host: HostId = "host2".parse().unwrap();
+        let lease = r#"{"boot":"b","machine":"m","number":1,"ended":null}"#;
+        let records = |revision: u64| {
+            let stored = move |key, value: &'static str| Stored { key, value: value.as_bytes(), revision };
+            [stored("v2/cluster/hosts/host2/lease", lease), stored("v2/renewals/host2", "{}")]
+        };
+        let silence = |cache: &StoreCache| cache.view().hosts[&host].silent_since;
+        let mut cache = StoreCache::default();
+        cache.replace((3, false), [records(3)[0]], NOW);
+        assert!(!cache.follows_renewals() && silence(&cache).is_none());
+        assert_eq!(cache.view().hosts[&host].silent_for(NOW + Duration::from_secs(60)), Duration::ZERO);
+        // From here on it follows: what was before was not seen.
+        let later = |seconds| NOW + Duration::from_secs(seconds);
+        cache.replace((3, true), records(3), later(60));
+        assert_eq!(silence(&cache), Some(later(60)));
+        cache.apply(4, [Change::Put(records(4)[1])], later(62));
+        assert_eq!((silence(&cache), cache.view().hosts[&host].heard()), (Some(later(62)), 4));
+        cache.apply(5, [], later(65));
+        assert_eq!(silence(&cache), Some(later(62)));
     }
 }

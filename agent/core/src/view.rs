@@ -62,8 +62,11 @@ pub struct HostView {
     pub facts: Option<Arc<HostFacts>>,
     /// Its session.
     pub session: Versioned<SessionRecord>,
-    /// Since when this agent has seen the session unchanged, on its own clock.
-    pub silent_since: Boottime,
+    /// The revision of the session's last renewal; 0 before the first that was seen.
+    pub renewed: u64,
+    /// Since when this agent has seen neither the session nor its renewal change, on its own clock; none where it does not
+    /// follow renewals, and so cannot know.
+    pub silent_since: Option<Boottime>,
     /// What the operator wants.
     pub intent: HostIntent,
 }
@@ -125,10 +128,16 @@ impl HostView {
         self.session.value.ended.is_none()
     }
 
-    /// How long the session has been seen unchanged.
+    /// How long the session has been seen without a renewal; not at all where renewals are not followed.
     #[must_use]
     pub fn silent_for(&self, now: Boottime) -> Duration {
-        now.since(self.silent_since)
+        self.silent_since.map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// The revision of the last sign of life: the session's own, or its renewal's.
+    #[must_use]
+    pub fn heard(&self) -> u64 {
+        self.session.revision.max(self.renewed)
     }
 
     /// The facts, if they were reported in the session that is open now.

@@ -11,7 +11,9 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use tokio::sync::oneshot;
 use understudy_core::ids::{HostId, NameError, NodeId, TerminalId};
-use understudy_core::records::{FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord};
+use understudy_core::records::{
+    FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord,
+};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_store::{Committed, Condition, Revision, Txn};
 use uuid::Uuid;

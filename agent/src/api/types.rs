@@ -79,8 +79,9 @@ pub struct Host {
     pub state: String,
     /// The number of its session.
     pub session: u64,
-    /// How long its session has been unchanged, in milliseconds.
-    pub silent_ms: u64,
+    /// How long its session has not been renewed, in milliseconds. Only agents that may lead next follow renewals: others do
+    /// not know it.
+    pub silent_ms: Option<u64>,
     /// Memory of instances: free and all, in MiB.
     pub memory_free_mib: u64,
     /// See above.
@@ -211,7 +212,7 @@ impl Host {
             id: id.clone(),
             state: state.to_owned(),
             session: host.session.value.number,
-            silent_ms: millis(host.silent_for(now)),
+            silent_ms: host.silent_since.map(|since| millis(now.since(since))),
             memory_free_mib: view.free_memory(id).0,
             memory_mib: facts.map_or(0, |facts| facts.capacity.memory.0),
             idle: view.idle(id).count(),

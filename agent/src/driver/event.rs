@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 use understudy_core::host::{Input, Job, Outcome};
-use understudy_core::ids::NodeId;
+use understudy_core::ids::{HostId, NodeId};
 use understudy_core::leader::Trial;
 use understudy_core::records::{Capacity, NodeRecord};
 use understudy_hypervisor::HypervisorEvent;
@@ -24,7 +24,12 @@ pub enum Event {
     /// Time passed.
     Tick,
     /// The whole of the store.
-    Listed(Listing),
+    Listed {
+        /// Its records.
+        listing: Listing,
+        /// Whether the renewals of leases are among them, and followed from here on.
+        renewals: bool,
+    },
     /// The changes of one revision.
     Changed(Batch),
     /// A look at the host ended.
@@ -54,6 +59,8 @@ pub enum Event {
         /// How it ended.
         outcome: Outcome,
     },
+    /// The revision of a leader's last renewal, 0 if there is none; nothing when the store did not say.
+    Renewal(HostId, Option<Revision>),
     /// A bid for leadership ended.
     Bid(Result<Bid, ElectionError>),
     /// Something that the leader wanted is done.

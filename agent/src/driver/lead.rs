@@ -110,7 +110,8 @@ impl Leading {
 
 impl Driver {
     pub(super) fn lead(&mut self, view: &View, now: Now) {
-        if !self.lease.is_open(now.boottime) || !self.may_lead(view) {
+        // Who does not see renewals knows of nobody's silence.
+        if !self.lease.is_open(now.boottime) || !self.cluster.follows_renewals() || !self.may_lead(view) {
             return;
         }
         let seen = self.seen_leadership();
@@ -368,8 +369,14 @@ fn breaks(parts: &Parts, view: &View, assignment: &Assignment) -> bool {
 
 fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
     let key = Key::Session(ending.host.clone()).to_string();
+    let renewal = Key::Renewal(ending.host.clone()).to_string();
+    let unchanged = match ending.renewed {
+        0 => Condition::Absent(renewal),
+        renewed => Condition::Unchanged(renewal, Revision(renewed)),
+    };
     Txn::new()
         .when(mine.condition())
+        .when(unchanged)
         .when(Condition::Unchanged(key.clone(), Revision(ending.revision)))
         .put(key, keys::encode(&ending.record))
 }

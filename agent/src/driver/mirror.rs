@@ -1,16 +1,20 @@
-//! Owns the watching of the store: list once, then every change, for ever.
+//! Owns the watching of the store: list once, then every change, for ever; and the reading of a leader's last renewal where
+//! renewals are not followed.
 //!
-//! Promises: the driver gets every change in order, or the whole anew; a store that does not answer is told once, to the
-//! log and to the driver, until it does. Must not do: interpret.
+//! Promises: the driver gets every change in order, or the whole anew, as it is when it begins to follow renewals, or ceases
+//! to; a store that does not answer is told once, to the log and to the driver, until it does. Must not do: interpret.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+use understudy_core::ids::HostId;
 use understudy_store::{StoreError, WatchError};
 
 use super::{Event, Parts};
-use crate::{keys, needs};
+use crate::keys::{self, Key};
+use crate::needs;
 
 /// Between two attempts while the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
@@ -18,15 +22,35 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What the driver is told about.
 const ABOUT: &str = "mirror";
 
-/// Starts the task. It ends when the driver does.
-pub(super) fn start(parts: Arc<Parts>, events: UnboundedSender<Event>) {
+/// Starts the task, which follows renewals as long as it is told to. It ends when the driver does.
+pub(super) fn start(parts: Arc<Parts>, events: UnboundedSender<Event>, renewals: watch::Receiver<bool>) {
     let tasks = parts.tasks.clone();
     tasks.spawn("store cache", async move {
-        let mut mirror = Mirror { parts, events, silent: None };
-        while mirror.follow().await.is_some() {
-            tokio::time::sleep(RETRY).await;
+        let mut mirror = Mirror { parts, events, silent: None, renewals };
+        while let Some(ended) = mirror.follow().await {
+            if ended == Ended::Fault {
+                tokio::time::sleep(RETRY).await;
+            }
         }
     });
+}
+
+/// Reads the last renewal of a host's lease.
+pub(super) fn read_renewal(parts: &Arc<Parts>, events: UnboundedSender<Event>, host: HostId) {
+    let (tasks, parts) = (parts.tasks.clone(), Arc::clone(parts));
+    tasks.spawn("look at the leader's lease", async move {
+        let found = parts.store.get(&Key::Renewal(host.clone()).to_string()).await;
+        let revision = found.ok().map(|entry| entry.map(|entry| entry.modified).unwrap_or_default());
+        let _ = events.send(Event::Renewal(host, revision));
+    });
+}
+
+/// Why the following of the store ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Other records are to be followed from here on.
+    Scope,
+    Fault,
 }
 
 struct Mirror {
@@ -34,10 +58,11 @@ struct Mirror {
     events: UnboundedSender<Event>,
     /// The sort of the error that was told last, while the store does not answer.
     silent: Option<std::mem::Discriminant<StoreError>>,
+    renewals: watch::Receiver<bool>,
 }
 
 impl Mirror {
-    fn is_silent(&mut self, error: &StoreError) -> Option<()> {
+    fn is_silent(&mut self, error: &StoreError) -> Option<Ended> {
         let text = needs::store_fault(&self.parts.config, error);
         let sort = std::mem::discriminant(error);
         if self.silent.replace(sort) == Some(sort) {
@@ -45,7 +70,8 @@ impl Mirror {
         } else {
             tracing::warn!(error = %text, "cannot read the store, trying again until it answers");
         }
-        self.events.send(Event::Complaint { about: ABOUT, text: Some(text) }).ok()
+        self.events.send(Event::Complaint { about: ABOUT, text: Some(text) }).ok()?;
+        Some(Ended::Fault)
     }
 
     fn answers(&mut self) -> Option<()> {
@@ -56,29 +82,38 @@ impl Mirror {
     }
 
     /// Lists and follows until the watch ends. Nothing when the driver is gone.
-    async fn follow(&mut self) -> Option<()> {
+    async fn follow(&mut self) -> Option<Ended> {
         let store = self.parts.store.clone();
-        let listing = match store.list(keys::ALL).await {
+        let renewals = *self.renewals.borrow_and_update();
+        let what = if renewals { keys::ALL } else { keys::CLUSTER };
+        let listing = match store.list(what).await {
             Ok(listing) => listing,
             Err(error) => return self.is_silent(&error),
         };
         let revision = listing.revision;
         self.answers()?;
-        self.events.send(Event::Listed(listing)).ok()?;
-        let mut watch = match store.watch(keys::ALL, revision).await {
+        self.events.send(Event::Listed { listing, renewals }).ok()?;
+        let mut watch = match store.watch(what, revision).await {
             Ok(watch) => watch,
             Err(error) => return self.is_silent(&error),
         };
         loop {
-            match watch.next().await {
+            let next = tokio::select! {
+                next = watch.next() => next,
+                scope = self.renewals.wait_for(|wanted| *wanted != renewals) => {
+                    scope.ok()?;
+                    return Some(Ended::Scope);
+                }
+            };
+            match next {
                 Ok(batch) => self.events.send(Event::Changed(batch)).ok()?,
                 Err(error @ WatchError::Compacted { .. }) => {
                     tracing::info!(%error, "reading the store anew");
-                    return Some(());
+                    return Some(Ended::Fault);
                 }
                 Err(error) => {
                     tracing::error!(error = %understudy_store::chain(&error), "the watch on the store ended, reading it anew");
-                    return Some(());
+                    return Some(Ended::Fault);
                 }
             }
         }

@@ -29,6 +29,7 @@ use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{HostAgent, HostSettings, Input};
 use understudy_core::ids::{BootId, MachineId};
 use understudy_core::leader::Report;
+use understudy_core::leader::line::Line;
 use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::store_cache::StoreCache;
@@ -121,6 +122,10 @@ pub struct Driver {
     receiver: mpsc::UnboundedReceiver<Event>,
     cluster: StoreCache,
     synced: bool,
+    /// This host's place among those who may lead next.
+    line: Line,
+    /// Whether renewals are to be followed, as the following of the store hears it.
+    renewals: watch::Sender<bool>,
     lease: LeaseStatus,
     session_number: u64,
     clear: Option<lease::Clear>,
@@ -211,12 +216,15 @@ impl Driver {
             let away = Input::Service { service: Service::Libvirtd, answers: false };
             drop(agent.handle(away, now()));
         }
+        let line = Line::new(parts.config.host.clone(), parts.config.bounds);
         Self {
             parts,
             sender,
             receiver,
             cluster: StoreCache::default(),
             synced: false,
+            renewals: watch::Sender::new(line.follows()),
+            line,
             lease: LeaseStatus::default(),
             session_number: 0,
             clear: None,
@@ -262,7 +270,7 @@ impl Driver {
         let lease = self
             .keep_lease(store)
             .map_err(|error| Failure::new(Exit::Failed, format!("cannot keep a lease: {}", chain(&error))))?;
-        mirror::start(self.parts.clone(), self.sender.clone());
+        mirror::start(self.parts.clone(), self.sender.clone(), self.renewals.subscribe());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.inform(kept_images(&self.parts.images));
@@ -330,9 +338,10 @@ impl Driver {
     fn take(&mut self, event: Event) {
         match event {
             Event::Tick => {}
-            Event::Listed(listing) => {
+            Event::Listed { listing, renewals } => {
                 let records = listing.entries.iter().map(Into::into);
-                let faults = self.cluster.replace(listing.revision.0, records, now().boottime);
+                let of = (listing.revision.0, renewals);
+                let faults = self.cluster.replace(of, records, now().boottime);
                 self.mirror_changed(&faults);
             }
             Event::Changed(batch) => {
@@ -346,6 +355,11 @@ impl Driver {
             Event::Recovered { number, found } => self.recovered(number, found),
             Event::Host(input) => self.inform(*input),
             Event::Job { job, outcome } => self.job_ended(job, outcome),
+            Event::Renewal(host, revision) => {
+                if let Some(revision) = revision {
+                    self.line.read(&host, revision.0);
+                }
+            }
             Event::Bid(bid) => self.bid_ended(bid),
             Event::Led(done) => self.done(*done),
             Event::Trial { new, reply } => {
@@ -391,6 +405,7 @@ impl Driver {
         let has_begun = self.capacity.is_some() || self.lease.is_open(now.boottime);
         if self.synced && has_begun {
             let view = self.cluster.view().clone();
+            self.keep_in_line(&view, now.boottime);
             self.tell_keeper(&view);
             if self.adopted && self.capacity.is_some() {
                 self.work(now);
@@ -405,6 +420,16 @@ impl Driver {
         } else {
             self.publish_waiting();
         }
+    }
+
+    /// Follows renewals where this host may lead next.
+    fn keep_in_line(&mut self, view: &View, now: Boottime) {
+        let leader = self.cluster.leader.as_ref().and_then(|known| known.value.host.clone());
+        if let Some(host) = self.line.step(view, leader.as_ref(), now) {
+            mirror::read_renewal(&self.parts, self.sender.clone(), host);
+        }
+        let follows = self.line.follows();
+        self.renewals.send_if_modified(|wanted| std::mem::replace(wanted, follows) != follows);
     }
 
     fn complain(&mut self, about: &'static str, text: String) {

@@ -148,7 +148,12 @@ impl Driver {
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
             complaints: self.complaints.values().cloned().collect(),
-            leader: self.cluster.leader.as_ref().and_then(|leader| leader.value.host.as_ref()).map(ToString::to_string),
+            leader: self
+                .cluster
+                .leader
+                .as_ref()
+                .and_then(|leader| leader.value.host.as_ref())
+                .map(ToString::to_string),
             leading: self.leadership.is_some(),
             report: self.leading.as_ref().map(|leading| leading.report().clone()).unwrap_or_default(),
             session_remaining: remaining,

@@ -121,7 +121,6 @@ impl Rig {
             boot: BootId("boot".to_owned()),
             machine: Default::default(),
             number: 1,
-            beat: 1,
             ended: None,
         };
         rig.write(&Key::Session(me()), encode(&session));
@@ -154,7 +153,10 @@ impl Rig {
         let revision = Revision(u64::try_from(self.entries.len()).unwrap() + 1);
         self.entries.retain(|entry| entry.key != key.to_string());
         self.entries.push(Entry { key: key.to_string(), value, modified: revision });
-        self.driver.take(Event::Listed(Listing { revision, entries: self.entries.clone() }));
+        self.driver.take(Event::Listed {
+            listing: Listing { revision, entries: self.entries.clone() },
+            renewals: true,
+        });
     }
 
     /// alice's display, with this instance as its primary on this host.

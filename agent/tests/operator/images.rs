@@ -7,8 +7,8 @@ use tokio::task::JoinHandle;
 use understudy::keys::Key;
 use understudy::peers::{SendError, Shipment, send_checkpoint};
 use understudy_checkpoint::{Description, Digest};
-use understudy_core::ids::{BootId, Epoch, InstanceId, NodeId};
-use understudy_core::records::{CheckpointId, Member, NodeRecord, Origin, Phase, SessionRecord};
+use understudy_core::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::records::{CheckpointId, Member, NodeRecord, Origin, Phase, RenewalRecord};
 use understudy_core::units::{MiB, UnixMillis};
 use understudy_store::Store;
 
@@ -42,15 +42,9 @@ async fn protected(store: &dyn Store, id: &NodeId) {
 /// Renews the played host's session, so that it is not taken for lost.
 fn renewing(store: Arc<dyn Store>) -> JoinHandle<()> {
     tokio::spawn(async move {
-        for beat in 2.. {
-            let session = SessionRecord {
-                boot: BootId("b".to_owned()),
-                machine: Default::default(),
-                number: 1,
-                beat,
-                ended: None,
-            };
-            write(&*store, &Key::Session("host2".parse().unwrap()), &session).await;
+        for at in 1.. {
+            let renewal = RenewalRecord { number: 1, at: UnixMillis(at) };
+            write(&*store, &Key::Renewal("host2".parse().unwrap()), &renewal).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     })

@@ -24,13 +24,8 @@ async fn what_a_host_could_not_load_is_proposed_again_when_it_comes_back() {
     // Started anew, with room.
     other.policies = SetFacts { ready: [1, 3].into(), ..SetFacts::default() };
     other.session = 2;
-    let session = SessionRecord {
-        boot: BootId("c".to_owned()),
-        machine: Default::default(),
-        number: 2,
-        beat: 1,
-        ended: None,
-    };
+    let session =
+        SessionRecord { boot: BootId("c".to_owned()), machine: Default::default(), number: 2, ended: None };
     write(&store, &Key::Session(host.clone()), &session).await;
     write(&store, &Key::Facts(host), &other).await;
     generation(&store, 3).await;

@@ -276,13 +276,8 @@ pub(crate) async fn write<T: serde::Serialize>(store: &dyn Store, key: &Key, val
 /// A host without an agent: its records, renewed by nobody.
 pub(crate) async fn played_host(store: &dyn Store, name: &str, facts: HostFacts) -> HostId {
     let host: HostId = name.parse().unwrap();
-    let session = SessionRecord {
-        boot: BootId("b".to_owned()),
-        machine: Default::default(),
-        number: 1,
-        beat: 1,
-        ended: None,
-    };
+    let session =
+        SessionRecord { boot: BootId("b".to_owned()), machine: Default::default(), number: 1, ended: None };
     write(store, &Key::Session(host.clone()), &session).await;
     write(store, &Key::Facts(host.clone()), &facts).await;
     host

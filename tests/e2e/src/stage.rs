@@ -355,7 +355,7 @@ impl Stage {
     /// # Errors
     /// When the store does not have it.
     pub fn token(&self, node: &str) -> Result<String> {
-        let key = format!("/understudy/v1/nodes/{node}");
+        let key = format!("/understudy/v2/cluster/nodes/{node}");
         let record: Value =
             serde_json::from_str(&self.cluster.etcdctl(&["get", "--print-value-only", &key])?)?;
         Ok(record["token"].as_str().context("no token")?.to_owned())

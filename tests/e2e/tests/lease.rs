@@ -66,7 +66,7 @@ fn process_of(instance: &str) -> Result<ProcessId> {
 
 /// When the store was last seen to hold the host's lease open, as a moment before the question.
 fn wait_expired(stage: &Stage, host: &str) -> Result<Instant> {
-    let key = format!("/understudy/v1/hosts/{host}/session");
+    let key = format!("/understudy/v2/cluster/hosts/{host}/lease");
     let begun = Instant::now();
     let mut open = begun;
     loop {

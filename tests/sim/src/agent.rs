@@ -18,6 +18,7 @@ use understudy_core::host::HostAgent;
 use understudy_core::host::lease::{Attempt, HostLease};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::keys::{Key, encode};
+use understudy_core::leader::line::Line;
 use understudy_core::leader::{Input, Leader, Report};
 use understudy_core::records::{Capacity, CheckpointId, HostFacts};
 use understudy_core::units::{Now, Vcpus};
@@ -43,9 +44,20 @@ pub(crate) enum Tag {
     Bid,
     Resign,
     Settled,
-    Assigned { term: Term, node: NodeId },
-    Ended { term: Term, host: HostId },
-    Checkpoint { node: NodeId, id: CheckpointId },
+    Assigned {
+        term: Term,
+        node: NodeId,
+    },
+    Ended {
+        term: Term,
+        host: HostId,
+    },
+    Checkpoint {
+        node: NodeId,
+        id: CheckpointId,
+    },
+    /// The leader's last renewal.
+    Renewal(HostId),
 }
 
 #[derive(Debug)]
@@ -54,7 +66,8 @@ pub(crate) struct Agent {
     pub(crate) mirror: Option<Mirror>,
     lease: HostLease,
     pub(crate) number: u64,
-    beat: u64,
+    /// Its place among those who may lead next.
+    line: Line,
     revision: u64,
     /// What goes on under the next lease, while that is being opened.
     cleared: Option<Stock>,
@@ -96,9 +109,9 @@ impl Agent {
         Self {
             incarnation,
             mirror: None,
+            line: Line::new(me.clone(), world.bounds),
             lease: HostLease::new(world.bounds, inherited),
             number: 0,
-            beat: 0,
             revision: 0,
             cleared: None,
             recovers: false,
@@ -144,12 +157,14 @@ impl Agent {
     /// Hears of what the store wrote, up to `until`.
     pub(crate) fn hear(&mut self, world: &World, me: &HostId, until: Revision) {
         let clock = world.machine(me).boottime(world.now);
-        let dirty = &mut self.dirty;
+        let (dirty, follows) = (&mut self.dirty, self.line.follows());
+        // Other records are to be followed from here on: all of them are listed anew.
+        self.mirror.take_if(|mirror| mirror.follows_renewals() != follows);
         let mirror = self.mirror.get_or_insert_with(|| {
             *dirty = true;
             let nodes = world.machine(me).foreign.keys().cloned().collect();
             let forgotten = world.weakness == Some(Weakness::ForgetsUnread);
-            Mirror::new(&world.store, Foreign { nodes, forgotten }, clock)
+            Mirror::new(&world.store, Foreign { nodes, forgotten }, follows, clock)
         });
         match mirror.hear(until, clock) {
             Ok(heard) => self.dirty |= heard,
@@ -194,12 +209,22 @@ impl Agent {
             return;
         }
         let Some(mirror) = &self.mirror else { return };
-        let view = mirror.view().clone();
+        let (view, follows) = (mirror.view().clone(), mirror.follows_renewals());
+        let leader = mirror.leader.as_ref().and_then(|known| known.value.host.clone());
+        if let Some(host) = self.line.step(&view, leader.as_ref(), clock) {
+            let key = Key::Renewal(host.clone());
+            self.send(world, me, Tag::Renewal(host), Body::Read(key));
+        }
+        match (follows, self.line.follows()) {
+            (true, false) => world.note(format!("{me} leaves the line, and follows renewals no more")),
+            (false, true) => world.note(format!("{me} is in line to lead, and follows renewals")),
+            (true, true) | (false, false) => {}
+        }
         self.work(world, me, &view);
         self.tend_change(world, me, &view, clock);
         self.publish(world, me);
         let now = Now { boottime: clock, wall: world.machine(me).wall(world.now) };
-        if self.lease.status().is_open(clock) {
+        if follows && self.lease.status().is_open(clock) {
             self.lead(world, me, view, now);
         }
     }
@@ -252,6 +277,11 @@ impl Agent {
                 self.written(world, me, term, (&answer, |outcome| Input::Ended(host, outcome)));
             }
             Tag::Checkpoint { node, id } => self.checkpoint_written(world, me, (node, id), &answer),
+            Tag::Renewal(leader) => {
+                if let Answer::Read(found) = answer {
+                    self.line.read(&leader, found.map_or(0, |entry| entry.modified.0));
+                }
+            }
         }
     }
 

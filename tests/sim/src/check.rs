@@ -31,7 +31,7 @@ pub(crate) struct Truth {
     /// From which revision on each set of policies was active.
     active_sets: Vec<(u64, u64)>,
     /// The state that runs under each `begun` epoch of a node.
-    states: BTreeMap<(NodeId, Epoch), u64>,
+    states: BTreeMap<NodeId, BTreeMap<Epoch, u64>>,
     /// The state of a node that acted last.
     newest: BTreeMap<NodeId, u64>,
     /// Since when nothing keeps a node's primary from sending its state to this backup.
@@ -54,7 +54,7 @@ pub(crate) struct Seen {
 impl Truth {
     pub(crate) fn new(store: &MemoryStore) -> Self {
         Self {
-            store: Mirror::new(store, Foreign::default(), Boottime(0)),
+            store: Mirror::new(store, Foreign::default(), true, Boottime(0)),
             active_sets: Vec::new(),
             states: BTreeMap::new(),
             newest: BTreeMap::new(),
@@ -93,7 +93,7 @@ impl Truth {
 
     /// A deleted node's name may be given again.
     pub(crate) fn forget(&mut self, node: &NodeId) {
-        self.states.retain(|(of, _), _| of != node);
+        self.states.remove(node);
         self.newest.remove(node);
         self.recorded.remove(node);
         self.clear_since.retain(|(of, _), _| of != node);
@@ -142,16 +142,13 @@ impl World {
 
     /// A promoted backup acts from the moment that the store says so.
     fn mark_primaries(&mut self) {
-        let primaries: Vec<(NodeId, HostId, InstanceId)> = self
-            .nodes()
-            .filter_map(|(node, record)| {
-                let primary = record.primary.as_ref()?;
-                Some((node.clone(), primary.host.clone(), primary.instance?))
-            })
-            .collect();
-        for (node, host, instance) in primaries {
-            if let Some(domain) = self.machine_mut(&host).domains.get_mut(&instance) {
-                domain.acts |= domain.deployed && domain.node.as_ref() == Some(&node);
+        let Self { truth, machines, .. } = self;
+        for (node, known) in &truth.store().view().nodes {
+            let Some(primary) = &known.value.primary else { continue };
+            let machine = machines.get_mut(&primary.host);
+            let domain = machine.zip(primary.instance).and_then(|(on, id)| on.domains.get_mut(&id));
+            if let Some(domain) = domain {
+                domain.acts |= domain.deployed && domain.node.as_ref() == Some(node);
             }
         }
     }
@@ -193,15 +190,15 @@ impl World {
             };
             // Until its host has said that it is ready, nobody has taken it for the node's state.
             let told = self.reports_ready(&one.host, one.instance);
-            let key = (one.node.clone(), begun);
-            let known = self.truth.states.get(&key).copied();
-            if told {
-                self.truth.states.entry(key).or_insert(state);
+            let known = self.truth.states.get(&one.node).and_then(|states| states.get(&begun)).copied();
+            if told && known.is_none() {
+                self.truth.states.entry(one.node.clone()).or_default().insert(begun, state);
             }
             if known.is_some_and(|known| known != state) {
                 self.fail(format!("{} lost its state within epoch {begun} and nobody was told", one.node));
             }
-            if self.truth.newest.insert(one.node.clone(), state) != Some(state) {
+            if self.truth.newest.get(&one.node) != Some(&state) {
+                self.truth.newest.insert(one.node.clone(), state);
                 self.verbose(|| format!("{} runs on {} with state {state}", one.node, one.host));
             }
         }
@@ -290,7 +287,12 @@ impl World {
                     });
                     self.check_copies(&node, &record);
                 }
-                Key::Leader | Key::Facts(_) | Key::Intent(_) | Key::Terminal(_) | Key::Node(_) => {}
+                Key::Leader
+                | Key::Renewal(_)
+                | Key::Facts(_)
+                | Key::Intent(_)
+                | Key::Terminal(_)
+                | Key::Node(_) => {}
                 Key::Failover(_) | Key::PolicyActive | Key::PolicyCandidate | Key::PolicyRefused => {}
             }
         }

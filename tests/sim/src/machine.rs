@@ -152,7 +152,7 @@ pub(crate) struct Machine {
     pub(crate) images: BTreeMap<NodeId, Vec<Image>>,
     /// What may come in by migration, under which epoch and for which incarnation of the agent.
     pub(crate) permits: BTreeMap<InstanceId, Epoch>,
-    pub(crate) agent: Option<Agent>,
+    pub(crate) agent: Option<Box<Agent>>,
     /// When the agent starts again, while there is none.
     pub(crate) agent_back: u64,
     pub(crate) incarnation: u64,

@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use understudy_core::ids::NodeId;
-use understudy_core::keys::{ALL, Key};
+use understudy_core::keys::{ALL, CLUSTER, Key};
 use understudy_core::store_cache::{Change, StoreCache, Stored};
 use understudy_core::units::Boottime;
 use understudy_store::{Batch, Condition, MemoryStore, Revision, Store, Watch, WatchError};
@@ -39,14 +39,14 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// Lists the store as it is, and watches it from there.
-    pub(crate) fn new(store: &MemoryStore, foreign: Foreign, now: Boottime) -> Self {
-        let connection = store.another();
-        let listing = ready(connection.list(ALL)).expect("this connection is never cut off");
-        let watch = ready(connection.watch(ALL, listing.revision)).expect("nor is its watch");
+    /// Lists the store as it is, with the renewals of leases or without, and watches it from there.
+    pub(crate) fn new(store: &MemoryStore, foreign: Foreign, renewals: bool, now: Boottime) -> Self {
+        let (connection, what) = (store.another(), if renewals { ALL } else { CLUSTER });
+        let listing = ready(connection.list(what)).expect("this connection is never cut off");
+        let watch = ready(connection.watch(what, listing.revision)).expect("nor is its watch");
         let mut cache = StoreCache::default();
         let records = listing.entries.iter().filter_map(|entry| foreign.read(Stored::from(entry)));
-        cache.replace(listing.revision.0, records, now);
+        cache.replace((listing.revision.0, renewals), records, now);
         Self { connection, watch, foreign, cache }
     }
 

@@ -252,7 +252,7 @@ impl World {
             let agent = Agent::new(self, host, incarnation);
             let machine = self.machine_mut(host);
             machine.incarnation = incarnation;
-            machine.agent = Some(agent);
+            machine.agent = Some(Box::new(agent));
         }
     }
 
@@ -420,7 +420,7 @@ impl World {
 
     /// The store as somebody sees it who lists it at this moment.
     pub(crate) fn listed(&self) -> Mirror {
-        Mirror::new(&self.store, Foreign::default(), Boottime(self.now * 1_000_000))
+        Mirror::new(&self.store, Foreign::default(), true, Boottime(self.now * 1_000_000))
     }
 
     /// A decision on its way to the store, for the log.

@@ -18,14 +18,16 @@ fn what_failed_once_holds() {
 
 #[test]
 fn the_guarantees_hold_whatever_fails_and_a_healed_cluster_comes_to_rest() {
-    let mut counts = [0; 3];
+    let (mut counts, mut in_line) = ([0; 3], 0);
     for seed in 1..=count() {
         let outcome = run_or_panic(seed, Options::default());
+        in_line += outcome.events.iter().filter(|event| event.contains("is in line to lead")).count();
         for (sum, count) in counts.iter_mut().zip(outcome.counts) {
             *sum += count;
         }
     }
     assert!(counts.iter().all(|count| *count > 0), "failovers, restores and migrations happen: {counts:?}");
+    assert!(in_line > 20, "only {in_line} times did somebody take a place in the line");
 }
 
 #[test]

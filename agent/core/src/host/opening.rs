@@ -37,10 +37,10 @@ pub enum Opening {
         /// Its boot.
         boot: BootId,
     },
-    /// The lease goes on, and so does what runs under it.
+    /// The lease goes on, and so does what runs under it: it is renewed.
     Resume {
-        /// The renewed record, to be written over the one that was read.
-        record: SessionRecord,
+        /// Its number.
+        number: u64,
         /// What the guard has acknowledged for it.
         acknowledged: Boottime,
     },
@@ -70,13 +70,12 @@ pub fn opening(
         && holds.number == record.number
         && now < holds.deadline
     {
-        let record = SessionRecord { beat: record.beat + 1, ..record.clone() };
-        return Opening::Resume { record, acknowledged: holds.deadline };
+        return Opening::Resume { number: record.number, acknowledged: holds.deadline };
     }
     // A store that was set back knows less than the guard, which refuses what lies behind it.
     let last = known.map_or(0, |known| known.number).max(guard.map_or(0, |holds| holds.number));
     let (boot, machine) = (own.boot.clone(), own.machine.clone());
-    let record = SessionRecord { boot, machine, number: last + 1, beat: 0, ended: None };
+    let record = SessionRecord { boot, machine, number: last + 1, ended: None };
     Opening::Next { record, previous: mine.map(|record| record.number) }
 }
 
@@ -96,7 +95,7 @@ mod tests {
 
     fn record(boot: &str, number: u64) -> SessionRecord {
         let (boot, machine) = (BootId(boot.to_owned()), machine("mine"));
-        SessionRecord { boot, machine, number, beat: 7, ended: None }
+        SessionRecord { boot, machine, number, ended: None }
     }
 
     fn ended(record: SessionRecord) -> SessionRecord {
@@ -120,9 +119,9 @@ mod tests {
         ];
         for (name, known, guard, expected) in cases {
             let found = match opening(known.as_ref(), &own(), guard, now) {
-                Opening::Resume { record, acknowledged } => {
-                    assert_eq!((record.beat, acknowledged), (8, guard.unwrap().deadline), "{name}");
-                    Ok(record.number)
+                Opening::Resume { number, acknowledged } => {
+                    assert_eq!(acknowledged, guard.unwrap().deadline, "{name}");
+                    Ok(number)
                 }
                 Opening::Next { record, .. } => Err(record.number),
                 Opening::Taken { .. } => panic!("{name}"),

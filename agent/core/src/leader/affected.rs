@@ -72,16 +72,22 @@ impl Leader {
         }
     }
 
+    fn forget_lease(&mut self, old: &HostView, host: &HostId) {
+        if let Some(since) = old.silent_since {
+            self.leases.remove(&(since, host.clone()));
+        }
+    }
+
     fn host_changed(&mut self, host: &HostId, before: Option<&HostView>, after: Option<&Arc<HostView>>) {
         if let Some(old) = before {
-            self.leases.remove(&(old.silent_since, host.clone()));
+            self.forget_lease(old, host);
         }
         match after {
             Some(new) => {
-                if new.is_open() {
-                    self.leases.insert((new.silent_since, host.clone()));
+                if let Some(since) = new.silent_since.filter(|_| new.is_open()) {
+                    self.leases.insert((since, host.clone()));
                 }
-                let stale = |(revision, _): &(u64, _)| *revision != new.session.revision;
+                let stale = |(heard, _): &(u64, _)| *heard != new.heard();
                 if self.ending.get(host).is_some_and(stale) {
                     self.ending.remove(host);
                     self.rooms.close(host, false);

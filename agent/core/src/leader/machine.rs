@@ -344,10 +344,10 @@ impl Leader {
         let silent: Vec<(Boottime, HostId)> = silent.cloned().collect();
         for (since, host) in silent {
             let Some(seen) = self.before.hosts.get(&host) else { continue };
-            let revision = seen.session.revision;
+            let heard = seen.heard();
             let again = |again: Option<Boottime>| again.is_some_and(|again| again <= self.now.boottime);
             let out = self.ending.get(&host);
-            if out.is_some_and(|(of, retry)| *of == revision && !again(*retry)) {
+            if out.is_some_and(|(of, retry)| *of == heard && !again(*retry)) {
                 continue;
             }
             let silent = self.now.boottime.since(since).as_millis();
@@ -358,10 +358,11 @@ impl Leader {
                 at: self.now.wall,
             };
             let record = SessionRecord { ended: Some(end), ..seen.session.value.clone() };
-            self.ending.insert(host.clone(), (revision, None));
+            let (revision, renewed) = (seen.session.revision, seen.renewed);
+            self.ending.insert(host.clone(), (heard, None));
             // Nothing new is put on a host that is about to be called lost.
             self.rooms.close(&host, true);
-            self.batch.endings.push(SessionEnding { host, revision, record });
+            self.batch.endings.push(SessionEnding { host, revision, renewed, record });
         }
     }
 

@@ -17,6 +17,7 @@ mod drain;
 mod explain;
 mod flight;
 mod input;
+pub mod line;
 mod machine;
 mod place;
 mod plan;
@@ -45,13 +46,15 @@ pub use input::{Decisions, Input, Outcome};
 pub use machine::Leader;
 pub use plan::{plan, plan_asking};
 
-/// Ends a silent session, by compare-and-swap on the very revision that was silent.
+/// Ends a silent session, by compare-and-swap on the very revisions that were silent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionEnding {
     /// The host.
     pub host: HostId,
-    /// The revision that was silent.
+    /// The session's revision.
     pub revision: u64,
+    /// The revision of its last renewal; 0 where there must be none.
+    pub renewed: u64,
     /// The record that replaces it.
     pub record: SessionRecord,
 }

@@ -21,13 +21,13 @@ pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        beat: 1,
         ended: None,
     };
     Arc::new(HostView {
         facts: Some(facts(memory).into()),
         session: Versioned { value: session, revision: 1 },
-        silent_since: NOW.boottime,
+        renewed: 0,
+        silent_since: Some(NOW.boottime),
         intent: HostIntent { drain },
     })
 }

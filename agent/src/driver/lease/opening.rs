@@ -6,7 +6,7 @@
 use tokio::sync::oneshot;
 use understudy_core::host::lease::LeaseAnswer;
 use understudy_core::host::opening::{GuardHolds, Opening, opening};
-use understudy_core::records::SessionRecord;
+use understudy_core::records::{RenewalRecord, SessionRecord};
 use understudy_core::units::Boottime;
 use understudy_guard::Status;
 use understudy_hypervisor::process::boottime;
@@ -42,8 +42,13 @@ pub(super) async fn open(context: &Context) -> Done {
         Some(Err(error)) => return Done { guard: Some(chain(&error)), ..unavailable() },
         None => return unavailable(),
     };
-    let (record, acknowledged) = match opening(known.as_ref(), &context.identity, guard, boottime()) {
-        Opening::Resume { record, acknowledged } => (record, Some(acknowledged)),
+    let (sent, record) = match opening(known.as_ref(), &context.identity, guard, boottime()) {
+        Opening::Resume { number, acknowledged } => {
+            let held = entry.map(|entry| Held { number, revision: entry.modified });
+            let sent = boottime();
+            let opened = LeaseAnswer::Opened { number, sent, acknowledged: Some(acknowledged) };
+            return renewal(context, held, opened).await;
+        }
         Opening::Taken { by, boot } => {
             let _ = context.events.send(Event::Lease(LeaseNews::Taken { by, boot }));
             return unavailable();
@@ -52,13 +57,11 @@ pub(super) async fn open(context: &Context) -> Done {
             if !cleared(context, previous).await {
                 return unavailable();
             }
-            (record, None)
+            (boottime(), record)
         }
     };
-    let sent = boottime();
-    let number = record.number;
-    let (outcome, held) = write(context, record, entry.map(|entry| entry.modified)).await;
-    done(outcome, held, LeaseAnswer::Opened { number, sent, acknowledged })
+    let (outcome, held) = write(context, &record, entry.map(|entry| entry.modified)).await;
+    done(outcome, held, LeaseAnswer::Opened { number: record.number, sent, acknowledged: None })
 }
 
 fn holds(status: &Status) -> Option<GuardHolds> {
@@ -74,10 +77,26 @@ async fn cleared(context: &Context, previous: Option<u64>) -> bool {
 
 /// Renews what the store is known to hold.
 pub(super) async fn renew(context: &Context, held: Option<Held>) -> Done {
-    let Some((record, revision)) = held else { return Done::new(LeaseAnswer::Refused) };
-    let record = SessionRecord { beat: record.beat + 1, ..record };
-    let (outcome, held) = write(context, record, Some(revision)).await;
-    done(outcome, held, LeaseAnswer::Renewed)
+    renewal(context, held, LeaseAnswer::Renewed).await
+}
+
+/// Writes a renewal, on condition that the lease is as it was opened.
+async fn renewal(context: &Context, held: Option<Held>, written: LeaseAnswer) -> Done {
+    let Some(held) = held else { return Done::new(LeaseAnswer::Refused) };
+    let lease = Key::Session(context.host.clone()).to_string();
+    let record = RenewalRecord { number: held.number, at: crate::driver::now().wall };
+    let txn = Txn::new()
+        .when(Condition::Unchanged(lease, held.revision))
+        .put(Key::Renewal(context.host.clone()).to_string(), keys::encode(&record));
+    let outcome = match context.store.commit(&txn).await {
+        Ok(Committed::Applied { .. }) => Written::Yes,
+        Ok(Committed::Refused { .. }) => Written::Refused,
+        Err(error) => {
+            tracing::debug!(error = %chain(&error), "a renewal was not written, or its answer was lost");
+            Written::Unknown
+        }
+    };
+    done(outcome, Some(held), written)
 }
 
 fn done(outcome: Written, held: Option<Held>, written: LeaseAnswer) -> Done {
@@ -96,9 +115,10 @@ enum Written {
     Unknown,
 }
 
+/// Opens a lease.
 async fn write(
     context: &Context,
-    record: SessionRecord,
+    record: &SessionRecord,
     revision: Option<Revision>,
 ) -> (Written, Option<Held>) {
     let key = Key::Session(context.host.clone()).to_string();
@@ -106,34 +126,34 @@ async fn write(
         Some(revision) => Condition::Unchanged(key.clone(), revision),
         None => Condition::Absent(key.clone()),
     };
-    let txn = Txn::new().when(condition).put(&key, keys::encode(&record));
+    let txn = Txn::new().when(condition).put(&key, keys::encode(record));
     match context.store.commit(&txn).await {
-        Ok(Committed::Applied { revision }) => (Written::Yes, Some((record, revision))),
-        Ok(Committed::Refused { .. }) => look_again(context.store.as_ref(), &key, &record).await,
+        Ok(Committed::Applied { revision }) => (Written::Yes, Some(Held { number: record.number, revision })),
+        Ok(Committed::Refused { .. }) => look_again(context.store.as_ref(), &key, record).await,
         Err(error @ StoreError::Ambiguous { .. }) => {
-            tracing::debug!(error = %chain(&error), "the answer to a renewal was lost");
-            match look_again(context.store.as_ref(), &key, &record).await {
-                // Not there yet is not refused: the next renewal will tell.
+            tracing::debug!(error = %chain(&error), "the answer to the opening of a lease was lost");
+            match look_again(context.store.as_ref(), &key, record).await {
+                // Not there yet is not refused: the next attempt will tell.
                 (Written::Refused, _) => (Written::Unknown, None),
                 other => other,
             }
         }
         Err(error) => {
-            tracing::debug!(error = %chain(&error), "a renewal was not written");
+            tracing::debug!(error = %chain(&error), "a lease was not opened");
             (Written::Unknown, None)
         }
     }
 }
 
-/// A refused renewal may be this agent's own earlier one whose answer was lost.
+/// What refuses an opening may be this agent's own earlier one, whose answer was lost.
 async fn look_again(store: &dyn Store, key: &str, record: &SessionRecord) -> (Written, Option<Held>) {
     match store.get(key).await {
         Ok(Some(entry)) => match keys::decode::<SessionRecord>(key, &entry.value) {
             Ok(found)
                 if found.ended.is_none() && found.boot == record.boot && found.number == record.number =>
             {
-                // Ours and open, but written at an unknown earlier time: renew at once on the right revision.
-                (Written::Unknown, Some((found, entry.modified)))
+                // Ours and open, but written at an unknown earlier time: the next attempt reads it.
+                (Written::Unknown, Some(Held { number: found.number, revision: entry.modified }))
             }
             Ok(_) | Err(_) => (Written::Refused, None),
         },

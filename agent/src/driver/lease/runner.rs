@@ -21,7 +21,6 @@ use understudy_core::host::lease::{
 };
 use understudy_core::host::opening::Identity;
 use understudy_core::ids::{BootId, HostId, MachineId};
-use understudy_core::records::SessionRecord;
 use understudy_core::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Refusal};
 use understudy_hypervisor::process::boottime;
@@ -156,8 +155,14 @@ pub(super) struct Context {
     pub(super) tasks: Tasks,
 }
 
-/// The record that the store holds, and where.
-pub(super) type Held = (SessionRecord, Revision);
+/// The open lease that the store holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    /// Its number.
+    pub(super) number: u64,
+    /// The revision of its record, which stays what it is until the lease is over.
+    pub(super) revision: Revision,
+}
 
 /// How a request ended.
 pub(super) struct Done {
@@ -220,7 +225,7 @@ impl Runner {
             self.store_is_silent = !answers;
             self.tell(LeaseNews::Store(answers));
         }
-        self.held = done.held.or(self.held.take());
+        self.held = done.held.or(self.held);
         let was_closed = self.lease.is_closed();
         self.take(LeaseInput::Answer(attempt, done.answer));
         // One that came too late opened nothing.
@@ -260,7 +265,7 @@ impl Runner {
                 self.ask(attempt, async move { opening::open(&context).await });
             }
             Some(LeaseEffect::Renew(attempt)) => {
-                let (context, held) = (self.context.clone(), self.held.clone());
+                let (context, held) = (self.context.clone(), self.held);
                 self.ask(attempt, async move { opening::renew(&context, held).await });
             }
             Some(LeaseEffect::Confirm(attempt, deadline)) => {

@@ -55,7 +55,10 @@ impl Rig {
         let Committed::Applied { revision } = done else { panic!("{done:?}") };
         self.entries.retain(|entry| entry.key != key.to_string());
         self.entries.push(Entry { key: key.to_string(), value, modified: revision });
-        self.driver.take(Event::Listed(Listing { revision, entries: self.entries.clone() }));
+        self.driver.take(Event::Listed {
+            listing: Listing { revision, entries: self.entries.clone() },
+            renewals: true,
+        });
     }
 
     /// Its state is protected on hosts of these kinds, `host2` and on.
@@ -73,7 +76,6 @@ impl Rig {
                 boot: BootId("boot".to_owned()),
                 machine: Default::default(),
                 number: 1,
-                beat: 1,
                 ended: None,
             };
             let facts = HostFacts {

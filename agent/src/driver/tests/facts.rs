@@ -41,7 +41,8 @@ async fn a_report_is_written_over_the_one_that_this_agent_knows_of() {
     // It hears of it, and says what is so.
     let entry = Entry { key: Key::Facts(me()).to_string(), value: encode(&late), modified: revision };
     rig.entries.push(entry);
-    rig.driver.take(Event::Listed(Listing { revision, entries: rig.entries.clone() }));
+    rig.driver
+        .take(Event::Listed { listing: Listing { revision, entries: rig.entries.clone() }, renewals: true });
     assert!(rig.reports().await);
     assert_eq!(rig.reported().await.unwrap().load_milli, 9_000);
 }

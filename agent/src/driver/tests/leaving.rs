@@ -15,7 +15,6 @@ fn leaves(rig: &mut Rig, abandoned: bool) {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        beat: 1,
         ended: None,
     };
     let facts = HostFacts { session: 1, instances: Default::default(), ..rig.driver.facts() };

@@ -81,7 +81,6 @@ fn view() -> View {
         boot: understudy_core::ids::BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        beat: 1,
         ended: None,
     };
     let rig = Rig::new();
@@ -89,7 +88,8 @@ fn view() -> View {
     let host = HostView {
         facts: Some(facts.into()),
         session: Versioned { value: session, revision: 1 },
-        silent_since: now().boottime,
+        renewed: 0,
+        silent_since: Some(now().boottime),
         intent: HostIntent::default(),
     };
     let mut unplaced = record(None);

@@ -81,7 +81,7 @@ impl Story<'_> {
             }
         })?;
         act.phase("every instance of the terminal has ended", begun.elapsed());
-        let left = self.stage.cluster().etcdctl(&["get", "--prefix", "--keys-only", "/understudy/v1/"])?;
+        let left = self.stage.cluster().etcdctl(&["get", "--prefix", "--keys-only", "/understudy/v2/"])?;
         let left: Vec<&str> = left.lines().filter(|key| key.contains(TERMINAL)).collect();
         act.judge("no record of it is left", left.is_empty(), format!("{left:?}"));
         Ok(())

@@ -128,13 +128,13 @@ impl Cluster {
             boot: BootId(format!("boot-{number}")),
             machine: Default::default(),
             number: 1,
-            beat: 1,
             ended: None,
         };
         let seen = HostView {
             facts: Some(facts.into()),
             session: Versioned { value: session, revision: self.bump() },
-            silent_since: self.now.boottime,
+            renewed: 0,
+            silent_since: Some(self.now.boottime),
             intent: HostIntent::default(),
         };
         self.view.hosts.insert(name, seen.into());
@@ -165,9 +165,7 @@ impl Cluster {
     pub(crate) fn renew(&mut self, name: &HostId) -> Result<()> {
         let (revision, since) = (self.bump(), self.now.boottime);
         let seen = self.host_mut(name)?;
-        seen.session.revision = revision;
-        seen.session.value.beat += 1;
-        seen.silent_since = since;
+        (seen.renewed, seen.silent_since) = (revision, Some(since));
         Ok(())
     }
 

@@ -167,6 +167,7 @@ fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
     Txn::new()
         .when(mine.condition())
         .when(unchanged(&key, ending.revision))
+        .when(unchanged(&Key::Renewal(ending.host.clone()), ending.renewed))
         .put(key.to_string(), encode(&ending.record))
 }
 

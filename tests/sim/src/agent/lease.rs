@@ -9,7 +9,7 @@ use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen
 use understudy_core::host::{Input, Local};
 use understudy_core::ids::{Epoch, HostId, InstanceId};
 use understudy_core::keys::{Key, decode, encode};
-use understudy_core::records::{Service, SessionRecord};
+use understudy_core::records::{RenewalRecord, Service, SessionRecord};
 use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, Vcpus};
 use understudy_core::view::Versioned;
@@ -24,9 +24,17 @@ use crate::world::{Answer, Body, World};
 #[derive(Debug, Clone)]
 pub(crate) enum LeaseRequest {
     Read,
-    Open { record: SessionRecord, sent: Boottime, acknowledged: Option<Boottime> },
-    Renew { record: SessionRecord },
-    LookAgain { record: SessionRecord },
+    Open {
+        record: SessionRecord,
+        sent: Boottime,
+    },
+    /// The lease of an earlier agent goes on.
+    Resume {
+        number: u64,
+        sent: Boottime,
+        acknowledged: Boottime,
+    },
+    Renew,
 }
 
 /// What an agent found when it looked at its host: what goes on, and which life of each instance it watches.
@@ -58,8 +66,7 @@ impl Agent {
                 self.ask_for_lease(world, me, attempt, LeaseRequest::Read);
             }
             Some(LeaseEffect::Renew(attempt)) => {
-                let record = SessionRecord { beat: self.beat + 1, ..self.lease_record(world, me) };
-                self.ask_for_lease(world, me, attempt, LeaseRequest::Renew { record });
+                self.ask_for_lease(world, me, attempt, LeaseRequest::Renew);
             }
             Some(LeaseEffect::Confirm(attempt, deadline)) => {
                 let answer = self.ask_guard(world, me, deadline);
@@ -67,11 +74,6 @@ impl Agent {
             }
             Some(LeaseEffect::KillMembers(_)) => self.kill_members(world, me),
         }
-    }
-
-    fn lease_record(&self, world: &World, me: &HostId) -> SessionRecord {
-        let (boot, machine) = (boot_id(world, me), Default::default());
-        SessionRecord { boot, machine, number: self.number, beat: self.beat, ended: None }
     }
 
     fn ask_guard(&mut self, world: &mut World, me: &HostId, deadline: Boottime) -> LeaseAnswer {
@@ -89,12 +91,18 @@ impl Agent {
 
     fn ask_for_lease(&mut self, world: &mut World, me: &HostId, attempt: Attempt, request: LeaseRequest) {
         let key = Key::Session(me.clone());
-        let write = |record: &SessionRecord| {
-            Body::Commit(Txn::new().when(unchanged(&key, self.revision)).put(key.to_string(), encode(record)))
+        let put = |of: &Key, record| {
+            Body::Commit(Txn::new().when(unchanged(&key, self.revision)).put(of.to_string(), record))
+        };
+        let renewal = |number| {
+            let record = RenewalRecord { number, at: world.machine(me).wall(world.now) };
+            put(&Key::Renewal(me.clone()), encode(&record))
         };
         let body = match &request {
-            LeaseRequest::Read | LeaseRequest::LookAgain { .. } => Body::Read(key.clone()),
-            LeaseRequest::Open { record, .. } | LeaseRequest::Renew { record } => write(record),
+            LeaseRequest::Read => Body::Read(key.clone()),
+            LeaseRequest::Open { record, .. } => put(&key, encode(record)),
+            LeaseRequest::Resume { number, .. } => renewal(*number),
+            LeaseRequest::Renew => renewal(self.number),
         };
         self.send(world, me, Tag::Lease(attempt, request), body);
     }
@@ -111,40 +119,23 @@ impl Agent {
             (LeaseRequest::Read, Answer::Read(known)) => {
                 return self.open(world, me, attempt, session_of(known));
             }
-            (LeaseRequest::Open { record, sent, acknowledged }, Answer::Applied(revision)) => {
-                let number = record.number;
+            (LeaseRequest::Open { record, sent }, Answer::Applied(revision)) => {
+                (self.number, self.revision, self.adopted) = (record.number, revision, false);
+                world.note(format!("{me} opens session {}", record.number));
+                let stock = self.cleared.take().unwrap_or_default();
+                self.adopt(world, me, stock);
+                LeaseAnswer::Opened { number: record.number, sent, acknowledged: None }
+            }
+            (LeaseRequest::Resume { number, sent, acknowledged }, Answer::Applied(_)) => {
                 world.note(format!("{me} opens session {number}"));
-                (self.number, self.beat, self.revision) = (number, record.beat, revision);
-                self.adopted = false;
-                match acknowledged {
-                    Some(_) => self.recovers = true,
-                    None => {
-                        let stock = self.cleared.take().unwrap_or_default();
-                        self.adopt(world, me, stock);
-                    }
-                }
-                LeaseAnswer::Opened { number, sent, acknowledged }
+                (self.number, self.adopted, self.recovers) = (number, false, true);
+                LeaseAnswer::Opened { number, sent, acknowledged: Some(acknowledged) }
             }
-            (LeaseRequest::Open { .. }, Answer::Refused { .. }) => LeaseAnswer::Refused,
-            (LeaseRequest::Renew { record }, Answer::Applied(revision)) => {
-                (self.beat, self.revision) = (record.beat, revision);
-                LeaseAnswer::Renewed
-            }
-            (LeaseRequest::Renew { record }, Answer::Refused { .. }) => {
-                return self.ask_for_lease(world, me, attempt, LeaseRequest::LookAgain { record });
-            }
-            // A refused renewal may be this agent's own earlier one whose answer was lost.
-            (LeaseRequest::LookAgain { record }, Answer::Read(known)) => match session_of(known) {
-                Some(Versioned { value: found, revision })
-                    if found.ended.is_none()
-                        && found.boot == record.boot
-                        && found.number == record.number =>
-                {
-                    (self.beat, self.revision) = (found.beat, revision);
-                    LeaseAnswer::Unavailable
-                }
-                Some(_) | None => LeaseAnswer::Refused,
-            },
+            (LeaseRequest::Renew, Answer::Applied(_)) => LeaseAnswer::Renewed,
+            (
+                LeaseRequest::Open { .. } | LeaseRequest::Resume { .. } | LeaseRequest::Renew,
+                Answer::Refused { .. },
+            ) => LeaseAnswer::Refused,
             (_, _) => LeaseAnswer::Unavailable,
         };
         self.take_lease(world, me, LeaseInput::Answer(attempt, answer));
@@ -173,10 +164,12 @@ impl Agent {
             machine.guard.deadline.map(|deadline| GuardHolds { number: machine.guard.session, deadline });
         let own = Identity { boot: boot_id(world, me), machine: Default::default() };
         self.revision = revision;
-        let (record, acknowledged) = match opening(known.as_ref(), &own, guard, clock) {
+        let request = match opening(known.as_ref(), &own, guard, clock) {
             _ if deaf => return self.lease_is_unavailable(world, me, attempt),
             Opening::Taken { .. } => return self.lease_is_unavailable(world, me, attempt),
-            Opening::Resume { record, acknowledged } => (record, Some(acknowledged)),
+            Opening::Resume { number, acknowledged } => {
+                LeaseRequest::Resume { number, sent: clock, acknowledged }
+            }
             // What may go on is told by the store.
             Opening::Next { .. } if self.mirror.is_none() => {
                 return self.lease_is_unavailable(world, me, attempt);
@@ -186,10 +179,9 @@ impl Agent {
                 if self.cleared.is_none() {
                     return self.lease_is_unavailable(world, me, attempt);
                 }
-                (record, None)
+                LeaseRequest::Open { record, sent: clock }
             }
         };
-        let request = LeaseRequest::Open { record, sent: clock, acknowledged };
         self.ask_for_lease(world, me, attempt, request);
     }
 

@@ -242,7 +242,7 @@ fn heal(cluster: &mut Cluster) {
             cluster.reopen(name.as_str());
         }
         let seen = cluster.seen(name.as_str());
-        seen.silent_since = now;
+        seen.silent_since = Some(now);
         seen.intent.drain = false;
         let facts = Arc::make_mut(seen.facts.as_mut().unwrap());
         facts.capacity.memory = MiB(16 * 1024);
