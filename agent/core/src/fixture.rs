@@ -141,18 +141,8 @@ impl Cluster {
         let facts = HostFacts {
             session: 1,
             capacity: Capacity { vcpus: Vcpus(16), memory },
-            labels: BTreeMap::new(),
-            api: String::new(),
-            gateway: String::new(),
             migration_uri: format!("qemu://{name}"),
-            migration_data_uri: None,
-            load_milli: 0,
-            instances: BTreeMap::new(),
-            complaints: Vec::new(),
-            unable: Default::default(),
-            copy_faults: BTreeMap::new(),
-            policies: Default::default(),
-            version: String::new(),
+            ..HostFacts::default()
         };
         let seen = HostView {
             facts: Some(facts.into()),

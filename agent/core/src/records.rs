@@ -345,8 +345,9 @@ pub struct InstanceFact {
     pub migration_failed: Option<(Epoch, String)>,
 }
 
-/// What a host's agent reports of its host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a host's agent reports of its host. The default is that of a host that never opened a session: fixtures name what
+/// they are about, the agent names every field.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostFacts {
     /// The session in which these facts hold.

@@ -68,18 +68,8 @@ fn facts(phases: &[Phase]) -> HostFacts {
     HostFacts {
         session: 1,
         capacity: Capacity { vcpus: Vcpus(4), memory: MiB(4096) },
-        labels: Labels::new(),
-        api: String::new(),
-        gateway: String::new(),
-        migration_uri: String::new(),
-        migration_data_uri: None,
-        load_milli: 0,
         instances: (1..).zip(phases).map(named).collect(),
-        complaints: Vec::new(),
-        unable: Default::default(),
-        copy_faults: Default::default(),
-        policies: Default::default(),
-        version: String::new(),
+        ..HostFacts::default()
     }
 }
 

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use understudy_e2e::counters::Counters;
 use understudy_e2e::stage::Stage;
 use understudy_lab::Host;
 use understudy_lab::cluster::{AGENT, GUARD};
@@ -33,31 +34,11 @@ fn usage(pid: u32) -> Result<(f64, f64)> {
     Ok((ticks / TICKS, kib / 1024.0))
 }
 
-/// The demo's terminal without protection: a display node and two execution nodes, each with a warm backup.
-const AT_REST: &str = r#"
-screen = "1280x800"
-[[execution]]
-protected = false
-[[execution.application]]
-name = "counter"
-geometry = "460x200+40+40"
-title = "counter"
-command = "counter"
-[[execution]]
-protected = false
-[[execution.application]]
-name = "counter"
-geometry = "460x200+40+40"
-title = "counter"
-command = "counter"
-"#;
-
 /// Raises a terminal of six unprotected members, watches, and deletes it.
 pub(crate) fn at_rest(stage: &Stage) -> Result<Vec<Row>> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("at-rest.toml");
-    std::fs::write(&file, AT_REST)?;
-    stage.create("rest", &file)?;
+    // The demo's terminal without protection: a display node and two execution nodes, each with a warm backup.
+    let file = Counters { executions: 2, protected: false, ..Counters::default() }.file()?;
+    stage.create("rest", file.path())?;
     let watched = watch(stage)?;
     stage.cli(&["terminal", "delete", "rest"])?;
     let cpu = Row::stated("agent-idle: agent and guard", "%", &watched.busiest()).at_most(1.0);

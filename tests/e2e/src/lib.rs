@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod counter;
+pub mod counters;
 pub mod qga;
 pub mod stage;
 pub mod story;

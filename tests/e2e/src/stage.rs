@@ -441,6 +441,15 @@ pub fn node_of(status: &Value, id: &str) -> Result<Value> {
         .with_context(|| format!("no node {id}"))
 }
 
+/// One host out of a status.
+///
+/// # Errors
+/// When it is not there.
+pub fn host_of(status: &Value, name: &str) -> Result<Value> {
+    let hosts = status["hosts"].as_array().context("no hosts")?;
+    hosts.iter().find(|host| host["id"] == name).cloned().with_context(|| format!("no host {name}"))
+}
+
 /// Whether every node of a terminal has a ready primary, `backups` ready backups and its windows where they belong.
 ///
 /// # Errors

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use understudy_e2e::counter::start_of;
-use understudy_e2e::stage::{Stage, address_of, node_of};
+use understudy_e2e::counters::Counters;
+use understudy_e2e::stage::{Stage, address_of, host_of, node_of};
 use understudy_e2e::story::member;
 use understudy_lab::ProcessId;
 use understudy_lab::cluster::{AGENT, GUARD};
@@ -25,11 +26,6 @@ const SAID: Duration = Duration::from_secs(5);
 const REPAIR: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_millis(5);
 
-fn host_of(status: &Value, name: &str) -> Result<Value> {
-    let hosts = status["hosts"].as_array().context("no hosts")?;
-    hosts.iter().find(|host| host["id"] == name).cloned().with_context(|| format!("no host {name}"))
-}
-
 /// Waits until a host says that this does not answer, with what to do.
 fn wait_said(stage: &Stage, host: &str, service: &str) -> Result<Duration> {
     let begun = Instant::now();
@@ -42,11 +38,9 @@ fn wait_said(stage: &Stage, host: &str, service: &str) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-fn create(stage: &Stage, name: &str, text: &str) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("terminal.toml");
-    std::fs::write(&file, text)?;
-    stage.cli(&["terminal", "create", name, "--from", &file.display().to_string()])?;
+fn create(stage: &Stage, name: &str, counters: &Counters) -> Result<()> {
+    let file = counters.file()?;
+    stage.cli(&["terminal", "create", name, "--from", &file.path().display().to_string()])?;
     Ok(())
 }
 
@@ -89,30 +83,22 @@ fn members_of(status: &Value, host: &str) -> Result<Vec<String>> {
     here.map(|node| Ok(member(node)?.1)).collect()
 }
 
-const UNPROTECTED: &str = r#"
-[labels]
-backups = "0"
-[display]
-memory_mib = 176
-[[execution]]
-protected = false
-memory_mib = 176
-[[execution.application]]
-name = "counter"
-geometry = "460x200+40+40"
-title = "counter"
-command = "counter"
-"#;
-
 /// S1: the guard is gone for good, and ten members die before anybody may take their places.
 fn no_member_outlives_the_lease(stage: &Stage) -> Result<()> {
     let host = "host1";
     for other in ["host2", "host3"] {
         stage.cli(&["host", "drain", other])?;
     }
+    let unprotected = Counters {
+        protected: false,
+        backups: Some(0),
+        display_mib: Some(176),
+        execution_mib: Some(176),
+        ..Counters::default()
+    };
     // One after the other: ten guests that are deployed at once take each other's time.
     for terminal in TERMINALS {
-        create(stage, terminal, UNPROTECTED)?;
+        create(stage, terminal, &unprotected)?;
         stage.wait_whole(terminal, 0, REPAIR)?;
     }
     let members = members_of(&stage.status()?, host)?;
@@ -155,21 +141,10 @@ fn no_member_outlives_the_lease(stage: &Stage) -> Result<()> {
     stage.wait_pools(REPAIR)
 }
 
-const PROTECTED: &str = r#"
-[labels]
-backups = "2"
-[[execution]]
-[[execution.application]]
-name = "counter"
-geometry = "460x200+40+40"
-title = "counter"
-command = "counter"
-"#;
-
 /// S2: libvirtd of a host is gone; what the host was given meanwhile it gives back, and the state goes on elsewhere.
 fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     let id = "solo/exec-1";
-    create(stage, "solo", PROTECTED)?;
+    create(stage, "solo", &Counters { backups: Some(2), ..Counters::default() })?;
     stage.wait_whole("solo", 2, REPAIR)?;
     let node = stage.node(id)?;
     let process = start_of(stage.cluster(), address_of(&node)?)?;

@@ -8,18 +8,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde_json::Value;
 use understudy_e2e::counter::start_of;
+use understudy_e2e::counters::Counters;
 use understudy_e2e::stage::{Stage, address_of, node_of};
 use understudy_e2e::story::member;
-
-const TERMINAL: &str = r#"
-screen = "1024x768"
-[[execution]]
-[[execution.application]]
-name = "counter"
-geometry = "460x200+40+40"
-title = "counter"
-command = "counter"
-"#;
 
 const DISPLAY: &str = "solo/display";
 const EXECUTION: &str = "solo/exec-1";
@@ -44,10 +35,8 @@ fn replace(stage: &Stage, id: &str) -> Result<Value> {
 }
 
 fn tell(stage: &Stage) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("solo.toml");
-    std::fs::write(&file, TERMINAL)?;
-    stage.create("solo", &file)?;
+    let file = Counters { screen: "1024x768", ..Counters::default() }.file()?;
+    stage.create("solo", file.path())?;
 
     let display = replace(stage, DISPLAY)?;
     assert_eq!(display["incident"]["state"], "not-needed", "{}", display["incident"]);

@@ -289,18 +289,13 @@ impl Agent {
         HostFacts {
             session: self.number,
             capacity: Capacity { vcpus: Vcpus(32), memory: world.machine(me).memory },
-            labels: BTreeMap::new(),
-            api: String::new(),
-            gateway: String::new(),
             migration_uri: format!("qemu://{me}"),
-            migration_data_uri: None,
-            load_milli: 0,
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.conditions.values().cloned().collect(),
             unable: self.host.unable(),
             copy_faults: self.host.copy_faults(),
             policies: self.sets.facts.clone(),
-            version: String::new(),
+            ..HostFacts::default()
         }
     }
 

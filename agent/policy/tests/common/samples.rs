@@ -97,22 +97,7 @@ pub(crate) fn fact(phase: Phase, node: Option<&NodeId>, epoch: Epoch) -> Instanc
 
 /// What a host without instances reports in its first session.
 pub(crate) fn facts(memory: MiB) -> HostFacts {
-    HostFacts {
-        session: 1,
-        capacity: Capacity { vcpus: Vcpus(16), memory },
-        labels: BTreeMap::new(),
-        api: String::new(),
-        gateway: String::new(),
-        migration_uri: String::new(),
-        migration_data_uri: None,
-        load_milli: 0,
-        instances: BTreeMap::new(),
-        complaints: Vec::new(),
-        unable: Default::default(),
-        copy_faults: Default::default(),
-        policies: Default::default(),
-        version: String::new(),
-    }
+    HostFacts { session: 1, capacity: Capacity { vcpus: Vcpus(16), memory }, ..HostFacts::default() }
 }
 
 /// An unprotected node.

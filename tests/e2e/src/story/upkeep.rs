@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{ACT, Act, REPAIR, Story, TERMINAL, member};
 use crate::counter::{Watch, start_of};
-use crate::stage::{address_of, node_of};
+use crate::stage::{address_of, host_of, node_of};
 
 /// A counter that stands still for so long has stopped. QEMU switches a guest over once it expects less than 0.3 s of
 /// standstill; the longest that was seen, with checkpoints and the readings' own time-outs, was 1.3 s on two processors at
@@ -41,8 +41,7 @@ impl Story<'_> {
         let (begun, begun_at) = (Instant::now(), watch.elapsed());
         self.stage.cli(&["host", "drain", &host])?;
         self.stage.wait("the host is empty", REPAIR, |status| {
-            let hosts = status["hosts"].as_array().context("no hosts")?;
-            let shown = hosts.iter().find(|shown| shown["id"] == host.as_str()).context("no such host")?;
+            let shown = host_of(status, &host)?;
             if shown["members"] == 0 { Ok(()) } else { bail!("{} members are left", shown["members"]) }
         })?;
         act.phase("host is empty", begun.elapsed());

@@ -7,19 +7,11 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{ACT, Act, REPAIR, Story, TERMINAL, member};
+use crate::counters::Counters;
 use crate::stage::node_of;
 
-/// A terminal that no host of the lab has room for.
-const HUGE: &str = r#"
-screen = "1280x800"
-[[execution]]
-memory_mib = 1000000
-[[execution.application]]
-name = "counter"
-geometry = "460x200+40+40"
-title = "counter"
-command = "counter"
-"#;
+/// MiB that no host of the lab has.
+const HUGE: u64 = 1_000_000;
 
 impl Story<'_> {
     /// Wishes that are refused, and a deletion that finds a failover under way. The terminal is gone afterwards.
@@ -35,11 +27,8 @@ impl Story<'_> {
         self.stage.wait_whole(TERMINAL, 1, REPAIR)?;
         let file = description.display().to_string();
         self.refused(act, "a terminal that exists", TERMINAL, &file, &["exists already", "delete it first"])?;
-        // The hosts see the machine's folder for temporary files.
-        let folder = tempfile::tempdir()?;
-        let huge = folder.path().join("huge.toml");
-        std::fs::write(&huge, HUGE)?;
-        let file = huge.display().to_string();
+        let huge = Counters { execution_mib: Some(HUGE), ..Counters::default() }.file()?;
+        let file = huge.path().display().to_string();
         self.refused(act, "a terminal without room", "huge", &file, &["does not fit", "MiB"])?;
         let status = self.stage.status()?;
         let terminals: Vec<&str> = terminals(&status).collect();

@@ -16,7 +16,6 @@ use understudy_core::records::{
     Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, Labels, Member,
     NodeRecord, NodeSpec, Origin, Phase, Screen, SessionEnd, SessionRecord, WindowsSent,
 };
-use understudy_core::sets::SetFacts;
 use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use understudy_core::view::{HostView, Versioned, View};
 
@@ -115,14 +114,10 @@ impl Cluster {
             api: format!("{name}:7420"),
             gateway: format!("https://{name}:8443"),
             migration_uri: format!("qemu+tls://{name}/system"),
-            migration_data_uri: None,
             load_milli: 4_000,
             instances,
-            complaints: Vec::new(),
-            unable: Default::default(),
-            copy_faults: Default::default(),
-            policies: SetFacts::default(),
             version: "0.1.0".to_owned(),
+            ..HostFacts::default()
         };
         let session = SessionRecord {
             boot: BootId(format!("boot-{number}")),
