@@ -22,7 +22,7 @@ use crate::api::{self, ApiState};
 use crate::config::{Config, role_disk_faults, store_file_faults, template_faults};
 use crate::driver::{Driver, Event, Members, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
-use crate::gateway::{self, Directory, GatewayState, Limits};
+use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
 use crate::needs;
@@ -52,9 +52,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let (stop, stopping) = watch::channel(false);
     let (parts, faults) = parts(config).await?;
     let parts = Arc::new(parts);
-    let (directory, directories) = watch::channel(Directory::default());
+    let (publisher, directory) = gateway::directory();
     let (snapshots, seen) = watch::channel(Arc::new(Snapshot::default()));
-    let gateway_state = GatewayState::new(directories, Limits::default());
+    let gateway_state = GatewayState::new(directory, SCREEN_PORT, Limits::default());
     let events = tokio::sync::mpsc::unbounded_channel();
     let api_state = ApiState {
         parts: parts.clone(),
@@ -70,7 +70,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let _ = stop.send(true);
     });
     // Started before libvirt answers: the lease that an earlier agent held goes on without it.
-    let driver = Driver::new(parts.clone(), None, events, directory, snapshots);
+    let driver = Driver::new(parts.clone(), None, events, publisher, snapshots);
     watch_capacity(parts.clone(), driver.events());
     tell_checkpoint_faults(&faults, &driver.events());
     watch_load(&parts.tasks, driver.events());

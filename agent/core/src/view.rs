@@ -6,6 +6,7 @@
 //!
 //! Cost, with N records: a copy O(1), a look-up or change O(log N), a question about a host O(its instances and nodes).
 
+mod display;
 mod nodes;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::records::{
 };
 use crate::units::{Boottime, MiB, UnixMillis, Vcpus};
 
+pub use display::{Display, Gateways};
 pub use nodes::{Nodes, SharedNode};
 
 /// A record together with the revision at which it was read: what a compare-and-swap compares.

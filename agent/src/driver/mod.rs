@@ -49,7 +49,7 @@ use watchdog::Watchdog;
 
 use crate::config::Config;
 use crate::exit::{Exit, Failure, chain};
-use crate::gateway::Directory;
+use crate::gateway::Publisher;
 use crate::metrics::Metrics;
 use crate::policies::{Deciding, Policies, Seen};
 use crate::tasks::{Panicked, Tasks};
@@ -147,7 +147,7 @@ pub struct Driver {
     published: Option<publish::Published>,
     publishing: bool,
     publish_after: Boottime,
-    /// What the directory was made from last: the count of changes, and whether the lease was open.
+    /// What was published into the directory last: the count of changes, and whether the lease was open.
     shown: Option<(u64, bool)>,
     /// The count of changes that the policies' keeper was told of last.
     told: Option<u64>,
@@ -159,7 +159,7 @@ pub struct Driver {
     settling: bool,
     settled_at: Revision,
     seen: watch::Sender<Arc<Seen>>,
-    directory: watch::Sender<Directory>,
+    directory: Publisher,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -207,7 +207,7 @@ impl Driver {
         parts: Arc<Parts>,
         capacity: Option<Capacity>,
         (sender, receiver): Events,
-        directory: watch::Sender<Directory>,
+        directory: Publisher,
         snapshots: watch::Sender<Arc<Snapshot>>,
     ) -> Self {
         let mut agent = HostAgent::new(host_settings(&parts.config, capacity));

@@ -3,16 +3,14 @@
 //! Promises: facts carry the session in which they hold; they are written when they changed, over the revision that this agent
 //! knows of: a write that was not answered may still come, and never comes after a newer one. Must not do: judge.
 //!
-//! Cost of an event: O(instances of this host); where it was more than a renewal also O(terminals and hosts) for the
-//! directory. View and report are shared with the snapshot, not copied.
+//! Cost of an event: O(instances of this host); where it was more than a renewal also what the gateway's directory takes
+//! for the screens that are open here. View and report are shared with the snapshot, not copied.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_core::ids::{NodeId, Role};
 use understudy_core::leader::Report;
-use understudy_core::records::{HostFacts, Phase};
+use understudy_core::records::HostFacts;
 use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
 use understudy_store::{Committed, Condition, Revision, Txn};
@@ -20,11 +18,8 @@ use understudy_store::{Committed, Condition, Revision, Txn};
 use super::event::Event;
 use super::{Driver, Snapshot, now};
 use crate::exit::chain;
-use crate::gateway::{Directory, DisplayEndpoint};
 use crate::keys::{self, Key};
 
-/// A display member's screen.
-const SCREEN_PORT: u16 = 5900;
 /// Before facts that could not be written are tried again.
 const RETRY: Duration = Duration::from_millis(300);
 /// A change of load below this many thousandths of a processor is not worth a write.
@@ -131,8 +126,8 @@ impl Driver {
         let shown = (self.cluster.changes(), self.lease.is_open(now));
         if self.shown != Some(shown) {
             self.shown = Some(shown);
-            let shown = if shown.1 { directory(&view) } else { Directory::default() };
-            for refused in Directory::publish(&self.directory, shown) {
+            let shown = if shown.1 { view.clone() } else { View::default() };
+            for refused in self.directory.publish(shown) {
                 tracing::warn!(terminal = %refused.terminal, stands = %refused.stands, offered = %refused.offered, "an older display epoch was refused");
             }
         }
@@ -163,34 +158,4 @@ impl Driver {
             view,
         }));
     }
-}
-
-/// Where each terminal's screen is, and all gateways.
-fn directory(view: &View) -> Directory {
-    let endpoint = |node: &NodeId| {
-        let record = &view.nodes.get(node)?.value;
-        let ready = record
-            .primary
-            .as_ref()
-            .and_then(|primary| view.fact(primary))
-            .filter(|fact| fact.phase == Phase::Ready)
-            .and_then(|fact| fact.address);
-        let addr = ready.map(|address| SocketAddr::from((address, SCREEN_PORT)));
-        Some(DisplayEndpoint { epoch: record.begun, addr })
-    };
-    let terminals = view
-        .terminals
-        .keys()
-        .filter_map(|terminal| {
-            let display = NodeId::display(terminal);
-            debug_assert_eq!(display.role(), Role::Display);
-            Some((terminal.clone(), endpoint(&display)?))
-        })
-        .collect();
-    let gateways = |open: bool| {
-        let hosts = view.hosts.values().filter(move |host| host.is_open() == open);
-        let facts = hosts.filter_map(|host| host.facts.as_ref());
-        facts.map(|facts| facts.gateway.clone()).filter(|gateway| !gateway.is_empty()).collect()
-    };
-    Directory { terminals, gateways: gateways(true), lost: gateways(false) }
 }

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use super::{Driver, Event, Parts, Snapshot, now};
 use crate::config::Config;
-use crate::gateway::Directory;
+use crate::gateway;
 use crate::keys::{Key, encode};
 use crate::metrics::Metrics;
 use crate::policies::Policies;
@@ -109,10 +109,10 @@ impl Rig {
             config,
         });
         let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
-        let (directory, snapshots) =
-            (watch::Sender::new(Directory::default()), watch::Sender::new(Arc::new(Snapshot::default())));
+        let (publisher, _directory) = gateway::directory();
+        let snapshots = watch::Sender::new(Arc::new(Snapshot::default()));
         let mut driver =
-            Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), directory, snapshots);
+            Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), publisher, snapshots);
         driver.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
         (driver.session_number, driver.adopted) = (1, true);
         let (entries, known) = (Vec::new(), BTreeMap::new());

@@ -1,15 +1,15 @@
 //! Owns the way of a terminal's screen to a browser: the page, its assets, and the WebSocket to the display.
 //!
-//! Promises: every gateway serves every terminal; a socket of an older epoch is cut as soon as the directory
-//! says so (SAFE-4); a page that lost its gateway can go on through any other. Must not decide anything: which
-//! display is the primary comes from the [`Directory`], which the driver publishes.
+//! Promises: every gateway serves every terminal; a terminal is looked up when somebody asks for it; a socket of an
+//! older epoch is cut as soon as the directory says so (SAFE-4); a page that lost its gateway can go on through any
+//! other. Must not decide anything: which display is the primary comes from the [`Directory`], into which the driver
+//! publishes. What an event costs, directory.rs says.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
-use tokio::sync::watch;
 
 mod assets;
 mod counters;
@@ -21,7 +21,10 @@ mod socket;
 mod tests;
 
 pub use counters::{Counters, End};
-pub use directory::{Directory, DisplayEndpoint, Refused};
+pub use directory::{Directory, Publisher, Refused, directory};
+
+/// Where a display member takes VNC connections.
+pub const SCREEN_PORT: u16 = 5900;
 
 /// How long a gateway waits for what. Values are for people's eyes and hands, not for failure detection:
 /// that a display is lost is decided elsewhere, and cuts the socket at once.
@@ -58,17 +61,18 @@ impl Default for Limits {
 /// What all requests share.
 #[derive(Debug, Clone)]
 pub struct GatewayState {
-    directory: watch::Receiver<Directory>,
+    directory: Directory,
+    screen_port: u16,
     counters: Arc<Counters>,
     limits: Limits,
 }
 
 impl GatewayState {
-    /// A gateway that follows `directory`. When its sender is dropped, all sockets end with
-    /// [`End::Shutdown`], which sends the pages to another gateway.
+    /// A gateway that looks terminals up in `directory` and reaches displays at `screen_port`. When the directory's
+    /// publisher is dropped, all sockets end with [`End::Shutdown`], which sends the pages to another gateway.
     #[must_use]
-    pub fn new(directory: watch::Receiver<Directory>, limits: Limits) -> Self {
-        Self { directory, counters: Arc::default(), limits }
+    pub fn new(directory: Directory, screen_port: u16, limits: Limits) -> Self {
+        Self { directory, screen_port, counters: Arc::default(), limits }
     }
 
     /// What this gateway has served, for the metrics.

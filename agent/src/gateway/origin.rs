@@ -7,18 +7,18 @@
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, ORIGIN};
 
-use super::Directory;
+use understudy_core::view::Gateways;
 
 /// Whether a request with `headers` comes from this gateway's own page, from that of another one of the cluster, be its
 /// host lost or not, or from no page at all.
-pub(super) fn allowed(headers: &HeaderMap, directory: &Directory) -> bool {
+pub(super) fn allowed(headers: &HeaderMap, gateways: &Gateways) -> bool {
     let Some(origin) = headers.get(ORIGIN) else { return true };
     let Ok(origin) = origin.to_str() else { return false };
     let Some((_, authority)) = origin.split_once("://") else { return false };
     let own =
         headers.get(HOST).is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()));
-    let mut gateways = directory.gateways.iter().chain(&directory.lost);
-    own || gateways.any(|url| origin_of(url).is_some_and(|known| known.eq_ignore_ascii_case(origin)))
+    let mut known = gateways.open.iter().chain(&gateways.lost);
+    own || known.any(|url| origin_of(url).is_some_and(|known| known.eq_ignore_ascii_case(origin)))
 }
 
 /// `scheme://host:port` of a URL, without the scheme's default port, as browsers write origins.
@@ -36,10 +36,9 @@ mod tests {
 
     #[test]
     fn only_pages_of_the_cluster_are_allowed() {
-        let directory = Directory {
-            gateways: vec!["http://10.0.0.1:8443".to_owned(), "https://host2:443/some/path".to_owned()],
+        let gateways = Gateways {
+            open: vec!["http://10.0.0.1:8443".to_owned(), "https://host2:443/some/path".to_owned()],
             lost: vec!["http://host3:8443".to_owned()],
-            ..Directory::default()
         };
         for (origin, host, expected) in [
             (None, "10.0.0.9:8443", true),
@@ -59,7 +58,7 @@ mod tests {
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, origin.parse().unwrap());
             }
-            assert_eq!(allowed(&headers, &directory), expected, "{origin:?}");
+            assert_eq!(allowed(&headers, &gateways), expected, "{origin:?}");
         }
     }
 }

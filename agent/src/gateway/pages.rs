@@ -77,10 +77,11 @@ pub(super) async fn gateways(
     if known(&state, &terminal).is_none() {
         return (StatusCode::NOT_FOUND, "no such terminal\n").into_response();
     }
-    let list = GatewayList { gateways: state.directory.borrow().gateways.clone() };
+    let gateways = state.directory.gateways();
+    let list = GatewayList { gateways: gateways.borrow().open.clone() };
     let mut response = ([(CACHE_CONTROL, "no-store"), (VARY, "Origin")], Json(&list)).into_response();
     if let Some(asking) = headers.get(ORIGIN)
-        && origin::allowed(&headers, &state.directory.borrow())
+        && origin::allowed(&headers, &gateways.borrow())
     {
         response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, asking.clone());
     }
@@ -98,7 +99,7 @@ pub(super) async fn websocket(
     let Ok(terminal) = terminal.parse::<TerminalId>() else {
         return (StatusCode::NOT_FOUND, "no such terminal\n").into_response();
     };
-    if !origin::allowed(&headers, &state.directory.borrow()) {
+    if !origin::allowed(&headers, &state.directory.gateways().borrow()) {
         state.counters.refuse_origin();
         warn!(%terminal, origin = ?headers.get(ORIGIN), "refused a page of another site");
         return (StatusCode::FORBIDDEN, "this page is not one of the cluster's gateways\n").into_response();
@@ -112,7 +113,7 @@ pub(super) async fn websocket(
 
 fn known(state: &GatewayState, terminal: &str) -> Option<TerminalId> {
     let terminal = terminal.parse().ok()?;
-    state.directory.borrow().terminals.contains_key(&terminal).then_some(terminal)
+    state.directory.display(&terminal).map(|_| terminal)
 }
 
 fn missing(terminal: &str) -> Response {

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! resolve ──▶ connect (2 s) ──▶ greeting (5 s) ──▶ relay ──▶ End
-//!    └────────────┴── cut at once when the directory's entry changes ──┘
+//!    └────────────┴── cut at once when the terminal's display changes ─┘
 //! ```
 //!
-//! Promises: the display is resolved anew for every connection; a connection never outlives its directory
-//! entry, even when either side stands still; a slow reader slows its writer, and nothing is buffered beyond
+//! Promises: the display is resolved anew for every connection; a connection never outlives what it resolved,
+//! even when either side stands still; a slow reader slows its writer, and nothing is buffered beyond
 //! one chunk per direction. Must not retry: the page does, because only it can go to another gateway.
 
 use std::net::SocketAddr;
@@ -23,10 +23,10 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info};
 use understudy_core::ids::{Epoch, TerminalId};
+use understudy_core::view::{Display, Gateways};
 
 use super::GatewayState;
 use super::counters::{Counters, End};
-use super::directory::{Directory, DisplayEndpoint};
 
 /// Largest piece of the display's stream in one WebSocket message. A browser hands a message over only when
 /// all of it is there, so that a piece must pass a slow line well before the page takes the gateway for dead
@@ -109,38 +109,35 @@ async fn resolve_and_relay(
     dialect: Dialect,
     state: &GatewayState,
 ) -> End {
-    let mut watched = state.directory.clone();
-    let entry = watched.borrow_and_update().terminals.get(terminal).copied();
-    let addr = entry.and_then(|endpoint| endpoint.addr);
+    let mut watched = state.directory.follow(terminal);
+    let display = *watched.borrow_and_update();
+    let addr = display.and_then(|display| display.address);
     let mut control = Control::new(dialect, state);
-    if let Some(hello) = control.hello(addr.and(entry).map(|endpoint| endpoint.epoch))
+    if let Some(hello) = control.hello(addr.and(display).map(|display| display.epoch))
         && sink.send(hello).await.is_err()
     {
         return End::ClientLeft;
     }
-    let Some(entry) = entry else { return End::TerminalGone };
-    let Some(addr) = addr else { return End::NoDisplay };
+    let Some(screen) = display else { return End::TerminalGone };
+    let Some(addr) = addr.map(|address| SocketAddr::from((address, state.screen_port))) else {
+        return End::NoDisplay;
+    };
     let end = tokio::select! {
         // First, so that a connection whose display moved relays not one byte more.
         biased;
-        end = changed(&mut watched, terminal, entry) => end,
+        end = changed(&mut watched, screen) => end,
         end = relay(sink, stream, addr, control, state) => end,
     };
-    info!(%terminal, epoch = %entry.epoch, display = %addr, reason = end.as_str(), "terminal left its display");
+    info!(%terminal, epoch = %screen.epoch, display = %addr, reason = end.as_str(), "terminal left its display");
     end
 }
 
-/// Resolves when the terminal's entry is not `held` any more. Looks before it waits: no change is missed
+/// Resolves when the terminal's display is not `held` any more. Looks before it waits: no change is missed
 /// between resolving and watching.
-async fn changed(
-    watched: &mut watch::Receiver<Directory>,
-    terminal: &TerminalId,
-    held: DisplayEndpoint,
-) -> End {
-    let entry = watched.wait_for(|directory| directory.terminals.get(terminal) != Some(&held)).await;
-    match entry.as_ref().map(|directory| directory.terminals.get(terminal)) {
-        Ok(Some(DisplayEndpoint { addr: Some(_), .. })) => End::DisplayMoved,
-        Ok(Some(DisplayEndpoint { addr: None, .. })) => End::NoDisplay,
+async fn changed(watched: &mut watch::Receiver<Option<Display>>, held: Display) -> End {
+    match watched.wait_for(|display| *display != Some(held)).await.as_deref() {
+        Ok(Some(Display { address: Some(_), .. })) => End::DisplayMoved,
+        Ok(Some(Display { address: None, .. })) => End::NoDisplay,
         Ok(None) => End::TerminalGone,
         Err(_) => End::Shutdown,
     }
@@ -224,7 +221,7 @@ async fn upstream(stream: &mut SplitStream<WebSocket>, mut to: OwnedWriteHalf, s
 /// What the gateway says by itself, beside the display's bytes.
 struct Control {
     dialect: Dialect,
-    directory: watch::Receiver<Directory>,
+    gateways: watch::Receiver<Gateways>,
     told: Vec<String>,
     beat: Interval,
     ping: Interval,
@@ -239,7 +236,7 @@ impl Control {
         };
         Self {
             dialect,
-            directory: state.directory.clone(),
+            gateways: state.directory.gateways(),
             told: Vec::new(),
             beat: every(state.limits.beat),
             ping: every(state.limits.ping),
@@ -248,7 +245,7 @@ impl Control {
 
     /// The first word, if the client understands words. `epoch` is `None` when there is nothing to show.
     fn hello(&mut self, epoch: Option<Epoch>) -> Option<Message> {
-        self.told.clone_from(&self.directory.borrow_and_update().gateways);
+        self.told.clone_from(&self.gateways.borrow_and_update().open);
         let word = Word::Hello { epoch, gateways: &self.told };
         (self.dialect == Dialect::Understudy).then(|| word.message())
     }
@@ -272,8 +269,8 @@ impl Control {
             tokio::select! {
                 _ = self.ping.tick() => return Message::Ping(axum::body::Bytes::new()),
                 _ = self.beat.tick(), if words => return Word::Beat.message(),
-                Ok(()) = self.directory.changed(), if words => {
-                    let gateways = self.directory.borrow_and_update().gateways.clone();
+                Ok(()) = self.gateways.changed(), if words => {
+                    let gateways = self.gateways.borrow_and_update().open.clone();
                     if gateways != self.told {
                         self.told = gateways;
                         return Word::Gateways { gateways: &self.told }.message();

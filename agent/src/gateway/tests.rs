@@ -1,15 +1,17 @@
 //! The gateway on loopback, with displays that behave well and badly.
 
 mod rig;
+pub(super) mod view;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio_tungstenite::tungstenite;
+use understudy_core::view::View;
 
-use self::rig::{BlackHole, Display, Gateway, Manner, alice, until};
-use super::{Directory, End, Limits};
+use self::rig::{BlackHole, Display, Gateway, LOST, Manner, OPEN, alice, ipv4, screen_address, shown, until};
+use self::view::view;
+use super::{End, Limits};
 
 const ECHO: Manner = Manner::Echo { delay: Duration::ZERO };
 /// What the design allows between a new epoch and the end of every old socket.
@@ -18,7 +20,7 @@ const CUT: Duration = Duration::from_millis(100);
 #[tokio::test]
 async fn bytes_go_both_ways() {
     let display = Display::start("one", ECHO).await;
-    let (_sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (_sender, directory) = shown(alice(1, Some(display.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
 
     let mut terminal = gateway.connect("alice").await;
@@ -37,7 +39,7 @@ async fn bytes_go_both_ways() {
 #[tokio::test]
 async fn a_terminal_that_offers_no_subprotocol_is_served_too() {
     let display = Display::start("one", ECHO).await;
-    let (_sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (_sender, directory) = shown(alice(1, Some(display.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let mut terminal = gateway.try_connect("alice", None, None).await.unwrap();
     assert_eq!(terminal.protocol, None);
@@ -47,7 +49,7 @@ async fn a_terminal_that_offers_no_subprotocol_is_served_too() {
 #[tokio::test]
 async fn a_new_epoch_cuts_every_socket_and_the_next_one_reaches_the_new_display() {
     let (old, new) = (Display::start("old", ECHO).await, Display::start("new", ECHO).await);
-    let (sender, directory) = watch::channel(alice(1, Some(old.addr)));
+    let (sender, directory) = shown(alice(1, Some(old.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let mut terminals = [gateway.connect("alice").await, gateway.connect_page("alice").await];
     for terminal in &mut terminals {
@@ -55,7 +57,7 @@ async fn a_new_epoch_cuts_every_socket_and_the_next_one_reaches_the_new_display(
     }
 
     let start = Instant::now();
-    Directory::publish(&sender, alice(2, Some(new.addr)));
+    sender.publish(alice(2, Some(new.addr)));
     for terminal in &mut terminals {
         assert_eq!(terminal.closed().await, (4001, "display_moved".to_owned()));
     }
@@ -75,14 +77,14 @@ async fn each_change_of_the_entry_cuts_with_its_own_reason() {
         (alice(2, Some(display.addr)), End::DisplayMoved),
         (alice(1, Some(elsewhere.addr)), End::DisplayMoved),
         (alice(1, None), End::NoDisplay),
-        (Directory::default(), End::TerminalGone),
+        (View::default(), End::TerminalGone),
     ] {
-        let (sender, directory) = watch::channel(alice(1, Some(display.addr)));
+        let (sender, directory) = shown(alice(1, Some(display.addr)));
         let gateway = Gateway::start(directory, Limits::default()).await;
         let mut terminal = gateway.connect("alice").await;
         terminal.read_until("one").await;
         let start = Instant::now();
-        Directory::publish(&sender, next);
+        sender.publish(next);
         assert_eq!(terminal.closed().await, (reason.code(), reason.as_str().to_owned()));
         assert!(start.elapsed() < CUT, "{reason:?} took {:?}", start.elapsed());
         assert_eq!(gateway.counters.ended(reason), 1);
@@ -92,7 +94,7 @@ async fn each_change_of_the_entry_cuts_with_its_own_reason() {
 #[tokio::test]
 async fn another_terminals_failover_and_a_new_list_of_gateways_cut_nothing() {
     let display = Display::start("one", ECHO).await;
-    let (sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (sender, directory) = shown(alice(1, Some(display.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let mut terminal = gateway.connect_page("alice").await;
     let hello = terminal.word("hello").await;
@@ -100,11 +102,13 @@ async fn another_terminals_failover_and_a_new_list_of_gateways_cut_nothing() {
     assert_eq!(hello["gateways"], serde_json::json!(["http://host1:8443", "http://host2:8443"]));
     terminal.read_until("one").await;
 
-    let mut next = alice(1, Some(display.addr));
-    let bob = next.terminals.values().copied().next().unwrap();
-    next.terminals.insert("bob".parse().unwrap(), bob);
-    next.gateways.push("http://host3:8443".to_owned());
-    Directory::publish(&sender, next);
+    let at = Some(ipv4(display.addr));
+    sender.publish(view(&[("alice", 1, at), ("bob", 1, at)], &OPEN, &LOST));
+    sender.publish(view(
+        &[("alice", 1, at), ("bob", 2, None)],
+        &[OPEN[0], OPEN[1], "http://host3:8443"],
+        &LOST,
+    ));
     assert_eq!(terminal.word("gateways").await["gateways"][2], "http://host3:8443");
     terminal.send(b"still here").await;
     terminal.read_until("still here").await;
@@ -112,7 +116,7 @@ async fn another_terminals_failover_and_a_new_list_of_gateways_cut_nothing() {
 
 #[tokio::test]
 async fn a_terminal_without_a_display_is_told_to_wait_and_one_that_does_not_exist_that_it_is_gone() {
-    let (_sender, directory) = watch::channel(alice(3, None));
+    let (_sender, directory) = shown(alice(3, None));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let mut alice = gateway.connect_page("alice").await;
     let hello = alice.word("hello").await;
@@ -127,14 +131,11 @@ async fn a_terminal_without_a_display_is_told_to_wait_and_one_that_does_not_exis
 
 #[tokio::test]
 async fn a_dead_display_is_reported_whether_it_refuses_or_says_nothing() {
-    let refusing = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
+    let refusing = screen_address();
     let hole = BlackHole::start().await;
     let limits = Limits { connect: Duration::from_millis(400), ..Limits::default() };
     for (addr, at_least) in [(refusing, Duration::ZERO), (hole.addr, limits.connect)] {
-        let (_sender, directory) = watch::channel(alice(1, Some(addr)));
+        let (_sender, directory) = shown(alice(1, Some(addr)));
         let gateway = Gateway::start(directory, limits).await;
         let start = Instant::now();
         let mut terminal = gateway.connect_page("alice").await;
@@ -146,13 +147,13 @@ async fn a_dead_display_is_reported_whether_it_refuses_or_says_nothing() {
 #[tokio::test]
 async fn a_move_ends_the_wait_for_a_display_that_does_not_answer() {
     let hole = BlackHole::start().await;
-    let (sender, directory) = watch::channel(alice(1, Some(hole.addr)));
+    let (sender, directory) = shown(alice(1, Some(hole.addr)));
     let limits = Limits { connect: Duration::from_secs(60), ..Limits::default() };
     let gateway = Gateway::start(directory, limits).await;
     let mut terminal = gateway.connect_page("alice").await;
     terminal.word("beat").await;
     let start = Instant::now();
-    Directory::publish(&sender, alice(2, None));
+    sender.publish(alice(2, None));
     assert_eq!(terminal.closed().await.0, 4503);
     assert!(start.elapsed() < CUT, "took {:?}", start.elapsed());
 }
@@ -162,7 +163,7 @@ async fn a_slow_display_is_waited_for_while_the_gateway_shows_that_it_lives() {
     let beat = Duration::from_millis(20);
     let limits = Limits { greeting: Duration::from_millis(1500), beat, ..Limits::default() };
     let slow = Display::start("slow", Manner::Echo { delay: Duration::from_millis(400) }).await;
-    let (sender, directory) = watch::channel(alice(1, Some(slow.addr)));
+    let (sender, directory) = shown(alice(1, Some(slow.addr)));
     let gateway = Gateway::start(directory, limits).await;
     let mut terminal = gateway.connect_page("alice").await;
     for _ in 0..5 {
@@ -171,7 +172,7 @@ async fn a_slow_display_is_waited_for_while_the_gateway_shows_that_it_lives() {
     terminal.read_until("slow").await;
 
     let mute = Display::start("mute", Manner::Mute).await;
-    Directory::publish(&sender, alice(2, Some(mute.addr)));
+    sender.publish(alice(2, Some(mute.addr)));
     let start = Instant::now();
     let mut terminal = gateway.connect_page("alice").await;
     assert_eq!(terminal.closed().await, (4504, "display_silent".to_owned()));
@@ -181,7 +182,7 @@ async fn a_slow_display_is_waited_for_while_the_gateway_shows_that_it_lives() {
 #[tokio::test]
 async fn a_terminal_that_reads_nothing_stops_its_display_and_is_cut_all_the_same() {
     let display = Display::start("flood", Manner::Flood).await;
-    let (sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (sender, directory) = shown(alice(1, Some(display.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let _terminal = gateway.connect("alice").await;
 
@@ -198,7 +199,7 @@ async fn a_terminal_that_reads_nothing_stops_its_display_and_is_cut_all_the_same
     }
 
     let start = Instant::now();
-    Directory::publish(&sender, alice(2, None));
+    sender.publish(alice(2, None));
     until("the display is left", || display.ended.load(SeqCst) == 1).await;
     assert!(start.elapsed() < CUT, "took {:?}", start.elapsed());
     until("the end is counted", || gateway.counters.ended(End::NoDisplay) == 1).await;
@@ -208,7 +209,7 @@ async fn a_terminal_that_reads_nothing_stops_its_display_and_is_cut_all_the_same
 #[tokio::test]
 async fn a_display_that_reads_nothing_stops_its_terminal_and_is_cut_all_the_same() {
     let display = Display::start("deaf", Manner::Deaf).await;
-    let (sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (sender, directory) = shown(alice(1, Some(display.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let mut terminal = gateway.connect("alice").await;
     terminal.read_until("deaf").await;
@@ -219,7 +220,7 @@ async fn a_display_that_reads_nothing_stops_its_terminal_and_is_cut_all_the_same
         assert!(sent < 64 << 20, "the gateway takes {sent} bytes for a display that reads none");
     }
     let start = Instant::now();
-    Directory::publish(&sender, alice(2, None));
+    sender.publish(alice(2, None));
     until("the connection ends", || gateway.counters.ended(End::NoDisplay) == 1).await;
     assert!(start.elapsed() < CUT, "took {:?}", start.elapsed());
     // With all that was never read, the reason arrives nevertheless.
@@ -229,7 +230,7 @@ async fn a_display_that_reads_nothing_stops_its_terminal_and_is_cut_all_the_same
 #[tokio::test]
 async fn a_terminal_that_answers_no_ping_is_dropped() {
     let display = Display::start("one", ECHO).await;
-    let (_sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (_sender, directory) = shown(alice(1, Some(display.addr)));
     let (ping, client_silence) = (Duration::from_millis(50), Duration::from_millis(400));
     let gateway = Gateway::start(directory, Limits { ping, client_silence, ..Limits::default() }).await;
 
@@ -248,7 +249,7 @@ async fn a_terminal_that_answers_no_ping_is_dropped() {
 #[tokio::test]
 async fn a_foreign_page_is_refused_and_counted_while_the_clusters_pages_are_served() {
     let display = Display::start("one", ECHO).await;
-    let (_sender, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (_sender, directory) = shown(alice(1, Some(display.addr)));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let refused = gateway.try_connect("alice", Some("binary"), Some("http://elsewhere.example")).await;
     assert!(matches!(refused, Err(tungstenite::Error::Http(answer)) if answer.status() == 403));
@@ -264,9 +265,9 @@ async fn a_foreign_page_is_refused_and_counted_while_the_clusters_pages_are_serv
 #[tokio::test]
 async fn every_gateway_serves_every_terminal_and_one_that_goes_down_says_so() {
     let display = Display::start("one", ECHO).await;
-    let (first, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (first, directory) = shown(alice(1, Some(display.addr)));
     let a = Gateway::start(directory, Limits::default()).await;
-    let (_second, directory) = watch::channel(alice(1, Some(display.addr)));
+    let (_second, directory) = shown(alice(1, Some(display.addr)));
     let b = Gateway::start(directory, Limits::default()).await;
     let (mut on_a, mut on_b) = (a.connect("alice").await, b.connect("alice").await);
     on_a.read_until("one").await;
@@ -280,7 +281,7 @@ async fn every_gateway_serves_every_terminal_and_one_that_goes_down_says_so() {
 
 #[tokio::test]
 async fn the_page_comes_with_its_policy_and_its_assets_may_be_kept_for_ever() {
-    let (_sender, directory) = watch::channel(alice(1, None));
+    let (_sender, directory) = shown(alice(1, None));
     let gateway = Gateway::start(directory, Limits::default()).await;
     assert!(gateway.get("/t/alice", "").await.to_lowercase().contains("location: /t/alice/\r\n"));
 
@@ -314,7 +315,7 @@ async fn the_page_comes_with_its_policy_and_its_assets_may_be_kept_for_ever() {
 
 #[tokio::test]
 async fn an_unknown_terminal_gets_a_clear_answer_that_repeats_nothing_unescaped() {
-    let (_sender, directory) = watch::channel(alice(1, None));
+    let (_sender, directory) = shown(alice(1, None));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let missing = gateway.get("/t/bob/", "").await;
     assert!(missing.starts_with("HTTP/1.1 404") && missing.contains("No terminal <b>bob</b>"), "{missing}");
@@ -328,7 +329,7 @@ async fn an_unknown_terminal_gets_a_clear_answer_that_repeats_nothing_unescaped(
 
 #[tokio::test]
 async fn the_list_of_gateways_is_readable_by_the_clusters_pages_only() {
-    let (_sender, directory) = watch::channel(alice(1, None));
+    let (_sender, directory) = shown(alice(1, None));
     let gateway = Gateway::start(directory, Limits::default()).await;
     let ours = gateway.get("/t/alice/gateways.json", "Origin: http://host1:8443\r\n").await;
     assert!(ours.contains("access-control-allow-origin: http://host1:8443\r\n"), "{ours}");

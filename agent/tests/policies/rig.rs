@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use understudy::api::{self, ApiState};
 use understudy::config::Config;
 use understudy::driver::{Driver, Parts, Snapshot};
-use understudy::gateway::{Directory, GatewayState, Limits};
+use understudy::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use understudy::keys::{Key, decode, encode};
 use understudy::metrics::Metrics;
 use understudy::policies::Policies;
@@ -114,12 +114,12 @@ impl Agent {
             metrics,
             config,
         });
-        let (directory, directories) = watch::channel(Directory::default());
+        let (publisher, directory) = gateway::directory();
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let gateway = GatewayState::new(directories, Limits::default()).counters();
+        let gateway = GatewayState::new(directory, SCREEN_PORT, Limits::default()).counters();
         let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
         let driver =
-            Driver::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), directory, sender);
+            Driver::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), publisher, sender);
         let events = driver.events();
         let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway, events };
         let socket = UnixListener::bind(&parts.config.api_socket).unwrap();

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use rig::{Gateway, Namespace, Screen, alice, until};
 use tempfile::TempDir;
-use understudy::gateway::Directory;
 use understudy_e2e::browser::picture::{Colour, Picture};
 use understudy_e2e::browser::{Browser, BrowserError};
 
@@ -133,7 +132,7 @@ fn assert_never_reloaded(browser: &Browser) {
 fn the_page_follows_its_display_without_a_reload() {
     let (browser, profile) = browser();
     let one = Screen::start("one", BLUE);
-    let gateway = Gateway::start(alice(1, Some(one.addr), &[]));
+    let gateway = Gateway::start(alice(1, Some(one.address), &[]));
     browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
     shown(&browser, &epoch(1));
     mark(&browser);
@@ -157,7 +156,7 @@ fn the_page_follows_its_display_without_a_reload() {
 
     let two = Screen::start("two", GREEN);
     let start = Instant::now();
-    Directory::publish(&gateway.directory, alice(2, Some(two.addr), &[]));
+    gateway.publisher.publish(alice(2, Some(two.address), &[]));
     shown(&browser, &epoch(2));
     let (back, own) = (start.elapsed(), longest_pause(&browser, lost));
     eprintln!("display reachable -> page shows it: {back:?}; longest pause between two attempts {own:?}");
@@ -178,12 +177,12 @@ fn the_page_follows_its_display_without_a_reload() {
 fn a_running_display_that_is_replaced_is_left_at_once() {
     let (browser, _profile) = browser();
     let (one, two) = (Screen::start("one", BLUE), Screen::start("two", GREEN));
-    let gateway = Gateway::start(alice(1, Some(one.addr), &[]));
+    let gateway = Gateway::start(alice(1, Some(one.address), &[]));
     browser.goto(&format!("{}/t/alice/", gateway.url)).unwrap();
     shown(&browser, &epoch(1));
     watch_links(&browser);
     let (start, raised) = (Instant::now(), page_clock(&browser));
-    Directory::publish(&gateway.directory, alice(2, Some(two.addr), &[]));
+    gateway.publisher.publish(alice(2, Some(two.address), &[]));
     shown(&browser, &epoch(2));
     let (back, own) = (start.elapsed(), asked_again(&browser, raised));
     eprintln!("epoch raised -> page shows the new display: {back:?}, asks for it {own:?}");
@@ -197,7 +196,7 @@ fn a_running_display_that_is_replaced_is_left_at_once() {
 fn the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes() {
     let (browser, _profile) = browser();
     let screen = Screen::start("one", BLUE);
-    let mut gateways: Vec<_> = (0..3).map(|_| Gateway::start(alice(1, Some(screen.addr), &[]))).collect();
+    let mut gateways: Vec<_> = (0..3).map(|_| Gateway::start(alice(1, Some(screen.address), &[]))).collect();
     let urls: Vec<_> = gateways.iter().map(|gateway| gateway.url.clone()).collect();
     let urls: Vec<_> = urls.iter().map(String::as_str).collect();
     browser.goto(&format!("{}/t/alice/", urls[0])).unwrap();
@@ -205,7 +204,7 @@ fn the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes() 
     mark(&browser);
     // The list comes after the page: it is kept in memory, because its own gateway will not be there to ask.
     for gateway in &gateways {
-        Directory::publish(&gateway.directory, alice(1, Some(screen.addr), &urls));
+        gateway.publisher.publish(alice(1, Some(screen.address), &urls));
     }
     browser.wait("the list arrives", "document.body.dataset.gateways === '3'", PATIENCE).unwrap();
 
@@ -242,13 +241,13 @@ fn the_page_goes_on_through_another_gateway_when_its_own_is_killed_or_freezes() 
 fn a_gateway_that_offers_an_older_display_is_passed_over() {
     let (browser, _profile) = browser();
     let (old, new) = (Screen::start("old", BLUE), Screen::start("new", GREEN));
-    let directories = [(5, new.addr), (4, old.addr), (5, new.addr)];
+    let screens = [(5, new.address), (4, old.address), (5, new.address)];
     let mut gateways: Vec<_> =
-        directories.iter().map(|&(epoch, addr)| Gateway::start(alice(epoch, Some(addr), &[]))).collect();
+        screens.iter().map(|&(epoch, address)| Gateway::start(alice(epoch, Some(address), &[]))).collect();
     let urls: Vec<_> = gateways.iter().map(|gateway| gateway.url.clone()).collect();
     let urls: Vec<_> = urls.iter().map(String::as_str).collect();
-    for (gateway, &(epoch, addr)) in gateways.iter().zip(&directories) {
-        Directory::publish(&gateway.directory, alice(epoch, Some(addr), &urls));
+    for (gateway, &(epoch, address)) in gateways.iter().zip(&screens) {
+        gateway.publisher.publish(alice(epoch, Some(address), &urls));
     }
     browser.goto(&format!("{}/t/alice/", urls[0])).unwrap();
     shown(&browser, &epoch(5));
@@ -272,7 +271,7 @@ fn a_page_without_a_display_waits_and_an_unknown_terminal_is_named() {
     browser.wait("the page says that it waits", notice, PATIENCE).unwrap();
     shot(&browser, "8-waiting");
     let screen = Screen::start("one", BLUE);
-    Directory::publish(&gateway.directory, alice(1, Some(screen.addr), &[]));
+    gateway.publisher.publish(alice(1, Some(screen.address), &[]));
     shown(&browser, &epoch(1));
 }
 

@@ -1,28 +1,41 @@
 //! Owns what the gateway's tests stand on: displays that speak as much RFB as is needed, gateways on loopback,
 //! and terminals that look at single frames.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use understudy_core::ids::Epoch;
+use understudy_core::view::View;
 
-use crate::gateway::{Counters, Directory, DisplayEndpoint, GatewayState, Limits, router};
+use super::view::view;
+use crate::gateway::{Counters, Directory, GatewayState, Limits, Publisher, directory, router};
 
 /// Far beyond what anything here takes, also on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The port of every display of these tests, as 5900 is of guests. Held on an address of its own, so that nobody else is
+/// given it.
+static SCREENS: LazyLock<(u16, std::net::TcpListener)> = LazyLock::new(|| {
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    (held.local_addr().unwrap().port(), held)
+});
+
+/// An address of loopback that no other display of this process has.
+pub(super) fn screen_address() -> SocketAddr {
+    static GIVEN: AtomicU16 = AtomicU16::new(1);
+    let [high, low] = GIVEN.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 1, high, low), SCREENS.0))
+}
 
 /// What a fake display does with a connection.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +71,8 @@ impl Drop for Display {
 impl Display {
     /// A display whose greeting ends in `name`, so that tests see which one they reached.
     pub(super) async fn start(name: &'static str, manner: Manner) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        let addr = screen_address();
+        let listener = TcpListener::bind(addr).await.unwrap();
         let [taken, ended, sent] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
         let counts = (Arc::clone(&taken), Arc::clone(&ended), Arc::clone(&sent));
         let task = tokio::spawn(async move {
@@ -116,9 +129,9 @@ pub(super) struct BlackHole {
 impl BlackHole {
     pub(super) async fn start() -> Self {
         let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let addr = screen_address();
+        socket.bind(addr).unwrap();
         let listener = socket.listen(1).unwrap();
-        let addr = listener.local_addr().unwrap();
         let mut fillers = Vec::new();
         while let Ok(filler) = timeout(Duration::from_millis(300), TcpStream::connect(addr)).await {
             fillers.push(filler.unwrap());
@@ -142,10 +155,10 @@ impl Drop for Gateway {
 }
 
 impl Gateway {
-    pub(super) async fn start(directory: watch::Receiver<Directory>, limits: Limits) -> Self {
+    pub(super) async fn start(directory: Directory, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let state = GatewayState::new(directory, limits);
+        let state = GatewayState::new(directory, SCREENS.0, limits);
         let counters = state.counters();
         let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, router(state)).await.unwrap() });
@@ -256,16 +269,24 @@ impl Terminal {
     }
 }
 
-/// A directory with one terminal, `alice`.
-pub(super) fn alice(epoch: u64, addr: Option<SocketAddr>) -> Directory {
-    Directory {
-        terminals: BTreeMap::from([(
-            "alice".parse().unwrap(),
-            DisplayEndpoint { epoch: Epoch(epoch), addr },
-        )]),
-        gateways: vec!["http://host1:8443".to_owned(), "http://host2:8443".to_owned()],
-        lost: vec!["http://host9:8443".to_owned()],
-    }
+pub(super) const OPEN: [&str; 2] = ["http://host1:8443", "http://host2:8443"];
+pub(super) const LOST: [&str; 1] = ["http://host9:8443"];
+
+/// A view with one terminal, `alice`.
+pub(super) fn alice(epoch: u64, addr: Option<SocketAddr>) -> View {
+    view(&[("alice", epoch, addr.map(ipv4))], &OPEN, &LOST)
+}
+
+pub(super) fn ipv4(addr: SocketAddr) -> Ipv4Addr {
+    let SocketAddr::V4(addr) = addr else { panic!("{addr} is no IPv4 address") };
+    *addr.ip()
+}
+
+/// A directory that holds this.
+pub(super) fn shown(view: View) -> (Publisher, Directory) {
+    let (publisher, directory) = directory();
+    publisher.publish(view);
+    (publisher, directory)
 }
 
 /// Waits until `holds`; panics with `what` when it never does.

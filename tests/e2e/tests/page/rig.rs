@@ -1,19 +1,31 @@
 //! Owns what the page's tests stand on: real X screens with something recognisable on them, and gateways that
 //! can be killed or frozen like a host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{LazyLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt;
-use tokio::sync::{oneshot, watch};
-use understudy::gateway::{Directory, DisplayEndpoint, GatewayState, Limits, router};
-use understudy_core::ids::Epoch;
+use tokio::sync::oneshot;
+use understudy::gateway::{GatewayState, Limits, Publisher, directory, router};
+use understudy_core::view::View;
 use understudy_e2e::browser::picture::Colour;
+
+#[path = "../../../../agent/src/gateway/tests/view.rs"]
+mod view;
+use view::view;
+
+/// The port of every screen of these tests, as 5900 is of guests: each has an address of loopback to itself. Held on
+/// another address, so that nobody else is given it.
+static SCREENS: LazyLock<(u16, TcpListener)> = LazyLock::new(|| {
+    let held = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    (held.local_addr().expect("it is bound").port(), held)
+});
 
 /// A process that dies with this test, however the test ends.
 struct Owned(Child);
@@ -37,15 +49,20 @@ impl Drop for Owned {
 
 /// An X screen that speaks VNC, filled with one colour and with a terminal window that names it.
 pub(crate) struct Screen {
-    pub(crate) addr: SocketAddr,
+    pub(crate) address: Ipv4Addr,
     _client: Owned,
     _server: Owned,
 }
 
 impl Screen {
     pub(crate) fn start(name: &str, colour: Colour) -> Self {
-        let options = "-displayfd 1 -geometry 1024x700 -depth 24 -SecurityTypes None -localhost \
-                       -interface 127.0.0.1 -AlwaysShared -nolisten tcp";
+        static GIVEN: AtomicU8 = AtomicU8::new(1);
+        let address = Ipv4Addr::new(127, 2, 0, GIVEN.fetch_add(1, Ordering::Relaxed));
+        let options = format!(
+            "-displayfd 1 -geometry 1024x700 -depth 24 -SecurityTypes None -interface {address} -rfbport {} \
+             -AlwaysShared -nolisten tcp",
+            SCREENS.0
+        );
         let options: Vec<_> = options.split_whitespace().collect();
         let mut server = Owned::spawn("Xtigervnc", &options, |command| {
             command.stdout(Stdio::piped());
@@ -67,16 +84,15 @@ impl Screen {
         let client = Owned::spawn("xterm", &look, |command| {
             command.stdout(Stdio::null());
         });
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 5900 + number));
-        TcpStream::connect(addr).expect("a display that named its number takes connections");
-        Self { addr, _client: client, _server: server }
+        TcpStream::connect((address, SCREENS.0)).expect("a display that named its number takes connections");
+        Self { address, _client: client, _server: server }
     }
 }
 
 /// A gateway in a thread and a runtime of its own.
 pub(crate) struct Gateway {
     pub(crate) url: String,
-    pub(crate) directory: watch::Sender<Directory>,
+    pub(crate) publisher: Publisher,
     orders: Option<oneshot::Sender<Order>>,
     /// Dropped, it lets a frozen gateway go, so that its thread can end.
     thaw: Option<mpsc::Sender<()>>,
@@ -89,8 +105,9 @@ enum Order {
 }
 
 impl Gateway {
-    pub(crate) fn start(directory: Directory) -> Self {
-        let (directory, watched) = watch::channel(directory);
+    pub(crate) fn start(view: View) -> Self {
+        let (publisher, directory) = directory();
+        publisher.publish(view);
         let (orders, ordered) = oneshot::channel();
         let (bound, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -99,7 +116,7 @@ impl Gateway {
                 let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
                 bound.send(listener.local_addr().unwrap()).unwrap();
                 let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
-                let routes = router(GatewayState::new(watched, Limits::default()));
+                let routes = router(GatewayState::new(directory, SCREENS.0, Limits::default()));
                 tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
                 match ordered.await {
                     // As a stopped host: sockets stay open, connections are taken by the kernel, nobody speaks.
@@ -109,7 +126,7 @@ impl Gateway {
             });
         });
         let url = format!("http://{}", address.recv().expect("the gateway's thread binds or panics"));
-        Self { url, directory, orders: Some(orders), thaw: None, thread: Some(thread) }
+        Self { url, publisher, orders: Some(orders), thaw: None, thread: Some(thread) }
     }
 
     /// Ends it with all its sockets, as a killed process.
@@ -150,16 +167,9 @@ impl Drop for Gateway {
     }
 }
 
-/// A directory with the one terminal `alice`.
-pub(crate) fn alice(epoch: u64, addr: Option<SocketAddr>, gateways: &[&str]) -> Directory {
-    Directory {
-        terminals: BTreeMap::from([(
-            "alice".parse().unwrap(),
-            DisplayEndpoint { epoch: Epoch(epoch), addr },
-        )]),
-        gateways: gateways.iter().map(|&url| url.to_owned()).collect(),
-        lost: Vec::new(),
-    }
+/// A view with the one terminal `alice`.
+pub(crate) fn alice(epoch: u64, address: Option<Ipv4Addr>, gateways: &[&str]) -> View {
+    view(&[("alice", epoch, address)], gateways, &[] as &[&str])
 }
 
 /// The folders of browsers in the machine's folder for temporary files.
