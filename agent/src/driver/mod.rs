@@ -108,7 +108,7 @@ pub struct Snapshot {
     /// How long primaries may still run here without another renewal.
     pub session_remaining: Option<Duration>,
     /// What this host reports.
-    pub facts: Option<HostFacts>,
+    pub facts: Option<Arc<HostFacts>>,
     /// The sets of policies.
     pub sets: PolicySets,
     /// The active one of them, to be asked by whoever reads this, however long after.
@@ -407,16 +407,21 @@ impl Driver {
             let view = self.cluster.view().clone();
             self.keep_in_line(&view, now.boottime);
             self.tell_keeper(&view);
-            if self.adopted && self.capacity.is_some() {
+            let works = self.adopted && self.capacity.is_some();
+            if works {
                 self.work(now);
-                self.publish_facts(now);
+            }
+            // What leading changes is no part of them.
+            let facts = Arc::new(self.facts());
+            // What an earlier agent reported stands until it can be looked at, but for what cannot do its part.
+            if works || self.speaks_for_its_predecessor() {
+                self.publish_facts(&facts, now);
+            }
+            if works {
                 self.set_aside_what_failed();
                 self.lead(&view, now);
-            } else if self.speaks_for_its_predecessor() {
-                // What an earlier agent reported stands until it can be looked at, but for what cannot do its part.
-                self.publish_facts(now);
             }
-            self.publish_state(view, now.boottime);
+            self.publish_state(view, facts, now.boottime);
         } else {
             self.publish_waiting();
         }

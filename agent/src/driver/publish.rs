@@ -1,10 +1,12 @@
 //! Owns what leaves the driver: the facts for the store, the directory for the gateway, the snapshot for the API.
 //!
 //! Promises: facts carry the session in which they hold; they are written when they changed, over the revision that this agent
-//! knows of: a write that was not answered may still come, and never comes after a newer one. Must not do: judge.
+//! knows of: a write that was not answered may still come, and never comes after a newer one. Store, metrics and snapshot
+//! get the same facts. Must not do: judge.
 //!
-//! Cost of an event: O(instances of this host); where it was more than a renewal also what the gateway's directory takes
-//! for the screens that are open here. View and report are shared with the snapshot, not copied.
+//! Cost of an event: the facts once, O(instances of this host). They are not kept for the next event: each hands the time
+//! to the host's agent, which may change any of its instances. Where it was more than a renewal, also what the gateway's
+//! directory takes for the screens that are open here. View, facts and report are shared with the snapshot, not copied.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +30,7 @@ const LOAD_STEP: u32 = 250;
 /// What was written last, and at which revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    facts: HostFacts,
+    facts: Arc<HostFacts>,
     at: Revision,
 }
 
@@ -71,27 +73,26 @@ impl Driver {
         }
     }
 
-    pub(super) fn publish_facts(&mut self, now: Now) {
-        let facts = self.facts();
+    pub(super) fn publish_facts(&mut self, facts: &Arc<HostFacts>, now: Now) {
         let me = &self.parts.config.host;
         let heard = self.cluster.facts_at(me).map(Revision);
         let own = self.published.as_ref().filter(|own| heard.is_none_or(|heard| own.at >= heard));
         let (known, at) = match own {
-            Some(own) => (Some(&own.facts), Some(own.at)),
+            Some(own) => (Some(own.facts.as_ref()), Some(own.at)),
             None => (self.cluster.facts(me).filter(|_| !self.cluster.hides_facts(me)), heard),
         };
-        if self.publishing || now.boottime < self.publish_after || known == Some(&facts) {
+        if self.publishing || now.boottime < self.publish_after || known == Some(facts) {
             return;
         }
         self.publishing = true;
-        let (parts, sender) = (self.parts.clone(), self.sender.clone());
+        let (parts, sender, facts) = (self.parts.clone(), self.sender.clone(), facts.clone());
         self.parts.tasks.spawn("facts", async move {
             let key = Key::Facts(parts.config.host.clone()).to_string();
             let known = match at {
                 Some(at) => Condition::Unchanged(key.clone(), at),
                 None => Condition::Absent(key.clone()),
             };
-            let txn = Txn::new().when(known).put(key, keys::encode(&facts));
+            let txn = Txn::new().when(known).put(key, keys::encode(facts.as_ref()));
             let written = match parts.store.commit(&txn).await {
                 Ok(Committed::Applied { revision }) => Some(Box::new(Published { facts, at: revision })),
                 Ok(Committed::Refused { .. }) => {
@@ -121,7 +122,7 @@ impl Driver {
         self.snapshots.send_replace(Arc::new(Snapshot { complaints, ..Snapshot::default() }));
     }
 
-    pub(super) fn publish_state(&mut self, view: View, now: Boottime) {
+    pub(super) fn publish_state(&mut self, view: View, facts: Arc<HostFacts>, now: Boottime) {
         // Pages leave a gateway whose host is cut off: what it knows may be old.
         let shown = (self.cluster.changes(), self.lease.is_open(now));
         if self.shown != Some(shown) {
@@ -138,7 +139,7 @@ impl Driver {
             self.leading.as_ref().map_or(&Report::default(), |leading| leading.report()),
             self.leadership.is_some(),
             remaining,
-            &self.facts(),
+            &facts,
         );
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
@@ -152,7 +153,7 @@ impl Driver {
             leading: self.leadership.is_some(),
             report: self.leading.as_ref().map(|leading| leading.report().clone()).unwrap_or_default(),
             session_remaining: remaining,
-            facts: Some(self.facts()),
+            facts: Some(facts),
             deciding: self.parts.policies.deciding(&self.cluster.policies),
             sets: self.cluster.policies.clone(),
             view,

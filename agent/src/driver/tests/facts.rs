@@ -1,8 +1,10 @@
 //! What this host reports is written over what it knows of, and never over anything newer.
 
 use understudy_core::records::HostFacts;
+use understudy_core::sets::SetFacts;
 use understudy_store::{Committed, Txn};
 
+use super::super::LeaseNews;
 use super::*;
 
 impl Rig {
@@ -15,7 +17,8 @@ impl Rig {
     /// Reports what has changed, and hears how that ended.
     async fn reports(&mut self) -> bool {
         self.driver.publish_after = Default::default();
-        self.driver.publish_facts(now());
+        let facts = Arc::new(self.driver.facts());
+        self.driver.publish_facts(&facts, now());
         let heard = tokio::time::timeout(LIMIT, self.driver.receiver.recv()).await.unwrap().unwrap();
         let Event::Published(written) = heard else { panic!("{heard:?}") };
         self.driver.published(written.clone());
@@ -45,4 +48,55 @@ async fn a_report_is_written_over_the_one_that_this_agent_knows_of() {
         .take(Event::Listed { listing: Listing { revision, entries: rig.entries.clone() }, renewals: true });
     assert!(rig.reports().await);
     assert_eq!(rig.reported().await.unwrap().load_milli, 9_000);
+}
+
+/// The facts of an event are worked out once, for store, metrics and snapshot.
+#[tokio::test]
+async fn what_is_published_is_what_is_so_whatever_came_before() {
+    let mut rig = Rig::new();
+    let mut shown = rig.driver.snapshots.subscribe();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |bound: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    for _ in 0..300 {
+        match below(6) {
+            0 => rig.driver.take(Event::Load(u32::try_from(below(40)).unwrap() * 100)),
+            1 => {
+                let text = (below(2) == 0).then(|| format!("wrong {}", below(3)));
+                rig.driver.take(Event::Complaint { about: "libvirt", text });
+            }
+            2 => {
+                let phases = [Phase::Idle, Phase::Booting, Phase::Ready];
+                let phase = phases[usize::try_from(below(3)).unwrap()].clone();
+                rig.knows(instance(u128::from(below(3)) + 1), phase, None);
+            }
+            3 => {
+                let ready = BTreeSet::from([below(3)]);
+                rig.driver.policy_facts = SetFacts { ready, ..SetFacts::default() };
+            }
+            4 => {
+                let fault = (below(2) == 0).then(|| "gone".to_owned());
+                rig.driver.take(Event::Lease(LeaseNews::Guard(fault)));
+            }
+            _ => {
+                let heard = tokio::time::timeout(Duration::from_millis(1), rig.driver.receiver.recv()).await;
+                if let Ok(Some(event)) = heard {
+                    rig.driver.take(event);
+                }
+            }
+        }
+        rig.driver.advance();
+        assert_eq!(shown.borrow_and_update().facts.as_deref(), Some(&rig.driver.facts()));
+    }
+    let started = std::time::Instant::now();
+    while rig.reported().await != Some(rig.driver.facts()) {
+        assert!(started.elapsed() < LIMIT, "{:#?}", rig.reported().await);
+        let heard = tokio::time::timeout(Duration::from_millis(50), rig.driver.receiver.recv()).await;
+        if let Ok(Some(event)) = heard {
+            rig.driver.take(event);
+        }
+        rig.driver.advance();
+    }
 }
