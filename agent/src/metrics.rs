@@ -35,6 +35,7 @@ pub struct Metrics {
     backup_deficit: IntGauge,
     copy_faults: IntGauge,
     instances: IntGaugeVec,
+    emulated: IntGauge,
     checkpoint_age: GaugeVec,
     /// The newest ones: their ages are worked out when somebody asks.
     newest_checkpoints: std::sync::Mutex<Checkpoints>,
@@ -131,6 +132,10 @@ impl Metrics {
                 "instances",
                 "Instances of this host by phase; phase idle is the pool",
             )?,
+            emulated: gauge(
+                "emulated",
+                "1 where instances are emulated because KVM does not work on this host, though emulation was not asked for",
+            )?,
             checkpoint_age,
             newest_checkpoints: std::sync::Mutex::default(),
             checkpoint_pause: histogram(
@@ -171,6 +176,11 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be written");
         }
         String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// Until the agent is started again.
+    pub(crate) fn emulates(&self) {
+        self.emulated.set(1);
     }
 
     pub(crate) fn death_seen(&self) {

@@ -55,6 +55,16 @@ pub fn store_silent(config: &Config) -> String {
     format!("{}: {key}: the store does not answer: {advice}", config.file.display())
 }
 
+/// What to tell where instances are emulated though nobody asked for it.
+#[must_use]
+pub fn emulation(config: &Config, reason: &str) -> String {
+    format!(
+        "{}: libvirt.accelerator: instances are emulated, many times slower, because KVM does not work on this host: \
+         {reason}: repair that and restart the agent, or write \"qemu\" where emulation is intended",
+        config.file.display()
+    )
+}
+
 /// Takes libvirt into use. One that does not run yet is no failure: it is connected to when it does.
 ///
 /// # Errors

@@ -2,16 +2,18 @@
 //!
 //! Promises: `auto` uses KVM only where the processor can virtualise and a virtual machine with a processor could be made
 //! (libvirt's capabilities advertise KVM on machines where it does not work), and goes on with it only when the first
-//! guest boots; why it does not is logged. Must not do: ask libvirt; change what an operator has fixed.
+//! guest boots; why it does not is logged once, and told to whoever listens to the hypervisor, however late. Must not do:
+//! ask libvirt; change what an operator has fixed.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use understudy_core::ids::InstanceId;
 
+use crate::event::{EventKind, Hub};
 use crate::ffi;
 
 /// How long a guest may take to boot on the host's own processor. It takes a second or two; one that is destroyed after
@@ -68,35 +70,41 @@ impl FromStr for AcceleratorSetting {
 
 impl AcceleratorSetting {
     /// Begins with what this host's instances are to use.
-    pub(crate) fn begin(self) -> Trial {
+    pub(crate) fn begin(self, hub: Arc<Hub>) -> Trial {
         let state = match self {
             Self::Fixed(accelerator) => State::Settled(accelerator),
             Self::Auto => match kvm_fault() {
                 None => State::Trying { begun: BTreeMap::new(), refused: None },
-                Some(fault) => {
-                    tracing::warn!(reason = fault, "kvm does not work on this host, instances are emulated");
-                    State::Settled(Accelerator::Tcg)
+                Some(reason) => {
+                    tracing::warn!(reason, "kvm does not work on this host, instances are emulated");
+                    State::FellBack(reason)
                 }
             },
         };
-        Trial(Mutex::new(state))
+        Trial { state: Mutex::new(state), hub }
     }
 }
 
 /// Whether the accelerator that was chosen runs guests.
 ///
 /// ```text
-/// fixed, or kvm cannot work ───────────────────────────▶ settled
+/// fixed ───────────────────────────────────────────────▶ settled
+/// kvm cannot work ─────────────────────────────────────▶ fell back
 /// trying ── a guest's agent answers ───────────────────▶ settled: kvm
 /// trying ── libvirt refuses kvm and takes emulation,
-///           qemu ends or BOOT passes before an answer ─▶ settled: emulation
+///           qemu ends or BOOT passes before an answer ─▶ fell back
 /// ```
 #[derive(Debug)]
-pub(crate) struct Trial(Mutex<State>);
+pub(crate) struct Trial {
+    state: Mutex<State>,
+    hub: Arc<Hub>,
+}
 
 #[derive(Debug)]
 enum State {
     Settled(Accelerator),
+    /// To emulation, for this reason.
+    FellBack(String),
     /// KVM.
     Trying {
         /// What was begun with it: none of these has answered.
@@ -122,7 +130,16 @@ impl Trial {
     pub(crate) fn accelerator(&self) -> Accelerator {
         match *self.state() {
             State::Settled(accelerator) => accelerator,
+            State::FellBack(_) => Accelerator::Tcg,
             State::Trying { .. } => Accelerator::Kvm,
+        }
+    }
+
+    /// Why instances are emulated, where that was left open and KVM does not work.
+    pub(crate) fn fell_back(&self) -> Option<String> {
+        match &*self.state() {
+            State::FellBack(reason) => Some(reason.clone()),
+            State::Settled(_) | State::Trying { .. } => None,
         }
     }
 
@@ -130,6 +147,7 @@ impl Trial {
     pub(crate) fn attempt(&self, id: InstanceId) -> Attempt {
         match &mut *self.state() {
             State::Settled(accelerator) => Attempt::Settled(*accelerator),
+            State::FellBack(_) => Attempt::Settled(Accelerator::Tcg),
             State::Trying { begun, refused } => match refused.take() {
                 Some(reason) => Attempt::Emulation(reason),
                 None => {
@@ -168,7 +186,7 @@ impl Trial {
     /// An instance is about to be destroyed.
     pub(crate) fn destroyed(&self, id: InstanceId) {
         let begun = match &mut *self.state() {
-            State::Settled(_) => None,
+            State::Settled(_) | State::FellBack(_) => None,
             State::Trying { begun, .. } => begun.remove(&id),
         };
         if begun.is_some_and(|begun| begun.elapsed() >= BOOT) {
@@ -186,18 +204,22 @@ impl Trial {
 
     /// KVM does not run guests here, whatever it promised.
     pub(crate) fn emulate(&self, reason: &str) {
-        let mut state = self.state();
-        if matches!(*state, State::Trying { .. }) {
-            tracing::warn!(
-                reason,
-                "kvm does not run guests on this host, instances are emulated until the agent starts again"
-            );
-            *state = State::Settled(Accelerator::Tcg);
+        {
+            let mut state = self.state();
+            if !matches!(*state, State::Trying { .. }) {
+                return;
+            }
+            *state = State::FellBack(reason.to_owned());
         }
+        tracing::warn!(
+            reason,
+            "kvm does not run guests on this host, instances are emulated until the agent starts again"
+        );
+        self.hub.tell(EventKind::Emulates { reason: reason.to_owned() });
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -244,13 +266,14 @@ mod tests {
     }
 
     fn trial() -> Trial {
-        Trial(Mutex::new(State::Trying { begun: BTreeMap::new(), refused: None }))
+        let state = State::Trying { begun: BTreeMap::new(), refused: None };
+        Trial { state: Mutex::new(state), hub: Arc::default() }
     }
 
     #[test]
     fn a_setting_is_one_of_three_words() {
         assert_eq!("kvm".parse(), Ok(AcceleratorSetting::Fixed(Accelerator::Kvm)));
-        let fixed = "qemu".parse::<AcceleratorSetting>().unwrap().begin();
+        let fixed = "qemu".parse::<AcceleratorSetting>().unwrap().begin(Arc::default());
         assert_eq!(fixed.accelerator(), Accelerator::Tcg);
         assert_eq!("auto".parse(), Ok(AcceleratorSetting::Auto));
         let error = "tcg".parse::<AcceleratorSetting>().unwrap_err();
@@ -274,8 +297,10 @@ mod tests {
 
     #[test]
     fn auto_takes_kvm_only_where_nothing_is_amiss() {
-        let expected = if kvm_fault().is_none() { Accelerator::Kvm } else { Accelerator::Tcg };
-        assert_eq!(AcceleratorSetting::Auto.begin().accelerator(), expected);
+        let fault = kvm_fault();
+        let expected = if fault.is_none() { Accelerator::Kvm } else { Accelerator::Tcg };
+        let trial = AcceleratorSetting::Auto.begin(Arc::default());
+        assert_eq!((trial.accelerator(), trial.fell_back()), (expected, fault));
         if let Ok(text) = std::fs::read_to_string(CPUINFO)
             && processor_fault(std::env::consts::ARCH, &text).is_some()
         {
@@ -342,10 +367,28 @@ mod tests {
 
     #[test]
     fn what_an_operator_has_fixed_stays() {
-        let fixed = AcceleratorSetting::Fixed(Accelerator::Kvm).begin();
-        assert_eq!(fixed.attempt(id(1)), Attempt::Settled(Accelerator::Kvm));
-        fixed.died(id(1));
-        fixed.emulate("refused");
-        assert_eq!(fixed.accelerator(), Accelerator::Kvm);
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let fixed = AcceleratorSetting::Fixed(accelerator).begin(Arc::default());
+            let events = fixed.hub.subscribe();
+            assert_eq!(fixed.attempt(id(1)), Attempt::Settled(accelerator));
+            fixed.died(id(1));
+            fixed.emulate("refused");
+            assert_eq!((fixed.accelerator(), fixed.fell_back()), (accelerator, None));
+            assert!(events.try_recv().is_err(), "{accelerator:?}");
+        }
+    }
+
+    #[test]
+    fn falling_back_is_told_once_with_the_reason() {
+        let trial = trial();
+        let events = trial.hub.subscribe();
+        assert_eq!(trial.fell_back(), None);
+        trial.attempt(id(1));
+        trial.died(id(1));
+        trial.emulate("told already");
+        let reason = trial.fell_back().unwrap();
+        assert!(reason.contains("ended before it had booted"), "{reason}");
+        assert_eq!(events.try_recv().unwrap().kind, EventKind::Emulates { reason });
+        assert!(events.try_recv().is_err());
     }
 }

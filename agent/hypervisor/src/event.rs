@@ -68,6 +68,12 @@ pub enum EventKind {
         /// The process.
         pid: Pid,
     },
+    /// Instances are emulated, because KVM does not work on this host and the choice was left open. It is told again to
+    /// all whenever another begins to listen.
+    Emulates {
+        /// Why KVM does not work.
+        reason: String,
+    },
     /// libvirt does not answer. Says nothing about the instances.
     ConnectionLost,
     /// libvirt answers (again); events in between were missed.

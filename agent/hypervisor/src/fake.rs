@@ -292,6 +292,11 @@ impl FakeHypervisor {
         });
     }
 
+    /// KVM turns out not to work here, for this reason.
+    pub fn fall_back(&self, reason: &str) {
+        self.with(|host, clock| host.tell(clock, EventKind::Emulates { reason: reason.to_owned() }));
+    }
+
     /// The host loses its power, and everything that ran on it; nobody is told.
     pub fn power_off(&self) {
         self.with(|host, _| {

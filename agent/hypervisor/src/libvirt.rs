@@ -102,7 +102,7 @@ impl Libvirt {
     /// See [`StartError`].
     pub fn start(config: LibvirtConfig) -> Result<Self, StartError> {
         let hub = Arc::new(Hub::default());
-        let trial = Arc::new(config.accelerator.begin());
+        let trial = Arc::new(config.accelerator.begin(Arc::clone(&hub)));
         let watch = match &config.pid_folder {
             None => None,
             Some(_) => {
@@ -234,6 +234,10 @@ impl Hypervisor for Libvirt {
     }
 
     fn subscribe(&self) -> Receiver<HypervisorEvent> {
-        self.hub.subscribe()
+        let events = self.hub.subscribe();
+        if let Some(reason) = self.trial.fell_back() {
+            self.hub.tell(EventKind::Emulates { reason });
+        }
+        events
     }
 }

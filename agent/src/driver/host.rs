@@ -17,6 +17,10 @@ use understudy_hypervisor::{
 use super::event::Event;
 use super::{Driver, jobs, now};
 use crate::exit::chain;
+use crate::needs;
+
+/// What a condition about the emulation of instances goes under.
+const ACCELERATOR: &str = "accelerator";
 
 impl Driver {
     /// Hands the host's agent an input, and has carried out what follows.
@@ -125,6 +129,10 @@ impl Driver {
             EventKind::IoError { id, device, paused } => {
                 tracing::warn!(instance = %id, %device, paused, "a disk of an instance failed");
                 DomainEvent::DiskFailed { instance: id, device, paused }
+            }
+            EventKind::Emulates { reason } => {
+                self.parts.metrics.emulates();
+                return self.complain(ACCELERATOR, needs::emulation(&self.parts.config, &reason));
             }
             EventKind::ConnectionLost => DomainEvent::Lost,
             EventKind::ConnectionRegained => DomainEvent::Regained,

@@ -3,6 +3,7 @@
 pub mod browser;
 pub mod counter;
 pub mod counters;
+mod kvm;
 pub mod qga;
 pub mod stage;
 pub mod story;

@@ -13,6 +13,8 @@ use serde_json::Value;
 use understudy_lab::cluster::{AGENT, Cluster, ClusterOptions, HostFacts};
 use understudy_lab::{Forward, Host, LabOptions, Output};
 
+use crate::kvm;
+
 /// The gateway's port on each host.
 const GATEWAY_PORT: u16 = 7481;
 /// The API's port on each host.
@@ -42,9 +44,10 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// What the agents are told to run guests with.
+    /// What the agents are told to run guests with. Where KVM cannot work, emulation is what the lab asks for: left to
+    /// them, they would report it as a condition of their hosts.
     fn accelerator(&self) -> &'static str {
-        if self.emulate { "qemu" } else { "auto" }
+        if self.emulate || !kvm::may_work() { "qemu" } else { "auto" }
     }
 }
 

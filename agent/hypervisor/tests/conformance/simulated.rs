@@ -9,10 +9,10 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site};
 use understudy_hypervisor::{
-    AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, DestroyError, EventKind,
-    GuestError, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign, Lifecycle,
-    ListError, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, StartError, StopCause,
-    Template,
+    Accelerator, AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, DestroyError,
+    EventKind, GuestError, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign,
+    Lifecycle, ListError, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, StartError,
+    StopCause, Template,
 };
 
 use crate::host::id;
@@ -172,7 +172,7 @@ fn in_the_double_an_instance_is_ended_without_libvirt_by_its_process_and_else_no
 fn simulation() -> Libvirt {
     Libvirt::start(LibvirtConfig {
         uri: "test:///default".to_owned(),
-        accelerator: AcceleratorSetting::Fixed(understudy_hypervisor::Accelerator::Tcg),
+        accelerator: AcceleratorSetting::Fixed(Accelerator::Tcg),
         deadlines: Deadlines::default(),
         pid_folder: None,
     })
@@ -219,6 +219,24 @@ fn libvirts_simulation_does_what_it_can_and_says_what_it_cannot() {
     let moved = hv.migrate(id(2), &target("test:///default"), SOON).unwrap();
     assert!(matches!(moved, MigrationOutcome::Unknown { still_here: true, .. }), "{moved:?}");
     hv.destroy(id(2)).unwrap();
+}
+
+/// S15: what fell back before anybody listened is told to whoever does, however many times; what was fixed is not.
+#[test]
+fn emulation_that_nobody_asked_for_is_told_to_whoever_begins_to_listen() {
+    let auto =
+        LibvirtConfig { uri: "test:///default".to_owned(), pid_folder: None, ..LibvirtConfig::local() };
+    let fixed = [Accelerator::Tcg, Accelerator::Kvm].map(AcceleratorSetting::Fixed);
+    for accelerator in [AcceleratorSetting::Auto].into_iter().chain(fixed) {
+        let hv = Libvirt::start(LibvirtConfig { accelerator, ..auto.clone() }).unwrap();
+        let fell_back = accelerator == AcceleratorSetting::Auto && hv.accelerator() == Accelerator::Tcg;
+        for _ in 0..2 {
+            let events: Vec<_> = hv.subscribe().try_iter().map(|event| event.kind).collect();
+            let told =
+                |kind: &EventKind| matches!(kind, EventKind::Emulates { reason } if !reason.is_empty());
+            assert_eq!(events.iter().any(told), fell_back, "{accelerator:?}: {events:?}");
+        }
+    }
 }
 
 #[test]

@@ -131,3 +131,25 @@ async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
     rig.hypervisor.set_libvirt_up(true);
     rig.until("it is over", |driver| driver.facts().unable.is_empty()).await;
 }
+
+/// S15: where KVM does not work and nobody asked for emulation, operators are told, and work goes on.
+#[tokio::test]
+async fn a_host_that_fell_back_to_emulation_says_so_and_takes_work() {
+    let mut rig = Rig::new();
+    let emulated = |rig: &Rig| {
+        let text = rig.driver.parts.metrics.text(super::now().wall);
+        text.lines().any(|line| line == "understudy_emulated 1")
+    };
+    rig.driver.listen_to_hypervisor();
+    assert!(rig.complaints().is_empty() && !emulated(&rig));
+    rig.hypervisor.fall_back("the first guest did not boot");
+    rig.until("it is told", |driver| !driver.facts().complaints.is_empty()).await;
+    let told = rig.driver.facts();
+    let [text] = told.complaints.as_slice() else { panic!("{:?}", told.complaints) };
+    for part in
+        ["agent.toml: libvirt.accelerator", "the first guest did not boot", "restart the agent", "\"qemu\""]
+    {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+    assert!(told.unable.is_empty() && emulated(&rig));
+}
