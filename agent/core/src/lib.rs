@@ -20,5 +20,6 @@ pub mod records;
 pub mod service;
 pub mod sets;
 pub mod store_cache;
+pub mod transaction;
 pub mod units;
 pub mod view;

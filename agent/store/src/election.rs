@@ -59,6 +59,12 @@ impl Leadership {
         Ok(Self { key: entry.key.clone(), record, revision: entry.modified })
     }
 
+    /// The same as a store cache shows it.
+    #[must_use]
+    pub fn known(&self) -> Versioned<LeaderRecord> {
+        Versioned { value: self.record.clone(), revision: self.revision.0 }
+    }
+
     /// The leadership that a record under `key` stands for, as a store cache shows it.
     #[must_use]
     pub fn seen(key: &str, known: &Versioned<LeaderRecord>) -> Self {

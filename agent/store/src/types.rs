@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use understudy_core::store_cache;
+use understudy_core::{store_cache, transaction};
 
 /// A point in the history of the whole store. Grows with every commit that changes something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -166,6 +166,24 @@ pub struct Batch {
     pub changes: Vec<Change>,
 }
 
+/// What core wants written.
+impl From<transaction::Transaction> for Txn {
+    fn from(wanted: transaction::Transaction) -> Self {
+        let condition = |condition: transaction::Condition| match condition.revision {
+            Some(revision) => Condition::Unchanged(condition.key.to_string(), Revision(revision)),
+            None => Condition::Absent(condition.key.to_string()),
+        };
+        let write = |write| match write {
+            transaction::Write::Put(key, value) => Write::Put(key.to_string(), value),
+            transaction::Write::Delete(key) => Write::Delete(key.to_string()),
+        };
+        Self {
+            conditions: wanted.conditions.into_iter().map(condition).collect(),
+            writes: wanted.writes.into_iter().map(write).collect(),
+        }
+    }
+}
+
 /// For the store cache.
 impl<'a> From<&'a Entry> for store_cache::Stored<'a> {
     fn from(entry: &'a Entry) -> Self {
@@ -180,5 +198,29 @@ impl<'a> From<&'a Change> for store_cache::Change<'a> {
             Change::Put(entry) => Self::Put(entry.into()),
             Change::Deleted { key, .. } => Self::Deleted(key),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_core::keys::{Key, encode};
+    use understudy_core::records::HostIntent;
+
+    use super::*;
+
+    #[test]
+    fn a_transaction_of_core_keeps_every_condition_and_every_write() {
+        let intent = || Key::Intent("host1".parse().unwrap());
+        let wanted = transaction::Transaction::new()
+            .when(Key::Leader, Some(7))
+            .when(Key::PolicyActive, None)
+            .put(intent(), &HostIntent::default())
+            .delete(Key::PolicyCandidate);
+        let expected = Txn::new()
+            .when(Condition::Unchanged("v1/leader".to_owned(), Revision(7)))
+            .when(Condition::Absent("v1/policies/active".to_owned()))
+            .put("v1/hosts/host1/intent", encode(&HostIntent::default()))
+            .delete("v1/policies/candidate");
+        assert_eq!(Txn::from(wanted), expected);
     }
 }
