@@ -5,8 +5,8 @@
 //! the report says why each thing did not happen. Must not do: execute, wait, ask a policy itself (it returns
 //! questions, and goes on with the answers).
 //!
-//! Who follows a decision reads `machine` (what is looked at when), then the steps in their order: `settle`, `primary`,
-//! `drain`, `backups`. What it costs stands at the head of `machine`.
+//! Who follows a decision reads `leadership` (whether this agent decides at this moment), `machine` (what is looked at when),
+//! then the steps in their order: `settle`, `primary`, `drain`, `backups`. What it costs stands at the head of `machine`.
 
 mod admission;
 mod affected;
@@ -17,6 +17,7 @@ mod drain;
 mod explain;
 mod flight;
 mod input;
+pub mod leadership;
 pub mod line;
 mod machine;
 mod place;
