@@ -76,10 +76,6 @@ pub enum Event {
     Published(Option<Box<Published>>),
     /// What the keeper of the policies says.
     Policies(Box<Told>),
-    /// A change of the set of policies was written at this revision, or was not.
-    Settled(Option<Revision>),
-    /// The leadership was given up, as far as the store answered.
-    Resigned,
     /// What this host has for instances, or why it can never have any.
     Capacity(Result<Capacity, Failure>),
     /// The load of the host's processors, in thousandths of one.

@@ -29,6 +29,7 @@ use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{HostAgent, HostSettings, Input};
 use understudy_core::ids::{BootId, MachineId};
 use understudy_core::leader::Report;
+use understudy_core::leader::leadership::Leadership;
 use understudy_core::leader::line::Line;
 use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
@@ -37,8 +38,7 @@ use understudy_core::units::{Boottime, Now, UnixMillis};
 use understudy_core::view::{Checkpoints, View, diff};
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
-use understudy_store::election::Leadership;
-use understudy_store::{Revision, Store};
+use understudy_store::Store;
 
 pub use event::Event;
 pub use lead::{admission, trial};
@@ -139,11 +139,9 @@ pub struct Driver {
     copies: copies::Copies,
     /// Not known before libvirt has answered once.
     capacity: Option<Capacity>,
-    /// The leadership that this agent won, whether the mirror shows it yet or not.
-    leadership: Option<Leadership>,
-    /// The machine that decides under it.
-    leading: Option<lead::Leading>,
-    bidding: bool,
+    leadership: Leadership,
+    /// What its effects are carried out with.
+    leading: lead::Leading,
     published: Option<publish::Published>,
     publishing: bool,
     publish_after: Boottime,
@@ -156,8 +154,6 @@ pub struct Driver {
     complaints: BTreeMap<&'static str, String>,
     load_milli: u32,
     policy_facts: SetFacts,
-    settling: bool,
-    settled_at: Revision,
     seen: watch::Sender<Arc<Seen>>,
     directory: Publisher,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -217,6 +213,7 @@ impl Driver {
             drop(agent.handle(away, now()));
         }
         let line = Line::new(parts.config.host.clone(), parts.config.bounds);
+        let leadership = Leadership::new(parts.config.host.clone(), parts.config.bounds);
         Self {
             parts,
             sender,
@@ -236,9 +233,8 @@ impl Driver {
             agent,
             copies: copies::Copies::default(),
             capacity,
-            leadership: None,
-            leading: None,
-            bidding: false,
+            leadership,
+            leading: lead::Leading::default(),
             published: None,
             publishing: false,
             publish_after: Boottime::default(),
@@ -248,8 +244,6 @@ impl Driver {
             complaints: BTreeMap::new(),
             load_milli: 0,
             policy_facts: SetFacts::default(),
-            settling: false,
-            settled_at: Revision(0),
             seen: watch::Sender::new(Arc::default()),
             directory,
             snapshots,
@@ -367,8 +361,6 @@ impl Driver {
             }
             Event::Published(facts) => self.published(facts),
             Event::Policies(told) => self.policies_told(*told),
-            Event::Settled(written) => self.sets_settled(written),
-            Event::Resigned => self.bidding = false,
             Event::Capacity(answer) => self.capacity_told(answer),
             Event::Load(milli) => self.load_milli = milli,
             Event::Complaint { about, text: Some(text) } => self.complain(about, text),
@@ -418,8 +410,7 @@ impl Driver {
                 self.publish_facts(&facts, now);
             }
             if works {
-                self.set_aside_what_failed();
-                self.lead(&view, now);
+                self.lead(now);
             }
             self.publish_state(view, facts, now.boottime);
         } else {

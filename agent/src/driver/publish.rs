@@ -11,7 +11,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_core::leader::Report;
 use understudy_core::records::HostFacts;
 use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
@@ -134,13 +133,8 @@ impl Driver {
         }
         let remaining =
             self.lease.until.filter(|_| self.lease.is_open(now)).map(|deadline| deadline.since(now));
-        self.parts.metrics.cluster_seen(
-            &view,
-            self.leading.as_ref().map_or(&Report::default(), |leading| leading.report()),
-            self.leadership.is_some(),
-            remaining,
-            &facts,
-        );
+        let (report, leading) = (self.leadership.report(), self.leadership.term().is_some());
+        self.parts.metrics.cluster_seen(&view, &report, leading, remaining, &facts);
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
             complaints: self.complaints.values().cloned().collect(),
@@ -150,8 +144,8 @@ impl Driver {
                 .as_ref()
                 .and_then(|leader| leader.value.host.as_ref())
                 .map(ToString::to_string),
-            leading: self.leadership.is_some(),
-            report: self.leading.as_ref().map(|leading| leading.report().clone()).unwrap_or_default(),
+            leading,
+            report,
             session_remaining: remaining,
             facts: Some(facts),
             deciding: self.parts.policies.deciding(&self.cluster.policies),

@@ -217,10 +217,10 @@ mod tests {
             .put(intent(), &HostIntent::default())
             .delete(Key::PolicyCandidate);
         let expected = Txn::new()
-            .when(Condition::Unchanged("v1/leader".to_owned(), Revision(7)))
-            .when(Condition::Absent("v1/policies/active".to_owned()))
-            .put("v1/hosts/host1/intent", encode(&HostIntent::default()))
-            .delete("v1/policies/candidate");
+            .when(Condition::Unchanged("v2/cluster/leader".to_owned(), Revision(7)))
+            .when(Condition::Absent("v2/cluster/policies/active".to_owned()))
+            .put("v2/cluster/hosts/host1/intent", encode(&HostIntent::default()))
+            .delete("v2/cluster/policies/candidate");
         assert_eq!(Txn::from(wanted), expected);
     }
 }

@@ -18,11 +18,11 @@ use understudy_core::host::HostAgent;
 use understudy_core::host::lease::{Attempt, HostLease};
 use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::keys::{Key, encode};
+use understudy_core::leader::Report;
+use understudy_core::leader::leadership::{Input, Leadership, WriteId};
 use understudy_core::leader::line::Line;
-use understudy_core::leader::{Input, Leader, Report};
 use understudy_core::records::{Capacity, CheckpointId, HostFacts};
-use understudy_core::units::{Now, Vcpus};
-use understudy_store::election::{Bid, Leadership, Term};
+use understudy_core::units::Vcpus;
 use understudy_store::{Revision, Txn};
 
 use self::jobs::Job;
@@ -43,14 +43,10 @@ pub(crate) enum Tag {
     Facts(Box<HostFacts>),
     Bid,
     Resign,
-    Settled,
-    Assigned {
-        term: Term,
-        node: NodeId,
-    },
-    Ended {
-        term: Term,
-        host: HostId,
+    /// A write that the leader wants, and the set of policies that decided it.
+    Written {
+        id: WriteId,
+        decided_by: u64,
     },
     Checkpoint {
         node: NodeId,
@@ -82,15 +78,7 @@ pub(crate) struct Agent {
     jobs: Vec<Job>,
     copies: copies::Copies,
     next_job: u64,
-    /// The leadership that it holds.
-    leading: Option<Leadership>,
-    bidding: bool,
-    writing: u32,
-    planned_at: u64,
-    /// The machine that decides under it.
-    machine: Option<Leader>,
-    /// A change of the set of policies is under way.
-    settling: bool,
+    leadership: Leadership,
     publishing: bool,
     /// The facts that it wrote last, and their revision.
     published: Option<(HostFacts, u64)>,
@@ -123,12 +111,7 @@ impl Agent {
             jobs: Vec::new(),
             copies: copies::Copies::default(),
             next_job: 0,
-            leading: None,
-            bidding: false,
-            writing: 0,
-            planned_at: 0,
-            machine: None,
-            settling: false,
+            leadership: Leadership::new(me.clone(), world.bounds),
             publishing: false,
             published: None,
             sets: sets::Sets::default(),
@@ -142,12 +125,12 @@ impl Agent {
 
     /// Whether it holds the leadership, as far as it knows.
     pub(crate) fn leads(&self) -> bool {
-        self.leading.is_some()
+        self.leadership.term().is_some()
     }
 
     /// What its last plan could not do.
     pub(crate) fn report(&self) -> Report {
-        self.machine.as_ref().map(|machine| machine.report().clone()).unwrap_or_default()
+        self.leadership.report()
     }
 
     pub(crate) fn deliver(&mut self, id: u64, answer: Answer) {
@@ -223,10 +206,7 @@ impl Agent {
         self.work(world, me, &view);
         self.tend_change(world, me, &view, clock);
         self.publish(world, me);
-        let now = Now { boottime: clock, wall: world.machine(me).wall(world.now) };
-        if follows && self.lease.status().is_open(clock) {
-            self.lead(world, me, view, now);
-        }
+        self.lead(world, me);
     }
 
     fn send(&mut self, world: &mut World, me: &HostId, tag: Tag, body: Body) {
@@ -248,34 +228,9 @@ impl Agent {
                     }
                 }
             }
-            Tag::Bid => {
-                self.bidding = false;
-                if let Answer::Bid(Bid::Won(mine)) = answer {
-                    world.note(format!("{me} leads in term {}", mine.term()));
-                    self.stop_leading();
-                    self.planned_at = mine.revision().0;
-                    self.leading = Some(mine);
-                }
-            }
-            Tag::Resign => self.bidding = false,
-            Tag::Settled => {
-                self.settling = false;
-                match answer {
-                    Answer::Applied(revision) => self.planned_at = self.planned_at.max(revision),
-                    // It may still be applied: a new term keeps it from coming after what is planned next.
-                    Answer::Refused { deposed: true } | Answer::Unavailable => self.stop_leading(),
-                    Answer::Refused { deposed: false } | Answer::Read(_) | Answer::Bid(_) => {}
-                }
-            }
-            Tag::Assigned { term, node } => {
-                if let Answer::Applied(revision) = &answer {
-                    self.written_by_its_set(world, me, *revision);
-                }
-                self.written(world, me, term, (&answer, |outcome| Input::Written(node, outcome)));
-            }
-            Tag::Ended { term, host } => {
-                self.written(world, me, term, (&answer, |outcome| Input::Ended(host, outcome)));
-            }
+            Tag::Bid => self.bid_ended(world, me, answer),
+            Tag::Resign => self.tell_leadership(world, me, Input::Resigned),
+            Tag::Written { id, decided_by } => self.written_leading(world, me, (id, decided_by), answer),
             Tag::Checkpoint { node, id } => self.checkpoint_written(world, me, (node, id), &answer),
             Tag::Renewal(leader) => {
                 if let Answer::Read(found) = answer {

@@ -51,9 +51,9 @@ pub(crate) enum Body {
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Applied(u64),
-    /// Something that it is conditional on had changed; whether that was the leadership.
+    /// The records under these keys were not as they should have been.
     Refused {
-        deposed: bool,
+        failed: Vec<String>,
     },
     Read(Option<Entry>),
     Bid(Bid),
@@ -371,17 +371,15 @@ impl World {
             }
             Body::Commit(txn) => heard(ready(self.store.commit(&txn))).map(|committed| match committed {
                 Committed::Applied { revision } => Answer::Applied(revision.0),
-                Committed::Refused { failed, .. } => {
-                    Answer::Refused { deposed: failed.iter().any(|key| key == LEADER) }
-                }
+                Committed::Refused { failed, .. } => Answer::Refused { failed },
             }),
             Body::Bid(previous) => {
                 let bid = ready(lead(&self.store, LEADER, host, previous.as_ref()));
                 settled(bid).map(Answer::Bid)
             }
             Body::Resign(mine) => {
-                let stood = settled(ready(resign(&self.store, &mine)));
-                stood.map(|stood| Answer::Refused { deposed: !stood })
+                // Whoever resigned need not know whether the leadership still stood.
+                settled(ready(resign(&self.store, &mine))).map(|_| Answer::Read(None))
             }
         };
         self.look_at_writes();

@@ -140,7 +140,8 @@ impl Leadership {
     fn look(&mut self, seen: &Seen<'_>, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.suspend_failed(seen, &mut effects);
-        if !seen.lease_open {
+        // Who does not see renewals knows of nobody's silence.
+        if !seen.lease_open || !seen.cache.follows_renewals() {
             return effects;
         }
         if !seen.cache.policies.may_lead(seen.sets, &seen.cache.view().hosts) {

@@ -58,13 +58,13 @@ fn host(facts: HostFacts, is_open: bool) -> HostView {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        beat: 1,
         ended: (!is_open).then_some(end),
     };
     HostView {
         facts: Some(facts.into()),
         session: Versioned { value: session, revision: 1 },
-        silent_since: Default::default(),
+        renewed: 0,
+        silent_since: None,
         intent: Default::default(),
     }
 }

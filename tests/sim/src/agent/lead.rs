@@ -1,137 +1,152 @@
-//! Owns the model of the daemon's leading: the bid, answers of a policy that says anything, and the writing of what the
-//! leader's machine decides.
+//! Owns the model of the daemon's effects of core's `Leadership`: the bid, answers of a policy that says anything, and
+//! writes.
 //!
-//! Promises: the machine is the one that ships. Must not do: decide what to write.
-
-use std::collections::VecDeque;
+//! Promises: the leadership is the one that ships; what it wants written is written as it wants it, unless the run is to show
+//! what comes of less (`BlindWrites`, `LeadsWithoutSet`). Must not do: decide.
 
 use understudy_core::ids::HostId;
-use understudy_core::invariants::broken_by;
-use understudy_core::keys::{Key, LEADER, encode};
-use understudy_core::leader::{
-    Assignment, CheckpointChange, Decisions, Input, Leader, Outcome, Policies, Question, Reply, SessionEnding,
+use understudy_core::keys::LEADER;
+use understudy_core::leader::leadership::{
+    BidOutcome, Effect, Input, Notice, Seen, Subject, What, WriteId, WriteOutcome, WriteRequest,
 };
+use understudy_core::leader::{Policies, Question, Reply};
 use understudy_core::policy::{BackupCountAnswer, Pick, PlacementAnswer};
-use understudy_core::sets::Verdict;
 use understudy_core::units::Now;
-use understudy_core::view::{Answer as Said, View};
+use understudy_core::view::Answer as Said;
 use understudy_store::Txn;
-use understudy_store::election::{Leadership, Term};
+use understudy_store::election::{Bid, Leadership};
 
 use super::{Agent, Tag};
 use crate::Weakness;
-use crate::mirror::unchanged;
 use crate::world::{Answer, Body, World};
 
 impl Agent {
-    pub(super) fn lead(&mut self, world: &mut World, me: &HostId, view: View, now: Now) {
-        if !self.may_lead(world, me, &view) {
-            return;
+    /// Shows core what there is, and does what it wants. A policy answers at once, and core goes on with that.
+    pub(super) fn lead(&mut self, world: &mut World, me: &HostId) {
+        let now = clocks(world, me);
+        loop {
+            let Some(mirror) = &self.mirror else { return };
+            let asks = world.policy_is_mad();
+            let version = mirror.policies.active.as_ref().map_or(0, |set| set.value.generation);
+            let sets = self.sets.shown(&mirror.policies, world.weakness);
+            let seen = Seen {
+                cache: mirror,
+                lease_open: self.lease.status().is_open(now.boottime),
+                policies: Policies { placement: asks, backup_count: asks, version },
+                sets: &sets,
+                failed: &[],
+            };
+            let effects = self.leadership.handle(Input::Seen(seen), now);
+            let asked = effects.iter().any(|effect| matches!(effect, Effect::Ask(..)));
+            self.carry_out_leading(world, me, effects);
+            if !asked {
+                return;
+            }
         }
-        let Some(mirror) = &self.mirror else { return };
-        let (seen, sets) = (mirror.revision, mirror.policies.clone());
-        let newer = mirror.leader.as_ref().map_or(0, |leader| leader.revision);
-        if self.leading.as_ref().is_some_and(|mine| newer > mine.revision().0) {
-            self.stop_leading();
+    }
+
+    /// What an effect came to.
+    pub(super) fn tell_leadership(&mut self, world: &mut World, me: &HostId, input: Input<'static>) {
+        let effects = self.leadership.handle(input, clocks(world, me));
+        self.carry_out_leading(world, me, effects);
+    }
+
+    fn carry_out_leading(&mut self, world: &mut World, me: &HostId, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Bid(previous) => {
+                    let previous = previous.map(|known| Leadership::seen(LEADER, &known));
+                    self.send(world, me, Tag::Bid, Body::Bid(previous));
+                }
+                Effect::Resign(own) => {
+                    self.send(world, me, Tag::Resign, Body::Resign(Leadership::seen(LEADER, &own)));
+                }
+                Effect::Ask(term, question) => {
+                    self.asks_its_set(world, me);
+                    let reply = answered(world, question);
+                    self.tell_leadership(world, me, Input::Reply(term, reply));
+                }
+                Effect::Write(request) => self.write_leading(world, me, *request),
+                Effect::Judged(..) => {}
+                Effect::Notice(notice) => noticed(world, me, notice),
+            }
         }
-        match self.leading.clone() {
-            // What is under way was decided by the set of before.
-            Some(mine) if seen >= self.planned_at && !self.settling => {
-                let settles = sets.judge(&view.hosts, now.wall);
-                let settles = settles.is_some_and(|verdict| !matches!(verdict, Verdict::Waits(_)));
-                match (settles, self.writing) {
-                    (true, 0) => self.settle_sets(world, me, (&view, &mine), now),
-                    (true, _) => {}
-                    (false, _) => self.decide(world, me, (view, &mine), now),
+    }
+
+    fn write_leading(&mut self, world: &mut World, me: &HostId, request: WriteRequest) {
+        let WriteRequest { id, transaction, what } = request;
+        let mut txn = Txn::from(transaction);
+        match what {
+            What::Assign { assignment, .. } => {
+                self.asks_its_set(world, me);
+                world.decided(&assignment.node, &assignment.record, &assignment.reasons);
+                if world.weakness == Some(Weakness::BlindWrites) {
+                    txn.conditions.clear();
                 }
             }
-            Some(_) => {}
-            None => self.bid(world, me, &view),
-        }
-    }
-
-    fn bid(&mut self, world: &mut World, me: &HostId, view: &View) {
-        let clock = world.machine(me).boottime(world.now);
-        let Some(mirror) = &self.mirror else { return };
-        let vacant = match mirror.leader.as_ref().and_then(|known| known.value.host.as_ref()) {
-            None => true,
-            Some(host) if host == me => true,
-            Some(host) => view.hosts.get(host).is_none_or(|seen| {
-                !seen.is_open() || seen.silent_for(clock) >= world.bounds.session_end_after()
-            }),
-        };
-        if !vacant || self.bidding {
-            return;
-        }
-        let previous = mirror.leader.as_ref().map(|known| Leadership::seen(LEADER, known));
-        self.bidding = true;
-        self.send(world, me, Tag::Bid, Body::Bid(previous));
-    }
-
-    /// Tells the machine what the store holds by now, and has done what it wants.
-    fn decide(&mut self, world: &mut World, me: &HostId, (view, mine): (View, &Leadership), now: Now) {
-        self.asks_its_set(world, me, &view);
-        let generation = self.sets.planned;
-        let asks = world.policy_is_mad();
-        let asked = Policies { placement: asks, backup_count: asks, version: generation };
-        let mut inputs = VecDeque::from([Input::Policies(asked), Input::View(view)]);
-        while let Some(input) = inputs.pop_front() {
-            let machine = self.machine.get_or_insert_with(|| Leader::new(world.bounds));
-            let decisions = machine.handle(input, now);
-            inputs
-                .extend(decisions.questions.iter().map(|asked| Input::Reply(answered(world, asked.clone()))));
-            self.carry_out(world, me, mine, decisions);
-        }
-    }
-
-    fn carry_out(&mut self, world: &mut World, me: &HostId, mine: &Leadership, decisions: Decisions) {
-        let term = mine.term();
-        for ending in &decisions.endings {
-            self.writing += 1;
-            let txn = ending_txn(mine, ending);
-            self.send(world, me, Tag::Ended { term, host: ending.host.clone() }, Body::Commit(txn));
-        }
-        for assignment in &decisions.assignments {
-            if let Some(machine) = &self.machine {
-                for broken in broken_by(machine.decided_from(), assignment) {
-                    world.fail(format!("the plan of {me} breaks {broken}"));
-                }
+            What::Expire(_) | What::Suspend(_) => {}
+            What::Activate(record) => {
+                world.note(format!("set {} decides from here on", record.generation));
             }
-            self.writing += 1;
-            world.decided(&assignment.node, &assignment.record, &assignment.reasons);
-            let txn = assignment_txn(world.weakness, mine, assignment);
-            let tag = Tag::Assigned { term, node: assignment.node.clone() };
-            self.send(world, me, tag, Body::Commit(txn));
+            What::Refuse(refused) => {
+                world.note(format!("set {} is refused: {}", refused.generation, refused.reason));
+            }
         }
+        let decided_by = self.active_set();
+        self.send(world, me, Tag::Written { id, decided_by }, Body::Commit(txn));
     }
 
     /// A write that the leader wanted has an outcome.
-    pub(super) fn written(
+    pub(super) fn written_leading(
         &mut self,
         world: &mut World,
         me: &HostId,
-        term: Term,
-        (answer, input): (&Answer, impl FnOnce(Outcome) -> Input),
+        (id, decided_by): (WriteId, u64),
+        answer: Answer,
     ) {
-        self.writing -= 1;
-        let Some(mine) = self.leading.clone().filter(|mine| mine.term() == term) else { return };
         let outcome = match answer {
-            Answer::Applied(revision) => Outcome::Applied(*revision),
-            // It may still be applied: a new term keeps it from coming after what is planned next.
-            Answer::Refused { deposed: true } | Answer::Unavailable => return self.stop_leading(),
-            Answer::Refused { deposed: false } | Answer::Read(_) | Answer::Bid(_) => Outcome::Refused,
+            Answer::Applied(revision) => WriteOutcome::Applied(revision),
+            Answer::Refused { failed } => WriteOutcome::refused(&failed),
+            Answer::Unavailable | Answer::Read(_) | Answer::Bid(_) => WriteOutcome::Unknown,
         };
-        let clock = world.machine(me).boottime(world.now);
-        let now = Now { boottime: clock, wall: world.machine(me).wall(world.now) };
-        let Some(decisions) = self.machine.as_mut().map(|machine| machine.handle(input(outcome), now)) else {
-            return;
-        };
-        self.carry_out(world, me, &mine, decisions);
+        if let (Subject::Node(_), WriteOutcome::Applied(revision)) = (&id.subject, outcome) {
+            world.written_by_its_set(me, revision, decided_by);
+        }
+        self.tell_leadership(world, me, Input::Written(id, outcome));
     }
 
-    pub(super) fn stop_leading(&mut self) {
-        self.leading = None;
-        self.machine = None;
+    pub(super) fn bid_ended(&mut self, world: &mut World, me: &HostId, answer: Answer) {
+        let outcome = match answer {
+            Answer::Bid(Bid::Won(mine)) => BidOutcome::Won(mine.known()),
+            Answer::Bid(Bid::Lost(_)) => BidOutcome::Lost,
+            Answer::Applied(_) | Answer::Refused { .. } | Answer::Read(_) | Answer::Unavailable => {
+                BidOutcome::Failed
+            }
+        };
+        self.tell_leadership(world, me, Input::BidEnded(outcome));
+    }
+}
+
+fn clocks(world: &World, me: &HostId) -> Now {
+    let machine = world.machine(me);
+    Now { boottime: machine.boottime(world.now), wall: machine.wall(world.now) }
+}
+
+fn noticed(world: &mut World, me: &HostId, notice: Notice) {
+    match notice {
+        Notice::Leads(term) => world.note(format!("{me} leads in term {term}")),
+        Notice::NotReady(_) => {
+            world.note(format!("{me} gives up the leadership: its policies are not ready"));
+        }
+        Notice::Broken(_, broken) => {
+            for broken in broken {
+                world.fail(format!("the plan of {me} breaks {broken}"));
+            }
+        }
+        Notice::AnotherLeads(_)
+        | Notice::Deposed(_)
+        | Notice::OutcomeUnknown(_)
+        | Notice::AnswerRefused(..) => world.verbose(|| format!("{me}: {notice:?}")),
     }
 }
 
@@ -160,38 +175,4 @@ fn answered(world: &mut World, question: Question) -> Reply {
             Reply::BackupCount(question, answer)
         }
     }
-}
-
-fn ending_txn(mine: &Leadership, ending: &SessionEnding) -> Txn {
-    let key = Key::Session(ending.host.clone());
-    Txn::new()
-        .when(mine.condition())
-        .when(unchanged(&key, ending.revision))
-        .when(unchanged(&Key::Renewal(ending.host.clone()), ending.renewed))
-        .put(key.to_string(), encode(&ending.record))
-}
-
-fn assignment_txn(weakness: Option<Weakness>, mine: &Leadership, assignment: &Assignment) -> Txn {
-    let node = Key::Node(assignment.node.clone());
-    let checkpoint = Key::Checkpoint(assignment.node.clone());
-    let mut txn = Txn::new()
-        .when(mine.condition())
-        .when(unchanged(&node, assignment.revision))
-        .put(node.to_string(), encode(&assignment.record));
-    for (host, revision) in &assignment.sessions {
-        txn = txn.when(unchanged(&Key::Session(host.clone()), *revision));
-    }
-    txn = match &assignment.checkpoint {
-        CheckpointChange::Keep => txn,
-        CheckpointChange::Replace(revision, record) => {
-            txn.when(unchanged(&checkpoint, *revision)).put(checkpoint.to_string(), encode(record))
-        }
-        CheckpointChange::Delete(revision) => {
-            txn.when(unchanged(&checkpoint, *revision)).delete(checkpoint.to_string())
-        }
-    };
-    if weakness == Some(Weakness::BlindWrites) {
-        txn.conditions.clear();
-    }
-    txn
 }

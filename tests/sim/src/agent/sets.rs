@@ -1,30 +1,27 @@
-//! Owns the model of the daemon's part in the sets of policies: loading takes time and may fail, who may not lead gives
-//! the leadership up, the leader writes what becomes of a candidate, and what was refused is proposed again.
+//! Owns the model of the daemon's part in the sets of policies: loading takes time and may fail, and what was refused is
+//! proposed again. Holds core's `Leadership` to what the sets promise.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use understudy_core::ids::HostId;
-use understudy_core::keys::{Key, LEADER, encode};
-use understudy_core::sets::{OpenHosts, PolicySetRecord, PolicySets, Refusal, SetFacts, SetFault, Verdict};
-use understudy_core::units::{Boottime, Now};
+use understudy_core::keys::{Key, encode};
+use understudy_core::sets::{OpenHosts, PolicySetRecord, PolicySets, Refusal, SetFacts, SetFault};
+use understudy_core::units::Boottime;
 use understudy_core::view::View;
 use understudy_store::Txn;
-use understudy_store::election::Leadership;
 
-use super::{Agent, Tag};
+use super::Agent;
 use crate::Weakness;
 use crate::machine::Change;
 use crate::mirror::unchanged;
-use crate::world::{Body, World};
+use crate::world::World;
 
 /// What an agent has of the sets, and which of them it is loading until when.
 #[derive(Debug, Default)]
 pub(crate) struct Sets {
     pub(crate) facts: SetFacts,
     loading: BTreeMap<u64, u64>,
-    /// The generation that the plan under way asked.
-    pub(super) planned: u64,
     /// The last refusal of what changed in its folder. An agent that starts anew has none, and proposes at once.
     refusal: Option<Refusal>,
 }
@@ -112,89 +109,48 @@ impl Agent {
         Some(self.sets.refusal.as_ref()?.due(generation(&mirror.policies.active), &open))
     }
 
-    /// Whether it may lead. If not, it gives up what it has, or had in an earlier life.
-    pub(super) fn may_lead(&mut self, world: &mut World, me: &HostId, view: &View) -> bool {
-        let Some(mirror) = &self.mirror else { return false };
-        let may = mirror.policies.may_lead(&self.sets.facts, &view.hosts);
-        if may || world.weakness == Some(Weakness::LeadsWithoutSet) {
-            return true;
-        }
-        let own = mirror.leader.as_ref().filter(|leader| leader.value.host.as_ref() == Some(me));
-        if let Some(own) = own.filter(|_| !self.bidding).map(|known| Leadership::seen(LEADER, known)) {
-            world.note(format!("{me} gives up the leadership: its policies are not ready"));
-            self.bidding = true;
-            self.send(world, me, Tag::Resign, Body::Resign(own));
-        }
-        self.stop_leading();
-        false
+    /// The generation of the set that decides, as far as it knows.
+    pub(super) fn active_set(&self) -> u64 {
+        self.mirror.as_ref().map_or(0, |mirror| generation(&mirror.policies.active))
     }
 
-    /// As leader: what becomes of the candidate.
-    pub(super) fn settle_sets(
-        &mut self,
-        world: &mut World,
-        me: &HostId,
-        (view, mine): (&View, &Leadership),
-        now: Now,
-    ) {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.policies.clone()) else { return };
-        let ((key, value), told) = match sets.judge(&view.hosts, now.wall) {
-            Some(Verdict::Activate(record)) => {
-                let told = format!("set {} decides from here on", record.generation);
-                ((Key::PolicyActive, encode(&record)), told)
-            }
-            Some(Verdict::Refuse(refused)) => {
-                let told = format!("set {} is refused: {}", refused.generation, refused.reason);
-                ((Key::PolicyRefused, encode(&refused)), told)
-            }
-            Some(Verdict::Waits(_)) | None => return,
-        };
-        world.note(told);
-        let revision = |set: &Option<understudy_core::view::Versioned<PolicySetRecord>>| {
-            set.as_ref().map_or(0, |set| set.revision)
-        };
-        let txn = Txn::new()
-            .when(mine.condition())
-            .when(unchanged(&Key::PolicyActive, revision(&sets.active)))
-            .when(unchanged(&Key::PolicyCandidate, revision(&sets.candidate)))
-            .put(key.to_string(), value)
-            .delete(Key::PolicyCandidate.to_string());
-        self.settling = true;
-        self.send(world, me, Tag::Settled, Body::Commit(txn));
-    }
-
-    /// A plan is about to be made: by whom is it decided?
-    pub(super) fn asks_its_set(&mut self, world: &mut World, me: &HostId, view: &View) {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| &mirror.policies) else { return };
-        self.sets.planned = generation(&sets.active);
-        let others = |host: &&HostId| **host != *me;
-        let has = |facts: &SetFacts| facts.ready.contains(&self.sets.planned);
-        let elsewhere = view
-            .hosts
-            .keys()
-            .filter(others)
-            .any(|host| view.hosts[host].current_facts().is_some_and(|facts| has(&facts.policies)));
-        if self.sets.planned != 0
-            && !has(&self.sets.facts)
-            && (elsewhere || self.sets.facts.faults.is_empty())
-        {
-            world.fail(format!("SETS: {me} plans without set {}", self.sets.planned));
-        }
-    }
-
-    /// What was planned is written: it must have been decided by the set that was active then, whoever led before.
-    pub(super) fn written_by_its_set(&self, world: &mut World, me: &HostId, revision: u64) {
-        let active = world.truth.active_set_at(revision);
-        if active != self.sets.planned {
-            let planned = self.sets.planned;
-            world.fail(format!(
-                "SETS: {me} wrote at {revision} what set {planned} decided, and {active} decides"
-            ));
+    /// Something is decided: does the set that decides stand ready?
+    pub(super) fn asks_its_set(&self, world: &mut World, me: &HostId) {
+        let (Some(mirror), active) = (&self.mirror, self.active_set()) else { return };
+        let hosts = &mirror.view().hosts;
+        let has = |facts: &SetFacts| facts.ready.contains(&active);
+        let elsewhere = hosts
+            .iter()
+            .filter(|(host, _)| *host != me)
+            .any(|(_, seen)| seen.current_facts().is_some_and(|facts| has(&facts.policies)));
+        if active != 0 && !has(&self.sets.facts) && (elsewhere || self.sets.facts.faults.is_empty()) {
+            world.fail(format!("SETS: {me} plans without set {active}"));
         }
     }
 }
 
+impl Sets {
+    /// What it says that it has: with the protection switched off, whatever decides.
+    pub(super) fn shown(&self, sets: &PolicySets, weakness: Option<Weakness>) -> SetFacts {
+        let mut facts = self.facts.clone();
+        if weakness == Some(Weakness::LeadsWithoutSet) {
+            facts.ready.insert(generation(&sets.active));
+        }
+        facts
+    }
+}
+
 impl World {
+    /// What a set decided is written: it must have been the one that was active then, whoever led before.
+    pub(super) fn written_by_its_set(&mut self, me: &HostId, revision: u64, decided_by: u64) {
+        let active = self.truth.active_set_at(revision);
+        if active != decided_by {
+            self.fail(format!(
+                "SETS: {me} wrote at {revision} what set {decided_by} decided, and {active} decides"
+            ));
+        }
+    }
+
     /// Somebody changes a file: a set is proposed.
     pub(crate) fn propose_set(&mut self) {
         let hosts = self.hosts();

@@ -72,6 +72,24 @@ fn a_vacant_leadership_is_bid_for_and_no_other() {
     }
 }
 
+/// Another stands in line: without renewals nobody's silence is known, and a bid or an end could rest on none.
+#[test]
+fn an_agent_that_does_not_follow_renewals_neither_bids_nor_decides() {
+    let mut rig = Rig::new();
+    rig.list(false);
+    assert_eq!(bids(&rig.look()), 0);
+    rig.list(true);
+    assert_eq!(bids(&rig.look()), 1);
+    let mut rig = Rig::leading();
+    rig.list(false);
+    rig.pass(Duration::from_secs(7));
+    assert!(rig.look().is_empty(), "it decides nothing");
+    rig.list(true);
+    let seen: Vec<_> =
+        rig.cache.view().hosts.values().map(|seen| seen.silent_for(rig.now.boottime)).collect();
+    assert!(seen.iter().all(Duration::is_zero), "what was before was not seen: {seen:?}");
+}
+
 #[test]
 fn a_bid_that_was_lost_or_failed_is_followed_by_another_while_nobody_leads() {
     for outcome in [BidOutcome::Lost, BidOutcome::Failed] {

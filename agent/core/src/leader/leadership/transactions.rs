@@ -34,10 +34,14 @@ pub(super) fn assignment_txn(held: &Versioned<LeaderRecord>, assignment: &Assign
     }
 }
 
-/// The end of a silent lease.
+/// The end of a silent lease. It excludes a renewal, which is conditional on the lease.
 pub(super) fn ending_txn(held: &Versioned<LeaderRecord>, ending: &SessionEnding) -> Transaction {
     let key = Key::Session(ending.host.clone());
-    led_by(held).when(key.clone(), Some(ending.revision)).put(key, &ending.record)
+    let renewed = (ending.renewed > 0).then_some(ending.renewed);
+    led_by(held)
+        .when(key.clone(), Some(ending.revision))
+        .when(Key::Renewal(ending.host.clone()), renewed)
+        .put(key, &ending.record)
 }
 
 /// The candidate takes the active set's place.

@@ -261,8 +261,8 @@ fn is_vacant(rig: &Rig) -> bool {
     };
     let lease = rig.cache.view().hosts.get(host);
     let over = lease.is_none_or(|seen| seen.session.value.ended.is_some());
-    let silent =
-        lease.is_some_and(|seen| rig.now.boottime.since(seen.silent_since) >= Duration::from_secs(7));
+    let silent = |since| rig.now.boottime.since(since) >= Duration::from_secs(7);
+    let silent = lease.and_then(|seen| seen.silent_since).is_some_and(silent);
     *host == me() || over || silent
 }
 

@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 
 use crate::fixture::{Cluster, host};
 use crate::ids::{HostId, Term};
-use crate::keys::{Key, decode, encode};
+use crate::keys::{CLUSTER, Key, decode, encode};
 use crate::leader::leadership::{
     BidOutcome, Effect, FailedPolicy, Input, Leadership, Seen, WriteOutcome, WriteRequest,
 };
 use crate::leader::{Policies, Question};
-use crate::records::{HostFacts, LeaderRecord, SessionEnd, SessionRecord};
+use crate::records::{HostFacts, LeaderRecord, RenewalRecord, SessionEnd, SessionRecord};
 use crate::sets::{PolicySetRecord, SetFacts};
 use crate::store_cache::{Change, StoreCache, Stored};
 use crate::transaction::{Transaction, Write};
@@ -79,6 +79,7 @@ impl Rig {
             revision: 0,
             unseen: Vec::new(),
         };
+        rig.list(true);
         for (host, seen) in &cluster.view.hosts {
             rig.put(Key::Session(host.clone()), &seen.session.value);
             rig.put(Key::Facts(host.clone()), seen.facts.as_deref().unwrap());
@@ -165,6 +166,14 @@ impl Rig {
         }
     }
 
+    /// The store is listed anew, with the renewals or without.
+    pub(super) fn list(&mut self, renewals: bool) {
+        self.unseen.clear();
+        let records = self.store.iter().filter(|(key, _)| renewals || key.starts_with(CLUSTER));
+        let records = records.map(|(key, (value, revision))| Stored { key, value, revision: *revision });
+        assert!(self.cache.replace((self.revision, renewals), records, self.now.boottime).is_empty());
+    }
+
     pub(super) fn pass(&mut self, time: Duration) {
         self.now = Now { boottime: self.now.boottime + time, wall: self.now.wall + time };
     }
@@ -172,10 +181,8 @@ impl Rig {
     /// All hosts but one are heard of.
     pub(super) fn renew_all_but(&mut self, silent: &str) {
         for name in HOSTS.into_iter().filter(|name| *name != silent) {
-            let key = Key::Session(host(name));
-            let mut record: SessionRecord = self.read(&key).unwrap().value;
-            record.beat += 1;
-            self.put(key, &record);
+            let record = RenewalRecord { number: 1, at: self.now.wall };
+            self.put(Key::Renewal(host(name)), &record);
         }
     }
 
