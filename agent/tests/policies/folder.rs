@@ -40,10 +40,16 @@ async fn what_nobody_knows_to_be_a_change_is_proposed_when_an_operator_says_so()
     let before = active(&store).await.unwrap();
     let (code, said) = agent.ask(hyper::Method::POST, "/v1/policies").await;
     assert_eq!(code, hyper::StatusCode::CONFLICT, "{said}");
+    // What is active in the store is remembered a moment later: after that nothing is kept any more.
+    let memory = home.path().join("host1/state/policies/folder.json");
+    wait("what is known of the folder is kept", || async {
+        std::fs::read_to_string(&memory).ok().filter(|kept| kept.contains(r#""proposed":null"#))
+    })
+    .await;
     agent.stop().await;
 
     // The memory is lost, and while the agent is down a file comes and another goes.
-    std::fs::remove_file(home.path().join("host1/state/policies/folder.json")).unwrap();
+    std::fs::remove_file(&memory).unwrap();
     agent.put("p.wasm", &guest("", "2"));
     std::fs::remove_file(agent.folder.join("gone.wasm")).unwrap();
     let agent = Agent::start(home.path(), "host1", &store, "").await;
