@@ -167,6 +167,7 @@ pub(super) struct Held {
 /// How a request ended.
 pub(super) struct Done {
     pub(super) answer: LeaseAnswer,
+    /// The lease that was opened.
     pub(super) held: Option<Held>,
     /// Why the guard did not do its part.
     pub(super) guard: Option<String>,
@@ -225,7 +226,6 @@ impl Runner {
             self.store_is_silent = !answers;
             self.tell(LeaseNews::Store(answers));
         }
-        self.held = done.held.or(self.held);
         let was_closed = self.lease.is_closed();
         self.take(LeaseInput::Answer(attempt, done.answer));
         // One that came too late opened nothing.
@@ -233,6 +233,7 @@ impl Runner {
             && was_closed
             && !self.lease.is_closed()
         {
+            self.held = done.held;
             self.tell(LeaseNews::Opened { number, resumed: acknowledged.is_some() });
         }
     }
@@ -275,6 +276,7 @@ impl Runner {
             }
             Some(LeaseEffect::KillMembers(loss)) => {
                 let killed = self.members.kill();
+                self.held = None;
                 self.tell(LeaseNews::Lost(loss, killed));
             }
         }

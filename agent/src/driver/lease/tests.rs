@@ -1,11 +1,13 @@
 //! The lease thread, over real processes and a guard that can fall silent.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, OwnedFd};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use understudy_core::bounds::Profile;
 use understudy_core::host::lease::Loss;
@@ -15,7 +17,7 @@ use understudy_core::records::SessionRecord;
 use understudy_core::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Status, pidfd_open};
 use understudy_hypervisor::process::boottime;
-use understudy_store::{MemoryStore, Store};
+use understudy_store::{Committed, Entry, Listing, MemoryStore, Revision, Store, StoreError, Txn, Watch};
 use uuid::Uuid;
 
 use super::guard::GuardCalls;
@@ -176,7 +178,7 @@ impl Rig {
     }
 
     /// The revision of its last renewal.
-    async fn renewed(&self) -> understudy_store::Revision {
+    async fn renewed(&self) -> Revision {
         let entry = self.store.get(&Key::Renewal(me()).to_string()).await.unwrap();
         entry.map(|entry| entry.modified).unwrap_or_default()
     }
@@ -336,4 +338,72 @@ async fn a_second_machine_of_the_same_name_gets_no_lease_until_the_first_ones_is
     let opened = |news: &LeaseNews| matches!(news, LeaseNews::Opened { number: 2, resumed: false });
     second.until("the name is free", opened).await;
     assert_eq!(second.record().await.machine.0, "two");
+}
+
+/// A store of which one member hangs: what is written by it is answered when the test says so.
+struct Hangs {
+    store: Arc<dyn Store>,
+    hangs: AtomicBool,
+    /// Renewals that hang.
+    held_up: AtomicUsize,
+    answers: Semaphore,
+}
+
+#[async_trait::async_trait]
+impl Store for Hangs {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        self.store.list(prefix).await
+    }
+
+    async fn commit(&self, txn: &Txn) -> Result<Committed, StoreError> {
+        // The opening of a lease goes by another member.
+        let renews = txn.writes.iter().any(|write| write.key() == Key::Renewal(me()).to_string());
+        if renews && self.hangs.load(Ordering::SeqCst) {
+            self.held_up.fetch_add(1, Ordering::SeqCst);
+            drop(self.answers.acquire().await);
+        }
+        self.store.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.store.watch(prefix, from).await
+    }
+}
+
+/// A renewal of the lease before hangs until the next one is open: its answer says nothing of that one.
+#[tokio::test]
+async fn a_late_answer_to_a_renewal_of_the_lease_before_does_not_cost_the_next_one() {
+    let (hangs, held_up) = Default::default();
+    let store = Arc::new(Hangs { store: memory(), hangs, held_up, answers: Semaphore::new(0) });
+    let mut rig = Rig::start(store.clone(), FakeGuard::default(), None);
+    rig.opened().await;
+    store.hangs.store(true, Ordering::SeqCst);
+    rig.until("the first is lost", |news| matches!(news, LeaseNews::Lost(Loss::Deadline, 0))).await;
+    assert!(store.held_up.load(Ordering::SeqCst) > 0, "nothing hangs: this test shows nothing");
+    rig.until("the next is open", |news| matches!(news, LeaseNews::Opened { number: 2, resumed: false }))
+        .await;
+    let members = twenty(&rig.members);
+    store.hangs.store(false, Ordering::SeqCst);
+    store.answers.add_permits(Semaphore::MAX_PERMITS);
+    let first = rig.renewed().await;
+    // Four renewals, each by what the lease holds by then.
+    let renewed = async {
+        let mut renewals = 0;
+        let mut last = first;
+        while renewals < 4 {
+            let now = rig.renewed().await;
+            renewals += usize::from(now > last);
+            last = now;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, renewed).await.expect("it is renewed");
+    while let Ok(news) = rig.news.try_recv() {
+        assert!(!matches!(news, Event::Lease(LeaseNews::Lost(..))), "the next one was lost: {news:?}");
+    }
+    drop(members);
 }
