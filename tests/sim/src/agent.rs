@@ -188,9 +188,6 @@ impl Agent {
 
     fn advance(&mut self, world: &mut World, me: &HostId) {
         let clock = world.machine(me).boottime(world.now);
-        if !self.adopted {
-            return;
-        }
         let Some(mirror) = &self.mirror else { return };
         let (view, follows) = (mirror.view().clone(), mirror.follows_renewals());
         let leader = mirror.leader.as_ref().and_then(|known| known.value.host.clone());
@@ -202,6 +199,9 @@ impl Agent {
             (true, false) => world.note(format!("{me} leaves the line, and follows renewals no more")),
             (false, true) => world.note(format!("{me} is in line to lead, and follows renewals")),
             (true, true) | (false, false) => {}
+        }
+        if !self.adopted {
+            return;
         }
         self.work(world, me, &view);
         self.tend_change(world, me, &view, clock);

@@ -139,6 +139,12 @@ impl Leadership {
 
     fn look(&mut self, seen: &Seen<'_>, now: Now) -> Vec<Effect> {
         let mut effects = Vec::new();
+        // Also on an agent that may not lead, for whatever reason: nobody may go on to take it for a leader.
+        if let State::Leading(leading) = &self.state
+            && leading.is_over(seen.cache)
+        {
+            effects.extend(self.stop(Notice::AnotherLeads));
+        }
         self.suspend_failed(seen, &mut effects);
         // Who does not see renewals knows of nobody's silence.
         if !seen.lease_open || !seen.cache.follows_renewals() {
@@ -147,11 +153,6 @@ impl Leadership {
         if !seen.cache.policies.may_lead(seen.sets, &seen.cache.view().hosts) {
             self.give_up(seen.cache, &mut effects);
             return effects;
-        }
-        if let State::Leading(leading) = &self.state
-            && leading.is_over(seen.cache)
-        {
-            effects.extend(self.stop(Notice::AnotherLeads));
         }
         match &self.state {
             State::Following if self.is_vacant(seen.cache, now.boottime) => {

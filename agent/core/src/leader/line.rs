@@ -6,7 +6,7 @@
 //!                   ▼      │ it has changed: the line is as long as at first
 //!               Outside ───┘ unchanged, or nobody leads: the line is twice as long
 //!                │    ▲
-//!   in the line  │    │ another leads, or one that stands before this host is back
+//!   in the line  │    │ another leads, the leader renews again, or one that stands before this host is back
 //!                ▼    │
 //!              In line: follows all renewals, and bids once the leader's lease is over or silent
 //! ```
@@ -26,7 +26,7 @@ use crate::ids::HostId;
 use crate::units::Boottime;
 use crate::view::View;
 
-/// How many stand in the line beside the leader, as long as it renews its lease.
+/// How many stand in the line beside the leader, as long as it renews its lease. Hosts that cannot do their part do not count.
 const NEXT: usize = 2;
 /// How often the line can be doubled: it has a place for everybody long before.
 const DOUBLED_MAX: u32 = 20;
@@ -39,7 +39,7 @@ pub struct Line {
     follows: bool,
     /// The leader of whom the rest is said.
     leader: Option<HostId>,
-    /// The renewal of its that was read last.
+    /// The renewal of its that was read or seen last.
     read: Option<u64>,
     /// How often it had not changed.
     doubled: u32,
@@ -68,6 +68,11 @@ impl Line {
         if other {
             (self.leader, self.read, self.doubled) = (leader.cloned(), None, 0);
             self.ask = Some(now + self.bounds.session_end_after());
+        }
+        // Who came to follow because it did not renew sees that it does again.
+        let renewed = leader.and_then(|leader| view.hosts.get(leader)).map_or(0, |seen| seen.renewed);
+        if self.follows && self.doubled > 0 && self.read.is_some_and(|read| renewed > read) {
+            (self.read, self.doubled, self.look) = (Some(renewed), 0, Boottime(0));
         }
         if other || now >= self.look {
             self.look = now + self.bounds.session_renew;
@@ -103,7 +108,7 @@ impl Line {
     fn is_in_line(&self, view: &View) -> bool {
         let mine = place(&self.me);
         let others = view.hosts.iter().filter(|(host, seen)| {
-            **host != self.me && self.leader.as_ref() != Some(*host) && seen.is_open()
+            **host != self.me && self.leader.as_ref() != Some(*host) && seen.is_able()
         });
         let before = others.filter(|(host, _)| place(host) < mine);
         before.take(NEXT << self.doubled).count() < NEXT << self.doubled
@@ -196,6 +201,48 @@ mod tests {
         }
         let lengths: Vec<usize> = (0..6).map(|_| pass(Some(3), &mut lines)).collect();
         assert_eq!(lengths, [5, 9, 17, 33, 40, 40], "the leader and twice as many each time");
+    }
+
+    /// The store took no writes for a while, and the same leader goes on: the load must not stay what it has become.
+    #[test]
+    fn a_leader_that_renews_again_makes_the_line_short_again() {
+        let (mut cluster, mut lines) = lines(40);
+        let (leader, each) = (host("host1"), Profile::Safe.bounds().session_end_after());
+        cluster.seen("host1").renewed = 9;
+        for round in 1..=4 {
+            for line in &mut lines {
+                if let Some(asked) = line.step(&cluster.view, Some(&leader), Boottime(1) + each * round) {
+                    line.read(&asked, 9);
+                }
+            }
+        }
+        let now = Boottime(1) + each * 5;
+        assert!(followers(&cluster, &mut lines, Some(&leader), now).len() > 3);
+        cluster.seen("host1").renewed = 10;
+        let later = now + Duration::from_millis(1);
+        assert_eq!(followers(&cluster, &mut lines, Some(&leader), later).len(), 3);
+        // And long again if it falls silent once more.
+        for round in 6..=9 {
+            for line in &mut lines {
+                if let Some(asked) = line.step(&cluster.view, Some(&leader), Boottime(1) + each * round) {
+                    line.read(&asked, 10);
+                }
+            }
+        }
+        assert!(followers(&cluster, &mut lines, Some(&leader), Boottime(1) + each * 10).len() > 3);
+    }
+
+    /// A place that nobody can use is no place.
+    #[test]
+    fn a_host_that_cannot_do_its_part_does_not_count() {
+        let (mut cluster, mut lines) = lines(10);
+        let leader = host("host1");
+        let first = followers(&cluster, &mut lines, Some(&leader), Boottime(1));
+        for name in first.iter().filter(|host| **host != leader) {
+            cluster.facts(name.as_str()).unable = [crate::records::Service::Libvirtd].into();
+        }
+        let later = Boottime(1) + Profile::Safe.bounds().session_renew;
+        assert_eq!(followers(&cluster, &mut lines, Some(&leader), later).len(), 5, "two more beside them");
     }
 
     #[test]

@@ -90,6 +90,21 @@ fn an_agent_that_does_not_follow_renewals_neither_bids_nor_decides() {
     assert!(seen.iter().all(Duration::is_zero), "what was before was not seen: {seen:?}");
 }
 
+/// It was cut off, and another leads by now: it must not go on to be shown, or asked, as a leader.
+#[test]
+fn a_term_that_is_over_ends_also_where_the_agent_follows_no_renewals_or_has_no_lease() {
+    for (lease_open, renewals) in [(true, false), (false, true), (false, false)] {
+        let mut rig = Rig::leading();
+        led_by(&mut rig, Some(("host2", 9)));
+        rig.show();
+        rig.list(renewals);
+        rig.lease_open = lease_open;
+        let effects = rig.look();
+        assert!(matches!(effects[..], [Effect::Notice(Notice::AnotherLeads(_))]), "{effects:?}");
+        assert_eq!(rig.leadership.term(), None);
+    }
+}
+
 #[test]
 fn a_bid_that_was_lost_or_failed_is_followed_by_another_while_nobody_leads() {
     for outcome in [BidOutcome::Lost, BidOutcome::Failed] {
