@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
-use understudy_core::host::{Input, Job, Outcome};
+use understudy_core::host::{Input, Job, MigrationAnswer, MigrationStep, Outcome};
 use understudy_core::ids::{HostId, NodeId};
 use understudy_core::leader::Trial;
 use understudy_core::records::{Capacity, NodeRecord};
@@ -61,6 +61,15 @@ pub enum Event {
     },
     /// The revision of a leader's last renewal, 0 if there is none; nothing when the store did not say.
     Renewal(HostId, Option<Revision>),
+    /// A step of a live migration was taken.
+    Step {
+        /// The job that it is a step of.
+        job: Box<Job>,
+        /// The step.
+        step: MigrationStep,
+        /// How it went.
+        answer: MigrationAnswer,
+    },
     /// A bid for leadership ended.
     Bid(Result<Bid, ElectionError>),
     /// Something that the leader wanted is done.

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::host::{DomainEvent, Effect, HostAction, Input, Job, Outcome, Records, Saved, Shown};
+use understudy_core::host::{
+    DomainEvent, Effect, HostAction, Input, Job, MigrationAnswer, MigrationStep, Outcome, Records, Saved,
+    Shown,
+};
 use understudy_core::ids::{InstanceId, NodeId};
 use understudy_core::units::Now;
 use understudy_hypervisor::{
@@ -44,26 +47,13 @@ impl Driver {
     }
 
     pub(super) fn job_ended(&mut self, job: Box<Job>, outcome: Outcome) {
-        match &outcome {
-            Outcome::Died(reason) | Outcome::Damaged(reason) => {
-                tracing::warn!(instance = %job.instance, %reason, "job failed for good");
-            }
-            Outcome::Failed(reason) | Outcome::Refused(reason) => {
-                let action = job.action.lane();
-                tracing::warn!(instance = %job.instance, ?action, %reason, "job failed, trying again");
-            }
-            Outcome::Done
-            | Outcome::Guarded(_)
-            | Outcome::WindowsSent(_)
-            | Outcome::Saved(_)
-            | Outcome::Loaded { .. }
-            | Outcome::Arrived { .. }
-            | Outcome::Moved
-            | Outcome::Gone
-            | Outcome::Stayed(_)
-            | Outcome::Unsure(_) => {}
-        }
+        log_outcome(&job, &outcome);
         self.inform(Input::Finished { job, outcome });
+    }
+
+    pub(super) fn step_taken(&mut self, job: Box<Job>, step: MigrationStep, answer: MigrationAnswer) {
+        tracing::debug!(instance = %job.instance, ?step, ?answer, "step of a live migration taken");
+        self.inform(Input::Stepped { job, answer });
     }
 
     fn perform_effect(&mut self, effect: Effect) {
@@ -71,8 +61,12 @@ impl Driver {
             Effect::Start(job) if matches!(job.action, HostAction::Checkpoint { .. }) => self.save(*job),
             Effect::Start(job) => {
                 tracing::debug!(action = ?job.action, "job starts");
-                jobs::spawn(self.parts.clone(), self.snapshots.subscribe(), self.sender.clone(), *job);
+                jobs::spawn(self.parts.clone(), self.sender.clone(), *job);
             }
+            Effect::Step { job, step } => {
+                jobs::take_step(self.parts.clone(), self.sender.clone(), job, step);
+            }
+            Effect::Ended { job, outcome } => log_outcome(&job, &outcome),
             Effect::List => self.look(|hypervisor| Input::Listed(list(hypervisor))),
             Effect::LookFor(instance) => self.look(move |hypervisor| {
                 let there = hypervisor.life(instance).ok().map(|life| life != LifeSign::Gone);
@@ -141,6 +135,28 @@ impl Driver {
             | EventKind::Watchdog { action: WatchdogAction::Ended, .. } => return,
         };
         self.inform(Input::Hypervisor(event));
+    }
+}
+
+fn log_outcome(job: &Job, outcome: &Outcome) {
+    match outcome {
+        Outcome::Died(reason) | Outcome::Damaged(reason) => {
+            tracing::warn!(instance = %job.instance, %reason, "job failed for good");
+        }
+        Outcome::Failed(reason) | Outcome::Refused(reason) => {
+            let action = job.action.lane();
+            tracing::warn!(instance = %job.instance, ?action, %reason, "job failed, trying again");
+        }
+        Outcome::Done
+        | Outcome::Guarded(_)
+        | Outcome::WindowsSent(_)
+        | Outcome::Saved(_)
+        | Outcome::Loaded { .. }
+        | Outcome::Arrived { .. }
+        | Outcome::Moved
+        | Outcome::Gone
+        | Outcome::Stayed(_)
+        | Outcome::Unsure(_) => {}
     }
 }
 

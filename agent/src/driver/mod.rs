@@ -272,6 +272,7 @@ impl Driver {
         let mut watchdog = Watchdog::of_systemd();
         loop {
             watchdog.feed();
+            let sleeps = self.sleeps();
             let event = tokio::select! {
                 panicked = reported(&mut panics) => {
                     self.panicked(panicked);
@@ -279,7 +280,7 @@ impl Driver {
                 }
                 event = self.receiver.recv() => event,
                 _ = stop.wait_for(|stop| *stop) => break,
-                () = tokio::time::sleep(TICK) => Some(Event::Tick),
+                () = tokio::time::sleep(sleeps) => Some(Event::Tick),
             };
             let Some(event) = event else { break };
             self.take(event);
@@ -294,6 +295,17 @@ impl Driver {
         drop(lease);
         self.resign().await;
         self.ended.map_or(Ok(()), Err)
+    }
+
+    /// How long nothing is to be done where nothing happens.
+    fn sleeps(&self) -> Duration {
+        let due = self.agent.due().filter(|_| self.works());
+        due.map_or(TICK, |due| due.since(now().boottime).min(TICK))
+    }
+
+    /// Whether the host's agent hears of the time.
+    fn works(&self) -> bool {
+        self.synced && self.adopted && self.capacity.is_some()
     }
 
     fn capacity_told(&mut self, answer: Result<Capacity, Failure>) {
@@ -354,6 +366,7 @@ impl Driver {
                     self.line.read(&host, revision.0);
                 }
             }
+            Event::Step { job, step, answer } => self.step_taken(job, step, answer),
             Event::Bid(bid) => self.bid_ended(bid),
             Event::Led(done) => self.done(*done),
             Event::Trial { new, reply } => {
@@ -399,7 +412,7 @@ impl Driver {
             let view = self.cluster.view().clone();
             self.keep_in_line(&view, now.boottime);
             self.tell_keeper(&view);
-            let works = self.adopted && self.capacity.is_some();
+            let works = self.works();
             if works {
                 self.work(now);
             }

@@ -1,6 +1,7 @@
 //! Tables of the driver's bookkeeping, over the hypervisor's double. Each test puts the driver where it wants it and takes
 //! its events one by one.
 
+mod arriving;
 mod checkpoints;
 mod destroys;
 mod facts;
@@ -148,6 +149,16 @@ impl Rig {
         }
     }
 
+    /// Waits until so many steps of a live migration were taken, and takes how they went.
+    async fn steps(&mut self, mut count: u32) {
+        while count > 0 {
+            let heard = tokio::time::timeout(LIMIT, self.driver.receiver.recv()).await;
+            let event = heard.unwrap_or_else(|_| panic!("no step was taken")).unwrap();
+            count -= u32::from(matches!(event, Event::Step { .. }));
+            self.driver.take(event);
+        }
+    }
+
     /// A record as the store gives it back, with everything that stands already.
     fn write(&mut self, key: &Key, value: Vec<u8>) {
         let revision = Revision(u64::try_from(self.entries.len()).unwrap() + 1);
@@ -167,6 +178,12 @@ impl Rig {
 
     /// An instance that runs here, and what the driver knows of it.
     fn runs(&mut self, id: InstanceId, phase: Phase, node: Option<NodeId>) {
+        self.runs_unknown(id);
+        self.knows(id, phase, node);
+    }
+
+    /// An instance that runs here, and that the driver has not heard of.
+    fn runs_unknown(&mut self, id: InstanceId) {
         let spec = InstanceSpec {
             id,
             name: id.to_string(),
@@ -177,7 +194,6 @@ impl Rig {
             note: Note::default(),
         };
         self.hypervisor.create(&spec).unwrap();
-        self.knows(id, phase, node);
     }
 
     /// What the driver knows of an instance.

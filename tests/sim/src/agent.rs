@@ -76,6 +76,7 @@ pub(crate) struct Agent {
     /// Which life of each instance it watches: a pidfd.
     watched: BTreeMap<InstanceId, u64>,
     jobs: Vec<Job>,
+    steps: jobs::moving::Steps,
     copies: copies::Copies,
     next_job: u64,
     leadership: Leadership,
@@ -109,6 +110,7 @@ impl Agent {
             lacks_libvirtd: false,
             watched: BTreeMap::new(),
             jobs: Vec::new(),
+            steps: jobs::moving::Steps::default(),
             copies: copies::Copies::default(),
             next_job: 0,
             leadership: Leadership::new(me.clone(), world.bounds),
@@ -177,8 +179,11 @@ impl Agent {
         self.watch_libvirtd(world, me);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
+        self.take_steps(world, me);
         self.step_copies(world, me);
-        if !self.dirty && world.now < self.next_look {
+        let clock = world.machine(me).boottime(world.now);
+        let due = self.host.due().is_some_and(|due| due <= clock);
+        if !self.dirty && !due && world.now < self.next_look {
             return;
         }
         self.dirty = false;

@@ -14,6 +14,7 @@ mod checkpoints;
 mod destroys;
 mod guests;
 mod instances;
+mod migrations;
 mod refusals;
 mod starts;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use self::destroys::Destroy;
 use self::refusals::Ability;
 use super::checkpoints::Checkpoints;
 use super::input::{Condition, Effect, Input, Job, Outcome, Records};
+use super::migration::{Arrival, Departure};
 use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, converge, forsaken};
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
@@ -81,8 +83,10 @@ pub struct HostAgent {
     lanes: BTreeMap<(InstanceId, Lane), Busy>,
     /// Instances that jobs bring to life, with the lease of each: they may not be there yet.
     starting: BTreeSet<(InstanceId, u64)>,
-    /// Instances that a job moves to another host.
-    migrating_out: BTreeSet<InstanceId>,
+    /// Instances that come here by live migration.
+    arrivals: BTreeMap<InstanceId, Arrival>,
+    /// Instances that leave by live migration.
+    departures: BTreeMap<InstanceId, Departure>,
     /// Instances whose process was seen to end while a job had the word on that.
     exited: BTreeSet<InstanceId>,
     destroys: BTreeMap<InstanceId, Destroy>,
@@ -116,7 +120,8 @@ impl HostAgent {
             local: BTreeMap::new(),
             lanes: BTreeMap::new(),
             starting: BTreeSet::new(),
-            migrating_out: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
+            departures: BTreeMap::new(),
             exited: BTreeSet::new(),
             destroys: BTreeMap::new(),
             restores: BTreeMap::new(),
@@ -149,9 +154,10 @@ impl HostAgent {
             Input::Service { service, answers } => self.service(service, answers),
             Input::Memory(memory) => self.settings.memory = memory,
             Input::Finished { job, outcome } => self.finish(*job, outcome),
+            Input::Stepped { job, answer } => self.stepped(&job, answer),
             Input::Copy { node, id, event } => self.copy_event(&node, id, event),
             Input::Tick { open } if self.recovered => self.reconcile(open),
-            Input::Tick { .. } => {}
+            Input::Tick { .. } => self.review_arrivals(),
         }
         std::mem::take(&mut self.effects)
     }
@@ -185,6 +191,7 @@ impl HostAgent {
         self.exited.clear();
         self.show_destroys();
         self.show_restores();
+        self.review_arrivals();
         self.list();
         // A death between the looking and the lease was of an instance that was not known yet.
         let living: Vec<InstanceId> =
@@ -197,6 +204,7 @@ impl HostAgent {
     fn take_records(&mut self, records: Records) {
         let before = std::mem::replace(&mut self.records, records);
         self.review_checkpoints();
+        self.review_arrivals();
         let checkpoints = &self.records.view.checkpoints;
         if before.view.checkpoints.ptr_eq(checkpoints) {
             return;
@@ -209,11 +217,12 @@ impl HostAgent {
         self.recovered = false;
         self.local.retain(|_, local| local.fact.node.is_none());
         self.forget_work();
+        self.review_arrivals();
     }
 
     fn forget_work(&mut self) {
         self.lanes.clear();
-        self.migrating_out.clear();
+        self.departures.clear();
         self.destroys.clear();
         self.restores.clear();
         self.loaded.clear();
@@ -226,6 +235,7 @@ impl HostAgent {
     /// Acts on all that is known.
     fn reconcile(&mut self, open: bool) {
         self.review_checkpoints();
+        self.review_arrivals();
         if open {
             self.refuse();
         }
@@ -237,7 +247,7 @@ impl HostAgent {
                 Busy::Waiting { until, .. } => *until > self.now.boottime,
             })
             .map(|(&lane, _)| lane)
-            .chain(self.destroys.keys().map(|&instance| (instance, Lane::Domain)))
+            .chain(self.destroys.keys().chain(self.arrivals.keys()).map(|&instance| (instance, Lane::Domain)))
             .collect();
         let resting = self.checkpoints.resting(self.now.boottime);
         let (view, me) = (&self.records.view, &self.settings.me);

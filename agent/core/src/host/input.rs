@@ -1,11 +1,11 @@
 //! Owns what goes into a host's agent and what comes out of it.
 //!
-//! Promises: plain data; an effect carries all that its doing needs. Must not do: decide.
+//! Promises: plain data; an effect carries all that its doing needs, and leaves it nothing to choose. Must not do: decide.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::{Destination, HostAction, Local};
+use super::{Destination, HostAction, Local, MigrationAnswer, MigrationStep};
 use crate::death::CopyFault;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
@@ -54,6 +54,13 @@ pub enum Input {
         job: Box<Job>,
         /// How.
         outcome: Outcome,
+    },
+    /// A step of a live migration went so.
+    Stepped {
+        /// The job that it is a step of.
+        job: Box<Job>,
+        /// How.
+        answer: MigrationAnswer,
     },
     /// Something became of a checkpoint that was saved here.
     Copy {
@@ -181,6 +188,20 @@ pub enum Shown {
 pub enum Effect {
     /// Do this, and say how it ended.
     Start(Box<Job>),
+    /// Take this step of a live migration, and say how it went.
+    Step {
+        /// The job that it is a step of, with all that it needs.
+        job: Box<Job>,
+        /// The step.
+        step: MigrationStep,
+    },
+    /// This host's side of a live migration is over: to be logged.
+    Ended {
+        /// What it was.
+        job: Box<Job>,
+        /// How it ended.
+        outcome: Outcome,
+    },
     /// Say what the hypervisor has.
     List,
     /// Look whether anything of this instance is here.

@@ -31,7 +31,7 @@ pub use images::{Offer, offered};
 pub use input::{
     Condition, CopyEvent, DomainEvent, Effect, Input, Job, Outcome, Recorded, Records, Saved, Shown,
 };
-pub use migration::{Arrival, ArrivalStep, Come};
+pub use migration::{Landed, MigrationAnswer, MigrationStep, Presence};
 
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
@@ -190,8 +190,9 @@ pub enum HostAction {
     },
     /// Let run what was restored: guard, link, resume, clock.
     Resume { node: NodeId, instance: InstanceId, epoch: Epoch },
-    /// Move this instance away, live. Once it has gone, it is reported dead as [`Death::Moved`] or, where the end was not
-    /// heard, [`Death::MaybeMoved`]; while the outcome is not known, nothing is reported.
+    /// Move this instance away, live, in steps of [`MigrationStep`]. Once it has gone, it is reported dead as
+    /// [`Death::Moved`] or, where the end was not heard, [`Death::MaybeMoved`]; while the outcome is not known, nothing is
+    /// reported.
     MigrateOut {
         node: NodeId,
         instance: InstanceId,
@@ -200,9 +201,9 @@ pub enum HostAction {
         uri: String,
         data_uri: Option<String>,
     },
-    /// Permit this instance to come. Once all of it is here and [`source_let_go`]: guard, then resume. When the
-    /// migration is abandoned or over: withdraw the permit, then end what is here. When the source let go and nothing
-    /// is here or on its way: withdraw the permit, then report it dead in this epoch.
+    /// Take this instance in, in steps of [`MigrationStep`]. Once all of it is here and [`source_let_go`] it runs. When the
+    /// migration is abandoned or over, or its source has let go and nothing is here or on its way, nothing of it stays; only
+    /// the latter is reported, as its death in this epoch.
     Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
     /// Save the state of this instance, to be sent to these hosts. `revision` is the node's record that this was decided
     /// from: a receiver takes it under that one only, as [`offered`] says, and so is its record written.

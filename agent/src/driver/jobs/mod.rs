@@ -1,4 +1,5 @@
-//! Owns the doing: each action of core as a job that blocks on a thread of its own and ends with an outcome.
+//! Owns the doing: each action of core as a job that blocks on a thread of its own and ends with an outcome, and each step
+//! of a live migration likewise.
 //!
 //! Promises: a job may be repeated; what it had begun before it failed is undone or found again by the next try;
 //! nothing that an older epoch decided is done after a newer one was heard of (the permits keep the highest epoch).
@@ -14,14 +15,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::watch;
-use understudy_core::host::{HostAction, Job, Lane, Outcome};
+use understudy_core::host::{HostAction, Job, Lane, MigrationAnswer, MigrationStep, Outcome};
 use understudy_core::ids::{Epoch, InstanceId};
 use understudy_guard::{Class, Client, Registration};
 use understudy_hypervisor::{Note, process};
 
+use super::Parts;
 use super::event::Event;
-use super::{Parts, Snapshot};
 use crate::exit::chain;
 pub(super) use checkpoint::save;
 pub(super) use domain::set_clock;
@@ -33,17 +33,12 @@ pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from
 type Whose = (InstanceId, u64);
 
 /// Starts the job; its end comes as [`Event::Job`].
-pub(super) fn spawn(
-    parts: Arc<Parts>,
-    cluster: watch::Receiver<Arc<Snapshot>>,
-    sender: UnboundedSender<Event>,
-    job: Job,
-) {
+pub(super) fn spawn(parts: Arc<Parts>, sender: UnboundedSender<Event>, job: Job) {
     let tasks = parts.tasks.clone();
     tasks.spawn("job", async move {
         let (task_parts, action, whose) = (parts.clone(), job.action.clone(), (job.instance, job.session));
         let address = job.address;
-        let task = move || run(&task_parts, &cluster, &action, whose, address);
+        let task = move || run(&task_parts, &action, whose, address);
         let outcome = match tokio::task::spawn_blocking(task).await {
             Ok(outcome) => outcome,
             Err(error) => Outcome::Failed(format!("the job ended early: {error}")),
@@ -56,13 +51,26 @@ pub(super) fn spawn(
     });
 }
 
-fn run(
-    parts: &Parts,
-    cluster: &watch::Receiver<Arc<Snapshot>>,
-    action: &HostAction,
-    whose: Whose,
-    address: Option<Ipv4Addr>,
-) -> Outcome {
+/// Takes a step of a live migration; how it went comes as [`Event::Step`].
+pub(super) fn take_step(
+    parts: Arc<Parts>,
+    sender: UnboundedSender<Event>,
+    job: Box<Job>,
+    step: MigrationStep,
+) {
+    let tasks = parts.tasks.clone();
+    tasks.spawn("step of a migration", async move {
+        let taken = job.clone();
+        let task = move || migrate::step(&parts, &taken, step);
+        let answer = match tokio::task::spawn_blocking(task).await {
+            Ok(answer) => answer,
+            Err(error) => MigrationAnswer::Failed(format!("the step ended early: {error}")),
+        };
+        let _ = sender.send(Event::Step { job, step, answer });
+    });
+}
+
+fn run(parts: &Parts, action: &HostAction, whose: Whose, address: Option<Ipv4Addr>) -> Outcome {
     let (instance, _) = whose;
     match action {
         HostAction::CreateIdle(pool) => {
@@ -79,16 +87,14 @@ fn run(
             domain::restore(parts, node, instance, (*epoch, *checkpoint), environment)
         }
         HostAction::Resume { epoch, .. } => domain::resume(parts, whose, *epoch),
-        HostAction::MigrateOut { uri, data_uri, .. } => {
-            migrate::leave(parts, instance, uri, data_uri.as_deref())
-        }
-        HostAction::Accept { node, epoch, .. } => migrate::accept(parts, cluster, node, whose, *epoch),
         HostAction::Destroy { death, .. } => domain::destroy(parts, instance, death),
         HostAction::Missing { .. } => domain::withdraw(parts, instance),
-        // Saved as `save`, or nothing that a job does.
-        HostAction::Checkpoint { .. } | HostAction::Forget { .. } | HostAction::DropImages { .. } => {
-            Outcome::Done
-        }
+        // Saved as `save`, taken step by step as `take_step`, or nothing that a job does.
+        HostAction::Checkpoint { .. }
+        | HostAction::MigrateOut { .. }
+        | HostAction::Accept { .. }
+        | HostAction::Forget { .. }
+        | HostAction::DropImages { .. } => Outcome::Done,
     }
 }
 

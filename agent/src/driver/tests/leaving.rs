@@ -62,3 +62,18 @@ async fn so_does_an_end_before_the_first_try_and_one_that_a_new_agent_finds() {
         assert_eq!(death.is_move(), moved, "{death}");
     }
 }
+
+/// Before, it was called failed: on that word the destination destroys what an earlier try, of which nobody heard the end,
+/// may have brought there.
+#[tokio::test]
+async fn a_try_that_libvirt_was_not_asked_for_is_not_called_failed() {
+    let (mut rig, one) = (Rig::new(), instance(1));
+    rig.runs(one, Phase::Ready, Some(node()));
+    leaves(&mut rig, false);
+    rig.work();
+    let looked = rig.driver.receiver.recv().await.unwrap();
+    rig.hypervisor.set_libvirt_up(false);
+    rig.driver.take(looked);
+    rig.steps(1).await;
+    assert_eq!(rig.driver.agent.local()[&one].fact.migration_failed, None);
+}

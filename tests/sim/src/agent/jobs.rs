@@ -3,12 +3,12 @@
 //! Promises: the rules of `agent/core/DESIGN.md` that a job must keep are kept here. Must not do: change what the agent
 //! knows; the outcome does.
 
-mod moving;
+pub(super) mod moving;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use understudy_core::host::{Arrival, HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
+use understudy_core::host::{HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, Origin, WindowsSent};
 use understudy_core::units::MiB;
@@ -33,11 +33,7 @@ pub(super) struct Job {
     pub(super) of: CoreJob,
     /// When it is looked at next.
     until: u64,
-    /// How long it waits for others.
-    patience: u64,
     fails: bool,
-    transfer: Option<u64>,
-    arrival: Option<Arrival>,
     image: Option<Image>,
 }
 
@@ -61,16 +57,7 @@ impl Job {
             | HostAction::DropImages { .. } => (0, 0),
         };
         let until = world.now + world.duration(least, most);
-        let mut job = Self {
-            id,
-            fails: world.work_fails(),
-            of,
-            until,
-            patience: world.now + PERMIT_MS,
-            transfer: None,
-            arrival: None,
-            image: None,
-        };
+        let mut job = Self { id, fails: world.work_fails(), of, until, image: None };
         job.begin(world, me, agent);
         job
     }
@@ -81,11 +68,6 @@ impl Job {
             HostAction::CreateIdle(pool) => agent.make(world, me, &self.of, pool.memory),
             HostAction::Create { memory, .. } => agent.make(world, me, &self.of, *memory),
             HostAction::Missing { .. } => drop(world.machine_mut(me).permits.remove(&instance)),
-            HostAction::Accept { node, epoch, .. } => {
-                world.machine_mut(me).permits.insert(instance, *epoch);
-                let (me, session) = (me.clone(), self.of.session);
-                self.arrival = Some(Arrival::new(me, session, node.clone(), instance, *epoch));
-            }
             HostAction::Checkpoint { epoch, .. } => {
                 let domain = world.machine(me).domains.get(&instance);
                 let id = CheckpointId { epoch: *epoch, sequence: self.of.sequence.unwrap_or(1) };
@@ -101,6 +83,7 @@ impl Job {
             | HostAction::SendWindows(_)
             | HostAction::Destroy { .. }
             | HostAction::MigrateOut { .. }
+            | HostAction::Accept { .. }
             | HostAction::Forget { .. }
             | HostAction::DropImages { .. } => {}
         }
@@ -131,9 +114,9 @@ impl Agent {
     /// What it was doing has as much left to do as before.
     pub(crate) fn stood_still(&mut self, since: u64, lost: u64) {
         self.copies.stood_still(since, lost);
+        self.steps.stood_still(since, lost);
         for job in self.jobs.iter_mut().filter(|job| job.until > since) {
             job.until += lost;
-            job.patience += lost;
         }
     }
 
@@ -179,14 +162,16 @@ impl Agent {
             HostAction::SendWindows(send) => Some(send_windows(world, me, &send.clone())),
             HostAction::Restore { .. } => Some(self.restore(world, me, job)),
             HostAction::Resume { .. } => Some(self.resume(world, me, job)),
-            HostAction::MigrateOut { .. } => moving::migrate_out(world, me, job),
-            HostAction::Accept { .. } => self.accept(world, me, job),
             HostAction::Checkpoint { .. } => Some(self.checkpoint(world, me, job)),
             HostAction::Destroy { .. } | HostAction::Missing { .. } => {
                 let ended = remove(world, me, instance) || world.weakness == Some(Weakness::TrustsEnds);
                 Some(if ended { Outcome::Done } else { again("libvirtd does not end it") })
             }
-            HostAction::Forget { .. } | HostAction::DropImages { .. } => Some(Outcome::Done),
+            // Taken step by step, or nothing that a job does.
+            HostAction::MigrateOut { .. }
+            | HostAction::Accept { .. }
+            | HostAction::Forget { .. }
+            | HostAction::DropImages { .. } => Some(Outcome::Done),
         }
     }
 
@@ -337,10 +322,6 @@ impl Agent {
         Some((view, named))
     }
 
-    fn view(&self) -> View {
-        self.mirror.as_ref().map(|mirror| mirror.view().clone()).unwrap_or_default()
-    }
-
     fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {
         let HostAction::Checkpoint { node, .. } = &job.of.action else { return Outcome::Done };
         let Some(image) = job.image.take() else { return again("it does not run") };
@@ -349,16 +330,12 @@ impl Agent {
     }
 }
 
-/// What was half made cannot be ended either; who migrates waits for the other side anyway. The guard needs no libvirtd.
+/// What was half made cannot be ended either. The guard needs no libvirtd.
 fn without_libvirtd(world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
     let why = "libvirtd does not answer".to_owned();
     match &job.of.action {
         HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Deploy { .. } => {
             Some(Outcome::Unsure(why))
-        }
-        HostAction::MigrateOut { .. } | HostAction::Accept { .. } => {
-            job.until = world.machine(me).libvirtd_back;
-            None
         }
         HostAction::Guard { epoch, .. } => Some(guard(world, me, &job.of, *epoch)),
         HostAction::Restore { .. } | HostAction::Resume { .. }
@@ -378,6 +355,8 @@ fn without_libvirtd(world: &mut World, me: &HostId, job: &mut Job) -> Option<Out
         | HostAction::Checkpoint { .. }
         | HostAction::Destroy { .. }
         | HostAction::Missing { .. }
+        | HostAction::MigrateOut { .. }
+        | HostAction::Accept { .. }
         | HostAction::Forget { .. }
         | HostAction::DropImages { .. } => Some(Outcome::Failed(why)),
     }

@@ -34,6 +34,7 @@ impl Agent {
                 self.jobs.push(job);
                 None
             }
+            Effect::Step { job, step } => self.begin_step(world, me, *job, step),
             // What the simulated hypervisor has of a guest that cannot go on is nothing.
             Effect::List if world.lacks_libvirtd(me) => Some(Input::Listed(None)),
             Effect::List => {
@@ -75,7 +76,10 @@ impl Agent {
                 self.conditions.remove(&condition);
                 None
             }
-            Effect::Changed { .. } | Effect::DeathSeen | Effect::Checkpointed { .. } => None,
+            Effect::Ended { .. }
+            | Effect::Changed { .. }
+            | Effect::DeathSeen
+            | Effect::Checkpointed { .. } => None,
         }
     }
 

@@ -71,7 +71,9 @@ impl HostAgent {
         let running = matches!(self.lanes.get(&(instance, Lane::Domain)), Some(Busy::Running { .. }));
         let phase = self.local.get(&instance).map(|local| &local.fact.phase);
         let starts = matches!(phase, Some(Phase::Booting | Phase::Deploying | Phase::Restoring));
-        self.migrating_out.contains(&instance) || self.destroys.contains_key(&instance) || (running && starts)
+        self.departures.contains_key(&instance)
+            || self.destroys.contains_key(&instance)
+            || (running && starts)
     }
 
     /// The job that had the word on an end is over, and the instance lives as far as the job says. It may have said so

@@ -35,7 +35,7 @@ impl HostAgent {
             self.starting.remove(&(job.instance, job.session));
         }
         if job.session != self.session {
-            self.outlived(&job);
+            self.outlived(&job, &outcome);
             return;
         }
         if matches!(job.action, HostAction::Checkpoint { .. }) {
@@ -51,9 +51,6 @@ impl HostAgent {
                 _ => Next::Free,
             };
             self.release(lane, next);
-        }
-        if matches!(job.action, HostAction::MigrateOut { .. }) {
-            self.migrating_out.remove(&job.instance);
         }
         let instance = job.instance;
         self.concluded(job, outcome);
@@ -142,9 +139,10 @@ impl HostAgent {
 
     /// A job of a lease that is over: what is here was looked at since, so what the job may have made is known or has no
     /// place here.
-    fn outlived(&mut self, job: &Job) {
-        let brings =
-            job.makes() || matches!(job.action, HostAction::Accept { .. } | HostAction::Resume { .. });
+    fn outlived(&mut self, job: &Job, outcome: &Outcome) {
+        let withdrawn = matches!(job.action, HostAction::Accept { .. }) && *outcome == Outcome::Done;
+        let brings = job.makes()
+            || matches!(job.action, HostAction::Accept { .. } | HostAction::Resume { .. }) && !withdrawn;
         if brings && !self.local.contains_key(&job.instance) {
             self.destroy(job.instance, "it was made under a session that is over");
         }

@@ -56,9 +56,6 @@ impl HostAgent {
                 self.edit(instance, |local| local.fact.node = Some(node.clone()));
             }
             HostAction::Restore { node, epoch, .. } => self.restoring(instance, node, *epoch),
-            HostAction::MigrateOut { .. } => {
-                self.migrating_out.insert(instance);
-            }
             // A guest that stands still sends nothing: windows first, the state a moment later.
             HostAction::Checkpoint { .. } if self.is_sending(instance) => return,
             HostAction::Checkpoint { .. } => return self.start_checkpoint(action),
@@ -71,6 +68,7 @@ impl HostAgent {
             | HostAction::Guard { .. }
             | HostAction::Admit { .. }
             | HostAction::SendWindows(_)
+            | HostAction::MigrateOut { .. }
             | HostAction::Destroy { .. }
             | HostAction::Forget { .. }
             | HostAction::Missing { .. }
@@ -146,7 +144,11 @@ impl HostAgent {
         if job.makes() {
             self.starting.insert((job.instance, job.session));
         }
-        self.effect(Effect::Start(Box::new(job)));
+        if matches!(job.action, HostAction::Accept { .. } | HostAction::MigrateOut { .. }) {
+            self.begin_migration(job);
+        } else {
+            self.effect(Effect::Start(Box::new(job)));
+        }
     }
 }
 

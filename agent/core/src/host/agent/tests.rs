@@ -1,5 +1,6 @@
 //! Tables of a host's agent: what it makes of outcomes, of what the hypervisor says, and of time.
 
+mod arriving;
 mod destroying;
 mod leaving;
 mod orphans;
@@ -14,15 +15,17 @@ use uuid::Uuid;
 use super::*;
 use crate::fixture::{Cluster, MEMBER, host, node};
 use crate::host::input::DomainEvent;
+use crate::host::migration::{MigrationAnswer, MigrationStep};
 use crate::ids::Epoch;
 use crate::records::Phase;
 use crate::units::Vcpus;
 
-/// A host's agent with a cluster around it, and the jobs that it started and that are not over.
+/// A host's agent with a cluster around it, and the jobs and the steps of migrations that are not over.
 struct Rig {
     cluster: Cluster,
     agent: HostAgent,
     jobs: Vec<Job>,
+    steps: Vec<(Job, MigrationStep)>,
     seen: Vec<Effect>,
 }
 
@@ -36,7 +39,7 @@ impl Rig {
             bounds: cluster.bounds,
             names: Uuid::from_u128(7),
         });
-        let mut rig = Self { cluster, agent, jobs: Vec::new(), seen: Vec::new() };
+        let mut rig = Self { cluster, agent, jobs: Vec::new(), steps: Vec::new(), seen: Vec::new() };
         let found = rig.cluster.local(me);
         let session = rig.cluster.view.hosts[&host(me)].session.value.number;
         rig.records();
@@ -58,8 +61,10 @@ impl Rig {
 
     fn say(&mut self, input: Input) {
         for effect in self.agent.handle(input, self.cluster.now) {
-            if let Effect::Start(job) = &effect {
-                self.jobs.push((**job).clone());
+            match &effect {
+                Effect::Start(job) => self.jobs.push((**job).clone()),
+                Effect::Step { job, step } => self.steps.push(((**job).clone(), *step)),
+                _ => {}
             }
             self.seen.push(effect);
         }
@@ -93,6 +98,17 @@ impl Rig {
     fn end(&mut self, outcome: Outcome) {
         let job = self.jobs.remove(0);
         self.say(Input::Finished { job: Box::new(job), outcome });
+    }
+
+    /// The words of the steps that are under way.
+    fn steps(&self) -> Vec<MigrationStep> {
+        self.steps.iter().map(|(_, step)| *step).collect()
+    }
+
+    /// The oldest step goes so.
+    fn answer(&mut self, answer: MigrationAnswer) {
+        let (job, _) = self.steps.remove(0);
+        self.say(Input::Stepped { job: Box::new(job), answer });
     }
 
     fn exits(&mut self, instance: InstanceId) {

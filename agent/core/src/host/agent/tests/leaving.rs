@@ -1,6 +1,7 @@
 //! What a source makes of a live migration that ends badly.
 
 use super::*;
+use crate::host::migration::Presence;
 
 /// alice's execution node leaves its host, and its agent has begun to move it.
 fn leaving() -> (Rig, InstanceId, HostId) {
@@ -11,38 +12,60 @@ fn leaving() -> (Rig, InstanceId, HostId) {
     let to = cluster.record("alice/exec-1").migration.as_ref().unwrap().to.clone();
     let mut rig = Rig::new(cluster, me.as_str(), 0);
     rig.tick();
-    assert_eq!(rig.under_way(), ["MigrateOut"]);
+    assert_eq!(rig.steps(), [MigrationStep::Look]);
     (rig, instance, to)
+}
+
+/// It was seen to be here, and libvirt moves it.
+fn moving() -> (Rig, InstanceId, HostId) {
+    let (mut rig, instance, to) = leaving();
+    rig.answer(MigrationAnswer::Seen(Presence::Running));
+    assert!(matches!(rig.steps().as_slice(), [MigrationStep::Transfer { .. }]));
+    (rig, instance, to)
+}
+
+fn nobody_knows() -> MigrationAnswer {
+    MigrationAnswer::Failed("libvirt's call hangs".to_owned())
+}
+
+/// It stayed, and was seen to run.
+fn stays(rig: &mut Rig) {
+    rig.answer(MigrationAnswer::Stayed("refused".to_owned()));
+    rig.answer(MigrationAnswer::Seen(Presence::Running));
 }
 
 /// S7: before, a migration that ended as failed left its mark on the instance, and every later death was swallowed.
 #[test]
 fn a_death_after_a_migration_that_failed_is_reported() {
-    let (mut rig, instance, to) = leaving();
-    rig.end(failed());
+    let (mut rig, instance, to) = moving();
+    rig.answer(nobody_knows());
     rig.cluster.edit("alice/exec-1", |record| record.migration.as_mut().unwrap().abandoned = true);
     rig.records();
     rig.exits(instance);
     assert!(matches!(rig.death(instance), Some(Death::Exited { .. })), "{:?}", rig.phase(instance));
-    let (mut rig, instance, _) = leaving();
-    rig.end(failed());
+    let (mut rig, instance, _) = moving();
+    rig.answer(nobody_knows());
     rig.exits(instance);
     assert_eq!(rig.death(instance), Some(Death::MaybeMoved { to }), "the migration stands");
 }
 
 #[test]
 fn a_death_while_it_moves_is_the_jobs_to_read_and_is_looked_for_when_the_job_cannot() {
-    let (mut rig, instance, to) = leaving();
+    let (mut rig, instance, to) = moving();
     rig.exits(instance);
     assert_eq!(rig.phase(instance), Some("ready"));
-    rig.end(Outcome::Moved);
+    rig.answer(MigrationAnswer::Moved);
     assert_eq!(rig.death(instance), Some(Death::Moved { to }));
 
-    for outcome in [failed(), Outcome::Stayed("refused".to_owned())] {
-        let (mut rig, instance, _) = leaving();
+    for stayed in [false, true] {
+        let (mut rig, instance, _) = moving();
         rig.exits(instance);
         rig.seen.clear();
-        rig.end(outcome);
+        if stayed {
+            stays(&mut rig);
+        } else {
+            rig.answer(nobody_knows());
+        }
         assert_eq!(rig.phase(instance), Some("ready"), "nobody knows yet");
         assert!(rig.asked(&Effect::LookFor(instance)));
         rig.say(Input::Looked { instance, there: None });
@@ -58,8 +81,9 @@ fn a_death_while_it_moves_is_the_jobs_to_read_and_is_looked_for_when_the_job_can
 #[test]
 fn what_was_looked_for_and_is_there_lives_on() {
     let (mut rig, instance, _) = leaving();
+    rig.answer(MigrationAnswer::Seen(Presence::Running));
     rig.exits(instance);
-    rig.end(Outcome::Stayed("refused".to_owned()));
+    stays(&mut rig);
     rig.say(Input::Looked { instance, there: Some(true) });
     rig.pass(10_000);
     assert_eq!(rig.phase(instance), Some("ready"));
@@ -68,32 +92,42 @@ fn what_was_looked_for_and_is_there_lives_on() {
 #[test]
 fn a_source_that_is_gone_when_asked_may_have_moved() {
     let (mut rig, instance, to) = leaving();
-    rig.end(Outcome::Gone);
+    rig.answer(MigrationAnswer::Seen(Presence::Gone));
     assert_eq!(rig.death(instance), Some(Death::MaybeMoved { to }));
 }
 
 #[test]
-fn what_arrives_keeps_what_its_source_reported() {
-    let mut cluster = Cluster::of(3).with(&["alice/display"]);
-    let (from, instance) = cluster.primary("alice/display");
-    cluster.seen(from.as_str()).intent.drain = true;
-    // Its backup is told to be elsewhere, so that it moves instead of being replaced.
-    for _ in 0..10 {
-        cluster.step();
-        if cluster.record("alice/display").migration.is_some() {
-            break;
-        }
-        cluster.obey();
+fn what_stayed_is_reported_with_the_reason_once_it_runs_again_and_is_not_moved_again() {
+    let (mut rig, instance, _) = moving();
+    rig.answer(MigrationAnswer::Stayed("refused".to_owned()));
+    rig.answer(MigrationAnswer::Seen(Presence::Held));
+    assert_eq!(rig.steps(), [MigrationStep::Resume]);
+    let failed = |rig: &Rig| rig.agent.local[&instance].fact.migration_failed.clone();
+    assert_eq!(failed(&rig), None, "it stands still");
+    rig.answer(MigrationAnswer::Done);
+    assert_eq!(failed(&rig), Some((Epoch(2), "refused".to_owned())));
+    rig.pass(60_000);
+    assert_eq!(rig.steps(), []);
+}
+
+#[test]
+fn what_nobody_has_a_word_on_is_looked_at_again_after_a_wait_that_doubles() {
+    let (mut rig, _, _) = moving();
+    for wait in [200, 400, 800] {
+        rig.answer(nobody_knows());
+        rig.pass(wait - 1);
+        assert_eq!(rig.steps(), [], "{wait}");
+        rig.pass(1);
+        assert_eq!(rig.steps(), [MigrationStep::Look]);
+        rig.answer(MigrationAnswer::Seen(Presence::Running));
     }
-    let Some(migration) = cluster.record("alice/display").migration.clone() else {
-        panic!("{:#?}", cluster.record("alice/display"))
-    };
-    cluster.facts(from.as_str()).instances.get_mut(&instance).unwrap().address = Some([10, 9, 9, 9].into());
-    let mut rig = Rig::new(cluster, migration.to.as_str(), 0);
-    rig.tick();
-    assert!(rig.under_way().contains(&"Accept".to_owned()), "{:?}", rig.under_way());
-    rig.jobs.retain(|job| matches!(job.action, HostAction::Accept { .. }));
-    rig.end(Outcome::Arrived { memory: MEMBER, vcpus: Vcpus(1), address: None });
-    let fact = &rig.agent.local[&instance].fact;
-    assert_eq!((fact.epoch, fact.address), (migration.epoch, Some([10, 9, 9, 9].into())));
+}
+
+#[test]
+fn once_the_lease_is_lost_nothing_lets_run_again_what_stayed() {
+    let (mut rig, _, _) = moving();
+    let (job, _) = rig.steps.remove(0);
+    rig.say(Input::LeaseLost);
+    rig.say(Input::Stepped { job: Box::new(job), answer: MigrationAnswer::Stayed("cut".to_owned()) });
+    assert_eq!((rig.steps(), rig.under_way()), (vec![], vec![]));
 }
