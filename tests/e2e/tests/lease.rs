@@ -141,16 +141,34 @@ fn no_member_outlives_the_lease(stage: &Stage) -> Result<()> {
     stage.wait_pools(REPAIR)
 }
 
+/// An agent that is about to stand still must not lead: nobody would assign anything before its lease is over.
+fn let_another_lead(stage: &Stage, host: &str) -> Result<()> {
+    if stage.status()?["leader"] != host {
+        return Ok(());
+    }
+    // One that is restarted resigns, and another wins before it is back.
+    stage.host(host)?.service(AGENT).restart()?;
+    stage.wait("another leads", REPAIR, |status| {
+        let leader = &status["leader"];
+        ensure!(leader.is_string() && *leader != host, "{leader} leads");
+        ensure!(host_of(status, host)?["state"] == "open", "{}", host_of(status, host)?);
+        Ok(())
+    })
+}
+
 /// S2: libvirtd of a host is gone; what the host was given meanwhile it gives back, and the state goes on elsewhere.
 fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     let id = "solo/exec-1";
     create(stage, "solo", &Counters { backups: Some(2), ..Counters::default() })?;
     stage.wait_whole("solo", 2, REPAIR)?;
+    // The first backup's host is the one that takes over.
+    let first = stage.node(id)?["backups"][0]["host"].as_str().context("no backup")?.to_owned();
+    let_another_lead(stage, &first)?;
+    stage.wait_whole("solo", 2, REPAIR)?;
     let node = stage.node(id)?;
+    ensure!(node["backups"][0]["host"] == first.as_str(), "the backups have moved: {node}");
     let process = start_of(stage.cluster(), address_of(&node)?)?;
     let ((primary, instance), begun) = (member(&node)?, node["begun"].clone());
-    // The first backup's host is the one that takes over.
-    let first = node["backups"][0]["host"].as_str().context("no backup")?.to_owned();
     let lacking = stage.host(&first)?;
     // Its agent hears of the assignment and of libvirtd's end at one moment.
     lacking.service(AGENT).signal(Signal::SIGSTOP)?;
