@@ -259,6 +259,8 @@ impl HostAgent {
         self.changed(instance, None, &Phase::Ready, "arrived by live migration");
         self.exited.remove(&instance);
         self.local.insert(instance, Local { fact, paused: false });
+        // It has run since it was resumed, and its end is told once: nothing knew it then.
+        self.look_for(instance);
     }
 
     pub(super) fn edit(&mut self, instance: InstanceId, edit: impl FnOnce(&mut Local)) {

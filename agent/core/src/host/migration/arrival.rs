@@ -28,6 +28,9 @@ use crate::view::View;
 
 /// Between two looks at what the source has released.
 const LOOK: Duration = Duration::from_millis(5);
+/// The same where libvirt does not know it, or does not answer: it is nothing of milliseconds then, and each look is a turn of
+/// the agent's loop.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How long a part of it is given to become whole once its source has released it; libvirt's last step takes milliseconds.
 const SETTLED: Duration = Duration::from_secs(30);
 
@@ -151,7 +154,7 @@ impl Arrival {
                 if known.now.since(since) >= SETTLED { self.withdraw(true) } else { self.review(known) }
             }
             Some(Presence::Process) | None => {
-                self.partly_since = None;
+                (self.partly_since, self.stage) = (None, Stage::Waiting(known.now + LOOK_AGAIN));
                 self.review(known)
             }
         }

@@ -54,6 +54,20 @@ fn what_arrives_keeps_what_its_source_reported() {
     assert_eq!((fact.epoch, fact.address, fact.phase.as_str()), (migration.epoch, address, "ready"));
 }
 
+/// Its guest runs before anything is known of it here, and the end of its process is told once.
+#[test]
+fn what_ends_as_it_lands_is_looked_for_and_dead() {
+    let (mut rig, instance, _) = released();
+    rig.answer(MigrationAnswer::Seen(Presence::Paused));
+    assert_eq!(rig.steps(), [MigrationStep::Land]);
+    rig.exits(instance);
+    let landed = Landed { memory: MEMBER, vcpus: Vcpus(1), address: None };
+    rig.answer(MigrationAnswer::Landed(Some(landed)));
+    assert!(rig.asked(&Effect::LookFor(instance)));
+    rig.say(Input::Looked { instance, there: Some(false) });
+    assert!(rig.death(instance).is_some(), "{:?}", rig.agent.local[&instance]);
+}
+
 #[test]
 fn a_part_is_looked_at_again_by_time_alone() {
     let (mut rig, _, _) = released();
