@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use understudy_core::ids::{NodeId, Term};
+use understudy_core::ids::NodeId;
 use understudy_core::leader::leadership::{
-    BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, What, WriteOutcome, WriteRequest,
+    Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, What, WriteOutcome, WriteRequest,
 };
 use understudy_core::leader::{Admission, Input as Told, Leader, Policies as Asked, Question, Reply, Trial};
 use understudy_core::policy::Interface;
@@ -72,15 +72,16 @@ impl Leading {
 }
 
 impl Driver {
-    /// Shows core what there is, and has done what it wants.
-    pub(super) fn lead(&mut self, now: Now) {
+    /// Shows core what there is, and has done what it wants. An agent that does not `work` leads nobody, and hears when its
+    /// term is over all the same.
+    pub(super) fn lead(&mut self, works: bool, now: Now) {
         let deciding = self.parts.policies.deciding(&self.cluster.policies);
-        let failed = self.parts.policies.failed().into_iter();
+        let failed = works.then(|| self.parts.policies.failed()).into_iter().flatten();
         let failed: Vec<FailedPolicy> =
             failed.map(|(name, digest, reason)| FailedPolicy { name, digest, reason }).collect();
         let seen = Seen {
             cache: &self.cluster,
-            lease_open: self.lease.is_open(now.boottime),
+            lease_open: works && self.lease.is_open(now.boottime),
             policies: self.leading.asks(deciding),
             sets: &self.policy_facts,
             failed: &failed,
@@ -107,10 +108,10 @@ impl Driver {
 
     /// Something that the leader wanted is done.
     pub(super) fn done(&mut self, done: Done) {
-        if let (Some(exchange), Input::Reply(term, _)) = (done.exchange, &done.input)
-            && self.leadership.term() == Some(*term)
+        if let (Some(exchange), Input::Reply(asking, _)) = (done.exchange, &done.input)
+            && self.leadership.awaits(*asking)
         {
-            self.leading.open.keep(&self.parts.policies, Some(term.0), exchange);
+            self.leading.open.keep(&self.parts.policies, Some(asking.term.0), exchange);
         }
         self.tell_leadership(done.input);
     }
@@ -125,7 +126,7 @@ impl Driver {
             match effect {
                 Effect::Bid(previous) => self.bid(previous),
                 Effect::Resign(own) => self.start_resigning(own),
-                Effect::Ask(term, question) => self.ask(term, question),
+                Effect::Ask(asking, question) => self.ask(asking, question),
                 Effect::Write(request) => self.write(*request),
                 Effect::Judged(term, judged) => {
                     let Leading { open, deciding, .. } = &mut self.leading;
@@ -153,14 +154,14 @@ impl Driver {
         });
     }
 
-    fn ask(&self, term: Term, question: Question) {
+    fn ask(&self, asking: Asking, question: Question) {
         let (parts, deciding, tell) = (self.parts.clone(), self.leading.deciding.clone(), self.teller());
         self.parts.tasks.spawn("question to a policy", async move {
             match ask(&parts, &deciding, question.clone()).await {
-                Ok((reply, exchange)) => tell(Input::Reply(term, reply), Some(exchange)),
+                Ok((reply, exchange)) => tell(Input::Reply(asking, reply), Some(exchange)),
                 Err(reason) => {
                     tracing::error!(%reason, "a question was not answered, the built-in rule decides");
-                    tell(Input::Reply(term, Reply::unavailable(question)), None);
+                    tell(Input::Reply(asking, Reply::unavailable(question)), None);
                 }
             }
         });
@@ -195,6 +196,8 @@ impl Driver {
             Notice::Leads(term) => {
                 tracing::info!(%term, "this agent leads");
                 self.leading.open = Open::default();
+                // What an earlier term still wants written is void, and must not be waited for.
+                self.leading.writes = Arc::new(Semaphore::new(WRITES_MAX));
             }
             Notice::AnotherLeads(term) => tracing::warn!(%term, "another agent leads"),
             Notice::Deposed(term) => {

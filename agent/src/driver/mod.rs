@@ -422,9 +422,7 @@ impl Driver {
             if works || self.speaks_for_its_predecessor() {
                 self.publish_facts(&facts, now);
             }
-            if works {
-                self.lead(now);
-            }
+            self.lead(works, now);
             self.publish_state(view, facts, now.boottime);
         } else {
             self.publish_waiting();

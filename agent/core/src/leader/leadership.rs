@@ -6,8 +6,9 @@
 //! while a set of policies is being settled nothing is decided, and it is settled only while no assignment is being written.
 //! Must not do: write, ask, read a clock.
 //!
-//! Everything is decided in `look`. Outcomes and replies are taken in as they come, and an outcome or reply of another term
-//! is dropped.
+//! Everything is decided in `look`. Outcomes and replies are taken in as they come; an outcome of another term is dropped, and
+//! so is a reply of another term or of policies that do not decide any more. The suspension of a policy belongs to no term:
+//! where its outcome is not known it is tried again before anything is decided.
 //!
 //! Cost: a look without news O(1), but for `judge` over the hosts while there is a candidate; with news, what the machine
 //! costs; an assignment, the encoding of its record.
@@ -42,7 +43,8 @@ use crate::units::{Boottime, Now};
 use crate::view::Versioned;
 
 pub use input::{
-    BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, Subject, What, WriteId, WriteOutcome, WriteRequest,
+    Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, Subject, What, WriteId, WriteOutcome,
+    WriteRequest,
 };
 
 use transactions::{activation_txn, assignment_txn, ending_txn, refusal_txn, suspension_txn};
@@ -118,8 +120,10 @@ impl Leadership {
             Input::Seen(seen) => self.look(&seen, now),
             Input::BidEnded(outcome) => self.bid_ended(outcome),
             Input::Written(id, outcome) => self.written(id, outcome, now),
-            Input::Reply(term, reply) => {
-                if let Some(leading) = self.leading_in(Some(term)) {
+            Input::Reply(asking, reply) => {
+                if self.awaits(asking)
+                    && let Some(leading) = self.leading_in(Some(asking.term))
+                {
                     leading.take(Told::Reply(reply), now);
                 }
                 Vec::new()
@@ -135,6 +139,13 @@ impl Leadership {
                 State::Following | State::Bidding | State::Resigning => Vec::new(),
             },
         }
+    }
+
+    /// Whether what was asked so may still be answered: in this term, by those who decide.
+    #[must_use]
+    pub fn awaits(&self, asking: Asking) -> bool {
+        self.term() == Some(asking.term)
+            && self.machine().is_some_and(|machine| machine.asked.policies.version == asking.version)
     }
 
     fn look(&mut self, seen: &Seen<'_>, now: Now) -> Vec<Effect> {
@@ -336,8 +347,7 @@ impl Leading {
     /// Gives the machine what is new, and hands out what it decides.
     fn decide(&mut self, seen: &Seen<'_>, bounds: Bounds, now: Now, effects: &mut Vec<Effect>) {
         let machine = self.machine.get_or_insert_with(|| Leader::new(bounds));
-        let due = machine.next_due().is_some_and(|due| due <= now.boottime);
-        let mut is_new = std::mem::take(&mut self.undecided) || due;
+        let mut is_new = std::mem::take(&mut self.undecided);
         if machine.asked.policies != seen.policies {
             machine.take(Told::Policies(seen.policies), now);
             is_new = true;
@@ -347,7 +357,7 @@ impl Leading {
             machine.take(Told::View(seen.cache.view().clone()), now);
             is_new = true;
         }
-        if is_new {
+        if is_new || machine.next_due().is_some_and(|due| due <= now.boottime) {
             let decisions = machine.handle(Told::Tick, now);
             self.hand_out(decisions, now, effects);
         }
@@ -355,13 +365,15 @@ impl Leading {
 
     fn hand_out(&mut self, decisions: Decisions, now: Now, effects: &mut Vec<Effect>) {
         let term = self.held.value.term;
+        let version = self.machine.as_ref().map_or(0, |machine| machine.asked.policies.version);
         let Decisions { endings, assignments, questions, refusals, judged } = decisions;
         let refused = |(interface, reason)| Effect::Notice(Notice::AnswerRefused(interface, reason));
         effects.extend(refusals.into_iter().map(refused));
         if judged != Judged::default() {
             effects.push(Effect::Judged(term, judged));
         }
-        effects.extend(questions.into_iter().map(|question| Effect::Ask(term, question)));
+        let asking = Asking { term, version };
+        effects.extend(questions.into_iter().map(|question| Effect::Ask(asking, question)));
         for ending in endings {
             let id = WriteId { term: Some(term), subject: Subject::Lease(ending.host.clone()) };
             effects.push(write(id, ending_txn(&self.held, &ending), What::Expire(ending)));

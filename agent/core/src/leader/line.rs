@@ -73,6 +73,7 @@ impl Line {
         let renewed = leader.and_then(|leader| view.hosts.get(leader)).map_or(0, |seen| seen.renewed);
         if self.follows && self.doubled > 0 && self.read.is_some_and(|read| renewed > read) {
             (self.read, self.doubled, self.look) = (Some(renewed), 0, Boottime(0));
+            self.ask = Some(now + self.bounds.session_end_after());
         }
         if other || now >= self.look {
             self.look = now + self.bounds.session_renew;
@@ -220,6 +221,8 @@ mod tests {
         assert!(followers(&cluster, &mut lines, Some(&leader), now).len() > 3);
         cluster.seen("host1").renewed = 10;
         let later = now + Duration::from_millis(1);
+        let asked = lines.iter_mut().filter_map(|line| line.step(&cluster.view, Some(&leader), later));
+        assert_eq!(asked.count(), 0, "what was seen a moment ago is not read");
         assert_eq!(followers(&cluster, &mut lines, Some(&leader), later).len(), 3);
         // And long again if it falls silent once more.
         for round in 6..=9 {

@@ -102,13 +102,13 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
         let revision = async || store.get(&known).await.unwrap().unwrap().modified;
         let before = revision().await;
         hear(&mut rig).await;
-        rig.driver.lead(now());
+        rig.driver.lead(true, now());
         while rig.driver.leadership.term().is_none() {
             let event = rig.driver.receiver.recv().await.unwrap();
             rig.driver.take(event);
         }
         hear(&mut rig).await;
-        rig.driver.lead(now());
+        rig.driver.lead(true, now());
         let is_writing =
             |rig: &Rig| rig.driver.leadership.machine().is_some_and(|machine| machine.is_writing());
         assert_eq!(is_writing(&rig), written);

@@ -61,10 +61,10 @@ impl Agent {
                 Effect::Resign(own) => {
                     self.send(world, me, Tag::Resign, Body::Resign(Leadership::seen(LEADER, &own)));
                 }
-                Effect::Ask(term, question) => {
+                Effect::Ask(asking, question) => {
                     self.asks_its_set(world, me);
                     let reply = answered(world, question);
-                    self.tell_leadership(world, me, Input::Reply(term, reply));
+                    self.tell_leadership(world, me, Input::Reply(asking, reply));
                 }
                 Effect::Write(request) => self.write_leading(world, me, *request),
                 Effect::Judged(..) => {}

@@ -20,8 +20,8 @@ pub enum Input<'a> {
     BidEnded(BidOutcome),
     /// A write ended.
     Written(WriteId, WriteOutcome),
-    /// A question that was asked in this term was answered, or was not.
-    Reply(Term, Reply),
+    /// A question was answered, or was not.
+    Reply(Asking, Reply),
     /// The resignation was written, or was not.
     Resigned,
     /// The agent stops.
@@ -94,8 +94,8 @@ pub enum Effect {
     Bid(Option<Versioned<LeaderRecord>>),
     /// Give up this leadership, so that the next leader need not wait for the end of the host's lease.
     Resign(Versioned<LeaderRecord>),
-    /// Ask in this term.
-    Ask(Term, Question),
+    /// Ask, and say who was asked together with the reply.
+    Ask(Asking, Question),
     /// Write this.
     Write(Box<WriteRequest>),
     /// What became in this term of every answer that was used.
@@ -113,6 +113,15 @@ pub struct WriteRequest {
     pub transaction: Transaction,
     /// What it does, for logs and counters.
     pub what: What,
+}
+
+/// In which term a question is asked, and of which of the sites' policies: an answer of others is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asking {
+    /// The term.
+    pub term: Term,
+    /// The version of `Policies` that is asked.
+    pub version: u64,
 }
 
 /// Names a write.

@@ -180,11 +180,30 @@ fn what_was_asked_in_an_earlier_term_is_not_answered_in_this_one() {
     let mut rig = Rig::leading();
     rig.policies = Policies { placement: true, backup_count: false, version: 1 };
     rig.look();
-    let (term, question) = rig.asked[0].clone();
+    let (asking, question) = rig.asked[0].clone();
     let reply = Reply::unavailable(question);
-    rig.tell(Input::Reply(Term(term.0 + 1), reply.clone()));
+    let other = Asking { term: Term(asking.term.0 + 1), ..asking };
+    rig.tell(Input::Reply(other, reply.clone()));
     assert_eq!((rig.look(), rig.asked.len()), (Vec::new(), 1));
-    rig.tell(Input::Reply(term, reply));
+    rig.tell(Input::Reply(asking, reply));
+    assert_ne!(rig.look(), []);
+}
+
+/// The same question is asked of the next set too: the answer of the one before would decide in its name.
+#[test]
+fn what_the_policies_of_before_answer_late_is_no_answer() {
+    let mut rig = Rig::leading();
+    rig.policies = Policies { placement: true, backup_count: false, version: 1 };
+    rig.look();
+    let (asking, question) = rig.asked[0].clone();
+    rig.policies.version = 2;
+    rig.look();
+    let (again, same) = rig.asked.last().unwrap().clone();
+    assert_eq!((again.version, &same), (2, &question), "it is asked again");
+    let reply = Reply::unavailable(question);
+    rig.tell(Input::Reply(asking, reply.clone()));
+    assert_eq!(rig.look(), []);
+    rig.tell(Input::Reply(again, reply));
     assert_ne!(rig.look(), []);
 }
 
@@ -226,7 +245,7 @@ fn an_answer_that_comes_while_a_set_is_settled_decides_nothing_before_that_is_ov
     let mut rig = Rig::leading();
     rig.policies = Policies { placement: true, backup_count: false, version: 1 };
     rig.look();
-    let (term, question) = rig.asked[0].clone();
+    let (asking, question) = rig.asked[0].clone();
     rig.put(Key::PolicyCandidate, &set(1));
     rig.report("host3", |facts| {
         facts.policies.faults.insert(1, crate::sets::SetFault::Unusable("does not compile".to_owned()));
@@ -234,7 +253,7 @@ fn an_answer_that_comes_while_a_set_is_settled_decides_nothing_before_that_is_ov
     rig.show();
     rig.look();
     assert!(matches!(rig.writes.as_slice(), [WriteRequest { what: What::Refuse(_), .. }]));
-    rig.tell(Input::Reply(term, Reply::unavailable(question)));
+    rig.tell(Input::Reply(asking, Reply::unavailable(question)));
     assert_eq!(rig.look(), []);
     rig.end_all_writes();
     rig.show();

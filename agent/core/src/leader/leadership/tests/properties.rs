@@ -114,8 +114,8 @@ impl Course {
             Happens::Answer(which) => {
                 if !self.rig.asked.is_empty() {
                     let which = which % self.rig.asked.len();
-                    let (term, question) = self.rig.asked.remove(which);
-                    self.hear(Input::Reply(term, Reply::unavailable(question)));
+                    let (asking, question) = self.rig.asked.remove(which);
+                    self.hear(Input::Reply(asking, Reply::unavailable(question)));
                 }
             }
             Happens::Depose => self.rig.depose("host2"),
@@ -204,7 +204,8 @@ impl Course {
         };
         for effect in effects {
             match effect {
-                Effect::Ask(term, _) | Effect::Judged(term, _) => decides(term),
+                Effect::Ask(asking, _) => decides(&asking.term),
+                Effect::Judged(term, _) => decides(term),
                 Effect::Write(request) => {
                     let term = request.id.term.unwrap();
                     decides(&term);

@@ -10,7 +10,7 @@ use crate::fixture::{Cluster, host};
 use crate::ids::{HostId, Term};
 use crate::keys::{CLUSTER, Key, decode, encode};
 use crate::leader::leadership::{
-    BidOutcome, Effect, FailedPolicy, Input, Leadership, Seen, WriteOutcome, WriteRequest,
+    Asking, BidOutcome, Effect, FailedPolicy, Input, Leadership, Seen, WriteOutcome, WriteRequest,
 };
 use crate::leader::{Policies, Question};
 use crate::records::{HostFacts, LeaderRecord, RenewalRecord, SessionEnd, SessionRecord};
@@ -32,7 +32,7 @@ pub(super) struct Rig {
     pub(super) failed: Vec<FailedPolicy>,
     /// What is being written, and what was asked.
     pub(super) writes: Vec<WriteRequest>,
-    pub(super) asked: Vec<(Term, Question)>,
+    pub(super) asked: Vec<(Asking, Question)>,
     store: BTreeMap<String, (Vec<u8>, u64)>,
     revision: u64,
     /// Changes that the cache does not show yet.
@@ -217,7 +217,7 @@ impl Rig {
         for effect in effects {
             match effect {
                 Effect::Write(request) => self.writes.push((**request).clone()),
-                Effect::Ask(term, question) => self.asked.push((*term, question.clone())),
+                Effect::Ask(asking, question) => self.asked.push((*asking, question.clone())),
                 Effect::Bid(_) | Effect::Resign(_) | Effect::Judged(..) | Effect::Notice(_) => {}
             }
         }
