@@ -204,6 +204,9 @@ pub fn member(node: &Value) -> Result<(String, String)> {
     Ok((text(&primary["host"], "host")?.to_owned(), text(&primary["instance"], "instance")?.to_owned()))
 }
 
+/// What a look into a guest may take: on two processors that emulate, while instances boot beside it, it took over 20 s.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// What libvirt says of a guest that stands still.
 const NOT_RUNNING: &str = "domain is not running";
 
@@ -212,7 +215,7 @@ const NOT_RUNNING: &str = "domain is not running";
 /// # Errors
 /// When the guest does not answer or the command fails.
 pub fn guest_us(stage: &Stage, host: &str, instance: &str, words: &[&str]) -> Result<String> {
-    guest_run(stage, host, instance, "/sbin/us", words, Duration::from_secs(20))
+    guest_run(stage, host, instance, "/sbin/us", words, LOOK)
 }
 
 /// Runs a program in a guest and gives what it printed, within `limit`.
