@@ -8,16 +8,16 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use understudy_core::ids::NodeId;
 use understudy_core::leader;
+use understudy_core::transaction::Transaction;
 use understudy_policy::Digest;
-use understudy_store::{Committed, Txn};
+use understudy_store::Committed;
 
 use super::{ApiState, Refusal};
 use crate::driver::now;
 use crate::exit::chain;
-use crate::keys::{Key, encode};
+use crate::keys::Key;
 use crate::policies::explain::{Explained, explained};
 use crate::policies::status::PoliciesStatus;
-use crate::policies::unchanged;
 
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<PoliciesStatus>, Refusal> {
     Ok(Json(PoliciesStatus::of(state.snapshot()?.as_ref(), &state.parts.policies)))
@@ -96,10 +96,9 @@ pub(super) async fn restore(
         let text = format!("policy '{name}' is not set aside: see `understudy policy list`");
         return Err(Refusal::new(StatusCode::CONFLICT, text));
     }
-    let txn = Txn::new()
-        .when(unchanged(&Key::PolicyActive, Some(active.revision)))
-        .put(Key::PolicyActive.to_string(), encode(&record));
-    match state.parts.store.commit(&txn).await {
+    let write =
+        Transaction::new().when(Key::PolicyActive, Some(active.revision)).put(Key::PolicyActive, &record);
+    match state.parts.store.commit(&write.into()).await {
         Ok(Committed::Applied { .. }) => Ok(StatusCode::NO_CONTENT),
         Ok(Committed::Refused { .. }) => Err(Refusal::new(
             StatusCode::CONFLICT,

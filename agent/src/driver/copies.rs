@@ -17,12 +17,13 @@ use understudy_core::death::CopyFault;
 use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job, Recorded};
 use understudy_core::ids::{HostId, NodeId};
 use understudy_core::records::{CheckpointId, CheckpointRecord};
-use understudy_store::{Committed, Condition, Revision, Store, Txn};
+use understudy_core::transaction::Transaction;
+use understudy_store::{Committed, Store};
 
 use super::event::Event;
 use super::{Driver, jobs};
 use crate::exit::chain;
-use crate::keys::{self, Key};
+use crate::keys::Key;
 use crate::peers::{self, SendError, Shipment};
 
 /// How often it is told at the most that a host goes on accepting: a small part of the time that it may pause.
@@ -223,16 +224,12 @@ async fn write(
     (revision, replaces): (u64, Option<u64>),
     record: &CheckpointRecord,
 ) -> Recorded {
-    let key = Key::Checkpoint(node.clone()).to_string();
-    let before = match replaces {
-        Some(revision) => Condition::Unchanged(key.clone(), Revision(revision)),
-        None => Condition::Absent(key.clone()),
-    };
-    let txn = Txn::new()
-        .when(Condition::Unchanged(Key::Node(node.clone()).to_string(), Revision(revision)))
-        .when(before)
-        .put(&key, keys::encode(record));
-    match store.commit(&txn).await {
+    let key = Key::Checkpoint(node.clone());
+    let write = Transaction::new()
+        .when(Key::Node(node.clone()), Some(revision))
+        .when(key.clone(), replaces)
+        .put(key, record);
+    match store.commit(&write.into()).await {
         Ok(Committed::Applied { revision }) => Recorded::Written(revision.0),
         Ok(Committed::Refused { .. }) => Recorded::Refused,
         Err(error) => Recorded::Unknown(chain(&error)),

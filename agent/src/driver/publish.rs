@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_core::records::HostFacts;
+use understudy_core::transaction::Transaction;
 use understudy_core::units::{Boottime, Now};
 use understudy_core::view::View;
-use understudy_store::{Committed, Condition, Revision, Txn};
+use understudy_store::{Committed, Revision};
 
 use super::event::Event;
 use super::{Driver, Snapshot, now};
 use crate::exit::chain;
-use crate::keys::{self, Key};
+use crate::keys::Key;
 
 /// Before facts that could not be written are tried again.
 const RETRY: Duration = Duration::from_millis(300);
@@ -86,13 +87,9 @@ impl Driver {
         self.publishing = true;
         let (parts, sender, facts) = (self.parts.clone(), self.sender.clone(), facts.clone());
         self.parts.tasks.spawn("facts", async move {
-            let key = Key::Facts(parts.config.host.clone()).to_string();
-            let known = match at {
-                Some(at) => Condition::Unchanged(key.clone(), at),
-                None => Condition::Absent(key.clone()),
-            };
-            let txn = Txn::new().when(known).put(key, keys::encode(facts.as_ref()));
-            let written = match parts.store.commit(&txn).await {
+            let key = Key::Facts(parts.config.host.clone());
+            let write = Transaction::new().when(key.clone(), at.map(|at| at.0)).put(key, facts.as_ref());
+            let written = match parts.store.commit(&write.into()).await {
                 Ok(Committed::Applied { revision }) => Some(Box::new(Published { facts, at: revision })),
                 Ok(Committed::Refused { .. }) => {
                     tracing::debug!("this host's facts were written by an earlier write, trying again");

@@ -8,12 +8,13 @@ use std::path::Path;
 
 use understudy_core::ids::HostId;
 use understudy_core::sets::{PolicySetRecord, PolicySets, SetFault};
+use understudy_core::transaction::Transaction;
 use understudy_policy::{Digest, Library, Limits, PolicySet, SETTINGS_FILE, Settings};
-use understudy_store::{Committed, Condition, Revision, Txn};
+use understudy_store::Committed;
 
 use crate::driver::Parts;
 use crate::exit::chain;
-use crate::keys::{Key, encode};
+use crate::keys::Key;
 use crate::peers::fetch_component;
 
 /// What came of a proposal.
@@ -119,25 +120,17 @@ pub(super) async fn propose(
     if let Err(fault) = load(parts, record, peers).await {
         return Proposal::Bad(fault);
     }
-    let mut txn = Txn::new().put(Key::PolicyCandidate.to_string(), encode(record));
+    let mut write = Transaction::new().put(Key::PolicyCandidate, record);
     for (key, revision) in [
         (Key::PolicyActive, sets.active.as_ref().map(|set| set.revision)),
         (Key::PolicyCandidate, sets.candidate.as_ref().map(|set| set.revision)),
         (Key::PolicyRefused, sets.refused.as_ref().map(|set| set.revision)),
     ] {
-        txn = txn.when(unchanged(&key, revision));
+        write = write.when(key, revision);
     }
-    match parts.store.commit(&txn).await {
+    match parts.store.commit(&write.into()).await {
         Ok(Committed::Applied { .. }) => Proposal::Written,
         Ok(Committed::Refused { .. }) => Proposal::Overtaken,
         Err(error) => Proposal::Unreachable(chain(&error)),
-    }
-}
-
-/// That the record under `key` is still at `revision`, or still not there.
-pub(crate) fn unchanged(key: &Key, revision: Option<u64>) -> Condition {
-    match revision {
-        Some(revision) => Condition::Unchanged(key.to_string(), Revision(revision)),
-        None => Condition::Absent(key.to_string()),
     }
 }

@@ -32,7 +32,6 @@ use understudy_policy::{By, Conduct, Library, Limits, PolicySet};
 
 pub(crate) use ask::{Exchange, Open};
 pub(crate) use keeper::start;
-pub(crate) use load::unchanged;
 
 use crate::config::Config;
 use crate::exit::chain;

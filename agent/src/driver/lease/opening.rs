@@ -7,10 +7,11 @@ use tokio::sync::oneshot;
 use understudy_core::host::lease::LeaseAnswer;
 use understudy_core::host::opening::{GuardHolds, Opening, opening};
 use understudy_core::records::{RenewalRecord, SessionRecord};
+use understudy_core::transaction::Transaction;
 use understudy_core::units::Boottime;
 use understudy_guard::Status;
 use understudy_hypervisor::process::boottime;
-use understudy_store::{Committed, Condition, Revision, Store, StoreError, Txn};
+use understudy_store::{Committed, Revision, Store, StoreError};
 
 use super::runner::{Context, Done, Held, LeaseNews};
 use crate::driver::Event;
@@ -83,12 +84,11 @@ pub(super) async fn renew(context: &Context, held: Option<Held>) -> Done {
 /// Writes a renewal, on condition that the lease is as it was opened.
 async fn renewal(context: &Context, held: Option<Held>, written: LeaseAnswer) -> Done {
     let Some(held) = held else { return Done::new(LeaseAnswer::Refused) };
-    let lease = Key::Session(context.host.clone()).to_string();
     let record = RenewalRecord { number: held.number, at: crate::driver::now().wall };
-    let txn = Txn::new()
-        .when(Condition::Unchanged(lease, held.revision))
-        .put(Key::Renewal(context.host.clone()).to_string(), keys::encode(&record));
-    let outcome = match context.store.commit(&txn).await {
+    let write = Transaction::new()
+        .when(Key::Session(context.host.clone()), Some(held.revision.0))
+        .put(Key::Renewal(context.host.clone()), &record);
+    let outcome = match context.store.commit(&write.into()).await {
         Ok(Committed::Applied { .. }) => Written::Yes,
         Ok(Committed::Refused { .. }) => Written::Refused,
         Err(error) => {
@@ -121,13 +121,11 @@ async fn write(
     record: &SessionRecord,
     revision: Option<Revision>,
 ) -> (Written, Option<Held>) {
-    let key = Key::Session(context.host.clone()).to_string();
-    let condition = match revision {
-        Some(revision) => Condition::Unchanged(key.clone(), revision),
-        None => Condition::Absent(key.clone()),
-    };
-    let txn = Txn::new().when(condition).put(&key, keys::encode(record));
-    match context.store.commit(&txn).await {
+    let lease = Key::Session(context.host.clone());
+    let key = lease.to_string();
+    let write =
+        Transaction::new().when(lease.clone(), revision.map(|revision| revision.0)).put(lease, record);
+    match context.store.commit(&write.into()).await {
         Ok(Committed::Applied { revision }) => (Written::Yes, Some(Held { number: record.number, revision })),
         Ok(Committed::Refused { .. }) => look_again(context.store.as_ref(), &key, record).await,
         Err(error @ StoreError::Ambiguous { .. }) => {
