@@ -54,8 +54,9 @@ use crate::metrics::Metrics;
 use crate::policies::{Deciding, Policies, Seen};
 use crate::tasks::{Panicked, Tasks};
 
-/// The longest that the driver sleeps when nothing happens: silence of other hosts has no event of its own.
-const TICK: Duration = Duration::from_millis(250);
+/// The longest that the driver sleeps where nothing is due: it feeds systemd's watchdog, and looks at what waits by the wall
+/// clock, as a set of policies does.
+const REST: Duration = Duration::from_secs(1);
 
 /// What the driver works with. Shared with its jobs.
 pub struct Parts {
@@ -299,8 +300,23 @@ impl Driver {
 
     /// How long nothing is to be done where nothing happens.
     fn sleeps(&self) -> Duration {
-        let due = self.agent.due().filter(|_| self.works());
-        due.map_or(TICK, |due| due.since(now().boottime).min(TICK))
+        let now = now().boottime;
+        self.due(now).map_or(REST, |due| due.since(now).min(REST))
+    }
+
+    /// When something is to be done next whatever happens, as far as that is known: the loop acts on all of it at once.
+    fn due(&self, now: Boottime) -> Option<Boottime> {
+        if !self.synced {
+            return None;
+        }
+        let host = self.agent.due().filter(|_| self.works());
+        let recovery = match self.recovery {
+            lease::Recovery::Due(at) => Some(at),
+            lease::Recovery::None | lease::Recovery::Running => None,
+        };
+        let later = [Some(self.publish_after), self.lease.until].into_iter().flatten().filter(|at| *at > now);
+        let decided = [host, recovery, self.leadership.due(&self.cluster), self.line.due()];
+        decided.into_iter().flatten().chain(later).min()
     }
 
     /// Whether the host's agent hears of the time.

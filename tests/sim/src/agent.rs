@@ -32,7 +32,7 @@ use crate::mirror::{Foreign, Mirror, unchanged};
 use crate::world::{Answer, Body, World};
 
 /// An agent looks at its state at least this often.
-const TICK_MS: u64 = 250;
+const REST_MS: u64 = 1_000;
 /// Before facts that could not be written are tried again.
 const PUBLISH_RETRY_MS: u64 = 300;
 
@@ -88,7 +88,8 @@ pub(crate) struct Agent {
     pending: BTreeMap<u64, (Tag, u64)>,
     inbox: Vec<(u64, Answer)>,
     pub(crate) dirty: bool,
-    next_look: u64,
+    /// When it looked at its state last.
+    looked: u64,
 }
 
 impl Agent {
@@ -121,7 +122,7 @@ impl Agent {
             pending: BTreeMap::new(),
             inbox: Vec::new(),
             dirty: true,
-            next_look: 0,
+            looked: 0,
         }
     }
 
@@ -182,12 +183,15 @@ impl Agent {
         self.take_steps(world, me);
         self.step_copies(world, me);
         let clock = world.machine(me).boottime(world.now);
-        let due = self.host.due().is_some_and(|due| due <= clock);
-        if !self.dirty && !due && world.now < self.next_look {
+        let leads = self.mirror.as_ref().and_then(|mirror| self.leadership.due(mirror));
+        let dues = [self.host.due(), leads, self.line.due()];
+        let due = dues.into_iter().flatten().any(|due| due <= clock);
+        let again = self.looked < self.publish_after && self.publish_after <= world.now;
+        if !self.dirty && !due && !again && world.now < self.looked + REST_MS {
             return;
         }
         self.dirty = false;
-        self.next_look = world.now + TICK_MS;
+        self.looked = world.now;
         self.advance(world, me);
     }
 

@@ -12,6 +12,7 @@
 
 mod checkpoints;
 mod destroys;
+mod due;
 mod guests;
 mod instances;
 mod migrations;
@@ -75,6 +76,10 @@ struct Retry {
 pub struct HostAgent {
     settings: HostSettings,
     now: Now,
+    /// When it acted last on all that it knows.
+    ticked: Boottime,
+    /// What it did then may have made way for more.
+    unsettled: bool,
     effects: Vec<Effect>,
     records: Records,
     session: u64,
@@ -113,6 +118,8 @@ impl HostAgent {
         Self {
             settings,
             now: Now::default(),
+            ticked: Boottime::default(),
+            unsettled: false,
             effects: Vec::new(),
             records: Records::default(),
             session: 0,
@@ -234,6 +241,7 @@ impl HostAgent {
 
     /// Acts on all that is known.
     fn reconcile(&mut self, open: bool) {
+        (self.ticked, self.unsettled) = (self.now.boottime, false);
         self.review_checkpoints();
         self.review_arrivals();
         if open {

@@ -210,6 +210,16 @@ impl Checkpoints {
         self.troubles.iter().filter(|(_, trouble)| rests(trouble)).map(|(key, _)| key.clone()).collect()
     }
 
+    /// When something may be to be done about one: it is due, a copy has taken too long, what is durable is recorded, a host
+    /// is tried again.
+    pub(super) fn due(&self, bounds: &Bounds) -> impl Iterator<Item = Boottime> {
+        let interval = bounds.checkpoint_interval;
+        let next =
+            self.taken.values().flat_map(move |taken| [*taken + interval, *taken + interval * WHILE_MOVING]);
+        let under_way = self.under_way.values().flat_map(move |copying| copying.due(interval));
+        next.chain(under_way).chain(self.troubles.values().filter_map(|trouble| trouble.rests_until))
+    }
+
     /// The backups' hosts that take no copies, by node.
     pub(super) fn faults(&self) -> BTreeMap<NodeId, BTreeMap<HostId, CopyFault>> {
         let mut faults: BTreeMap<NodeId, BTreeMap<HostId, CopyFault>> = BTreeMap::new();

@@ -35,7 +35,7 @@ pub use migration::{Landed, MigrationAnswer, MigrationStep, Presence};
 
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::records::{CheckpointId, InstanceFact, NodeRecord, NodeSpec, Phase};
+use crate::records::{CheckpointId, Incident, InstanceFact, NodeRecord, NodeSpec, Phase};
 use crate::units::{Boottime, MiB, Now, Vcpus};
 use crate::view::{Checkpoints, Hosts, Life, Nodes, SharedNode, View};
 
@@ -153,13 +153,17 @@ impl<'a> Situation<'a> {
     fn is_waiting_for_windows(&self, terminal: &TerminalId) -> bool {
         let waits = |(_, known): (&NodeId, &SharedNode)| {
             known.value.incident.as_ref().is_some_and(|incident| {
-                let accepted = incident.windows.map(|at| at.since(incident.decided) * DRAWN);
-                let wait = accepted.map_or(self.windows_first, |drawn| drawn.min(self.windows_first));
-                self.now.wall.since(incident.decided) < wait
+                self.now.wall.since(incident.decided) < windows_wait(incident, self.windows_first)
             })
         };
         self.nodes.of_terminal(terminal).any(waits)
     }
+}
+
+/// How long from the decision of a failover on its windows are waited for, at the most this long.
+fn windows_wait(incident: &Incident, most: std::time::Duration) -> std::time::Duration {
+    let accepted = incident.windows.map(|at| at.since(incident.decided) * DRAWN);
+    accepted.map_or(most, |drawn| drawn.min(most))
 }
 
 /// One thing to do on this host. `node`, `instance` and `epoch` say of what and under which decision; whoever

@@ -30,6 +30,8 @@
 mod input;
 mod transactions;
 
+use std::time::Duration;
+
 use super::{Assignment, Decisions, Input as Told, Leader, Outcome, Report};
 use crate::bounds::Bounds;
 use crate::ids::{HostId, Term};
@@ -80,13 +82,28 @@ pub struct Leadership {
     settling: bool,
     /// The revision of the last such change. Nothing is decided before the store cache shows it.
     settled_at: u64,
+    /// When it was looked at last.
+    looked: Boottime,
+    /// No bid before then: the last one had no answer.
+    bid_after: Boottime,
 }
+
+/// Before a bid without an answer is made again, and before what broke an invariant is decided again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 impl Leadership {
     /// The leadership for the agent of a host, which does not lead.
     #[must_use]
     pub fn new(me: HostId, bounds: Bounds) -> Self {
-        Self { me, bounds, state: State::Following, settling: false, settled_at: 0 }
+        Self {
+            me,
+            bounds,
+            state: State::Following,
+            settling: false,
+            settled_at: 0,
+            looked: Boottime::default(),
+            bid_after: Boottime::default(),
+        }
     }
 
     /// The term in which this agent leads, whether the store cache shows it yet or not.
@@ -107,18 +124,25 @@ impl Leadership {
         self.machine().map(|machine| machine.report().clone()).unwrap_or_default()
     }
 
-    /// From when on a look decides, whatever the store shows until then.
+    /// When a look may have something to do although nothing happens until then, as things stand after the last one.
+    ///
+    /// A set of policies waits by the wall clock, and is not in it.
     #[must_use]
-    pub fn due(&self) -> Option<Boottime> {
-        let leading = self.leading()?;
-        if leading.undecided { Some(Boottime(0)) } else { leading.machine.as_ref()?.next_due() }
+    pub fn due(&self, cache: &StoreCache) -> Option<Boottime> {
+        let due = match &self.state {
+            State::Following => self.vacant_at(cache).map(|at| at.max(self.bid_after)),
+            State::Leading(leading) if leading.undecided => Some(self.looked + AGAIN),
+            State::Leading(leading) => leading.machine.as_ref().and_then(Leader::next_due),
+            State::Bidding | State::Resigning => None,
+        };
+        due.filter(|due| *due > self.looked)
     }
 
     /// Takes what happened, and says what to do.
     pub fn handle(&mut self, input: Input<'_>, now: Now) -> Vec<Effect> {
         match input {
             Input::Seen(seen) => self.look(&seen, now),
-            Input::BidEnded(outcome) => self.bid_ended(outcome),
+            Input::BidEnded(outcome) => self.bid_ended(outcome, now.boottime),
             Input::Written(id, outcome) => self.written(id, outcome, now),
             Input::Reply(asking, reply) => {
                 if self.awaits(asking)
@@ -149,6 +173,7 @@ impl Leadership {
     }
 
     fn look(&mut self, seen: &Seen<'_>, now: Now) -> Vec<Effect> {
+        self.looked = now.boottime;
         let mut effects = Vec::new();
         // Also on an agent that may not lead, for whatever reason: nobody may go on to take it for a leader.
         if let State::Leading(leading) = &self.state
@@ -166,7 +191,7 @@ impl Leadership {
             return effects;
         }
         match &self.state {
-            State::Following if self.is_vacant(seen.cache, now.boottime) => {
+            State::Following if self.may_bid(seen.cache, now.boottime) => {
                 self.state = State::Bidding;
                 effects.push(Effect::Bid(seen.cache.leader.clone()));
             }
@@ -180,21 +205,26 @@ impl Leadership {
         effects
     }
 
-    /// Nobody leads, the leader's lease is over or silent, or the leader is this agent's earlier life or earlier term.
-    fn is_vacant(&self, cache: &StoreCache, now: Boottime) -> bool {
-        let Some(host) = cache.leader.as_ref().and_then(|leader| leader.value.host.as_ref()) else {
-            return true;
-        };
-        let is_gone =
-            || {
-                cache.view().hosts.get(host).is_none_or(|seen| {
-                    !seen.is_open() || seen.silent_for(now) >= self.bounds.session_end_after()
-                })
-            };
-        *host == self.me || is_gone()
+    fn may_bid(&self, cache: &StoreCache, now: Boottime) -> bool {
+        now >= self.bid_after && self.vacant_at(cache).is_some_and(|at| now >= at)
     }
 
-    fn bid_ended(&mut self, outcome: BidOutcome) -> Vec<Effect> {
+    /// From when on the leadership is vacant, if nothing changes: nobody leads, the leader's lease is over or silent for too
+    /// long, or the leader is this agent's earlier life or earlier term.
+    fn vacant_at(&self, cache: &StoreCache) -> Option<Boottime> {
+        let at_once = Some(Boottime::default());
+        let Some(host) = cache.leader.as_ref().and_then(|leader| leader.value.host.as_ref()) else {
+            return at_once;
+        };
+        match cache.view().hosts.get(host) {
+            Some(seen) if *host != self.me && seen.is_open() => {
+                seen.silent_since.map(|since| since + self.bounds.session_end_after())
+            }
+            Some(_) | None => at_once,
+        }
+    }
+
+    fn bid_ended(&mut self, outcome: BidOutcome, now: Boottime) -> Vec<Effect> {
         if !matches!(self.state, State::Bidding) {
             return Vec::new();
         }
@@ -204,8 +234,12 @@ impl Leadership {
                 self.state = State::Leading(Box::new(Leading::new(held)));
                 vec![Effect::Notice(Notice::Leads(term))]
             }
-            BidOutcome::Lost | BidOutcome::Failed => {
+            BidOutcome::Lost => {
                 self.state = State::Following;
+                Vec::new()
+            }
+            BidOutcome::Failed => {
+                (self.state, self.bid_after) = (State::Following, now + AGAIN);
                 Vec::new()
             }
         }

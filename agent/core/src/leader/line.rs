@@ -47,13 +47,25 @@ pub struct Line {
     look: Boottime,
     /// None before the first look.
     ask: Option<Boottime>,
+    /// When it was stepped last.
+    stepped: Boottime,
 }
 
 impl Line {
     /// Before anything of the cluster is known it follows renewals: a cluster that begins needs a leader at once.
     #[must_use]
     pub fn new(me: HostId, bounds: Bounds) -> Self {
-        Self { me, bounds, follows: true, leader: None, read: None, doubled: 0, look: Boottime(0), ask: None }
+        Self {
+            me,
+            bounds,
+            follows: true,
+            leader: None,
+            read: None,
+            doubled: 0,
+            look: Boottime(0),
+            ask: None,
+            stepped: Boottime(0),
+        }
     }
 
     /// Whether this host follows renewals.
@@ -62,8 +74,17 @@ impl Line {
         self.follows
     }
 
+    /// When it is to be stepped although nothing happens until then. Its place is looked at after changes alone.
+    #[must_use]
+    pub fn due(&self) -> Option<Boottime> {
+        let ask = self.ask.filter(|_| !self.follows);
+        let again = (self.look == Boottime(0)).then_some(self.stepped);
+        ask.filter(|at| *at > self.stepped).into_iter().chain(again).min()
+    }
+
     /// Time has passed, or records have changed. The host of which the last renewal is to be read, if one is.
     pub fn step(&mut self, view: &View, leader: Option<&HostId>, now: Boottime) -> Option<HostId> {
+        self.stepped = now;
         let other = self.leader.as_ref() != leader || self.ask.is_none();
         if other {
             (self.leader, self.read, self.doubled) = (leader.cloned(), None, 0);

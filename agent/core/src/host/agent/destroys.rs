@@ -73,6 +73,11 @@ impl HostAgent {
         }
     }
 
+    /// When each of them is tried again.
+    pub(super) fn destroys_due(&self) -> impl Iterator<Item = Boottime> {
+        self.destroys.values().filter_map(|entry| entry.again)
+    }
+
     /// A try to destroy it is over.
     pub(super) fn destroy_ended(&mut self, instance: InstanceId, outcome: Outcome) {
         match outcome {

@@ -6,7 +6,7 @@
 //!
 //! Cost: nothing while none is under way; else a change of the records takes a few look-ups for each that comes.
 
-use super::{Boottime, Effect, HostAction, HostAgent, Job};
+use super::{Effect, HostAction, HostAgent, Job};
 use crate::host::migration::{Arrival, Departure, Known, MigrationAnswer, MigrationStep, Next};
 use crate::ids::InstanceId;
 
@@ -70,12 +70,6 @@ impl HostAgent {
         for (instance, job, next) in next {
             self.go_on(instance, job, next);
         }
-    }
-
-    /// When something is to be done about what comes here, whatever happens until then.
-    #[must_use]
-    pub fn due(&self) -> Option<Boottime> {
-        self.arrivals.values().filter_map(|arrival| arrival.due(&self.records.view)).min()
     }
 
     fn go_on(&mut self, instance: InstanceId, job: Job, next: Next) {

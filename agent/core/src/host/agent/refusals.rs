@@ -50,6 +50,11 @@ impl HostAgent {
         self.ability.begun = named.filter(|(instance, _)| self.lives(*instance)).collect();
     }
 
+    /// When what cannot be begun is given back, for each service that does not answer.
+    pub(super) fn refusals_due(&self) -> impl Iterator<Item = Boottime> {
+        self.ability.unable.values().map(|since| *since + REFUSE)
+    }
+
     /// Gives back what cannot be begun.
     pub(super) fn refuse(&mut self) {
         let now = self.now.boottime;

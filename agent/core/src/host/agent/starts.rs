@@ -29,6 +29,8 @@ impl HostAgent {
                 self.spawn(job);
             }
             HostAction::Forget { instance } => {
+                // Its node may want it again.
+                self.unsettled = true;
                 self.local.remove(&instance);
                 self.lanes.retain(|(of, _), _| *of != instance);
                 self.exited.remove(&instance);

@@ -2,6 +2,7 @@
 
 mod arriving;
 mod destroying;
+mod due;
 mod leaving;
 mod orphans;
 mod refusing;
@@ -27,6 +28,8 @@ struct Rig {
     jobs: Vec<Job>,
     steps: Vec<(Job, MigrationStep)>,
     seen: Vec<Effect>,
+    /// Copies that it had sent, for tests that tell what became of them.
+    sent: Vec<Effect>,
 }
 
 impl Rig {
@@ -39,7 +42,8 @@ impl Rig {
             bounds: cluster.bounds,
             names: Uuid::from_u128(7),
         });
-        let mut rig = Self { cluster, agent, jobs: Vec::new(), steps: Vec::new(), seen: Vec::new() };
+        let mut rig =
+            Self { cluster, agent, jobs: Vec::new(), steps: Vec::new(), seen: Vec::new(), sent: Vec::new() };
         let found = rig.cluster.local(me);
         let session = rig.cluster.view.hosts[&host(me)].session.value.number;
         rig.records();

@@ -230,6 +230,24 @@ impl Copying {
         Some(if self.recorded.is_empty() { Over::NotTaken } else { Over::Taken })
     }
 
+    /// When time alone may change something.
+    pub(super) fn due(&self, interval: Duration) -> impl Iterator<Item = Boottime> {
+        let size = match &self.stage {
+            Stage::Saved { what, .. } => Some(what.bytes),
+            Stage::Saving { .. } | Stage::NotSaved | Stage::Void => None,
+        };
+        let copies = self.to.iter().flat_map(move |(_, state)| match (state, size) {
+            (State::Accepts { begun, last, .. }, Some(bytes)) => {
+                [Some(*last + COPY_STALL), Some(*begun + longest(bytes))]
+            }
+            (State::Durable { at }, Some(_)) => [Some(*at + COPY_TOGETHER), None],
+            (State::Accepts { .. } | State::Durable { .. } | State::Failed(_) | State::Gone, _) => [None; 2],
+        });
+        let late = size.map(|_| self.begun + interval + COPY_LATE);
+        let again = self.writing.as_ref().and_then(|writing| writing.again);
+        copies.flatten().chain(late).chain(again)
+    }
+
     fn is_going(&self) -> bool {
         self.to.iter().any(|(_, state)| matches!(state, State::Accepts { .. }))
     }

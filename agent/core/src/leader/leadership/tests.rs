@@ -107,13 +107,31 @@ fn a_term_that_is_over_ends_also_where_the_agent_follows_no_renewals_or_has_no_l
 
 #[test]
 fn a_bid_that_was_lost_or_failed_is_followed_by_another_while_nobody_leads() {
-    for outcome in [BidOutcome::Lost, BidOutcome::Failed] {
-        let mut rig = Rig::new();
-        assert_eq!(bids(&rig.look()), 1);
-        assert_eq!(rig.tell(Input::BidEnded(outcome)), []);
-        assert_eq!(rig.leadership.term(), None);
-        assert_eq!(bids(&rig.look()), 1);
-    }
+    let mut rig = Rig::new();
+    assert_eq!(bids(&rig.look()), 1);
+    assert_eq!(rig.tell(Input::BidEnded(BidOutcome::Lost)), []);
+    assert_eq!(rig.leadership.term(), None);
+    assert_eq!(bids(&rig.look()), 1);
+    // A store that refuses at once is not asked without a pause.
+    assert_eq!(rig.tell(Input::BidEnded(BidOutcome::Failed)), []);
+    assert_eq!(rig.look(), []);
+    assert_eq!(rig.leadership.due(&rig.cache), Some(rig.now.boottime + AGAIN));
+    rig.pass(AGAIN);
+    assert_eq!(bids(&rig.look()), 1);
+}
+
+/// Its silence has no event of its own.
+#[test]
+fn a_leader_that_falls_silent_is_looked_at_in_the_moment_in_which_it_may_be_replaced() {
+    let mut rig = Rig::new();
+    led_by(&mut rig, Some(("host2", 4)));
+    rig.show();
+    assert_eq!(rig.look(), []);
+    let due = rig.leadership.due(&rig.cache).unwrap();
+    rig.pass(due.since(rig.now.boottime) - Duration::from_nanos(1));
+    assert_eq!(rig.look(), []);
+    rig.pass(Duration::from_nanos(1));
+    assert_eq!(bids(&rig.look()), 1);
 }
 
 #[test]
@@ -378,7 +396,7 @@ fn a_look_without_news_asks_for_nothing_until_it_is_due() {
         rig.end_all_writes();
         rig.show();
     }
-    let due = rig.leadership.due().unwrap();
+    let due = rig.leadership.due(&rig.cache).unwrap();
     rig.pass(due.since(rig.now.boottime) - Duration::from_millis(1));
     assert_eq!(rig.look(), []);
     rig.pass(Duration::from_millis(1));

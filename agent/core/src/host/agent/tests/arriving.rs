@@ -73,6 +73,7 @@ fn a_part_is_looked_at_again_by_time_alone() {
     let (mut rig, _, _) = released();
     rig.answer(MigrationAnswer::Seen(Presence::Held));
     assert_eq!(rig.steps(), []);
+    assert_eq!(rig.agent.due(), Some(rig.cluster.now.boottime + Duration::from_millis(5)));
     rig.pass(4);
     assert_eq!(rig.steps(), []);
     rig.pass(1);

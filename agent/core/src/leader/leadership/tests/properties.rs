@@ -16,7 +16,8 @@ use crate::view::Versioned;
 
 #[derive(Debug, Clone)]
 enum Happens {
-    Look,
+    /// And how long after it, in milliseconds, somebody looks in vain.
+    Look(u64),
     Show,
     Pass(u64),
     Renew,
@@ -46,7 +47,7 @@ enum Fate {
 fn happens() -> impl Strategy<Value = Happens> {
     let fate = prop_oneof![6 => Just(Fate::Done), 1 => Just(Fate::AnswerLost), 1 => Just(Fate::Late)];
     prop_oneof![
-        12 => Just(Happens::Look),
+        12 => (0..20_000_u64).prop_map(Happens::Look),
         8 => Just(Happens::Show),
         2 => (0..8_000_u64).prop_map(Happens::Pass),
         4 => Just(Happens::Renew),
@@ -85,10 +86,11 @@ impl Course {
 
     fn happen(&mut self, what: Happens) {
         match what {
-            Happens::Look => {
+            Happens::Look(after) => {
                 let before = self.rig.writes.len();
                 let effects = self.rig.look();
                 self.judge(&effects, before);
+                self.rests_until_due(after);
             }
             Happens::Show => self.rig.show(),
             Happens::Pass(millis) => self.rig.pass(Duration::from_millis(millis)),
@@ -186,6 +188,22 @@ impl Course {
         let effects = self.rig.tell(input);
         assert!(effects.iter().all(|effect| matches!(effect, Effect::Notice(_))), "{effects:?}");
         self.over.extend(effects.iter().filter_map(ended));
+    }
+
+    /// Where nothing happens, nothing is to be done before it says that it is due.
+    fn rests_until_due(&self, after: u64) {
+        // A candidate waits by the wall clock.
+        if self.rig.cache.policies.candidate.is_some() {
+            return;
+        }
+        let due = self.rig.leadership.due(&self.rig.cache);
+        assert!(due.is_none_or(|due| due > self.rig.now.boottime), "it would be looked at for ever: {due:?}");
+        let mut later = self.rig.clone();
+        let until = due.map(|due| due.since(self.rig.now.boottime).saturating_sub(Duration::from_nanos(1)));
+        let wait = Duration::from_millis(after);
+        later.pass(until.map_or(wait, |until| until.min(wait)));
+        let effects = later.look();
+        assert!(effects.is_empty(), "due {due:?}, and before it, at {:?}: {effects:?}", later.now);
     }
 
     fn judge(&mut self, effects: &[Effect], writes_before: usize) {

@@ -22,6 +22,7 @@ use crate::view::Versioned;
 
 const HOSTS: [&str; 3] = ["host1", "host2", "host3"];
 
+#[derive(Clone)]
 pub(super) struct Rig {
     pub(super) leadership: Leadership,
     pub(super) cache: StoreCache,
@@ -40,6 +41,7 @@ pub(super) struct Rig {
 }
 
 /// The changes of one revision.
+#[derive(Clone)]
 struct Unseen {
     revision: u64,
     /// Each key with its new value; none where it was removed.
