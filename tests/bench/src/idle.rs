@@ -12,6 +12,7 @@ use understudy_e2e::stage::Stage;
 use understudy_lab::Host;
 use understudy_lab::cluster::{AGENT, GUARD};
 
+use crate::daemon::usage;
 use crate::row::Row;
 
 /// How long each watch is: at rest agent and guard use some forty milliseconds of processor time, of which the kernel's
@@ -19,21 +20,6 @@ use crate::row::Row;
 const WATCH: Duration = Duration::from_secs(10);
 /// Watches of each figure.
 const WATCHES: usize = 5;
-/// Clock ticks a second in `/proc/<pid>/stat`: `USER_HZ`, 100 on every Linux of this architecture.
-const TICKS: f64 = 100.0;
-
-/// Processor time in seconds and resident memory in MiB of a process.
-fn usage(pid: u32) -> Result<(f64, f64)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, rest) = stat.rsplit_once(')').context("no stat")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = rss.split_whitespace().next().context("no VmRSS")?.parse()?;
-    Ok((ticks / TICKS, kib / 1024.0))
-}
-
 /// Raises a terminal of six unprotected members, watches, and deletes it.
 pub(crate) fn at_rest(stage: &Stage) -> Result<Vec<Row>> {
     // The demo's terminal without protection: a display node and two execution nodes, each with a warm backup.
@@ -118,20 +104,5 @@ mod tests {
         let hosts = [vec![0.2, 0.2, 0.9], vec![0.5, 0.6, 0.4], vec![0.1, 0.1, 0.1]];
         assert_eq!(most(&hosts), [0.5, 0.6, 0.4], "the busiest over all, not in each");
         assert_eq!(most(&[]), Vec::<f64>::new());
-    }
-
-    #[test]
-    fn the_usage_of_a_process_is_read() {
-        let (before, _) = usage(std::process::id()).unwrap();
-        // The kernel counts in hundredths of a second.
-        let until = Instant::now() + Duration::from_secs(20);
-        let after = loop {
-            let (time, memory) = usage(std::process::id()).unwrap();
-            assert!(memory > 0.5, "{memory} MiB");
-            if time > before || Instant::now() > until {
-                break time;
-            }
-        };
-        assert!(after > before, "a process that works uses processor time");
     }
 }

@@ -92,6 +92,44 @@ struct Admitted {
     times_ms: Vec<f64>,
 }
 
+/// The loss of a rack: what was decided at which moment, and what that took.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rack {
+    hosts: usize,
+    nodes: usize,
+    lost: usize,
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    after_s: f64,
+    expired: usize,
+    assigned: usize,
+    took_ms: f64,
+    longest_ms: f64,
+}
+
+/// Loses so many hosts of a cluster at once, until every node is whole again. A line for each step, with what it took.
+///
+/// # Errors
+/// When a node stays without what there is room for.
+pub fn rack(subjects: &Subjects, hosts: usize, lost: usize) -> Result<Vec<String>> {
+    let rack: Rack = said(subjects, &["rack", &hosts.to_string(), &lost.to_string()])?;
+    let line = |step: &Step| {
+        let Step { after_s, expired, assigned, took_ms, longest_ms } = step;
+        format!(
+            "after {after_s:>5.1} s: {expired:>3} leases expired, {assigned:>5} assignments, planned in {took_ms:>8.2} ms, \
+             the longest turn {longest_ms:>7.2} ms"
+        )
+    };
+    let whole =
+        format!("{} hosts, {} nodes, {} hosts lost: every node is whole", rack.hosts, rack.nodes, rack.lost);
+    Ok(rack.steps.iter().map(line).chain([whole]).collect())
+}
+
 /// Whether a policy has to be built for this.
 #[must_use]
 pub fn needs_spread(name: Option<&str>) -> bool {
@@ -170,17 +208,20 @@ fn simulated(subjects: &Subjects) -> Result<Row> {
 }
 
 /// What the program measured.
+/// Figures of [`RUNS`] runs.
 fn measured<T: DeserializeOwned>(subjects: &Subjects, what: &str, more: &[&str]) -> Result<T> {
+    said(subjects, &[&[what, &RUNS.to_string()], more].concat())
+}
+
+fn said<T: DeserializeOwned>(subjects: &Subjects, words: &[&str]) -> Result<T> {
     std::fs::create_dir_all(&subjects.scratch)
         .with_context(|| format!("create {}", subjects.scratch.display()))?;
     let program = subjects.binaries.join("measure-leader");
     let said = Command::new(&program)
-        .arg(what)
-        .arg(RUNS.to_string())
-        .args(more)
+        .args(words)
         .output()
         .with_context(|| format!("start {}", program.display()))?;
-    ensure!(said.status.success(), "{what}: {}", String::from_utf8_lossy(&said.stderr).trim());
+    ensure!(said.status.success(), "{}: {}", words.join(" "), String::from_utf8_lossy(&said.stderr).trim());
     serde_json::from_slice(&said.stdout).with_context(|| format!("read what {} said", program.display()))
 }
 

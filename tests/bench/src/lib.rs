@@ -5,6 +5,7 @@
 //! the same cluster, with the same guests. Must not judge a time by itself: machines differ, ratios less.
 
 mod bare;
+mod daemon;
 mod display;
 mod execution;
 mod idle;
@@ -13,6 +14,7 @@ mod moving;
 pub mod policies;
 mod rest;
 mod row;
+pub mod scale;
 
 pub use row::{Row, print};
 
@@ -36,6 +38,8 @@ pub struct Needs {
     pub policies: bool,
     /// The leader or the simulator: it is one of [`leader::NAMES`].
     pub leader: bool,
+    /// An etcd with the records of many hosts: it is [`scale::NAME`].
+    pub scale: bool,
 }
 
 /// What the named benchmark needs, or all of them.
@@ -43,14 +47,15 @@ pub struct Needs {
 /// # Errors
 /// When the name is not known; the text lists those that are.
 pub fn needs(name: Option<&str>) -> Result<Needs> {
-    let Some(name) = name else { return Ok(Needs { lab: true, policies: true, leader: true }) };
+    let Some(name) = name else { return Ok(Needs { lab: true, policies: true, leader: true, scale: true }) };
     let needs = Needs {
         lab: NAMES.contains(&name),
         policies: policies::NAMES.contains(&name),
         leader: leader::NAMES.contains(&name),
+        scale: name == scale::NAME,
     };
-    if !needs.lab && !needs.policies && !needs.leader {
-        let names = [&NAMES[..], &policies::NAMES, &leader::NAMES].concat();
+    if !needs.lab && !needs.policies && !needs.leader && !needs.scale {
+        let names = [&NAMES[..], &policies::NAMES, &leader::NAMES, &[scale::NAME]].concat();
         bail!("there is no benchmark '{name}': use one of {}", names.join(", "));
     }
     Ok(needs)
@@ -123,9 +128,9 @@ mod tests {
 
     #[test]
     fn each_benchmark_says_what_it_needs_and_an_unknown_one_is_told_of_all() {
-        let none = Needs { lab: false, policies: false, leader: false };
+        let none = Needs { lab: false, policies: false, leader: false, scale: false };
         let (lab, policies) = (Needs { lab: true, ..none }, Needs { policies: true, ..none });
-        let leader = Needs { leader: true, ..none };
+        let (leader, scale) = (Needs { leader: true, ..none }, Needs { scale: true, ..none });
         for (name, expected) in [
             ("drain", lab),
             ("agent-idle", lab),
@@ -133,10 +138,11 @@ mod tests {
             ("policy-memory", policies),
             ("plan-host-lost-100", leader),
             ("sim", leader),
+            ("agent-scale-1000", scale),
         ] {
             assert_eq!(needs(Some(name)).unwrap(), expected, "{name}");
         }
-        assert_eq!(needs(None).unwrap(), Needs { lab: true, policies: true, leader: true });
+        assert_eq!(needs(None).unwrap(), Needs { lab: true, policies: true, leader: true, scale: true });
         let error = needs(Some("drian")).unwrap_err().to_string();
         assert!(
             error.contains("'drian'") && error.contains("drain") && error.contains("policy-load"),

@@ -4,7 +4,7 @@
 //! Promises: what is timed is optimised code, in a program of its own (`measure-policies`), because whoever runs the
 //! benchmarks is not; the floors of a question are the policy's own rule, native, in the same run.
 
-mod daemon;
+mod memory;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -133,7 +133,7 @@ pub fn run(subjects: &Subjects, name: Option<&str>, say: &dyn Fn(&str)) -> Resul
     }
     if wanted(MEMORY) {
         say(MEMORY);
-        rows.push(daemon::memory(subjects, RUNS)?);
+        rows.push(memory::memory(subjects, RUNS)?);
     }
     Ok(rows)
 }

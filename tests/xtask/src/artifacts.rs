@@ -5,8 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use understudy_bench::leader;
 use understudy_bench::policies::Subjects;
+use understudy_bench::{leader, scale};
 use understudy_e2e::stage::Artifacts;
 
 use crate::languages::{self, Language};
@@ -82,6 +82,23 @@ pub(crate) fn measured_policies(root: &Path, python: bool) -> Result<Subjects> {
         binaries: target(root).join("release"),
         policies: root.join(POLICIES),
         python,
+        template: root.join("config/guest/template.xml"),
+        scratch: target(root).join("bench"),
+    })
+}
+
+/// Builds agent and guard, and what the other hosts are made by.
+pub(crate) fn measured_scale(root: &Path) -> Result<scale::Subjects> {
+    println!("building agent, guard and what other hosts are made by");
+    assets::ensure(root)?;
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--release"]).current_dir(root);
+    for package in ["understudy", "understudy-guard", "understudy-measure"] {
+        build.args(["--package", package]);
+    }
+    run(&mut build)?;
+    Ok(scale::Subjects {
+        binaries: target(root).join("release"),
         template: root.join("config/guest/template.xml"),
         scratch: target(root).join("bench"),
     })

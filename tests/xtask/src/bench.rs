@@ -44,6 +44,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         let subjects = artifacts::measured_policies(root, understudy_bench::policies::needs_python(name))?;
         rows.extend(understudy_bench::policies::run(&subjects, name, &say)?);
     }
+    if needs.scale {
+        let subjects = artifacts::measured_scale(root)?;
+        rows.extend(understudy_bench::scale::run(&subjects, &say)?);
+    }
     if needs.lab {
         let artifacts = artifacts::all(root, Profile::Release, options.guests)?;
         rows.extend(understudy_bench::run(&artifacts, name, &say)?);

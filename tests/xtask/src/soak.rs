@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use understudy_bench::leader;
 
 use crate::artifacts::{self, Profile};
 use crate::languages::{self, Language};
@@ -33,6 +34,9 @@ pub(crate) struct Options {
 
 /// The tests run the seeds up to this one.
 const TESTED: u64 = 200;
+/// Hosts of the cluster that loses a rack, and hosts of that.
+const HOSTS: usize = 1_000;
+const RACK: usize = 40;
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     setup::ensure(&options.setup)?;
@@ -44,6 +48,11 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         if !sim::run(root, &sim::Options::of(words))? {
             return Ok(false);
         }
+    }
+    println!("== a rack of {RACK} hosts is lost, of {HOSTS}");
+    let subjects = artifacts::measured_leader(root, Some("admit-1000"))?;
+    for line in leader::rack(&subjects, HOSTS, RACK)? {
+        println!("{line}");
     }
     if options.fuzz_minutes > 0 && !fuzz::run(root, Duration::from_secs(60 * options.fuzz_minutes))? {
         return Ok(false);

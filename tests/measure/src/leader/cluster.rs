@@ -146,14 +146,14 @@ impl Cluster {
         Ok(Arc::make_mut(seen))
     }
 
-    /// The host's session is ended.
-    pub(crate) fn lose(&mut self, name: &HostId) -> Result<()> {
+    /// The host's session is ended. The revision of that.
+    pub(crate) fn lose(&mut self, name: &HostId) -> Result<u64> {
         let (revision, at) = (self.bump(), self.now.wall);
         let session = &mut self.host_mut(name)?.session;
         let reason = "session not renewed for 7000 ms".to_owned();
         session.revision = revision;
         session.value.ended = Some(SessionEnd { reason, silent_since: UnixMillis(at.0 - 7_000), at });
-        Ok(())
+        Ok(revision)
     }
 
     /// The host renews its session, as it does once a second.
@@ -164,14 +164,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// The host reports that one of its instances has sent its windows at this moment.
-    pub(crate) fn show(&mut self, name: &HostId) -> Result<()> {
+    /// The host reports that one of its instances has sent its windows at this moment. What it reports.
+    pub(crate) fn show(&mut self, name: &HostId) -> Result<HostFacts> {
         let at = self.now.wall;
         let facts = self.host_mut(name)?.facts.as_mut().context("it has not reported")?;
         let (&display, fact) = Arc::make_mut(facts).instances.iter_mut().next().context("it runs nothing")?;
         // That they were sent to itself is not looked at where there is no display node.
         fact.windows = Some(WindowsSent { display, display_begun: EPOCH, begun: EPOCH, at });
-        Ok(())
+        Ok(facts.as_ref().clone())
     }
 
     /// Writes an assignment that was decided from `decided_from`. The revision at which it stands from now on.

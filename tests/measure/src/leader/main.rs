@@ -4,12 +4,16 @@
 //! - `measure-leader lost RUNS HOSTS`: a host is lost, the built-in rule decides;
 //! - `measure-leader policy RUNS HOSTS LIBRARY SPREAD.wasm`: the same where the policy is asked for each place;
 //! - `measure-leader rest RUNS HOSTS...`: a renewal, and a fact that changes one instance;
-//! - `measure-leader admit RUNS HOSTS`: a terminal with three nodes is admitted.
+//! - `measure-leader rack HOSTS LOST`: so many hosts are lost at once, each step of what follows;
+//! - `measure-leader admit RUNS HOSTS`: a terminal with three nodes is admitted;
+//! - `measure-leader beside ENDPOINT HOSTS`: so many hosts live in an etcd, for agents that are watched: a line every 5 s.
 //!
 //! Promises: one line of JSON, which `tests/bench/src/leader.rs` reads. Must not do: judge a figure.
 
+mod beside;
 mod cluster;
 mod lost;
+mod rack;
 mod rest;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,9 +36,12 @@ fn main() -> Result<()> {
             let hosts = hosts.iter().map(|hosts| number(hosts)).collect::<Result<Vec<usize>>>()?;
             serde_json::to_string(&rest::measure(&hosts, number(runs)?)?)?
         }
+        ["rack", hosts, lost] => serde_json::to_string(&rack::measure(number(hosts)?, number(lost)?)?)?,
         ["admit", runs, hosts] => serde_json::to_string(&rest::admit(number(hosts)?, number(runs)?)?)?,
+        ["beside", endpoint, hosts] => return beside::run(endpoint, number(hosts)?),
         _ => bail!(
-            "lost RUNS HOSTS, policy RUNS HOSTS LIBRARY SPREAD.wasm, rest RUNS HOSTS..., or admit RUNS HOSTS"
+            "lost RUNS HOSTS, policy RUNS HOSTS LIBRARY SPREAD.wasm, rest RUNS HOSTS..., rack HOSTS LOST, admit RUNS HOSTS, or beside \
+             ENDPOINT HOSTS"
         ),
     };
     println!("{line}");
