@@ -4,6 +4,7 @@ pub mod browser;
 pub mod counter;
 pub mod counters;
 mod kvm;
+pub mod process;
 pub mod qga;
 pub mod stage;
 pub mod story;

@@ -3,18 +3,17 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use understudy_e2e::counter::start_of;
 use understudy_e2e::counters::Counters;
+use understudy_e2e::process::process_of;
 use understudy_e2e::stage::{Stage, address_of, host_of, node_of};
 use understudy_e2e::story::member;
-use understudy_lab::ProcessId;
 use understudy_lab::cluster::{AGENT, GUARD};
 
 /// Ten members: each has a display node and an execution node, without backups.
@@ -42,20 +41,6 @@ fn create(stage: &Stage, name: &str, counters: &Counters) -> Result<()> {
     let file = counters.file()?;
     stage.cli(&["terminal", "create", name, "--from", &file.path().display().to_string()])?;
     Ok(())
-}
-
-/// The process that runs an instance, as this machine numbers it.
-fn process_of(instance: &str) -> Result<ProcessId> {
-    for entry in std::fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let pid = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-        let Some(pid) = pid else { continue };
-        let Ok(words) = std::fs::read(Path::new("/proc").join(format!("{pid}/cmdline"))) else { continue };
-        if String::from_utf8_lossy(&words).contains(&format!("guest=understudy-{instance}")) {
-            return ProcessId::of(pid).context("it has ended");
-        }
-    }
-    bail!("no process runs {instance}")
 }
 
 /// When the store was last seen to hold the host's lease open, as a moment before the question.

@@ -76,6 +76,13 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     if !test::with(&mut alike, root, &artifacts).status()?.success() {
         return Ok(false);
     }
+    println!("== agents are killed at fifty moments, a host stands still");
+    let mut disturbed = cargo();
+    disturbed.args(["test", "--package", "understudy-e2e", "--features", "soak", "--test", "disturbed"]);
+    disturbed.args(["--", "--nocapture"]);
+    if !test::with(&mut disturbed, root, &artifacts).status()?.success() {
+        return Ok(false);
+    }
     for round in 1..=options.rounds {
         println!("== end to end, round {round} of {}", options.rounds);
         let mut tests = cargo();

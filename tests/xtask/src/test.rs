@@ -49,7 +49,17 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         stage(
             "lints",
             cargo()
-                .args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
+                .args([
+                    "clippy",
+                    "--quiet",
+                    "--workspace",
+                    "--all-targets",
+                    "--features",
+                    "understudy-e2e/soak",
+                    "--",
+                    "-D",
+                    "warnings",
+                ])
                 .current_dir(root),
         )?,
         dependencies(root, cargo)?,
