@@ -16,7 +16,7 @@ const WINDOWS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Seconds since midnight, as the logs' times are compared.
-fn time_of_day(since_epoch: Duration) -> f64 {
+pub(crate) fn time_of_day(since_epoch: Duration) -> f64 {
     since_epoch.as_secs_f64() % 86_400.0
 }
 
@@ -25,7 +25,7 @@ fn now_of_day() -> f64 {
 }
 
 /// Seconds since midnight of a log line that begins with `2026-11-23T23:02:17.608616Z`.
-fn logged_at(line: &str) -> Option<f64> {
+pub(crate) fn logged_at(line: &str) -> Option<f64> {
     let time = line.split_once('T')?.1.split_once('Z')?.0;
     let mut parts = time.split(':');
     let (hours, minutes): (f64, f64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);

@@ -10,6 +10,7 @@ mod display;
 mod execution;
 mod idle;
 pub mod leader;
+mod mass;
 mod moving;
 pub mod policies;
 mod rest;
@@ -26,8 +27,9 @@ const RUNS: usize = 5;
 /// The benchmarks' lab.
 const PREFIX: &str = "ustlab-bench";
 
-/// The benchmarks of a lab by name, in the order in which they are run: the last two end with the agents stopped.
-pub const NAMES: [&str; 4] = ["agent-idle", "failover-display", "failover-execution", "drain"];
+/// The benchmarks of a lab by name, in the order in which they are run: the first has a lab of its own, the last two end with
+/// the agents stopped.
+pub const NAMES: [&str; 5] = [mass::NAME, "agent-idle", "failover-display", "failover-execution", "drain"];
 
 /// What a benchmark needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,18 @@ pub fn needs(name: Option<&str>) -> Result<Needs> {
 /// # Errors
 /// When the cluster does not come to be.
 pub fn run(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    if name.is_none_or(|name| name == mass::NAME) {
+        say(mass::NAME);
+        rows.push(mass::measure(artifacts, say)?);
+    }
+    if name != Some(mass::NAME) {
+        rows.extend(beside_bare_tools(artifacts, name, say)?);
+    }
+    Ok(rows)
+}
+
+fn beside_bare_tools(artifacts: &Artifacts, name: Option<&str>, say: &dyn Fn(&str)) -> Result<Vec<Row>> {
     let stage = Stage::raise(artifacts, PREFIX)?;
     let rows = measure(&stage, artifacts, name, say);
     // A figure that surprises is explained by the agents' own clocks.

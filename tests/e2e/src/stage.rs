@@ -148,8 +148,16 @@ impl Stage {
     /// # Errors
     /// What is missing or did not start.
     pub fn raise(artifacts: &Artifacts, prefix: &str) -> Result<Self> {
+        Self::raise_with(artifacts, prefix, MEMORY_MIB)
+    }
+
+    /// Raises a cluster of three hosts that give so much memory to instances.
+    ///
+    /// # Errors
+    /// What is missing or did not start.
+    pub fn raise_with(artifacts: &Artifacts, prefix: &str, memory_mib: u64) -> Result<Self> {
         let ports = (0..3).map(|_| free_port()).collect::<Result<Vec<u16>>>()?;
-        let reserved = memory_of_machine_mib()?.saturating_sub(MEMORY_MIB);
+        let reserved = memory_of_machine_mib()?.saturating_sub(memory_mib);
         let accelerator = artifacts.accelerator();
         let toml =
             |facts: &HostFacts| agent_toml(facts, ports[usize::from(facts.index) - 1], reserved, accelerator);
