@@ -43,11 +43,14 @@ pub enum Invariant {
     /// A migration is written first, and while it stands promotion needs death at both ends.
     #[serde(rename = "SAFE-7")]
     Migration,
+    /// State that exists is not given up.
+    #[serde(rename = "SAFE-9")]
+    State,
 }
 
 impl Invariant {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::OnePrimary,
         Self::KnownDead,
         Self::CompleteCheckpoint,
@@ -55,6 +58,7 @@ impl Invariant {
         Self::Placement,
         Self::OneNode,
         Self::Migration,
+        Self::State,
     ];
 
     /// The id used in logs, metrics and documents.
@@ -68,6 +72,7 @@ impl Invariant {
             Self::Placement => "SAFE-5",
             Self::OneNode => "SAFE-6",
             Self::Migration => "SAFE-7",
+            Self::State => "SAFE-9",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! never drops what a newer one wrote. Must not do: decide anything.
 
 mod checkpoint;
+mod state_wait;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::sets::SetFacts;
 use crate::units::{MiB, UnixMillis, Vcpus};
 
 pub use checkpoint::{CheckpointId, CheckpointRecord};
+pub use state_wait::StateWait;
 
 /// Free-form `key=value` pairs that policies read.
 pub type Labels = BTreeMap<String, String>;
@@ -205,6 +207,9 @@ pub struct NodeRecord {
     /// When a primary of it failed, within a day of the last time, the oldest first and at most a few dozen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<UnixMillis>,
+    /// How long it has waited for its state, from when its primary was found dead until a successor is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_wait: Option<StateWait>,
 }
 
 /// A host's right to run primaries. It is written when it is opened, and when the leader expires it; each renewal is a record
@@ -440,6 +445,7 @@ impl NodeRecord {
             incident: None,
             setbacks: Vec::new(),
             failures: Vec::new(),
+            state_wait: None,
         }
     }
 

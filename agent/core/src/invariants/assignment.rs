@@ -5,7 +5,11 @@
 //!
 //! Cost: O(members of the node) look-ups; room takes a walk over the nodes of each host that it is new on.
 
+use std::time::Duration;
+
 use super::{Broken, Invariant, broken_in_record};
+use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
+use crate::death::{Death, SetbackCause};
 use crate::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::leader::{Assignment, CheckpointChange};
 use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Phase};
@@ -25,6 +29,7 @@ pub fn broken_by(view: &View, assignment: &Assignment) -> Vec<Broken> {
     broken.extend(change.epochs());
     broken.extend(change.promotion());
     broken.extend(change.checkpoint());
+    broken.extend(change.state());
     broken.extend(change.placement());
     broken.extend(change.instances());
     broken.extend(change.migration());
@@ -138,8 +143,17 @@ impl Change<'_> {
                         && Some(image.instance) == new.instance
                         && record.hosts.iter().all(|host| image.hosts.contains(host))
                 };
-                let becomes = (record.id, record.valid) == (id, self.after.begun) && record.earlier.is_none();
-                let right = *revision == known.revision && becomes && known.value.copies().any(is_right);
+                let becomes = (record.id, record.valid) == (id, self.after.begun);
+                // Beside it the other one may stay, for the case that this one is damaged.
+                let is_other = |kept: &CheckpointRecord| {
+                    known.value.copies().any(|image| {
+                        let named = kept.hosts.iter().all(|host| image.hosts.contains(host));
+                        image.id == kept.id && image.valid >= self.before.begun && named
+                    })
+                };
+                let other = record.earlier.as_deref().is_none_or(|kept| kept.id != id && is_other(kept));
+                let right =
+                    *revision == known.revision && becomes && other && known.value.copies().any(is_right);
                 let detail = format!(
                     "{node} is restored from {id} on {}, which is neither its newest nor the one before it there",
                     new.host
@@ -159,6 +173,52 @@ impl Change<'_> {
                 wrong(format!("{node} loses its checkpoint without a new primary"))
             }
         }
+    }
+
+    /// A fresh start while a copy of the state may still be had.
+    fn state(&self) -> Option<Broken> {
+        let (node, before, after) = (self.node, self.before, self.after);
+        let afresh = self.successor().filter(|new| !matches!(new.origin, Origin::Restored(_)))?;
+        if before.primary.is_none() || !before.holds_places(node.role()) || after.begun == before.begun {
+            return None;
+        }
+        let waited = before.state_wait.as_ref();
+        if waited.is_some_and(|wait| wait.given_up) {
+            return None;
+        }
+        // The decision itself says when it was made.
+        let decided = after.incident.as_ref().map(|incident| incident.decided)?;
+        let waited = waited.map_or(Duration::ZERO, |wait| {
+            Duration::from_millis(wait.waited_ms) + decided.since(wait.at).min(STATE_WAIT_STEP)
+        });
+        let failed = |copy: &CheckpointRecord, host: &HostId| {
+            after.setbacks.iter().any(|setback| match &setback.cause {
+                SetbackCause::Died { death: Death::DeployFailed { .. }, epoch } => {
+                    &setback.host == host && *epoch > copy.id.epoch
+                }
+                SetbackCause::Died { .. }
+                | SetbackCause::MigrationFailed { .. }
+                | SetbackCause::NoCopies { .. } => false,
+            })
+        };
+        let may_be_had = |copy: &CheckpointRecord, host: &HostId| {
+            let Some(seen) = self.view.hosts.get(host) else { return false };
+            let there = seen.is_open();
+            let facts = seen.facts.as_deref().filter(|facts| facts.session == seen.session.value.number);
+            let works = facts.is_some_and(|facts| facts.unable.is_empty());
+            let has_room = before.backups.iter().any(|backup| &backup.host == host);
+            !failed(copy, host) && ((there && (!works || has_room)) || waited < STATE_WAIT)
+        };
+        let copies = self.view.checkpoints.get(node)?.value.copies();
+        let mut copies = copies.filter(|copy| copy.valid >= before.begun);
+        copies.find_map(|copy| {
+            let host = copy.hosts.iter().find(|host| may_be_had(copy, host))?;
+            let detail = format!(
+                "{node} starts afresh on {} while {host} may still have checkpoint {}",
+                afresh.host, copy.id
+            );
+            Some(Broken::new(Invariant::State, detail))
+        })
     }
 
     /// Only what is new is held against the decision: a host may have begun to drain since.

@@ -1,10 +1,11 @@
 //! Tables of the invariants.
 
 use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
+use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use crate::fixture::{Cluster, host, node};
 use crate::ids::{Epoch, HostId};
 use crate::leader::{Assignment, CheckpointChange};
-use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin};
+use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Service};
 use crate::units::MiB;
 
 /// A decision that nobody made, about a healthy node.
@@ -35,8 +36,8 @@ fn free_host(cluster: &Cluster, name: &str) -> HostId {
 
 #[test]
 fn each_guarantee_has_one_id_everywhere() {
-    for (number, invariant) in Invariant::ALL.into_iter().enumerate() {
-        assert_eq!(invariant.as_str(), format!("SAFE-{}", number + 1));
+    for (number, invariant) in [1, 2, 3, 4, 5, 6, 7, 9].into_iter().zip(Invariant::ALL) {
+        assert_eq!(invariant.as_str(), format!("SAFE-{number}"));
         assert_eq!(serde_json::to_string(&invariant).unwrap(), format!("\"{invariant}\""));
     }
 }
@@ -108,7 +109,8 @@ fn a_restore_from_anything_but_the_newest_complete_checkpoint_breaks_safe_3() {
     assert_eq!(found(&behind, &of_it), [Invariant::CompleteCheckpoint]);
     let mut fresh = keeps;
     fresh.record.primary.as_mut().unwrap().origin = Origin::Created;
-    assert_eq!(found(&cluster, &fresh), [Invariant::CompleteCheckpoint], "the old state could come back");
+    let given_up = [Invariant::CompleteCheckpoint, Invariant::State];
+    assert_eq!(found(&cluster, &fresh), given_up, "the old state could come back");
 }
 
 #[test]
@@ -257,4 +259,45 @@ fn a_death_is_the_end_of_its_lease_or_the_word_of_that_very_lease_about_that_lif
         let told = found(&cluster, &assignment);
         assert_eq!(!told.contains(&Invariant::KnownDead), dead, "{what}: {told:?}");
     }
+}
+
+#[test]
+fn a_fresh_start_while_the_state_may_still_be_had_breaks_safe_9() {
+    let mut cluster = Cluster::of(4).with(&["alice/exec-1"]);
+    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.lose(&held);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    // The leader's own decision once the wait is over.
+    let mut waited = cluster.clone();
+    for _ in 0..STATE_WAIT.as_secs() / STATE_WAIT_STEP.as_secs() - 1 {
+        waited.pass(STATE_WAIT_STEP);
+        waited.step();
+    }
+    waited.pass(STATE_WAIT_STEP);
+    let right = waited.plan().assignments.remove(0);
+    assert_eq!(found(&waited, &right), []);
+    let early = |edit: fn(&mut NodeRecord)| {
+        let mut early = waited.clone();
+        early.edit("alice/exec-1", edit);
+        let revision = early.view.nodes[&node("alice/exec-1")].revision;
+        (early, Assignment { revision, ..right.clone() })
+    };
+    let (before, soon) = early(|record| record.state_wait.as_mut().unwrap().waited_ms -= 1);
+    assert_eq!(found(&before, &soon), [Invariant::State]);
+    let (before, never) = early(|record| record.state_wait = None);
+    assert_eq!(found(&before, &never), [Invariant::State]);
+    let (before, wanted) = early(|record| {
+        let wait = record.state_wait.as_mut().unwrap();
+        (wait.waited_ms, wait.given_up) = (0, true);
+    });
+    assert_eq!(found(&before, &wanted), []);
+    // A host that is there is not given up for want of a service, however long it has been waited for.
+    let mut there = waited.clone();
+    there.reopen(&held);
+    there.facts(&held).unable.insert(Service::Guard);
+    assert_eq!(found(&there, &right), [Invariant::State]);
+    let mut unknown = cluster;
+    unknown.view.hosts.remove(&host(&held));
+    assert_eq!(found(&unknown, &right), []);
 }

@@ -23,11 +23,11 @@ use crate::ids::{HostId, InstanceId, NodeId};
 use crate::records::{CheckpointRecord, HostFacts, InstanceFact};
 use crate::view::{HostView, SharedNode, View, diff};
 
-/// Whether a host may run anything, and whether it takes work.
+/// Whether a host may run anything, and whether it can do its part: a restore may use one that is draining.
 fn standing(seen: &HostView) -> (u64, bool, bool, bool, bool) {
     let session = &seen.session.value;
-    let (open, accepts) = (session.ended.is_none(), seen.accepts_work());
-    (session.number, open, seen.current_facts().is_some(), seen.intent.drain, accepts)
+    let (open, able) = (session.ended.is_none(), seen.is_able());
+    (session.number, open, seen.current_facts().is_some(), seen.intent.drain, able)
 }
 
 /// Whether policies are to be told of another traffic: each copy has another size, and rows are not worked out anew for a

@@ -28,7 +28,7 @@ use super::ask::Asked;
 use super::flight::{Deficits, Draft};
 use super::input::{Decisions, Input, Outcome};
 use super::rooms::Rooms;
-use super::{Report, SessionEnding, backups, drain, primary, settle};
+use super::{Report, SessionEnding, backups, drain, primary, restore, settle};
 use crate::bounds::Bounds;
 use crate::ids::{HostId, NodeId};
 use crate::policy::{Interface, Judged};
@@ -107,7 +107,7 @@ pub struct Leader {
     pub(super) todo: Todo,
     /// Nodes that more room, another host or the end of a cooldown could help.
     pub(super) waiting: BTreeSet<NodeId>,
-    /// When such a node is looked at again, whatever happens.
+    /// When such a node is looked at again, whatever happens: a host is not avoided any more, or a step of its wait is over.
     cooldowns: BTreeMap<NodeId, UnixMillis>,
     /// When a node whose write was refused is looked at again, whatever happens.
     pub(super) retries: BTreeMap<NodeId, Boottime>,
@@ -183,9 +183,20 @@ impl Leader {
         [lease, ending, cooldown, retry].into_iter().flatten().min()
     }
 
+    /// The first of the times at which nodes that wait are looked at again.
+    #[cfg(test)]
+    pub(super) fn waiting_due(&self) -> Option<UnixMillis> {
+        self.cooldowns.values().min().copied()
+    }
+
     /// Takes what happened, and decides nothing yet.
     pub(super) fn take(&mut self, input: Input, now: Now) {
+        let set_back = now.wall < self.now.wall;
         self.now = now;
+        if set_back {
+            // What was to be looked at by the wall clock has another time.
+            self.look_at_waiting();
+        }
         match input {
             Input::View(view) => self.see(view),
             Input::Reply(reply) => {
@@ -324,7 +335,11 @@ impl Leader {
         }
         self.waiting.insert(node.clone());
         let ends = known.value.setbacks.iter().filter(|setback| self.is_recent(setback.at));
-        match ends.map(|setback| setback.at + self.bounds.setback).min() {
+        let ends = ends.map(|setback| setback.at + self.bounds.setback);
+        let waits_for_state = self.report.lacks.get(node).is_some_and(|lack| lack.state);
+        let wait = known.value.state_wait.filter(|_| waits_for_state);
+        let step = wait.and_then(|wait| restore::due(wait, self.now.wall));
+        match ends.chain(step).min() {
             Some(at) => drop(self.cooldowns.insert(node.clone(), at)),
             None => drop(self.cooldowns.remove(node)),
         }

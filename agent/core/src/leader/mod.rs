@@ -24,6 +24,7 @@ mod place;
 mod plan;
 mod primary;
 mod question;
+mod restore;
 mod rooms;
 mod settle;
 mod sums;
@@ -102,6 +103,8 @@ pub struct Plan {
 pub struct Lack {
     /// It has no primary.
     pub primary: bool,
+    /// It has none because it waits for its state.
+    pub state: bool,
     /// Backups that it is short of.
     pub backups: u32,
 }

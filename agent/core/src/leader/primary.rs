@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! display, unprotected execution      protected execution
-//! 1 ready warm backup                 1 newest checkpoint on a live backup's host
+//! 1 ready warm backup                 1 newest checkpoint that can be had, or may be soon (`restore`)
 //! 2 idle instance of a pool           2 idle instance of a pool  (state lost, and the record says so)
 //! 3 new instance on a chosen host     3 new instance on a chosen host
 //! ```
@@ -11,6 +11,7 @@
 //! migrating (SAFE-7); each change raises the epoch. Must not do: take care of backups.
 
 use super::place::{Choice, choose};
+use super::restore::{from_checkpoint, go_on_waiting};
 use super::{CheckpointChange, Leader, remember, remember_failure};
 use crate::death::{Death, Setback, SetbackCause};
 use crate::ids::{HostId, InstanceId, NodeId, Role};
@@ -42,7 +43,7 @@ pub(super) fn repair(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
     }
     let known = leader.shared(node);
     let record = &known.value;
-    let Some(successor) = successor(leader, node, record) else { return };
+    let Some(successor) = successor(leader, node, record, death.as_ref()) else { return };
     install(leader, node, record, successor, death);
 }
 
@@ -63,9 +64,9 @@ fn hold_against(leader: &mut Leader, node: &NodeId, host: &HostId, death: &Found
 }
 
 /// How the old primary died.
-struct Found {
+pub(super) struct Found {
     cause: Death,
-    found: UnixMillis,
+    pub(super) found: UnixMillis,
 }
 
 /// A host that came back does not say when its instances ended: it is found now.
@@ -74,29 +75,36 @@ fn found_at(leader: &Leader, found: UnixMillis) -> UnixMillis {
 }
 
 /// Who takes over, and what that keeps.
-struct Successor {
-    member: Member,
-    action: String,
-    checkpoint: Option<CheckpointRecord>,
+pub(super) struct Successor {
+    pub(super) member: Member,
+    pub(super) action: String,
+    pub(super) checkpoint: Option<CheckpointRecord>,
 }
 
 /// What the first step of the ladder gives.
-enum Step {
+pub(super) enum Step {
     Found(Box<Successor>),
     /// It may give one soon, and the next step would lose the state.
     Wait(String),
     Nothing,
 }
 
-fn successor(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<Successor> {
+fn successor(
+    leader: &mut Leader,
+    node: &NodeId,
+    record: &NodeRecord,
+    death: Option<&Found>,
+) -> Option<Successor> {
     let first = if record.holds_places(node.role()) {
-        from_checkpoint(leader, node, record)
+        from_checkpoint(leader, node, record, death)
     } else {
         from_backups(leader, record)
     };
     match first {
         Step::Found(successor) => Some(*successor),
         Step::Wait(why) => {
+            go_on_waiting(leader, node, record, &why);
+            leader.report.lacks.entry(node.clone()).or_default().state = true;
             leader.note(node, why);
             None
         }
@@ -116,62 +124,6 @@ fn from_backups(leader: &Leader, record: &NodeRecord) -> Step {
         member: Member { origin: Origin::Promoted, ..backup.clone() },
         action: format!("backup on {} promoted", backup.host),
         checkpoint: None,
-    }))
-}
-
-/// The newest checkpoint (SAFE-3), on a backup's host if one has it, else on any that has it and room. A draining
-/// host comes last, but before the state is given up, and so does the checkpoint before it, where no host that has the
-/// newest is left; a host that cannot restore it at present is waited for (SAFE-9).
-fn from_checkpoint(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Step {
-    let Some(known) = leader.view.checkpoints.get(node) else { return Step::Nothing };
-    for copy in known.value.copies().filter(|copy| copy.valid >= record.begun) {
-        match from_copy(leader, node, record, copy) {
-            Step::Nothing => {}
-            step @ (Step::Found(_) | Step::Wait(_)) => return step,
-        }
-    }
-    Step::Nothing
-}
-
-fn from_copy(leader: &Leader, node: &NodeId, record: &NodeRecord, checkpoint: &CheckpointRecord) -> Step {
-    let kept = |host: &&HostId| checkpoint.hosts.contains(host) && !leader.failed_to_restore(record, host);
-    let backups = record.backups.iter().map(|backup| &backup.host);
-    let candidates: Vec<&HostId> = backups.chain(&checkpoint.hosts).filter(kept).collect();
-    let usable = |host: &&&HostId| {
-        let able = leader.view.hosts.get(**host).is_some_and(|seen| seen.is_able());
-        able && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
-    };
-    let staying = candidates.iter().filter(usable).find(|host| !leader.is_draining(host));
-    let Some(&host) = staying.or_else(|| candidates.iter().find(usable)) else {
-        let hindrance = |host: &&HostId| {
-            let seen = leader.view.hosts.get(*host).filter(|seen| seen.is_open() && !seen.is_able())?;
-            let service = seen.current_facts().and_then(|facts| facts.unable.first().copied());
-            let why = service.map_or("which has not reported yet".to_owned(), |service| {
-                format!("whose {service} does not answer")
-            });
-            Some(Step::Wait(format!("checkpoint {} is on {host}, {why}", checkpoint.id)))
-        };
-        return candidates.iter().find_map(hindrance).unwrap_or(Step::Nothing);
-    };
-    let Some(session) = leader.view.hosts.get(host).map(|seen| seen.session.value.number) else {
-        return Step::Nothing;
-    };
-    let live = |host: &&HostId| leader.view.hosts.get(*host).is_some_and(|seen| seen.is_open());
-    Step::Found(Box::new(Successor {
-        member: Member {
-            host: host.clone(),
-            session,
-            instance: Some(checkpoint.instance),
-            origin: Origin::Restored(checkpoint.id),
-        },
-        action: format!("checkpoint {} restored on {host}", checkpoint.id),
-        // What is older than what is restored must never come back.
-        checkpoint: Some(CheckpointRecord {
-            valid: record.epoch.next(),
-            hosts: checkpoint.hosts.iter().filter(live).cloned().collect(),
-            earlier: None,
-            ..checkpoint.clone()
-        }),
     }))
 }
 
@@ -264,6 +216,7 @@ fn install(
     let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
     let (death, again) = first_failure(before, death);
     let kept = state_kept(node, before, &successor, death.as_ref());
+    let restored = successor.checkpoint.is_some();
     let old_checkpoint = leader.view.checkpoints.get(node).map(|known| known.revision);
     let change = match (successor.checkpoint, old_checkpoint) {
         (Some(new), Some(revision)) => CheckpointChange::Replace(revision, new),
@@ -293,6 +246,8 @@ fn install(
             });
         }
         record.primary = Some(taken);
+        // One that is restored is not there yet: should it fail, the wait goes on where it was.
+        record.state_wait = record.state_wait.filter(|_| restored);
     });
 }
 

@@ -130,6 +130,7 @@ fn timeline(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
             if let Some(incident) = &mut record.incident {
                 incident.ready = Some(at);
             }
+            record.state_wait = None;
         });
     }
     if let Some(at) = windows_back(leader, node, record) {

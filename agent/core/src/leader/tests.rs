@@ -7,6 +7,7 @@ mod incremental;
 mod migration;
 mod policies;
 mod properties;
+mod state;
 mod sums;
 mod told;
 mod unable;

@@ -44,13 +44,14 @@ pub struct CheckpointRecord {
     /// The hosts that have it.
     pub hosts: Vec<HostId>,
     /// The one before it, with the hosts that have that one and not the newest: their state is older, and better than none.
-    /// Itself without an earlier one.
+    /// After a restore the other one of the two, as long as nothing newer is recorded: should the one that was restored be
+    /// damaged, or its host be lost with it, there is that. Itself without an earlier one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earlier: Option<Box<CheckpointRecord>>,
 }
 
 impl CheckpointRecord {
-    /// The newest, then the one before it.
+    /// The newest, or the one that was restored, then the other.
     pub fn copies(&self) -> impl Iterator<Item = &Self> {
         std::iter::once(self).chain(self.earlier.as_deref())
     }

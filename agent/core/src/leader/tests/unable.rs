@@ -45,7 +45,7 @@ fn a_refused_member_goes_elsewhere_and_the_only_copy_of_a_state_is_waited_for() 
     let held = cluster.backup_hosts("alice/exec-1")[0].clone();
     cluster.facts(&held).unable.insert(Service::Libvirtd);
     cluster.kill_primary("alice/exec-1");
-    assert!(cluster.step().is_empty());
+    cluster.step();
     let notes = format!("{:?}", cluster.report.notes[&node("alice/exec-1")]);
     assert!(notes.contains("whose libvirtd does not answer"), "{notes}");
     cluster.facts(&held).unable.clear();

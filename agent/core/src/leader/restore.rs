@@ -1,0 +1,276 @@
+//! Owns which copy of a protected node's state a restore takes, and for how long one that cannot be had is waited for
+//! (SAFE-9).
+//!
+//! ```text
+//! the newest can be restored somewhere ──────────────────────────────▶ it is
+//! an older one can ── the newest is on a host that is there ─────────▶ NEWER_STATE for the newest, then the older one
+//!                 └── the newest is on a host that is lost, or damaged ──────────────────────────▶ the older one
+//! none can ── one is on a host that is there, for want of a service ─▶ waits for that host
+//!         ├── one is on a host that is lost, or has no room ─────────▶ STATE_WAIT, then a fresh start
+//!         └── all are damaged, or on hosts that nobody knows ────────▶ a fresh start
+//! ```
+//!
+//! An operator's word ends each of these waits at once.
+//!
+//! Promises: what is waited for, and until when, follows from the node's record and the time alone, so that a new leader goes
+//! on with the wait of the one before; a copy that was found damaged is not tried again, and keeps nobody waiting. Must not
+//! do: install.
+//!
+//! Cost: O(copies) look-ups, in a decision about a node whose primary is dead; a write for each
+//! [`StateWait::STEP`] of a wait.
+
+use std::fmt;
+
+use super::Leader;
+use super::primary::{Found, Step, Successor};
+use crate::bounds::{NEWER_STATE, STATE_WAIT};
+use crate::death::SetbackCause;
+use crate::ids::{HostId, NodeId};
+use crate::records::{CheckpointRecord, Member, NodeRecord, Origin, StateWait};
+use crate::service::Service;
+use crate::units::{MiB, UnixMillis};
+
+/// Why a copy cannot be restored on the host that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hindrance {
+    Lost,
+    NotReported,
+    Unable(Service),
+    NoRoom { free: MiB, needed: MiB },
+}
+
+impl Hindrance {
+    /// Whether its host is there, and says when it can.
+    fn is_there(self) -> bool {
+        match self {
+            Self::NotReported | Self::Unable(_) => true,
+            Self::Lost | Self::NoRoom { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Hindrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost => f.write_str("which is lost"),
+            Self::NotReported => f.write_str("which has not reported yet"),
+            Self::Unable(service) => write!(f, "whose {service} does not answer"),
+            Self::NoRoom { free, needed } => write!(f, "which has {free} free of {needed} needed"),
+        }
+    }
+}
+
+/// A copy that is undamaged as far as anybody knows, and cannot be restored at present.
+struct Hindered<'a> {
+    copy: &'a CheckpointRecord,
+    host: &'a HostId,
+    why: Hindrance,
+}
+
+/// The newest checkpoint that can be restored (SAFE-3), on a backup's host if one has it, else on any that has it and room.
+/// A draining host comes last, but before an older checkpoint, and so does one where something failed a moment ago before
+/// the state is given up.
+pub(super) fn from_checkpoint(
+    leader: &Leader,
+    node: &NodeId,
+    record: &NodeRecord,
+    death: Option<&Found>,
+) -> Step {
+    let Some(known) = leader.view.checkpoints.get(node) else { return Step::Nothing };
+    let copies = || known.value.copies().filter(|copy| copy.valid >= record.begun);
+    let waits = Waits { leader, node, wait: record.state_wait, found: death.map(|death| death.found) };
+    let mut hindered = Vec::new();
+    for copy in copies() {
+        if let Some(host) = usable(leader, node, record, copy, Tries::Fresh) {
+            let newer = hindered.iter().find(|one: &&Hindered<'_>| one.why.is_there());
+            let newer = newer.filter(|_| waits.has_time(NEWER_STATE));
+            return newer.map_or_else(
+                || restored(leader, record, &known.value, copy, host),
+                |_| Step::Wait(waits.until(NEWER_STATE, &hindered)),
+            );
+        }
+        hindered.extend(hindrances(leader, node, record, copy));
+    }
+    let again = copies().find_map(|copy| Some((copy, usable(leader, node, record, copy, Tries::Again)?)));
+    if let Some((copy, host)) = again {
+        return restored(leader, record, &known.value, copy, host);
+    }
+    if waits.is_given_up() || hindered.is_empty() {
+        Step::Nothing
+    } else if hindered.iter().any(|one| one.why.is_there()) {
+        Step::Wait(waits.without_end(&hindered))
+    } else if waits.has_time(STATE_WAIT) {
+        Step::Wait(waits.until(STATE_WAIT, &hindered))
+    } else {
+        Step::Nothing
+    }
+}
+
+/// Whether hosts count where something failed with this node a moment ago.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tries {
+    Fresh,
+    Again,
+}
+
+fn usable<'a>(
+    leader: &Leader,
+    node: &NodeId,
+    record: &'a NodeRecord,
+    copy: &'a CheckpointRecord,
+    tries: Tries,
+) -> Option<&'a HostId> {
+    let usable = |host: &&HostId| {
+        let able = leader.view.hosts.get(*host).is_some_and(|seen| seen.is_able());
+        able && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
+    };
+    let failed = |host: &HostId| tries == Tries::Fresh && leader.failed_to_restore(record, host);
+    holders(record, copy)
+        .filter(|host| !failed(host))
+        .filter(usable)
+        .min_by_key(|host| leader.is_draining(host))
+}
+
+/// The hosts that have an undamaged copy, backups first. One may come twice.
+fn holders<'a>(record: &'a NodeRecord, copy: &'a CheckpointRecord) -> impl Iterator<Item = &'a HostId> {
+    let backups = record.backups.iter().map(|backup| &backup.host);
+    backups
+        .filter(|host| copy.hosts.contains(host))
+        .chain(&copy.hosts)
+        .filter(|host| !is_damaged(record, copy, host))
+}
+
+/// Whether a restore of this copy failed on that host for good. In an epoch after the one that it was taken in a member is
+/// deployed under the same checkpoint only by a restore.
+fn is_damaged(record: &NodeRecord, copy: &CheckpointRecord, host: &HostId) -> bool {
+    record.setbacks.iter().filter(|setback| &setback.host == host).any(|setback| match &setback.cause {
+        SetbackCause::Died { death, epoch } => death.is_failed_deployment() && *epoch > copy.id.epoch,
+        SetbackCause::MigrationFailed { .. } | SetbackCause::NoCopies { .. } => false,
+    })
+}
+
+/// What keeps a copy that is not usable. A host that nobody knows is not waited for.
+fn hindrances<'a>(
+    leader: &'a Leader,
+    node: &'a NodeId,
+    record: &'a NodeRecord,
+    copy: &'a CheckpointRecord,
+) -> impl Iterator<Item = Hindered<'a>> {
+    let undamaged = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host));
+    undamaged.filter_map(move |host| {
+        let seen = leader.view.hosts.get(host)?;
+        let why = match seen.current_facts() {
+            _ if !seen.is_open() => Hindrance::Lost,
+            None => Hindrance::NotReported,
+            Some(facts) => match facts.unable.first() {
+                Some(service) => Hindrance::Unable(*service),
+                None => Hindrance::NoRoom { free: leader.room(node, host), needed: record.spec.memory },
+            },
+        };
+        Some(Hindered { copy, host, why })
+    })
+}
+
+/// The other copies stay on record beside the one that is restored: a damaged one gives way to them.
+fn restored(
+    leader: &Leader,
+    record: &NodeRecord,
+    known: &CheckpointRecord,
+    copy: &CheckpointRecord,
+    host: &HostId,
+) -> Step {
+    let Some(session) = leader.view.hosts.get(host).map(|seen| seen.session.value.number) else {
+        return Step::Nothing;
+    };
+    // What is known to be damaged is forgotten.
+    let kept = |copy: &CheckpointRecord| {
+        let hosts = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host)).cloned().collect();
+        CheckpointRecord { valid: record.epoch.next(), hosts, earlier: None, ..copy.clone() }
+    };
+    let other = known.copies().find(|other| other.id != copy.id && other.valid >= record.begun);
+    let other = other.map(kept).filter(|other| !other.hosts.is_empty());
+    let newer = known.copies().map(|copy| copy.id).find(|id| *id > copy.id);
+    let older = newer.map_or_else(String::new, |newer| format!(", older than {newer}, which cannot be had"));
+    Step::Found(Box::new(Successor {
+        member: Member {
+            host: host.clone(),
+            session,
+            instance: Some(copy.instance),
+            origin: Origin::Restored(copy.id),
+        },
+        action: format!("checkpoint {} restored on {host}{older}", copy.id),
+        checkpoint: Some(CheckpointRecord { earlier: other.map(Box::new), ..kept(copy) }),
+    }))
+}
+
+/// How long a node has waited, and what is to be said of it.
+struct Waits<'a> {
+    leader: &'a Leader,
+    node: &'a NodeId,
+    wait: Option<StateWait>,
+    /// When the old primary was found dead.
+    found: Option<UnixMillis>,
+}
+
+impl Waits<'_> {
+    fn is_given_up(&self) -> bool {
+        self.wait.is_some_and(|wait| wait.given_up)
+    }
+
+    fn has_time(&self, longest: std::time::Duration) -> bool {
+        let waited = self.wait.map(|wait| wait.waited(self.leader.now.wall)).unwrap_or_default();
+        !self.is_given_up() && waited < longest
+    }
+
+    fn until(&self, longest: std::time::Duration, hindered: &[Hindered<'_>]) -> String {
+        let wait = self.wait.unwrap_or_else(|| StateWait::begun(self.leader.now.wall));
+        self.text(&format!(" until {}", time_of_day(wait.ends(longest))), hindered)
+    }
+
+    fn without_end(&self, hindered: &[Hindered<'_>]) -> String {
+        self.text("", hindered)
+    }
+
+    fn text(&self, until: &str, hindered: &[Hindered<'_>]) -> String {
+        let age = |copy: &CheckpointRecord| {
+            let age = self.found.map(|found| found.since(copy.taken).as_secs());
+            age.map_or_else(String::new, |age| format!(", {age} s old at the failure,"))
+        };
+        let one = |one: &Hindered<'_>| {
+            format!("checkpoint {}{} is on {}, {}", one.copy.id, age(one.copy), one.host, one.why)
+        };
+        let all: Vec<String> = hindered.iter().map(one).collect();
+        let node = self.node;
+        format!(
+            "waits for its state{until}: {}: mend that, or do without: understudy node start-afresh {node}",
+            all.join("; ")
+        )
+    }
+}
+
+/// Such as `07:05:09 UTC`.
+fn time_of_day(at: UnixMillis) -> String {
+    let seconds = at.0 / 1_000 % 86_400;
+    format!("{:02}:{:02}:{:02} UTC", seconds / 3_600, seconds / 60 % 60, seconds % 60)
+}
+
+/// Writes down that a node waits, and how long it has: once at first, then a step at a time.
+pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRecord, why: &str) {
+    let now = leader.now.wall;
+    match record.state_wait {
+        None => leader.change(node, why, |record| record.state_wait = Some(StateWait::begun(now))),
+        Some(wait) if wait.waited(now) < STATE_WAIT && wait.is_due(now) => {
+            let wait = wait.counted(now);
+            let reason = format!("has waited {} s for its state", wait.waited(now).as_secs());
+            leader.change(node, reason, |record| record.state_wait = Some(wait));
+        }
+        Some(_) => {}
+    }
+}
+
+/// When a node that waits is to be looked at again.
+pub(super) fn due(wait: StateWait, now: UnixMillis) -> Option<UnixMillis> {
+    let ends = [NEWER_STATE, STATE_WAIT].map(|longest| wait.ends(longest));
+    let step = wait.at + StateWait::STEP;
+    ends.into_iter().chain([step]).filter(|at| *at > now).min()
+}
