@@ -62,6 +62,10 @@ pub const STATE_WAIT_STEP: Duration = Duration::from_secs(30);
 /// is dark for longer than that has gained nothing. systemd has either back within [`REFUSE`].
 pub const NEWER_STATE: Duration = Duration::from_secs(5);
 
+/// How long a restore is tried again on a host where it fails for want of something else than its image, such as room or a
+/// disk that answers, before another host that has a copy is to try: as long as the longest wait of [`RETRY`].
+pub const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How soon silence counts as failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

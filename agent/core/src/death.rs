@@ -30,6 +30,12 @@ pub enum Death {
         /// What it ran into.
         detail: String,
     },
+    /// Its host could not restore it for a while, for want of something else than its image, and another host has a copy of
+    /// the state. The copy here is undamaged as far as that host knows.
+    NotRestored {
+        /// What it ran into.
+        detail: String,
+    },
     /// Its host gave it back before it had begun, and never begins it in that epoch: what it needs there does not answer.
     Refused {
         /// What does not answer.
@@ -68,6 +74,7 @@ impl Death {
             Self::Exited { .. }
             | Self::Destroyed { .. }
             | Self::DeployFailed { .. }
+            | Self::NotRestored { .. }
             | Self::Refused { .. }
             | Self::NotArrived
             | Self::NotHere
@@ -80,7 +87,7 @@ impl Death {
     #[must_use]
     pub fn is_failed_deployment(&self) -> bool {
         match self {
-            Self::DeployFailed { .. } => true,
+            Self::DeployFailed { .. } | Self::NotRestored { .. } => true,
             Self::Exited { .. }
             | Self::Destroyed { .. }
             | Self::Refused { .. }
@@ -100,6 +107,7 @@ impl fmt::Display for Death {
             Self::Exited { detail } => f.write_str(detail),
             Self::Destroyed { reason } => f.write_str(reason),
             Self::DeployFailed { detail } => write!(f, "deployment failed: {detail}"),
+            Self::NotRestored { detail } => write!(f, "not restored there in time: {detail}"),
             Self::Refused { service } => {
                 write!(f, "refused before it had begun: its host's {service} does not answer")
             }
@@ -232,6 +240,11 @@ mod tests {
                 r#"{"deploy-failed":{"detail":"no role disk"}}"#,
             ),
             (
+                Death::NotRestored { detail: "EIO".to_owned() },
+                "not restored there in time: EIO",
+                r#"{"not-restored":{"detail":"EIO"}}"#,
+            ),
+            (
                 Death::Refused { service: Service::Guard },
                 "refused before it had begun: its host's guard does not answer",
                 r#"{"refused":{"service":"guard"}}"#,
@@ -271,7 +284,8 @@ mod tests {
                 named.starts_with("Moved") || named.starts_with("MaybeMoved"),
                 "{named}"
             );
-            assert_eq!(death.is_failed_deployment(), named.starts_with("DeployFailed"), "{named}");
+            let failed = named.starts_with("DeployFailed") || named.starts_with("NotRestored");
+            assert_eq!(death.is_failed_deployment(), failed, "{named}");
         }
     }
 }

@@ -69,6 +69,8 @@ struct Retry {
     reason: String,
     /// How often the image was refused without a word on whether it is damaged.
     refusals: u32,
+    /// Since when it fails.
+    since: Boottime,
 }
 
 /// A host's agent.

@@ -24,7 +24,7 @@ use std::fmt;
 use super::Leader;
 use super::primary::{Found, Step, Successor};
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
-use crate::death::SetbackCause;
+use crate::death::{Death, SetbackCause};
 use crate::ids::{HostId, NodeId};
 use crate::records::{CheckpointRecord, Member, NodeRecord, Origin, StateWait};
 use crate::service::Service;
@@ -144,7 +144,8 @@ fn holders<'a>(record: &'a NodeRecord, copy: &'a CheckpointRecord) -> impl Itera
 /// deployed under the same checkpoint only by a restore.
 fn is_damaged(record: &NodeRecord, copy: &CheckpointRecord, host: &HostId) -> bool {
     record.setbacks.iter().filter(|setback| &setback.host == host).any(|setback| match &setback.cause {
-        SetbackCause::Died { death, epoch } => death.is_failed_deployment() && *epoch > copy.id.epoch,
+        SetbackCause::Died { death: Death::DeployFailed { .. }, epoch } => *epoch > copy.id.epoch,
+        SetbackCause::Died { .. } => false,
         SetbackCause::MigrationFailed { .. } | SetbackCause::NoCopies { .. } => false,
     })
 }

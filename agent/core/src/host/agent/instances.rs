@@ -1,8 +1,8 @@
 //! Owns what becomes of a job's outcome: the state of the instances.
 //!
 //! Promises: each change of an instance's phase is said once; a job of a lease that is over changes nothing; a dead
-//! instance stays dead; a restore is given up only for its image, and tried again for anything else (SAFE-9). Must not do:
-//! start jobs.
+//! instance stays dead; a restore is given up only for its image, or to another host with a copy, and tried again for
+//! anything else (SAFE-9). Must not do: start jobs.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ use super::{
     Busy, Condition, Death, Effect, Epoch, HostAction, HostAgent, Job, Lane, Loaded, Local, Outcome, RETRY,
     Retry,
 };
-use crate::bounds::FILL_RETRY;
+use crate::bounds::{FILL_RETRY, RESTORE_PATIENCE};
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::records::{InstanceFact, Phase};
 use crate::units::{MiB, Vcpus};
@@ -172,7 +172,10 @@ impl HostAgent {
     /// The state is on this host's disk. Only what is wrong with the image itself ends it: a guard, a libvirtd or a disk
     /// that does not answer is there again later, and so is room under /run.
     fn restored(&mut self, instance: InstanceId, node: NodeId, epoch: Epoch, outcome: Outcome) {
-        let refusals = self.restores.get(&instance).map_or(0, |retry| retry.refusals);
+        let now = self.now.boottime;
+        let (refusals, since) =
+            self.restores.get(&instance).map_or((0, now), |retry| (retry.refusals, retry.since));
+        let patient = now.since(since) < RESTORE_PATIENCE || !self.others_have(&node);
         let (reason, refusals) = match outcome {
             Outcome::Loaded { address } => {
                 self.loaded.insert(instance, Loaded { since: self.now.boottime, address });
@@ -199,14 +202,25 @@ impl HostAgent {
                 self.destroy_before_another_try(instance, Death::DeployFailed { detail: reason.clone() });
                 (reason, 0)
             }
+            Outcome::Failed(detail) if !patient => {
+                return self.dead_in_epoch(instance, Some(node), epoch, Death::NotRestored { detail });
+            }
             Outcome::Failed(reason) => (reason, 0),
             _ => return,
         };
         // What the last try left is gone, or will be.
         self.loaded.remove(&instance);
         self.exited.remove(&instance);
-        self.restores.insert(instance, Retry { node, reason, refusals });
+        self.restores.insert(instance, Retry { node, reason, refusals, since });
         self.show_restores();
+    }
+
+    /// Whether another host that can do its part has a copy of a node's state.
+    fn others_have(&self, node: &NodeId) -> bool {
+        let view = &self.records.view;
+        let able = |host: &&HostId| view.hosts.get(*host).is_some_and(|seen| seen.is_able());
+        let mut copies = view.checkpoints.get(node).into_iter().flat_map(|known| known.value.copies());
+        copies.any(|copy| copy.hosts.iter().filter(|host| **host != self.settings.me).any(|host| able(&host)))
     }
 
     pub(super) fn show_restores(&mut self) {

@@ -14,8 +14,8 @@ use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn as Rule, HostState, Pick, PlacementAnswer,
     PlacementQuestion, Unusable,
 };
-use crate::records::Phase;
-use crate::units::MiB;
+use crate::records::{Phase, Service};
+use crate::units::{MiB, UnixMillis};
 use crate::view::{Answer, View};
 
 pub(super) const NODES: [&str; 5] =
@@ -40,6 +40,9 @@ pub(super) enum Event {
     Withhold(usize, bool),
     Shrink(usize, u64),
     Idle(usize),
+    Unable(usize, bool),
+    GiveUp(usize),
+    SetClock(i64),
     Pass(u64),
     Obey,
     Step(u64),
@@ -58,6 +61,9 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
         1 => (node.clone(), host.clone()).prop_map(|(node, host)| Event::MissCopy(node, host)),
         1 => (node.clone(), host.clone(), any::<bool>())
             .prop_map(|(node, host, refuses)| Event::RefuseCopies(node, host, refuses)),
+        1 => node.clone().prop_map(Event::GiveUp),
+        1 => (host.clone(), any::<bool>()).prop_map(|(host, unable)| Event::Unable(host, unable)),
+        1 => (-100..400_i64).prop_map(Event::SetClock),
         1 => (node, any::<bool>()).prop_map(|(node, withheld)| Event::Withhold(node, withheld)),
         2 => host.clone().prop_map(Event::Lose),
         2 => host.clone().prop_map(Event::Reopen),
@@ -156,6 +162,12 @@ pub(super) fn apply(cluster: &mut Cluster, event: &Event) {
         Event::Withhold(at, false) => drop(cluster.view.withheld.remove(&node(NODES[*at]))),
         Event::Shrink(at, members) => cluster.facts(&named(at)).capacity.memory = MiB(512 * members),
         Event::Idle(at) => cluster.idle(&named(at), 1),
+        Event::Unable(at, true) => drop(cluster.facts(&named(at)).unable.insert(Service::Guard)),
+        Event::Unable(at, false) => cluster.facts(&named(at)).unable.clear(),
+        Event::GiveUp(at) => give_up(cluster, NODES[*at]),
+        Event::SetClock(seconds) => {
+            cluster.now.wall = UnixMillis(cluster.now.wall.0.saturating_add_signed(seconds * 1_000));
+        }
         Event::Pass(seconds) => cluster.pass(Duration::from_secs(*seconds)),
         Event::Obey => cluster.obey(),
         Event::Step(seed) => checked_step(cluster, &mut Fuzzed(*seed)),
@@ -167,6 +179,17 @@ fn edit_primary(cluster: &mut Cluster, at: usize, edit: impl FnOnce(&mut crate::
     let facts = cluster.facts(primary.host.as_str());
     if let Some(fact) = facts.instances.get_mut(&primary.instance.unwrap()) {
         edit(fact);
+    }
+}
+
+/// An operator wants a node to wait for its state no longer.
+fn give_up(cluster: &mut Cluster, name: &str) {
+    if cluster.record(name).state_wait.is_some_and(|wait| !wait.given_up) {
+        cluster.edit(name, |record| {
+            if let Some(wait) = &mut record.state_wait {
+                wait.given_up = true;
+            }
+        });
     }
 }
 
@@ -247,6 +270,7 @@ fn heal(cluster: &mut Cluster) {
         let facts = Arc::make_mut(seen.facts.as_mut().unwrap());
         facts.capacity.memory = MiB(16 * 1024);
         facts.copy_faults.clear();
+        facts.unable.clear();
     }
     cluster.pass(Duration::from_secs(60));
     for name in NODES {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
-use crate::death::{Setback, SetbackCause};
-use crate::fixture::{Cluster, deploy_failed, fact, host, node};
+use crate::death::{Death, Setback, SetbackCause};
+use crate::fixture::{Cluster, deploy_failed, died, fact, host, node};
 use crate::ids::{Epoch, HostId};
 use crate::leader::{Input, Leader, Outcome, Plan, plan};
 use crate::records::{CheckpointId, Origin, Service, StateKept, StateWait};
@@ -250,6 +250,21 @@ fn a_damaged_copy_gives_way_to_the_one_before_it_and_is_never_tried_again() {
     assert_eq!(until_decided(&mut cluster, STATE_WAIT), Some(0), "nothing is left to wait for");
     assert_eq!(restored(&cluster), None);
     assert_eq!(cluster.record(NODE).incident.as_ref().unwrap().state, StateKept::Lost);
+}
+
+/// It is not damaged: the copy counts again once the others are no better.
+#[test]
+fn a_copy_that_a_host_could_not_restore_for_a_while_comes_after_the_others() {
+    let (mut cluster, backups, ids) = older_elsewhere(false);
+    cluster.step();
+    let (at, instance) = cluster.primary(NODE);
+    let late = fact(died(Death::NotRestored { detail: "EIO".to_owned() }), Some(node(NODE)), Epoch(2));
+    cluster.facts(at.as_str()).instances.insert(instance, late);
+    cluster.step();
+    assert_eq!((cluster.primary_host(NODE), restored(&cluster)), (backups[1].clone(), Some(ids[1])));
+    fail_restore(&mut cluster);
+    cluster.step();
+    assert_eq!((cluster.primary_host(NODE), restored(&cluster)), (backups[0].clone(), Some(ids[0])));
 }
 
 /// The same checkpoint on a host that was lost when the restore was decided.

@@ -160,3 +160,33 @@ fn what_was_restored_waits_for_its_display_to_let_it_in_but_not_for_long() {
         assert!(resumes(&rig));
     }
 }
+
+/// It is not the only one who has the state: a terminal must not stay dark for its disk.
+#[test]
+fn a_restore_that_does_not_come_about_is_left_to_another_host_that_has_a_copy() {
+    for (elsewhere, able) in [(true, true), (true, false), (false, true)] {
+        let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+        cluster.kill_primary("alice/exec-1");
+        cluster.step();
+        let (me, instance) = cluster.primary("alice/exec-1");
+        let other = cluster.view.hosts.keys().find(|host| **host != me).unwrap().clone();
+        if elsewhere {
+            let known = cluster.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
+            std::sync::Arc::make_mut(known).value.hosts.push(other.clone());
+        }
+        if !able {
+            cluster.facts(other.as_str()).unable.insert(crate::service::Service::Guard);
+        }
+        let mut rig = Rig::new(cluster, me.as_str(), 0);
+        rig.tick();
+        let mut waited = 0;
+        while rig.death(instance).is_none() && waited < 60 {
+            rig.end(failed());
+            rig.pass(10_000);
+            waited += 10;
+        }
+        let left = matches!(rig.death(instance), Some(Death::NotRestored { .. }));
+        assert_eq!((left, waited < 60), (elsewhere && able, elsewhere && able), "{elsewhere} {able}");
+        assert_eq!(rig.condition(Condition::Restores).is_empty(), left);
+    }
+}
