@@ -7,7 +7,7 @@
 
 use understudy_core::ids::{HostId, NodeId};
 use understudy_core::keys::{Key, encode};
-use understudy_core::records::FailoverRequest;
+use understudy_core::records::{FailoverRequest, NodeRecord};
 
 use crate::world::World;
 
@@ -18,6 +18,8 @@ const FAILOVER_WEIGHT: u64 = 250;
 const FOREIGN_WEIGHT: u64 = 150;
 const FULL_WEIGHT: u64 = 120;
 const STALL_WEIGHT: u64 = 120;
+/// Once a node waits for its state: about once in a minute.
+const GIVE_UP_WEIGHT: u64 = 40;
 /// How long an agent that is replaced by one of another version is away, in milliseconds.
 const REPLACED_MS: u64 = 300;
 
@@ -67,6 +69,9 @@ impl World {
             let until = self.now + self.ailing_rng.between(1_000, 60_000);
             self.stall_images(&host, until);
         }
+        if self.waits_rng.below(100_000) < GIVE_UP_WEIGHT {
+            self.give_up_a_state();
+        }
         let due: Vec<HostId> =
             hosts.into_iter().filter(|host| self.is_to_be_updated(host, self.now)).collect();
         for host in due {
@@ -85,6 +90,20 @@ impl World {
                 self.update(&host, u64::MAX);
             }
         }
+    }
+
+    /// An operator does not want to wait for a host any longer.
+    fn give_up_a_state(&mut self) {
+        let waits = |record: &NodeRecord| record.state_wait.is_some_and(|wait| !wait.given_up);
+        let waiting = self.nodes().find(|(_, record)| waits(record));
+        let Some((node, mut record)) = waiting.map(|(node, record)| (node.clone(), record.clone())) else {
+            return;
+        };
+        if let Some(wait) = &mut record.state_wait {
+            wait.given_up = true;
+        }
+        self.note(format!("an operator wants {node} to start without waiting for its state"));
+        self.write(Key::Node(node), Some(encode(&record)));
     }
 
     pub(crate) fn fill_disk(&mut self, host: &HostId, until: u64) {

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::bounds::COPY_LATE;
+use understudy_core::bounds::{COPY_LATE, STATE_WAIT, STATE_WAIT_STEP};
+use understudy_core::death::Death;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
 use understudy_core::keys::Key;
-use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
+use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Origin, Phase};
 use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, MiB};
 use understudy_core::view::{SharedNode, View};
@@ -38,6 +39,10 @@ pub(crate) struct Truth {
     clear_since: BTreeMap<(NodeId, HostId), u64>,
     /// When the record of a node's checkpoint was written last.
     recorded: BTreeMap<NodeId, u64>,
+    /// Copies of which a host has said that they cannot be restored.
+    failed_copies: BTreeSet<(NodeId, HostId, CheckpointId)>,
+    /// Since when a node waits for its state.
+    waits_since: BTreeMap<NodeId, u64>,
     pub(crate) failovers: u64,
     pub(crate) restores: u64,
     pub(crate) migrations: u64,
@@ -48,7 +53,14 @@ pub(crate) struct Truth {
 pub(crate) struct Seen {
     pub(crate) revision: Revision,
     keys: Vec<Key>,
-    before: BTreeMap<NodeId, Option<SharedNode>>,
+    before: BTreeMap<NodeId, Before>,
+}
+
+/// A node's records before a revision.
+#[derive(Debug)]
+struct Before {
+    node: Option<SharedNode>,
+    checkpoint: Option<CheckpointRecord>,
 }
 
 impl Truth {
@@ -60,6 +72,8 @@ impl Truth {
             newest: BTreeMap::new(),
             clear_since: BTreeMap::new(),
             recorded: BTreeMap::new(),
+            failed_copies: BTreeSet::new(),
+            waits_since: BTreeMap::new(),
             failovers: 0,
             restores: 0,
             migrations: 0,
@@ -76,8 +90,12 @@ impl Truth {
         let batch = self.store.next()?;
         let keys: Vec<Key> = batch.changes.iter().map(Change::key).filter_map(Key::parse).collect();
         let nodes = keys.iter().filter_map(|key| if let Key::Node(node) = key { Some(node) } else { None });
-        let known = &self.store.view().nodes;
-        let before = nodes.map(|node| (node.clone(), known.get(node).cloned())).collect();
+        let known = self.store.view();
+        let before = |node: &NodeId| Before {
+            node: known.nodes.get(node).cloned(),
+            checkpoint: known.checkpoints.get(node).map(|known| known.value.clone()),
+        };
+        let before = nodes.map(|node| (node.clone(), before(node))).collect();
         self.store.take(&batch, now);
         if let (true, Some(set)) = (keys.contains(&Key::PolicyActive), &self.store.policies.active) {
             self.active_sets.push((set.revision, set.value.generation));
@@ -96,6 +114,8 @@ impl Truth {
         self.states.remove(node);
         self.newest.remove(node);
         self.recorded.remove(node);
+        self.failed_copies.retain(|(of, ..)| of != node);
+        self.waits_since.remove(node);
         self.clear_since.retain(|(of, _), _| of != node);
     }
 }
@@ -265,7 +285,7 @@ impl World {
     /// Everything that is written passes here, so that the truth can be looked at in the same moment.
     pub(crate) fn judge_writes(&mut self, seen: Seen) {
         for (node, before) in seen.before {
-            self.written(&node, before.as_ref().map(|known| &known.value));
+            self.written(&node, before.node.as_ref().map(|known| &known.value), before.checkpoint.as_ref());
         }
         for key in seen.keys {
             match key {
@@ -287,19 +307,15 @@ impl World {
                     });
                     self.check_copies(&node, &record);
                 }
-                Key::Leader
-                | Key::Renewal(_)
-                | Key::Facts(_)
-                | Key::Intent(_)
-                | Key::Terminal(_)
-                | Key::Node(_) => {}
+                Key::Facts(host) => self.note_failed_copies(&host),
+                Key::Leader | Key::Renewal(_) | Key::Intent(_) | Key::Terminal(_) | Key::Node(_) => {}
                 Key::Failover(_) | Key::PolicyActive | Key::PolicyCandidate | Key::PolicyRefused => {}
             }
         }
     }
 
     /// A node's record has changed in the store.
-    fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>) {
+    fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>, copies: Option<&CheckpointRecord>) {
         let Some(after) = self.record(node).cloned() else { return };
         let view = View { nodes: self.truth.store().view().nodes.clone(), ..View::default() };
         for broken in broken_in(&view) {
@@ -316,6 +332,14 @@ impl World {
                 self.fail(format!("SAFE-2: the primary of {node} {detail}"));
             }
         }
+        if let Some((before, copies)) = before.zip(copies).filter(|_| changed) {
+            self.check_fresh_start(node, (before, &after), copies);
+        }
+        if after.state_wait.is_some() {
+            self.truth.waits_since.entry(node.clone()).or_insert(self.now);
+        } else {
+            self.truth.waits_since.remove(node);
+        }
         if let Some(before) = before {
             if after.epoch < before.epoch || after.begun < before.begun {
                 self.fail(format!("SAFE-4: the epoch of {node} fell"));
@@ -323,6 +347,65 @@ impl World {
             let moved = after.primary.as_ref().map(|primary| &primary.host) != old.map(|old| &old.host);
             self.truth.migrations += u64::from(moved && !changed && old.is_some());
         }
+    }
+
+    /// SAFE-9, by what really lies on the disks: every machine here comes back, and every service.
+    fn check_fresh_start(
+        &mut self,
+        node: &NodeId,
+        (before, after): (&NodeRecord, &NodeRecord),
+        copies: &CheckpointRecord,
+    ) {
+        let restored = |origin: Origin| matches!(origin, Origin::Restored(_));
+        let afresh = after.primary.as_ref().is_some_and(|primary| !restored(primary.origin));
+        let given_up = before.state_wait.is_some_and(|wait| wait.given_up);
+        if before.primary.is_none() || !before.holds_places(node.role()) || !afresh || given_up {
+            return;
+        }
+        // Leaders with other clocks may each count a step that was none.
+        let waited = self.truth.waits_since.get(node).map_or(0, |since| self.now - since);
+        if waited + 2 * millis(STATE_WAIT_STEP) >= millis(STATE_WAIT) {
+            return;
+        }
+        let valid = copies.copies().filter(|copy| copy.valid >= before.begun);
+        let has = |host: &HostId, id: CheckpointId| {
+            let images = self.machine(host).images.get(node);
+            let failed = self.truth.failed_copies.contains(&(node.clone(), host.clone(), id));
+            !failed && images.is_some_and(|images| images.iter().any(|image| image.id == id))
+        };
+        let left: Vec<String> = valid
+            .flat_map(|copy| copy.hosts.iter().map(move |host| (copy.id, host)))
+            .filter(|(id, host)| has(host, *id))
+            .map(|(id, host)| format!("{host} has checkpoint {id}"))
+            .collect();
+        if !left.is_empty() {
+            let epoch = after.epoch;
+            self.fail(format!("SAFE-9: {node} starts afresh in epoch {epoch} while {}", left.join(", ")));
+        }
+    }
+
+    /// What a host says of restores that failed for good.
+    fn note_failed_copies(&mut self, host: &HostId) {
+        let Some(facts) = self.truth.store().facts(host) else { return };
+        let failed = facts.instances.iter().filter_map(|(instance, fact)| {
+            let Phase::Dead { death: Death::DeployFailed { .. }, .. } = fact.phase else { return None };
+            let node = fact.node.as_ref()?;
+            let record = self.record(node).filter(|record| fact.epoch >= record.begun)?;
+            let primary = record.primary.as_ref().filter(|primary| &primary.host == host)?;
+            match primary.origin {
+                Origin::Restored(id) if primary.instance == Some(*instance) => {
+                    Some((node.clone(), host.clone(), id))
+                }
+                Origin::Restored(_)
+                | Origin::Idle
+                | Origin::Created
+                | Origin::Promoted
+                | Origin::Migrated
+                | Origin::Held => None,
+            }
+        });
+        let failed: Vec<_> = failed.collect();
+        self.truth.failed_copies.extend(failed);
     }
 
     /// SAFE-3: what is restored is the newest state of its node, or an older image of the very same.

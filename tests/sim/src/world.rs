@@ -94,6 +94,7 @@ pub(crate) struct World {
     /// Of its own too.
     pub(crate) ailing_rng: Rng,
     pub(crate) libvirtd_rng: Rng,
+    pub(crate) waits_rng: Rng,
     pub(crate) ailing: bool,
     pub(crate) store: MemoryStore,
     /// When each revision was written.
@@ -126,6 +127,7 @@ impl World {
             changing_sets: false,
             ailing_rng: Rng::new(seed ^ 0xa111),
             libvirtd_rng: Rng::new(seed ^ 0x11b1),
+            waits_rng: Rng::new(seed ^ 0x3a17),
             ailing: false,
             truth: Truth::new(&store),
             store,
