@@ -32,6 +32,7 @@ pub struct Metrics {
     phases: HistogramVec,
     deaths: IntCounter,
     nodes_without_primary: IntGauge,
+    nodes_waiting_for_state: IntGauge,
     backup_deficit: IntGauge,
     copy_faults: IntGauge,
     instances: IntGaugeVec,
@@ -119,6 +120,10 @@ impl Metrics {
             )?,
             deaths,
             nodes_without_primary: gauge("nodes_without_primary", "Nodes that lack a primary (leader only)")?,
+            nodes_waiting_for_state: gauge(
+                "nodes_waiting_for_state",
+                "Nodes that lack a primary because a host with their state is waited for (leader only)",
+            )?,
             backup_deficit: gauge(
                 "backup_deficit",
                 "Backups that all nodes together are short of (leader only)",
@@ -233,6 +238,7 @@ impl Metrics {
         self.leader.set(i64::from(leading));
         self.session_remaining.set(session_remaining.unwrap_or_default().as_secs_f64());
         self.nodes_without_primary.set(count(report.lacks.values().filter(|lack| lack.primary)));
+        self.nodes_waiting_for_state.set(count(report.lacks.values().filter(|lack| lack.state)));
         self.backup_deficit.set(report.lacks.values().map(|lack| i64::from(lack.backups)).sum());
         self.copy_faults.set(count(facts.copy_faults.values().flatten()));
         let alive = [Phase::Booting, Phase::Idle, Phase::Deploying, Phase::Restoring, Phase::Ready];

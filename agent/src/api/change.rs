@@ -1,4 +1,4 @@
-//! Owns the operator's wishes: terminals made and deleted, hosts drained, failovers asked for.
+//! Owns the operator's wishes: terminals made and deleted, hosts drained, failovers asked for, states given up.
 //!
 //! Promises: a wish is written whole or not at all, by compare-and-swap. Must not do: carry it out.
 
@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use tokio::sync::oneshot;
 use understudy_core::ids::{HostId, NameError, NodeId, TerminalId};
 use understudy_core::records::{
-    FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, TerminalRecord,
+    FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, StateWait, TerminalRecord,
 };
 use understudy_core::units::{MiB, Vcpus};
 use understudy_store::{Committed, Condition, Revision, Txn};
@@ -242,12 +242,7 @@ pub(super) async fn failover(
 ) -> Result<StatusCode, Refusal> {
     let node: NodeId = named(&format!("{terminal}/{node}"))?;
     let snapshot = state.snapshot()?;
-    let known = snapshot.view.nodes.get(&node).ok_or_else(|| {
-        Refusal::new(
-            StatusCode::NOT_FOUND,
-            format!("there is no node '{node}': see `understudy terminal show {terminal}`"),
-        )
-    })?;
+    let known = snapshot.view.nodes.get(&node).ok_or_else(|| unknown_node(&terminal, &node))?;
     if known.value.primary.is_none() || known.value.migration.is_some() {
         let text = format!("{node} has no primary, or is moving at this moment: see `understudy status`");
         return Err(Refusal::new(StatusCode::CONFLICT, text));
@@ -256,11 +251,75 @@ pub(super) async fn failover(
     let txn = Txn::new()
         .when(Condition::Unchanged(Key::Node(node.clone()).to_string(), Revision(known.revision)))
         .put(Key::Failover(node.clone()).to_string(), encode(&request));
-    match commit(&state, &txn).await? {
+    accepted(&node, &commit(&state, &txn).await?)
+}
+
+/// Ends a node's wait for its state: what can be had at once is taken, an older copy or nothing.
+pub(super) async fn start_afresh(
+    State(state): State<ApiState>,
+    Path((terminal, node)): Path<(String, String)>,
+) -> Result<StatusCode, Refusal> {
+    let node: NodeId = named(&format!("{terminal}/{node}"))?;
+    let snapshot = state.snapshot()?;
+    let known = snapshot.view.nodes.get(&node).ok_or_else(|| unknown_node(&terminal, &node))?;
+    let record = without_waiting(&known.value).ok_or_else(|| {
+        let text = format!("{node} does not wait for its state: see `understudy status`");
+        Refusal::new(StatusCode::CONFLICT, text)
+    })?;
+    let key = Key::Node(node.clone()).to_string();
+    let unchanged = Condition::Unchanged(key.clone(), Revision(known.revision));
+    let committed = commit(&state, &Txn::new().when(unchanged).put(key, encode(&record))).await?;
+    tracing::warn!(%node, "an operator ends its wait for its state");
+    accepted(&node, &committed)
+}
+
+/// The record of a node that is to wait for its state no longer; none where it does not wait.
+fn without_waiting(known: &NodeRecord) -> Option<NodeRecord> {
+    let wait = StateWait { given_up: true, ..known.state_wait? };
+    Some(NodeRecord { state_wait: Some(wait), ..known.clone() })
+}
+
+fn unknown_node(terminal: &str, node: &NodeId) -> Refusal {
+    let text = format!("there is no node '{node}': see `understudy terminal show {terminal}`");
+    Refusal::new(StatusCode::NOT_FOUND, text)
+}
+
+fn accepted(node: &NodeId, committed: &Committed) -> Result<StatusCode, Refusal> {
+    match committed {
         Committed::Applied { .. } => Ok(StatusCode::ACCEPTED),
         Committed::Refused { .. } => Err(Refusal::new(
             StatusCode::CONFLICT,
             format!("{node} changed at this very moment: look, then ask again"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_core::ids::Role;
+    use understudy_core::units::UnixMillis;
+
+    use super::*;
+
+    fn waiting(state_wait: Option<StateWait>) -> NodeRecord {
+        let spec = NodeSpec {
+            memory: MiB(512),
+            vcpus: Vcpus(1),
+            protected: true,
+            environment: Role::Execution.as_str().to_owned(),
+            applications: Vec::new(),
+            labels: Labels::new(),
+            environment_labels: Labels::new(),
+            screen: Screen { width: 1280, height: 720 },
+        };
+        NodeRecord { state_wait, ..NodeRecord::new(spec, String::new()) }
+    }
+
+    #[test]
+    fn only_a_wait_can_be_ended_and_nothing_else_of_the_record_changes() {
+        assert_eq!(without_waiting(&waiting(None)), None);
+        let wait = StateWait { waited_ms: 30_000, at: UnixMillis(7), given_up: false };
+        let ended = waiting(Some(StateWait { given_up: true, ..wait }));
+        assert_eq!(without_waiting(&waiting(Some(wait))), Some(ended));
     }
 }

@@ -82,6 +82,7 @@ pub fn local(state: ApiState) -> Router {
         .route("/v1/policies/{name}/restore", post(policies::restore))
         .route("/v1/policies", post(policies::propose))
         .route("/v1/nodes/{terminal}/{node}/failover", post(change::failover))
+        .route("/v1/nodes/{terminal}/{node}/start-afresh", post(change::start_afresh))
         .with_state(state.clone())
         .merge(public(state))
 }

@@ -53,7 +53,7 @@ enum Verb {
     /// Hosts: list, drain, undrain.
     #[command(subcommand)]
     Host(HostVerb),
-    /// Nodes: failover.
+    /// Nodes: failover, start-afresh.
     #[command(subcommand)]
     Node(NodeVerb),
     /// Policies: list, explain, replay, check, bench, new, restore.
@@ -135,6 +135,12 @@ enum NodeVerb {
     /// End a node's primary, so that a successor takes over.
     Failover {
         /// The node, such as alice/display.
+        node: NodeId,
+    },
+    /// Let a node that waits for a host with its state wait no longer: it starts from an older copy where one can be had at
+    /// once, and else with nothing. That state is lost then.
+    StartAfresh {
+        /// The node, such as alice/exec-1.
         node: NodeId,
     },
 }
@@ -255,6 +261,9 @@ async fn ask_agent(socket: &std::path::Path, json: bool, verb: Verb) -> Result<(
         }
         Verb::Node(NodeVerb::Failover { node }) => {
             ask::<Value>(socket, Method::POST, &format!("/v1/nodes/{node}/failover"), None).await?;
+        }
+        Verb::Node(NodeVerb::StartAfresh { node }) => {
+            ask::<Value>(socket, Method::POST, &format!("/v1/nodes/{node}/start-afresh"), None).await?;
         }
         Verb::Agent { .. }
         | Verb::CheckConfig { .. }

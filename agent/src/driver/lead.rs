@@ -282,6 +282,10 @@ fn applied(parts: &Parts, what: &What) {
             let (node, record) = (&assignment.node, &assignment.record);
             let reason = assignment.reasons.join("; ");
             tracing::info!(%node, epoch = %record.epoch, reason, "assignment written");
+            let waited = before.as_ref().is_some_and(|before| before.value.state_wait.is_some());
+            if record.state_wait.is_some() && !waited {
+                tracing::warn!(%node, reason, "a node waits for its state, its terminal is without it");
+            }
             parts.metrics.assigned(node, record, before.as_ref().map(|before| &before.value));
         }
         What::Expire(_) | What::Activate(_) | What::Refuse(_) | What::Suspend(_) => {}

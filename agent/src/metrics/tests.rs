@@ -140,7 +140,8 @@ fn each_phase_is_observed_once_when_it_ends_and_in_seconds() {
 fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_the_state() {
     let metrics = Metrics::new().unwrap();
     let nodes = ["a/display", "b/display", "c/exec-1"].map(|name| name.parse::<NodeId>().unwrap());
-    let lacks = [(true, 2), (true, 0), (false, 1)].map(|(primary, backups)| Lack { primary, backups });
+    let lacks = [(true, false, 2), (true, true, 0), (false, false, 1)];
+    let lacks = lacks.map(|(primary, state, backups)| Lack { primary, state, backups });
     let report = Report { lacks: nodes.clone().into_iter().zip(lacks).collect(), ..Report::default() };
     let checkpoint = CheckpointRecord {
         id: CHECKPOINT,
@@ -160,13 +161,14 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     busy.copy_faults.insert(nodes[2].clone(), fault.into());
     metrics.cluster_seen(&view, &report, true, Some(Duration::from_millis(4_500)), &busy);
     metrics.checkpoint_done(&nodes[2], UnixMillis(52_500), 40, 1 << 20);
-    let shown = |wanted: [(&str, &[&str]); 10]| {
+    let shown = |wanted: [(&str, &[&str]); 11]| {
         for (metric, wanted) in wanted {
             assert_eq!(lines(&metrics, &format!("understudy_{metric}")), wanted, "{metric}");
         }
     };
     shown([
         ("nodes_without_primary", &[" 2"]),
+        ("nodes_waiting_for_state", &[" 1"]),
         ("backup_deficit", &[" 3"]),
         ("checkpoint_copy_faults", &[" 1"]),
         ("leader", &[" 1"]),
@@ -190,6 +192,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     metrics.cluster_seen(&View::default(), &Report::default(), false, None, &facts(&[Phase::Ready]));
     for (metric, wanted) in [
         ("nodes_without_primary", &[" 0"][..]),
+        ("nodes_waiting_for_state", &[" 0"]),
         ("backup_deficit", &[" 0"]),
         ("checkpoint_copy_faults", &[" 0"]),
         ("leader", &[" 0"]),

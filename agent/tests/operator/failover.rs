@@ -136,6 +136,8 @@ async fn a_failover_of_what_has_no_primary_or_is_not_there_is_refused() {
     for (words, code, part) in [
         (["node", "failover", "large/display"], 5, "large/display has no primary"),
         (["node", "failover", "alice/display"], 6, "there is no node 'alice/display'"),
+        (["node", "start-afresh", "large/display"], 5, "large/display does not wait for its state"),
+        (["node", "start-afresh", "alice/display"], 6, "there is no node 'alice/display'"),
         // What cannot be a name never reaches the agent, whose interface has no such path.
         (
             ["node", "failover", "alice"],
