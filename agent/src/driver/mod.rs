@@ -35,7 +35,7 @@ use understudy_core::records::{Capacity, HostFacts, Service};
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, Now, UnixMillis};
-use understudy_core::view::{Checkpoints, View, diff};
+use understudy_core::view::{Checkpoints, Hosts, View, diff};
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::Store;
@@ -150,6 +150,8 @@ pub struct Driver {
     shown: Option<(u64, bool)>,
     /// The count of changes that the policies' keeper was told of last.
     told: Option<u64>,
+    /// The hosts that it was told of.
+    told_of: Hosts,
     /// The checkpoints that the image store was told of last.
     named: Checkpoints,
     complaints: BTreeMap<&'static str, String>,
@@ -241,6 +243,7 @@ impl Driver {
             publish_after: Boottime::default(),
             shown: None,
             told: None,
+            told_of: Hosts::default(),
             named: Checkpoints::default(),
             complaints: BTreeMap::new(),
             load_milli: 0,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use understudy_core::records::HostFacts;
 use understudy_core::sets::Verdict;
 use understudy_core::units::Now;
-use understudy_core::view::View;
+use understudy_core::view::{HostView, View, diff};
 
 use super::Driver;
 use crate::policies::{Seen, Told};
@@ -23,13 +23,23 @@ impl Driver {
         }
     }
 
-    /// Tells the keeper what stands.
+    /// Tells the keeper what stands. Cost: what has changed; where a host came, went or has another address, O(hosts).
     pub(super) fn tell_keeper(&mut self, view: &View) {
         let changes = Some(self.cluster.changes());
         if std::mem::replace(&mut self.told, changes) == changes {
             return;
         }
         self.parts.policies.heed(&self.cluster.policies);
+        let before = std::mem::replace(&mut self.told_of, view.hosts.clone());
+        let moved = diff(&before, &view.hosts)
+            .any(|(_, was, is)| was.map(|seen| standing(seen)) != is.map(|seen| standing(seen)));
+        let same_sets = {
+            let seen = self.seen.borrow();
+            seen.synced && seen.sets == self.cluster.policies
+        };
+        if !moved && same_sets {
+            return;
+        }
         let me = &self.parts.config.host;
         let api = |facts: &HostFacts| Some(facts.api.clone()).filter(|api| !api.is_empty());
         let peers = view
@@ -49,6 +59,11 @@ impl Driver {
             changed
         });
     }
+}
+
+/// What the keeper hears of a host.
+fn standing(seen: &HostView) -> (bool, u64, Option<&str>) {
+    (seen.is_open(), seen.session.value.number, seen.facts.as_ref().map(|facts| facts.api.as_str()))
 }
 
 /// Hosts that a candidate waits for, for status.
