@@ -3,22 +3,24 @@
 //! Promises: it looks at the truth of every machine, which no agent can, and at the store by a cache of its own, which follows
 //! every change. Must not do: change anything but its own notes.
 
+mod state;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::bounds::{COPY_LATE, STATE_WAIT, STATE_WAIT_STEP};
-use understudy_core::death::Death;
+use understudy_core::bounds::COPY_LATE;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
 use understudy_core::keys::Key;
-use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Origin, Phase};
+use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
 use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, MiB};
-use understudy_core::view::{SharedNode, View};
+use understudy_core::view::View;
 use understudy_store::{Change, MemoryStore, Revision};
 
 use crate::machine::{Domain, Machine, Stage};
 use crate::mirror::{Foreign, Mirror};
 use crate::world::{GUARD_LATE_MS, POOL, World, millis};
+use state::Before;
 
 /// How often the age of checkpoints is judged.
 const PROTECTION_MS: u64 = 500;
@@ -54,13 +56,6 @@ pub(crate) struct Seen {
     pub(crate) revision: Revision,
     keys: Vec<Key>,
     before: BTreeMap<NodeId, Before>,
-}
-
-/// A node's records before a revision.
-#[derive(Debug)]
-struct Before {
-    node: Option<SharedNode>,
-    checkpoint: Option<CheckpointRecord>,
 }
 
 impl Truth {
@@ -347,65 +342,6 @@ impl World {
             let moved = after.primary.as_ref().map(|primary| &primary.host) != old.map(|old| &old.host);
             self.truth.migrations += u64::from(moved && !changed && old.is_some());
         }
-    }
-
-    /// SAFE-9, by what really lies on the disks: every machine here comes back, and every service.
-    fn check_fresh_start(
-        &mut self,
-        node: &NodeId,
-        (before, after): (&NodeRecord, &NodeRecord),
-        copies: &CheckpointRecord,
-    ) {
-        let restored = |origin: Origin| matches!(origin, Origin::Restored(_));
-        let afresh = after.primary.as_ref().is_some_and(|primary| !restored(primary.origin));
-        let given_up = before.state_wait.is_some_and(|wait| wait.given_up);
-        if before.primary.is_none() || !before.holds_places(node.role()) || !afresh || given_up {
-            return;
-        }
-        // Leaders with other clocks may each count a step that was none.
-        let waited = self.truth.waits_since.get(node).map_or(0, |since| self.now - since);
-        if waited + 2 * millis(STATE_WAIT_STEP) >= millis(STATE_WAIT) {
-            return;
-        }
-        let valid = copies.copies().filter(|copy| copy.valid >= before.begun);
-        let has = |host: &HostId, id: CheckpointId| {
-            let images = self.machine(host).images.get(node);
-            let failed = self.truth.failed_copies.contains(&(node.clone(), host.clone(), id));
-            !failed && images.is_some_and(|images| images.iter().any(|image| image.id == id))
-        };
-        let left: Vec<String> = valid
-            .flat_map(|copy| copy.hosts.iter().map(move |host| (copy.id, host)))
-            .filter(|(id, host)| has(host, *id))
-            .map(|(id, host)| format!("{host} has checkpoint {id}"))
-            .collect();
-        if !left.is_empty() {
-            let epoch = after.epoch;
-            self.fail(format!("SAFE-9: {node} starts afresh in epoch {epoch} while {}", left.join(", ")));
-        }
-    }
-
-    /// What a host says of restores that failed for good.
-    fn note_failed_copies(&mut self, host: &HostId) {
-        let Some(facts) = self.truth.store().facts(host) else { return };
-        let failed = facts.instances.iter().filter_map(|(instance, fact)| {
-            let Phase::Dead { death: Death::DeployFailed { .. }, .. } = fact.phase else { return None };
-            let node = fact.node.as_ref()?;
-            let record = self.record(node).filter(|record| fact.epoch >= record.begun)?;
-            let primary = record.primary.as_ref().filter(|primary| &primary.host == host)?;
-            match primary.origin {
-                Origin::Restored(id) if primary.instance == Some(*instance) => {
-                    Some((node.clone(), host.clone(), id))
-                }
-                Origin::Restored(_)
-                | Origin::Idle
-                | Origin::Created
-                | Origin::Promoted
-                | Origin::Migrated
-                | Origin::Held => None,
-            }
-        });
-        let failed: Vec<_> = failed.collect();
-        self.truth.failed_copies.extend(failed);
     }
 
     /// SAFE-3: what is restored is the newest state of its node, or an older image of the very same.
