@@ -48,7 +48,6 @@ pub(crate) fn measure(artifacts: &Artifacts, say: &dyn Fn(&str)) -> Result<Row> 
 
 fn all(stage: &Stage, say: &dyn Fn(&str)) -> Result<Vec<f64>> {
     stage.wait_pools(LIMIT)?;
-    OTHERS.iter().try_for_each(|host| stage.cli(&["host", "drain", host]).map(drop))?;
     let unprotected = Counters {
         protected: false,
         backups: Some(1),
@@ -60,14 +59,11 @@ fn all(stage: &Stage, say: &dyn Fn(&str)) -> Result<Vec<f64>> {
         let file = unprotected.file()?;
         stage.cli(&["terminal", "create", terminal, "--from", &file.path().display().to_string()])?;
         // One after the other: guests that are deployed at once take each other's time.
-        stage.wait_whole(terminal, 0, LIMIT)?;
+        stage.wait_whole(terminal, 1, LIMIT)?;
     }
     let mut times = Vec::new();
     for run in 1..=RUNS {
-        OTHERS.iter().try_for_each(|host| stage.cli(&["host", "undrain", host]).map(drop))?;
-        for terminal in TERMINALS {
-            stage.wait_whole(terminal, 1, LIMIT)?;
-        }
+        gather(stage)?;
         let took = lose(stage)?;
         say(&format!("  run {run}: {took:.3} s from the decision to the last of {NODES} assignments"));
         times.push(took);
@@ -77,16 +73,20 @@ fn all(stage: &Stage, say: &dyn Fn(&str)) -> Result<Vec<f64>> {
             ensure!(seen["state"] == "open", "{seen}");
             Ok(())
         })?;
-        if run < RUNS {
-            OTHERS.iter().try_for_each(|host| stage.cli(&["host", "drain", host]).map(drop))?;
-            stage.wait(&format!("all primaries are on {LOST}"), LIMIT, |status| {
-                let away: Vec<Value> = nodes(status)?.into_iter().filter(|node| !is_here(node)).collect();
-                ensure!(away.is_empty(), "{} are elsewhere", away.len());
-                Ok(())
-            })?;
-        }
     }
     Ok(times)
+}
+
+/// All primaries move to the host that is to be lost, and have warm backups on the others.
+fn gather(stage: &Stage) -> Result<()> {
+    OTHERS.iter().try_for_each(|host| stage.cli(&["host", "drain", host]).map(drop))?;
+    stage.wait(&format!("all primaries are on {LOST}"), LIMIT, |status| {
+        let away: Vec<Value> = nodes(status)?.into_iter().filter(|node| !is_here(node)).collect();
+        ensure!(away.is_empty(), "{} are elsewhere", away.len());
+        Ok(())
+    })?;
+    OTHERS.iter().try_for_each(|host| stage.cli(&["host", "undrain", host]).map(drop))?;
+    TERMINALS.iter().try_for_each(|terminal| stage.wait_whole(terminal, 1, LIMIT).map(drop))
 }
 
 fn nodes(status: &Value) -> Result<Vec<Value>> {
