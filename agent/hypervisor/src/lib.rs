@@ -28,6 +28,7 @@ mod restoring;
 mod role_disk;
 mod template;
 mod types;
+mod verdict;
 mod xml;
 
 pub use accelerator::{Accelerator, AcceleratorError, AcceleratorSetting};

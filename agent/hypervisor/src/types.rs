@@ -263,12 +263,12 @@ pub enum MigrationOutcome {
         /// How long the call took.
         took: Duration,
     },
-    /// It is still here, and the destination has nothing of it. It may have been left paused.
+    /// It is still here, and the destination has nothing of it that ever ran. It may have been left paused.
     StayedHere {
         /// Why it did not move.
         why: String,
     },
-    /// One side does not answer, both have it or neither has: hold, and look again.
+    /// One side does not answer, it runs on the destination too or neither has it: hold, and look again.
     Unknown {
         /// What was seen.
         why: String,
