@@ -92,7 +92,9 @@ impl Rig {
         let config = Config::parse(Path::new("agent.toml"), &text).unwrap();
         let shipped = include_str!("../../../config/guest/template.xml");
         let template = Arc::new(Template::parse(shipped).unwrap());
-        let hypervisor = Site::default().host("fake://host1", Vcpus(16), MiB(16_384));
+        let site = Site::default();
+        site.write_files();
+        let hypervisor = site.host("fake://host1", Vcpus(16), MiB(16_384));
         let metrics = Arc::new(Metrics::new().unwrap());
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),

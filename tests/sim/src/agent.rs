@@ -22,14 +22,14 @@ use understudy_core::leader::Report;
 use understudy_core::leader::leadership::{Input, Leadership, WriteId};
 use understudy_core::leader::line::Line;
 use understudy_core::records::{Capacity, CheckpointId, HostFacts};
-use understudy_core::units::Vcpus;
+use understudy_hypervisor::Pid;
 use understudy_store::{Revision, Txn};
 
 use self::jobs::Job;
 use self::lease::{LeaseRequest, Stock};
 use crate::Weakness;
 use crate::mirror::{Foreign, Mirror, unchanged};
-use crate::world::{Answer, Body, World};
+use crate::world::{Answer, Body, VCPUS, World, uri};
 
 /// An agent looks at its state at least this often.
 const REST_MS: u64 = 1_000;
@@ -73,8 +73,8 @@ pub(crate) struct Agent {
     pub(crate) host: HostAgent,
     conditions: work::Conditions,
     lacks_libvirtd: bool,
-    /// Which life of each instance it watches: a pidfd.
-    watched: BTreeMap<InstanceId, u64>,
+    /// Which process of each instance it watches: a pidfd.
+    watched: BTreeMap<InstanceId, Pid>,
     jobs: Vec<Job>,
     steps: jobs::moving::Steps,
     copies: copies::Copies,
@@ -252,8 +252,8 @@ impl Agent {
     fn facts(&self, world: &World, me: &HostId) -> HostFacts {
         HostFacts {
             session: self.number,
-            capacity: Capacity { vcpus: Vcpus(32), memory: world.machine(me).memory },
-            migration_uri: format!("qemu://{me}"),
+            capacity: Capacity { vcpus: VCPUS, memory: world.machine(me).memory },
+            migration_uri: uri(me),
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
             complaints: self.conditions.values().cloned().collect(),
             unable: self.host.unable(),

@@ -31,14 +31,18 @@ impl World {
             && let Some(host) = self.ailing_rng.pick(&hosts).cloned()
         {
             let until = self.now + self.ailing_rng.between(1_000, 20_000);
-            self.machine_mut(&host).holds_until = until;
+            let machine = self.machine_mut(&host);
+            machine.holds_until = until;
+            machine.hypervisor.set_all_unkillable(true);
             self.note(format!("libvirtd of {host} ends nothing"));
         }
         if self.libvirtd_rng.below(100_000) < LIBVIRTD_WEIGHT
             && let Some(host) = self.libvirtd_rng.pick(&hosts).cloned()
         {
             let until = self.now + self.libvirtd_rng.between(500, 25_000);
-            self.machine_mut(&host).libvirtd_back = until;
+            let machine = self.machine_mut(&host);
+            machine.libvirtd_back = until;
+            machine.hypervisor.set_libvirt_up(false);
             self.note(format!("libvirtd of {host} does not answer"));
         }
         if self.strikes(FAILOVER_WEIGHT)
@@ -85,6 +89,8 @@ impl World {
         for host in self.hosts() {
             let machine = self.machine_mut(&host);
             (machine.holds_until, machine.libvirtd_back) = (0, 0);
+            machine.hypervisor.set_all_unkillable(false);
+            machine.hypervisor.set_libvirt_up(true);
             (machine.full_until, machine.stalls_until) = (0, 0);
             if self.is_to_be_updated(&host, u64::MAX) {
                 self.update(&host, u64::MAX);

@@ -15,12 +15,15 @@ use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase
 use understudy_core::store_cache::StoreCache;
 use understudy_core::units::{Boottime, MiB};
 use understudy_core::view::View;
-use understudy_store::{Change, MemoryStore, Revision};
+use understudy_hypervisor::fake::Instance;
+use understudy_store::{Change, MemoryStore};
 
-use crate::machine::{Domain, Machine, Stage};
+use crate::guest::{Memory, is_member};
+use crate::machine::Machine;
 use crate::mirror::{Foreign, Mirror};
 use crate::world::{GUARD_LATE_MS, POOL, World, millis};
 use state::Before;
+pub(crate) use state::Seen;
 
 /// How often the age of checkpoints is judged.
 const PROTECTION_MS: u64 = 500;
@@ -48,14 +51,6 @@ pub(crate) struct Truth {
     pub(crate) failovers: u64,
     pub(crate) restores: u64,
     pub(crate) migrations: u64,
-}
-
-/// One revision of the store: what was written, and the nodes as they were before.
-#[derive(Debug)]
-pub(crate) struct Seen {
-    pub(crate) revision: Revision,
-    keys: Vec<Key>,
-    before: BTreeMap<NodeId, Before>,
 }
 
 impl Truth {
@@ -134,52 +129,54 @@ impl World {
             let machine = self.machine(&primary.host);
             let local = machine.agent.as_ref().and_then(|agent| agent.host.local().get(&instance));
             let known = local.map(|local| (local.fact.phase.as_str(), local.fact.epoch, local.paused));
-            let stage = machine.domains.get(&instance).map(|domain| (domain.stage, domain.deployed));
-            lines.push(format!("{node}: {primary:?}, known {known:?}, really {stage:?}"));
+            let really = machine.hypervisor.look(instance, |one| (one.fact().state, is_member(one)));
+            lines.push(format!("{node}: {primary:?}, known {known:?}, really {really:?}"));
         }
         lines
     }
 
-    /// Whether a domain runs on, unless it is one that a guard is about to kill: one that comes late only because its
-    /// machine stood still, and whose effects an older epoch keeps out.
-    fn runs_on(&self, machine: &Machine, domain: &Domain) -> bool {
+    /// Whether what runs on a machine runs on, unless a guard is about to kill it: it comes late only because its machine
+    /// stood still, and an older epoch keeps its effects out.
+    fn runs_on(&self, machine: &Machine) -> bool {
         let thawing = machine.thawed_at > 0
             && self.now <= machine.thawed_at + GUARD_LATE_MS
             && machine.guard.expired(machine.boottime(self.now));
-        domain.stage == Stage::Running && machine.runs() && !thawing
+        machine.runs() && !thawing
     }
 
-    /// Whether a domain belongs to the node as it is: a deleted one's name may be given again, with another secret, and
-    /// nothing takes what comes with the old one.
-    fn is_of(&self, node: &NodeId, domain: &Domain) -> bool {
-        domain.deployed && self.record(node).is_some_and(|record| record.token == domain.token)
+    /// The node that an instance acts for, as it is: a deleted one's name may be given again, with another secret, and nothing
+    /// takes what comes with the old one.
+    fn acts_for<'a>(&self, instance: &'a Instance<Memory>) -> Option<&'a NodeId> {
+        let memory = instance.memory();
+        let node = memory.node.as_ref().filter(|_| memory.acts && instance.runs())?;
+        self.record(node).is_some_and(|record| record.token == memory.token).then_some(node)
     }
 
     /// A promoted backup acts from the moment that the store says so.
-    fn mark_primaries(&mut self) {
-        let Self { truth, machines, .. } = self;
-        for (node, known) in &truth.store().view().nodes {
-            let Some(primary) = &known.value.primary else { continue };
-            let machine = machines.get_mut(&primary.host);
-            let domain = machine.zip(primary.instance).and_then(|(on, id)| on.domains.get_mut(&id));
-            if let Some(domain) = domain {
-                domain.acts |= domain.deployed && domain.node.as_ref() == Some(node);
-            }
+    fn mark_primaries(&self) {
+        for (host, machine) in &self.machines {
+            machine.hypervisor.change_memories(|instance, memory| {
+                let node = memory.node.as_ref().filter(|_| !memory.acts);
+                let primary = node.and_then(|node| self.record(node)?.primary.as_ref());
+                memory.acts |= primary
+                    .is_some_and(|primary| &primary.host == host && primary.instance == Some(instance));
+            });
         }
     }
 
-    /// What acts as primary at this moment.
-    fn acting(&self) -> Vec<Acting> {
+    /// What acts as primary at this moment, and with which state.
+    fn acting(&self) -> Vec<(Acting, u64)> {
         let mut acting = Vec::new();
         for (host, machine) in &self.machines {
-            for (&instance, domain) in &machine.domains {
-                let Some(node) = domain.node.as_ref().filter(|node| self.is_of(node, domain)) else {
-                    continue;
-                };
-                if domain.acts && self.runs_on(machine, domain) {
-                    acting.push(Acting { node: node.clone(), host: host.clone(), instance });
-                }
+            if !self.runs_on(machine) {
+                continue;
             }
+            machine.hypervisor.each(|instance, one| {
+                if let Some(node) = self.acts_for(one).cloned() {
+                    let acts = Acting { node, host: host.clone(), instance };
+                    acting.push((acts, one.memory().generation));
+                }
+            });
         }
         acting
     }
@@ -191,11 +188,11 @@ impl World {
             self.check_protection();
         }
         let acting = self.acting();
-        for broken in broken_in_world(&acting) {
+        let all: Vec<Acting> = acting.iter().map(|(one, _)| one.clone()).collect();
+        for broken in broken_in_world(&all) {
             self.fail(broken.to_string());
         }
-        for one in acting {
-            let state = self.machine(&one.host).domains[&one.instance].generation;
+        for (one, state) in acting {
             let Some(begun) = self.record(&one.node).and_then(|record| {
                 let primary = record.primary.as_ref()?;
                 let is = primary.instance == Some(one.instance) && primary.host == one.host;
@@ -257,7 +254,7 @@ impl World {
         let of = move |(node, record): (&NodeId, &NodeRecord)| {
             let moves = |(_, other): (&NodeId, &NodeRecord)| other.migration.is_some();
             let primary = record.primary.as_ref().filter(|primary| {
-                let runs = self.domain(&primary.host, primary.instance).is_some();
+                let runs = self.member(&primary.host, primary.instance).is_some();
                 let ready = primary.instance.is_some_and(|id| self.reports_ready(&primary.host, id));
                 let stays = !draining.contains(&primary.host) && !self.nodes().any(moves);
                 record.spec.protected && runs && ready && stays && works(&primary.host)
@@ -321,7 +318,7 @@ impl World {
         if let (Some(old), true) = (old, changed) {
             self.truth.failovers += 1;
             // SAFE-2 and SAFE-7, by what really runs: no earlier primary of this node, on any machine.
-            for one in self.acting().into_iter().filter(|one| &one.node == node) {
+            for (one, _) in self.acting().into_iter().filter(|(one, _)| &one.node == node) {
                 let detail =
                     format!("runs on {} while {} is replaced in epoch {}", one.host, old.host, after.epoch);
                 self.fail(format!("SAFE-2: the primary of {node} {detail}"));
@@ -369,7 +366,7 @@ impl World {
         let copies = record.copies().flat_map(|copy| copy.hosts.iter().map(|host| (copy.id, host)));
         for (id, host) in copies {
             let images = self.machine(host).images.get(node);
-            if !images.is_some_and(|images| images.iter().any(|image| image.id == id)) {
+            if !images.is_some_and(|images| images.contains(&id)) {
                 self.fail(format!("SAFE-3: {host} does not have checkpoint {id} of {node}"));
             }
         }
@@ -419,16 +416,16 @@ impl World {
         self.machines.keys().filter(drains).cloned().collect()
     }
 
-    fn domain(&self, host: &HostId, instance: Option<InstanceId>) -> Option<&Domain> {
-        self.machine(host)
-            .domains
-            .get(&instance?)
-            .filter(|domain| domain.deployed && domain.stage == Stage::Running)
+    /// What a member that runs there has: its life, and the windows that it has sent.
+    fn member(&self, host: &HostId, instance: Option<InstanceId>) -> Option<(u64, Option<(u64, Epoch)>)> {
+        let shown = |one: &Instance<Memory>| (one.memory().life, one.memory().windows);
+        let hypervisor = &self.machine(host).hypervisor;
+        hypervisor.look(instance?, |one| is_member(one).then(|| shown(one))).flatten()
     }
 
     fn lacking_of(&self, node: &NodeId, record: &NodeRecord, staying: usize) -> Option<String> {
         let Some(primary) = &record.primary else { return Some("has no primary".to_owned()) };
-        let Some(domain) = self.domain(&primary.host, primary.instance) else {
+        let Some((_, windows)) = self.member(&primary.host, primary.instance) else {
             return Some(format!("has no running primary on {}", primary.host));
         };
         if record.migration.is_some() {
@@ -443,7 +440,7 @@ impl World {
                 let known = self.truth.store().view().checkpoints.get(node).map(|known| &known.value);
                 known.is_some_and(|known| known.valid >= record.begun && known.hosts.contains(&backup.host))
             } else {
-                self.domain(&backup.host, backup.instance).is_some()
+                self.member(&backup.host, backup.instance).is_some()
             };
             if !whole {
                 return Some(format!("has no whole backup on {}", backup.host));
@@ -452,8 +449,8 @@ impl World {
         if node.role() == Role::Execution {
             let display = self.record(&NodeId::display(node.terminal()))?;
             let screen = display.primary.as_ref()?;
-            let life = self.domain(&screen.host, screen.instance).map(|domain| domain.life);
-            if domain.windows != life.map(|life| (life, record.begun)) {
+            let life = self.member(&screen.host, screen.instance).map(|(life, _)| life);
+            if windows != life.map(|life| (life, record.begun)) {
                 return Some("has not sent its windows".to_owned());
             }
         }
@@ -468,19 +465,23 @@ impl World {
                     record.members().any(|member| &member.host == host && member.instance == Some(*instance))
                 })
             };
-            let unnamed = machine.domains.keys().filter(|instance| !named(instance)).count();
+            let mut here = Vec::new();
+            machine.hypervisor.each(|instance, one| {
+                here.push((instance, one.fact().memory, one.memory().node.is_some()));
+            });
+            let unnamed = here.iter().filter(|(instance, ..)| !named(instance)).count();
             let pool = usize::try_from(POOL.idle).unwrap_or(usize::MAX);
-            let taken: MiB = machine.domains.values().map(|domain| domain.memory).sum();
+            let taken: MiB = here.iter().map(|(_, memory, _)| *memory).sum();
             if taken > machine.memory {
                 orphans.push(format!("{host} runs {taken} of {}", machine.memory));
             }
-            if draining.contains(host) && !machine.domains.is_empty() {
+            if draining.contains(host) && !here.is_empty() {
                 orphans.push(format!("{host} drains and is not empty"));
             } else if unnamed > pool + 1 {
-                orphans.push(format!("{host} has {unnamed} domains that no node names"));
+                orphans.push(format!("{host} has {unnamed} instances that no node names"));
             }
-            for (instance, domain) in &machine.domains {
-                if !named(instance) && domain.node.is_some() {
+            for (instance, _, deployed) in here {
+                if !named(&instance) && deployed {
                     orphans.push(format!("{host} has orphan {instance}"));
                 }
             }

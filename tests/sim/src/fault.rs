@@ -189,8 +189,7 @@ impl World {
             Kind::Partition => {
                 let Some(other) = self.rng.pick(&hosts).cloned() else { return };
                 let until = now + self.rng.between(1_000, 20_000);
-                let pair = if host < other { (host, other) } else { (other, host) };
-                self.partitions.insert(pair, until);
+                self.part(host, other, until);
             }
             Kind::KillInstance => {
                 let all: Vec<_> = self.instances().into_iter().collect();
@@ -221,9 +220,10 @@ impl World {
     }
 
     pub(crate) fn kill(&mut self, host: &HostId, instance: understudy_core::ids::InstanceId) {
-        if let Some(domain) = self.machine_mut(host).domains.remove(&instance) {
-            let what =
-                domain.node.map_or_else(|| "an idle instance".to_owned(), |node| format!("{node}'s qemu"));
+        let hypervisor = &self.machine(host).hypervisor;
+        if let Some(node) = hypervisor.look(instance, |instance| instance.memory().node.clone()) {
+            hypervisor.kill(instance);
+            let what = node.map_or_else(|| "an idle instance".to_owned(), |node| format!("{node}'s qemu"));
             self.note(format!("{what} on {host} is killed"));
         }
     }
@@ -349,7 +349,7 @@ impl World {
         self.changing_sets = false;
         self.recover();
         self.store_down_until = 0;
-        self.partitions.clear();
+        self.partitions.values_mut().for_each(|until| *until = now);
         let mut may_drain = self.machines.len() > 2;
         for host in self.hosts() {
             let draining = self.truth.store().intent(&host).drain;

@@ -1,7 +1,8 @@
 //! A deterministic simulation of several hosts: core's decisions against faults of every kind.
 //!
-//! Owns a small world (machines, guards, qemu processes, network, clocks, and the product's own store double with its keys and
-//! elections) and a model of what the daemon does about the effects of core's host agent, which is the one that ships.
+//! Owns a small world (machines, guards, network, clocks, and the product's own doubles of the store and of the hypervisor,
+//! which pass the conformance suites) and a model of what the daemon does about the effects of core's host agent, which is the
+//! one that ships.
 //! Promises: a seed gives the same run everywhere; the safety guarantees are checked against what really runs, after every
 //! step; then everything is healed, and the world must come to rest. Must not do: decide anything that core decides.
 
@@ -9,6 +10,7 @@ mod agent;
 mod ailing;
 mod check;
 mod fault;
+mod guest;
 mod machine;
 mod mirror;
 mod rng;

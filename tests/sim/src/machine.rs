@@ -1,68 +1,25 @@
-//! Owns the simulated hosts: power, clock, qemu processes, the guard, and the disk with its checkpoint images.
+//! Owns the simulated hosts: power, clock, the guard, what lies on the disk, and what is wrong with each.
 //!
-//! Promises: what a machine does without its agent goes on without its agent: domains run, the guard kills. Must not
-//! do: decide.
+//! Promises: what a machine does without its agent goes on without its agent: the guard kills. What runs on it, its permits
+//! and its libvirt are the simulated hypervisor's. Must not do: decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::records::CheckpointId;
 use understudy_core::units::{Boottime, MiB, UnixMillis};
+use understudy_hypervisor::Pid;
+use understudy_hypervisor::fake::FakeHypervisor;
 
 use crate::agent::Agent;
-
-/// How far a domain has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// On until the guest agent answers.
-    Booting { until: u64 },
-    /// Its processors run.
-    Running,
-    /// All of it is there, and its processors stand still.
-    Paused,
-    /// Only a part of it has come.
-    Incoming,
-}
-
-/// A qemu process and what is in it.
-#[derive(Debug, Clone)]
-pub(crate) struct Domain {
-    /// One start of one guest: it goes along with a live migration; a restore is another life.
-    pub(crate) life: u64,
-    pub(crate) node: Option<NodeId>,
-    pub(crate) memory: MiB,
-    pub(crate) stage: Stage,
-    pub(crate) deployed: bool,
-    /// It was its node's primary at some time in this life.
-    pub(crate) acts: bool,
-    /// The secret of the node that it was deployed for.
-    pub(crate) token: String,
-    /// Which of the node's states this is: a fresh start begins another.
-    pub(crate) generation: u64,
-    /// Counts while it runs: the state that a failover should keep.
-    pub(crate) counter: u64,
-    /// Which windows of which epoch its intake lets in (display members).
-    pub(crate) admitted: BTreeMap<NodeId, Epoch>,
-    /// The life of the display that has its windows, and its epoch when they were sent (execution members).
-    pub(crate) windows: Option<(u64, Epoch)>,
-    /// Its guest's address.
-    pub(crate) address: Option<std::net::Ipv4Addr>,
-}
-
-/// A durable checkpoint on a host's disk.
-#[derive(Debug, Clone)]
-pub(crate) struct Image {
-    pub(crate) id: CheckpointId,
-    pub(crate) generation: u64,
-    pub(crate) counter: u64,
-}
+use crate::guest::Memory;
 
 /// The dead man's switch. It outlives the agent and dies with the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     pub(crate) deadline: Option<Boottime>,
     pub(crate) session: u64,
-    held: BTreeMap<InstanceId, (u64, Epoch)>,
+    held: BTreeMap<InstanceId, (Pid, Epoch)>,
 }
 
 impl Guard {
@@ -82,17 +39,17 @@ impl Guard {
     pub(crate) fn register(
         &mut self,
         instance: InstanceId,
-        (life, epoch): (u64, Epoch),
+        (process, epoch): (Pid, Epoch),
         session: Option<u64>,
         now: Boottime,
     ) -> bool {
         let open = self.deadline.is_some_and(|deadline| now < deadline);
         let current = session.is_none_or(|session| session == self.session);
-        let older = self.held.get(&instance).is_some_and(|(known, held)| *known == life && epoch < *held);
+        let older = self.held.get(&instance).is_some_and(|(known, held)| *known == process && epoch < *held);
         if !open || !current || older {
             return false;
         }
-        self.held.insert(instance, (life, epoch));
+        self.held.insert(instance, (process, epoch));
         true
     }
 
@@ -100,23 +57,16 @@ impl Guard {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    pub(crate) fn holds(&self, instance: InstanceId, life: u64) -> bool {
-        self.held.get(&instance).is_some_and(|(known, _)| *known == life)
-    }
-
     /// In which epoch it holds a process.
-    pub(crate) fn epoch_of(&self, instance: InstanceId, life: u64) -> Option<Epoch> {
-        self.held.get(&instance).filter(|(known, _)| *known == life).map(|(_, epoch)| *epoch)
-    }
-
-    pub(crate) fn forget_all(&mut self) {
-        self.held.clear();
+    pub(crate) fn epoch_of(&self, instance: InstanceId, process: Pid) -> Option<Epoch> {
+        self.held.get(&instance).filter(|(known, _)| *known == process).map(|(_, epoch)| *epoch)
     }
 }
 
 /// One physical machine.
 #[derive(Debug)]
 pub(crate) struct Machine {
+    pub(crate) hypervisor: FakeHypervisor<Memory>,
     pub(crate) memory: MiB,
     pub(crate) boot: u64,
     /// When it comes back, while its power is cut.
@@ -147,11 +97,8 @@ pub(crate) struct Machine {
     pub(crate) stalls_until: u64,
     /// The guard cannot be asked until then; it kills all the same.
     pub(crate) guard_deaf_until: u64,
-    pub(crate) domains: BTreeMap<InstanceId, Domain>,
-    /// On disk.
-    pub(crate) images: BTreeMap<NodeId, Vec<Image>>,
-    /// What may come in by migration, under which epoch and for which incarnation of the agent.
-    pub(crate) permits: BTreeMap<InstanceId, Epoch>,
+    /// Which images lie on its disk.
+    pub(crate) images: BTreeMap<NodeId, BTreeSet<CheckpointId>>,
     pub(crate) agent: Option<Box<Agent>>,
     /// When the agent starts again, while there is none.
     pub(crate) agent_back: u64,
@@ -172,8 +119,9 @@ pub(crate) enum Change {
 }
 
 impl Machine {
-    pub(crate) fn new(memory: MiB) -> Self {
+    pub(crate) fn new(hypervisor: FakeHypervisor<Memory>, memory: MiB) -> Self {
         Self {
+            hypervisor,
             memory,
             boot: 1,
             off_until: None,
@@ -192,13 +140,23 @@ impl Machine {
             full_until: 0,
             stalls_until: 0,
             guard_deaf_until: 0,
-            domains: BTreeMap::new(),
             images: BTreeMap::new(),
-            permits: BTreeMap::new(),
             agent: None,
             agent_back: 0,
             incarnation: 0,
             change: Change::Known,
+        }
+    }
+
+    /// Its libvirtd does what it can again, where that is due.
+    pub(crate) fn recover(&mut self, now: u64) {
+        if self.holds_until != 0 && self.holds_until <= now {
+            self.holds_until = 0;
+            self.hypervisor.set_all_unkillable(false);
+        }
+        if self.libvirtd_back != 0 && self.libvirtd_back <= now {
+            self.libvirtd_back = 0;
+            self.hypervisor.set_libvirt_up(true);
         }
     }
 
@@ -231,9 +189,12 @@ impl Machine {
         self.guard.confirm(deadline, session, now)
     }
 
+    /// Whatever its libvirt ends or not: nothing of it runs on.
     pub(crate) fn kill_registered(&mut self) {
-        let guard = &self.guard;
-        self.domains.retain(|instance, domain| !guard.holds(*instance, domain.life));
-        self.guard.forget_all();
+        for (instance, (process, _)) in std::mem::take(&mut self.guard.held) {
+            if self.hypervisor.process_of(instance) == Some(process) {
+                self.hypervisor.kill(instance);
+            }
+        }
     }
 }

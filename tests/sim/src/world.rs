@@ -1,11 +1,14 @@
-//! Owns the simulated world: time, machines, the product's store double and what is on its way between them.
+//! Owns the simulated world: time, machines, the product's doubles of the store and of the hypervisor, and what is on its way
+//! between them.
 //!
 //! Promises: one order of events for one seed; whatever an agent learns goes through a watch, a request or a process of
 //! its own machine. Must not do: judge (`check`), break things (`fault`).
 
-mod traffic;
+pub(crate) mod traffic;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use understudy_core::bounds::{Bounds, Profile};
 use understudy_core::host::PoolSettings;
@@ -13,16 +16,17 @@ use understudy_core::ids::{HostId, NodeId};
 use understudy_core::keys::{Key, LEADER};
 use understudy_core::records::NodeRecord;
 use understudy_core::units::{Boottime, MiB, Vcpus};
+use understudy_hypervisor::Template;
+use understudy_hypervisor::fake::Site;
 use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
 use understudy_store::{CommitFault, Committed, Entry, MemoryStore, Revision, Store, StoreError, Txn};
 
-use self::traffic::Transfer;
-pub(crate) use self::traffic::TransferState;
 use crate::Weakness;
 use crate::agent::Agent;
 use crate::check::Truth;
 use crate::fault::Swarm;
-use crate::machine::{Machine, Stage};
+use crate::guest::{self, Memory};
+use crate::machine::Machine;
 use crate::mirror::{Foreign, Mirror, ready};
 use crate::rng::Rng;
 
@@ -36,6 +40,10 @@ pub(crate) const GUARD_LATE_MS: u64 = 75;
 const STRAY_MS: u64 = 8_000;
 /// What each machine's pool should have.
 pub(crate) const POOL: PoolSettings = PoolSettings { idle: 1, memory: MiB(512), vcpus: Vcpus(1) };
+
+/// What each machine has.
+pub(crate) const MEMORY: MiB = MiB(6144);
+pub(crate) const VCPUS: Vcpus = Vcpus(32);
 
 /// What an agent asks the store.
 #[derive(Debug, Clone)]
@@ -97,6 +105,10 @@ pub(crate) struct World {
     pub(crate) waits_rng: Rng,
     pub(crate) ailing: bool,
     pub(crate) store: MemoryStore,
+    /// All hypervisors.
+    pub(crate) site: Site<Memory>,
+    /// What instances are made from.
+    pub(crate) template: Arc<Template>,
     /// When each revision was written.
     written: Vec<(u64, Revision)>,
     pub(crate) store_down_until: u64,
@@ -106,7 +118,6 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     requests: Vec<Request>,
     replies: Vec<Reply>,
-    transfers: Vec<Transfer>,
     serial: u64,
     pub(crate) log: Vec<String>,
     pub(crate) detailed: bool,
@@ -115,7 +126,14 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, hosts: usize, swarm: Swarm, weakness: Option<Weakness>) -> Self {
-        let machine = |number: usize| (host(number), Machine::new(MiB(6144)));
+        let site = Site::new(guest::commands());
+        let machine = |number: usize| {
+            let host = host(number);
+            let hypervisor = site.host(&uri(&host), VCPUS, MEMORY);
+            hypervisor.require_permits();
+            hypervisor.put_role_disk(guest::role_disk(true), Ok(()));
+            (host, Machine::new(hypervisor, MEMORY))
+        };
         let store = MemoryStore::new();
         Self {
             now: 0,
@@ -131,13 +149,14 @@ impl World {
             ailing: false,
             truth: Truth::new(&store),
             store,
+            template: guest::template(),
             written: Vec::new(),
             store_down_until: 0,
             machines: (1..=hosts).map(machine).collect(),
             partitions: BTreeMap::new(),
+            site,
             requests: Vec::new(),
             replies: Vec::new(),
-            transfers: Vec::new(),
             serial: 0,
             log: Vec::new(),
             detailed: false,
@@ -160,11 +179,6 @@ impl World {
     pub(crate) fn fail(&mut self, text: String) {
         self.note(format!("BROKEN {text}"));
         self.failure.get_or_insert(text);
-    }
-
-    /// Whether libvirtd of a host ends nothing at the moment.
-    pub(crate) fn holds(&self, host: &HostId) -> bool {
-        self.machine(host).holds_until > self.now
     }
 
     /// Whether libvirtd of a host does not answer at the moment.
@@ -216,9 +230,9 @@ impl World {
         for host in &hosts {
             self.wake(host);
             self.guard(host);
-            self.run_domains(host);
         }
-        self.run_transfers();
+        self.reconnect();
+        self.site.advance(Duration::from_millis(STEP_MS));
         self.serve();
         for host in &hosts {
             self.run_agent(host);
@@ -236,11 +250,14 @@ impl World {
             machine.boot += 1;
             machine.booted_at = now;
             machine.agent_back = now + 300;
+            machine.hypervisor.power_on();
+            machine.hypervisor.set_libvirt_up(machine.libvirtd_back <= now);
             self.note(format!("{host} has booted"));
         }
         let machine = self.machine_mut(host);
         if machine.off_until.is_none() && machine.frozen_until.is_some_and(|until| until <= now) {
             machine.frozen_until = None;
+            machine.hypervisor.set_frozen(false);
             machine.thawed_at = now;
             let (since, lost) = (machine.frozen_at, now - machine.frozen_at);
             if let Some(agent) = &mut machine.agent {
@@ -248,7 +265,8 @@ impl World {
             }
             self.note(format!("{host} goes on"));
         }
-        let machine = self.machine(host);
+        let machine = self.machine_mut(host);
+        machine.recover(now);
         if machine.runs() && machine.agent.is_none() && machine.agent_back <= now {
             let incarnation = machine.incarnation + 1;
             let agent = Agent::new(self, host, incarnation);
@@ -267,19 +285,23 @@ impl World {
         }
     }
 
-    fn run_domains(&mut self, host: &HostId) {
-        let now = self.now;
-        let machine = self.machine_mut(host);
-        if !machine.runs() {
-            return;
-        }
-        for domain in machine.domains.values_mut() {
-            match domain.stage {
-                Stage::Booting { until } if until <= now => domain.stage = Stage::Running,
-                Stage::Running => domain.counter += 1,
-                Stage::Booting { .. } | Stage::Paused | Stage::Incoming => {}
+    /// Ends the partitions that are over.
+    fn reconnect(&mut self) {
+        let Self { now, site, partitions, .. } = self;
+        partitions.retain(|(one, other), until| {
+            let lasts = *now < *until;
+            if !lasts {
+                site.set_reach(&uri(one), &uri(other), true);
             }
-        }
+            lasts
+        });
+    }
+
+    /// Two machines cannot reach each other for a while.
+    pub(crate) fn part(&mut self, one: HostId, other: HostId, until: u64) {
+        self.site.set_reach(&uri(&one), &uri(&other), false);
+        let pair = if one < other { (one, other) } else { (other, one) };
+        self.partitions.insert(pair, until);
     }
 
     fn run_agent(&mut self, host: &HostId) {
@@ -427,6 +449,11 @@ impl World {
     pub(crate) fn decided(&mut self, node: &NodeId, record: &NodeRecord, reasons: &[String]) {
         self.note(format!("{node} epoch {}: {}", record.epoch, reasons.join("; ")));
     }
+}
+
+/// Where a host's hypervisor is reached.
+pub(crate) fn uri(host: &HostId) -> String {
+    format!("qemu://{host}")
 }
 
 pub(crate) fn host(number: usize) -> HostId {

@@ -4,6 +4,7 @@
 
 mod hook;
 mod host;
+mod moving;
 mod real;
 mod simulated;
 mod suite;

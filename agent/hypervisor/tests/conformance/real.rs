@@ -11,12 +11,12 @@ use understudy_core::units::MiB;
 use understudy_hypervisor::process::process_of;
 use understudy_hypervisor::{
     CallError, Deadlines, DestroyError, EventKind, GuestCommand, Hypervisor, InstanceSpec, InstanceState,
-    Libvirt, LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome, MigrationTarget, Note,
-    PauseCause, StartError, StopCause,
+    Libvirt, LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome, MigrationTarget, StartError,
+    StopCause,
 };
 
 use crate::host::{Host, LONG, chain, fact, inside, until, virsh};
-use crate::suite::{Bed, conforms, state};
+use crate::suite::{Bed, Pair, conforms, moves, state};
 
 struct RealBed<'a> {
     host: &'a Host,
@@ -348,6 +348,27 @@ fn target(bandwidth: Option<MiB>) -> MigrationTarget {
     }
 }
 
+struct TwoHosts<'a> {
+    host: &'a Host,
+    here: &'a Libvirt,
+    there: &'a Libvirt,
+}
+
+impl Pair for TwoHosts<'_> {
+    fn here(&self) -> &dyn Hypervisor {
+        self.here
+    }
+    fn there(&self) -> &dyn Hypervisor {
+        self.there
+    }
+    fn target(&self) -> MigrationTarget {
+        target(None)
+    }
+    fn permit_there(&self, id: InstanceId, epoch: Epoch) {
+        self.host.permit(2, id, epoch);
+    }
+}
+
 /// The other host's libvirt, as the first host reaches it.
 fn other() -> Libvirt {
     let other = LibvirtConfig {
@@ -375,37 +396,7 @@ fn an_instance_moves_over_tls_with_its_memory_and_arrives_paused() {
             deadline: LONG,
         };
         assert_eq!(hv.guest_exec(instance.id, &put).unwrap().exit, 0);
-        let note = Note { epoch: Epoch(3), ..instance.note };
-        hv.set_note(instance.id, &note).unwrap();
-
-        let refused = hv.migrate(instance.id, &target(None), LONG).unwrap();
-        let MigrationOutcome::StayedHere { why } = &refused else { panic!("{refused:?}") };
-        assert!(why.contains("there is no permit"), "{why}");
-        assert_eq!(state(&hv, instance.id), Some(InstanceState::Running));
-        host.permit(2, instance.id, Epoch(2));
-        let refused = hv.migrate(instance.id, &target(None), LONG).unwrap();
-        assert!(
-            matches!(&refused, MigrationOutcome::StayedHere { why } if why.contains("older")),
-            "{refused:?}"
-        );
-
-        host.permit(2, instance.id, Epoch(3));
-        let events = hv.subscribe();
-        let moved = hv.migrate(instance.id, &target(None), LONG).unwrap();
-        eprintln!("figure: {moved:?}");
-        assert!(matches!(moved, MigrationOutcome::Moved { .. }), "{moved:?}");
-        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Gone);
-        let told: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
-        let left = EventKind::Lifecycle { id: instance.id, change: Lifecycle::Stopped(StopCause::Migrated) };
-        assert!(told.contains(&left), "{told:?}");
-        let arrived = fact(&there, instance.id).expect("it is there");
-        assert_eq!((arrived.note, &arrived.role_disk), (note, &Some(disk)));
-        assert!(
-            matches!(arrived.state, InstanceState::Paused(PauseCause::Asked | PauseCause::Migration)),
-            "{arrived:?}"
-        );
-        there.resume(instance.id).unwrap();
-        until("its agent answers there", || there.guest_ping(instance.id, Duration::from_secs(3)).is_ok());
+        moves(&TwoHosts { host, here: &hv, there: &there }, instance.id);
         let get =
             GuestCommand { argv: shell("/bin/busybox cat /run/mark"), stdin: Vec::new(), deadline: LONG };
         assert_eq!(there.guest_exec(instance.id, &get).unwrap().stdout, b"kept");

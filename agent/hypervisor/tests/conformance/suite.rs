@@ -7,11 +7,11 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::MiB;
 use understudy_hypervisor::{
     ControlError, CreateError, EventKind, GuestCommand, GuestError, Hypervisor, InstanceSpec, InstanceState,
-    LifeSign, Lifecycle, MigrateError, MigrationTarget, Note, PauseCause, RestoreError, RestoreSpec,
-    RoleDiskError, SaveError, StopCause,
+    LifeSign, Lifecycle, MigrateError, MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreError,
+    RestoreSpec, RoleDiskError, SaveError, StopCause,
 };
 
-use crate::host::{chain, fact, until};
+use crate::host::{LONG, chain, fact, until};
 
 /// What the suite needs to know of the hypervisor under test.
 pub(crate) trait Bed {
@@ -29,6 +29,17 @@ pub(crate) trait Bed {
     fn role_disk(&self) -> PathBuf;
     fn damaged_role_disk(&self) -> PathBuf;
     fn damage_image(&self, path: &Path);
+    /// Time goes by itself, or does it here.
+    fn time_passes(&self) {}
+}
+
+/// Two hosts, and what the suite needs to know of them.
+pub(crate) trait Pair {
+    fn here(&self) -> &dyn Hypervisor;
+    fn there(&self) -> &dyn Hypervisor;
+    fn target(&self) -> MigrationTarget;
+    /// Lets an instance come to life there once.
+    fn permit_there(&self, id: InstanceId, epoch: Epoch);
 }
 
 const SHORT: Duration = Duration::from_secs(30);
@@ -107,7 +118,10 @@ fn an_instance_is_created_once(bed: &dyn Bed) {
 
 fn the_guest_does_as_it_is_told(bed: &dyn Bed) {
     let (hv, id) = (bed.hypervisor(), bed.spec(1).id);
-    until("the guest's agent answers", || hv.guest_ping(id, Duration::from_secs(3)).is_ok());
+    until("the guest's agent answers", || {
+        bed.time_passes();
+        hv.guest_ping(id, Duration::from_secs(3)).is_ok()
+    });
     until("its channel is seen as open", || fact(hv, id).is_some_and(|fact| fact.agent_connected));
     assert_eq!(run(bed, id, bed.put(), "first\n<&\"'\u{e9}").0, 0);
     assert_eq!(run(bed, id, bed.get(), "").1, "first\n<&\"'\u{e9}");
@@ -197,7 +211,10 @@ fn memory_survives_its_instance(bed: &dyn Bed) {
     assert_eq!(back.role_disk, spec.role_disk);
     hv.set_link(id, true).unwrap_or_else(|error| panic!("{}", chain(&error)));
     hv.resume(id).unwrap();
-    until("the guest's agent answers", || hv.guest_ping(id, Duration::from_secs(3)).is_ok());
+    until("the guest's agent answers", || {
+        bed.time_passes();
+        hv.guest_ping(id, Duration::from_secs(3)).is_ok()
+    });
     hv.guest_set_time(id).unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(run(bed, id, bed.get(), "").1, "first\n<&\"'\u{e9}", "its memory is that of the save");
     assert!(fact(hv, id).unwrap().link_up);
@@ -236,4 +253,37 @@ fn an_instance_ends_and_stays_ended(bed: &dyn Bed) {
         }
     }
     hv.destroy(spec.id).unwrap();
+}
+
+/// An instance that runs here moves: only where and in which epoch it is permitted, as a whole, and paused.
+pub(crate) fn moves(pair: &dyn Pair, id: InstanceId) {
+    let (here, there, target) = (pair.here(), pair.there(), pair.target());
+    let before = fact(here, id).expect("it runs here");
+    let note = Note { epoch: Epoch(3), ..before.note };
+    here.set_note(id, &note).unwrap();
+    let refused = here.migrate(id, &target, LONG).unwrap();
+    let MigrationOutcome::StayedHere { why } = &refused else { panic!("{refused:?}") };
+    assert!(why.contains("there is no permit"), "{why}");
+    assert_eq!((state(here, id), state(there, id)), (Some(InstanceState::Running), None));
+    pair.permit_there(id, Epoch(2));
+    let refused = here.migrate(id, &target, LONG).unwrap();
+    assert!(matches!(refused, MigrationOutcome::StayedHere { .. }), "older than its note: {refused:?}");
+
+    pair.permit_there(id, Epoch(3));
+    let events = here.subscribe();
+    let moved = here.migrate(id, &target, LONG).unwrap();
+    eprintln!("figure: {moved:?}");
+    assert!(matches!(moved, MigrationOutcome::Moved { .. }), "{moved:?}");
+    assert_eq!(here.life(id).unwrap(), LifeSign::Gone);
+    let told: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
+    let left = EventKind::Lifecycle { id, change: Lifecycle::Stopped(StopCause::Migrated) };
+    assert!(told.contains(&left), "{told:?}");
+    let arrived = fact(there, id).expect("it is there");
+    assert_eq!((arrived.note, &arrived.role_disk), (note, &before.role_disk));
+    assert!(
+        matches!(arrived.state, InstanceState::Paused(PauseCause::Asked | PauseCause::Migration)),
+        "{arrived:?}"
+    );
+    there.resume(id).unwrap();
+    until("its agent answers there", || there.guest_ping(id, Duration::from_secs(3)).is_ok());
 }

@@ -15,8 +15,8 @@ use understudy_store::Txn;
 
 use super::{Agent, Tag};
 use crate::Weakness;
-use crate::machine::Image;
 use crate::mirror::unchanged;
+use crate::world::traffic::outgoing;
 use crate::world::{Answer, Body, World};
 
 /// The size of every image.
@@ -40,7 +40,6 @@ struct Sent {
 /// An image on its way.
 #[derive(Debug)]
 struct Outgoing {
-    image: Image,
     sends: BTreeMap<HostId, Sent>,
 }
 
@@ -59,8 +58,8 @@ impl Copies {
         }
     }
 
-    pub(super) fn keep(&mut self, node: NodeId, image: Image) {
-        self.0.insert((node, image.id), Outgoing { image, sends: BTreeMap::new() });
+    pub(super) fn keep(&mut self, node: NodeId, id: CheckpointId) {
+        self.0.insert((node, id), Outgoing { sends: BTreeMap::new() });
     }
 
     pub(super) fn begin(
@@ -83,7 +82,8 @@ impl Copies {
         }
     }
 
-    pub(super) fn discard(&mut self, node: NodeId, id: CheckpointId) {
+    pub(super) fn discard(&mut self, world: &World, me: &HostId, node: NodeId, id: CheckpointId) {
+        world.site.remove_image(&outgoing(me, &node, id));
         self.0.remove(&(node, id));
     }
 
@@ -91,9 +91,8 @@ impl Copies {
     fn step(&mut self, world: &mut World, me: &HostId) -> Vec<(NodeId, CheckpointId, CopyEvent)> {
         let mut told = Vec::new();
         for ((node, id), outgoing) in &mut self.0 {
-            let image = &outgoing.image;
             outgoing.sends.retain(|host, sent| {
-                let (event, goes_on) = match sent.step(world, (me, host), (node, image)) {
+                let (event, goes_on) = match sent.step(world, (me, host), (node, *id)) {
                     Step::Waits => return true,
                     Step::Half => (CopyEvent::Accepted { host: host.clone(), bytes: BYTES / 2 }, true),
                     Step::Taken => (CopyEvent::Durable(host.clone()), false),
@@ -115,7 +114,12 @@ enum Step {
 }
 
 impl Sent {
-    fn step(&mut self, world: &mut World, (me, to): (&HostId, &HostId), of: (&NodeId, &Image)) -> Step {
+    fn step(
+        &mut self,
+        world: &mut World,
+        (me, to): (&HostId, &HostId),
+        (node, id): (&NodeId, CheckpointId),
+    ) -> Step {
         let now = world.now;
         let (machine, reached) = (world.machine(to), world.reach(me, to));
         if now < self.due || machine.frozen_until.is_some() {
@@ -129,7 +133,7 @@ impl Sent {
         if machine.stalls_until > now {
             return if std::mem::replace(&mut self.half_told, true) { Step::Waits } else { Step::Half };
         }
-        match world.receive(to, of.0, of.1, self.revision) {
+        match world.receive((me, to), node, id, self.revision) {
             Offer::Taken => Step::Taken,
             // With the protection switched off a refusal is taken for success.
             Offer::Over(_) if world.weakness == Some(Weakness::TrustsCopies) => Step::Taken,

@@ -5,27 +5,37 @@
 
 pub(super) mod moving;
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
+use understudy_core::errors::chain;
 use understudy_core::host::{HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{CheckpointId, Origin, WindowsSent};
-use understudy_core::units::MiB;
+use understudy_core::units::{MiB, Vcpus};
 use understudy_core::view::View;
+use understudy_hypervisor::fake::{Fault, Operation};
+use understudy_hypervisor::{
+    CallError, Hypervisor, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec,
+};
 
 use super::Agent;
 use super::copies::BYTES;
 use crate::Weakness;
-use crate::machine::{Domain, Image, Stage};
+use crate::guest::{command, role_disk};
 use crate::world::World;
+use crate::world::traffic::{kept, outgoing};
 
 /// Of restores that fail, how many find their image damaged; the others are tried again.
 const DAMAGED_PERMILLE: u64 = 500;
 /// The address of what is restored: it stands in the image, and nothing here connects to it.
 const RESTORED: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
-/// How long a source waits for the destination's permit.
-const PERMIT_MS: u64 = 10_000;
+/// How long a guest may take to boot, and how often it is asked whether it has.
+const BOOT_MS: u64 = 120_000;
+const PING_MS: u64 = 50;
+/// No call to the simulated hypervisor takes time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// One action under way.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -33,8 +43,11 @@ pub(super) struct Job {
     pub(super) of: CoreJob,
     /// When it is looked at next.
     until: u64,
+    /// When a boot is given up.
+    patience: u64,
     fails: bool,
-    image: Option<Image>,
+    /// How that went which it does first, of what takes time afterwards.
+    begun: Result<(), String>,
 }
 
 impl Job {
@@ -57,58 +70,69 @@ impl Job {
             | HostAction::DropImages { .. } => (0, 0),
         };
         let until = world.now + world.duration(least, most);
-        let mut job = Self { id, fails: world.work_fails(), of, until, image: None };
-        job.begin(world, me, agent);
-        job
-    }
-
-    fn begin(&mut self, world: &mut World, me: &HostId, agent: &mut Agent) {
-        let instance = self.of.instance;
-        match &self.of.action {
-            HostAction::CreateIdle(pool) => agent.make(world, me, &self.of, pool.memory),
-            HostAction::Create { memory, .. } => agent.make(world, me, &self.of, *memory),
-            HostAction::Missing { .. } => drop(world.machine_mut(me).permits.remove(&instance)),
-            HostAction::Checkpoint { epoch, .. } => {
-                let domain = world.machine(me).domains.get(&instance);
-                let id = CheckpointId { epoch: *epoch, sequence: self.of.sequence.unwrap_or(1) };
-                self.image = domain
-                    .filter(|domain| domain.stage == Stage::Running && domain.deployed)
-                    .map(|domain| Image { id, generation: domain.generation, counter: domain.counter });
-            }
-            HostAction::Guard { .. }
-            | HostAction::Deploy { .. }
-            | HostAction::Restore { .. }
-            | HostAction::Resume { .. }
-            | HostAction::Admit { .. }
-            | HostAction::SendWindows(_)
-            | HostAction::Destroy { .. }
-            | HostAction::MigrateOut { .. }
-            | HostAction::Accept { .. }
-            | HostAction::Forget { .. }
-            | HostAction::DropImages { .. } => {}
-        }
+        let (patience, fails) = (world.now + BOOT_MS, world.work_fails());
+        let begun = begin(world, me, agent, &of);
+        Self { id, fails, of, until, patience, begun }
     }
 }
 
+fn begin(world: &mut World, me: &HostId, agent: &mut Agent, of: &CoreJob) -> Result<(), String> {
+    match &of.action {
+        HostAction::CreateIdle(pool) => agent.make(world, me, of, Epoch(0), (pool.memory, pool.vcpus)),
+        HostAction::Create { epoch, memory, vcpus, .. } => {
+            agent.make(world, me, of, *epoch, (*memory, *vcpus))
+        }
+        HostAction::Checkpoint { node, epoch, .. } => {
+            let path = outgoing(me, node, checkpoint_id(of, *epoch));
+            let saved = world.machine(me).hypervisor.save_memory(of.instance, &path, PATIENCE);
+            saved.map(drop).map_err(|error| chain(&error))
+        }
+        HostAction::Guard { .. }
+        | HostAction::Deploy { .. }
+        | HostAction::Restore { .. }
+        | HostAction::Resume { .. }
+        | HostAction::Admit { .. }
+        | HostAction::SendWindows(_)
+        | HostAction::Destroy { .. }
+        | HostAction::MigrateOut { .. }
+        | HostAction::Accept { .. }
+        | HostAction::Forget { .. }
+        | HostAction::Missing { .. }
+        | HostAction::DropImages { .. } => Ok(()),
+    }
+}
+
+fn checkpoint_id(of: &CoreJob, epoch: Epoch) -> CheckpointId {
+    CheckpointId { epoch, sequence: of.sequence.unwrap_or(1) }
+}
+
 impl Agent {
-    /// A domain that begins to boot.
-    fn make(&mut self, world: &mut World, me: &HostId, of: &CoreJob, memory: MiB) {
-        let domain = Domain {
-            life: world.next_life(),
-            node: None,
+    /// An instance that begins to boot.
+    fn make(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        of: &CoreJob,
+        epoch: Epoch,
+        (memory, vcpus): (MiB, Vcpus),
+    ) -> Result<(), String> {
+        let (life, boots) = (world.next_life(), world.duration(500, 3_000));
+        let hypervisor = &world.machine(me).hypervisor;
+        hypervisor.permit(of.instance, epoch);
+        hypervisor.set_boot_time(Duration::from_millis(boots));
+        let spec = InstanceSpec {
+            id: of.instance,
+            name: format!("understudy-{}", of.instance),
+            template: world.template.clone(),
             memory,
-            stage: Stage::Booting { until: world.now + world.duration(500, 3_000) },
-            deployed: false,
-            acts: false,
-            token: String::new(),
-            generation: 0,
-            counter: 0,
-            admitted: BTreeMap::new(),
-            windows: None,
-            address: of.address,
+            vcpus,
+            mac: None,
+            note: note(epoch, of.address),
         };
-        self.watched.insert(of.instance, domain.life);
-        world.machine_mut(me).domains.insert(of.instance, domain);
+        hypervisor.create(&spec).map_err(|error| chain(&error))?;
+        hypervisor.change_memory(of.instance, |memory| memory.life = life);
+        self.watch(world, me, of.instance);
+        Ok(())
     }
 
     /// What it was doing has as much left to do as before.
@@ -137,73 +161,75 @@ impl Agent {
 
     fn step_job(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
         let instance = job.of.instance;
-        if world.lacks_libvirtd(me) {
-            return without_libvirtd(world, me, job);
-        }
-        match &job.of.action {
-            HostAction::CreateIdle(_) | HostAction::Create { .. } => self.booted(world, me, job),
-            HostAction::Guard { epoch, .. } => Some(guard(world, me, &job.of, *epoch)),
-            HostAction::Deploy { node, .. } => {
-                Some(self.deploy(world, me, instance, node.clone(), job.fails))
-            }
+        Some(match &job.of.action {
+            HostAction::CreateIdle(_) | HostAction::Create { .. } => return self.booted(world, me, job),
+            HostAction::Guard { epoch, .. } => guard(world, me, &job.of, *epoch),
+            HostAction::Deploy { node, .. } => self.deploy(world, me, instance, node, job.fails),
             HostAction::Admit { node, begun, .. } => {
-                let domain = world.machine_mut(me).domains.get_mut(&instance);
-                let Some(domain) = domain.filter(|domain| domain.deployed && domain.stage == Stage::Running)
-                else {
-                    return Some(again("its intake does not answer"));
-                };
-                let admitted = domain.admitted.entry(node.clone()).or_default();
-                if *begun < *admitted {
-                    return Some(again("a newer epoch is let in"));
-                }
-                *admitted = *begun;
-                Some(Outcome::Done)
+                let words = ["admit", &node.to_string(), &begun.0.to_string()];
+                us(world, me, instance, &words).map_or_else(Outcome::Failed, |()| Outcome::Done)
             }
-            HostAction::SendWindows(send) => Some(send_windows(world, me, &send.clone())),
-            HostAction::Restore { .. } => Some(self.restore(world, me, job)),
-            HostAction::Resume { .. } => Some(self.resume(world, me, job)),
-            HostAction::Checkpoint { .. } => Some(self.checkpoint(world, me, job)),
-            HostAction::Destroy { .. } | HostAction::Missing { .. } => {
-                let ended = remove(world, me, instance) || world.weakness == Some(Weakness::TrustsEnds);
-                Some(if ended { Outcome::Done } else { again("libvirtd does not end it") })
-            }
+            HostAction::SendWindows(send) => send_windows(world, me, send),
+            HostAction::Restore { .. } => self.restore(world, me, job),
+            HostAction::Resume { .. } => self.resume(world, me, job),
+            HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
+            HostAction::Destroy { .. } | HostAction::Missing { .. } => match withdraw(world, me, instance) {
+                Err(why) if world.weakness != Some(Weakness::TrustsEnds) => Outcome::Failed(why),
+                Ok(()) | Err(_) => Outcome::Done,
+            },
             // Taken step by step, or nothing that a job does.
             HostAction::MigrateOut { .. }
             | HostAction::Accept { .. }
             | HostAction::Forget { .. }
-            | HostAction::DropImages { .. } => Some(Outcome::Done),
-        }
+            | HostAction::DropImages { .. } => Outcome::Done,
+        })
     }
 
     fn booted(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-        match world.machine(me).domains.get(&job.of.instance).map(|domain| domain.stage) {
-            None => Some(Outcome::Died("qemu ended while the guest booted".to_owned())),
-            Some(Stage::Booting { .. }) => {
-                job.until += 50;
-                None
-            }
-            Some(_) if job.fails => {
-                Some(self.failed(world, me, job.of.instance, "the guest's agent does not answer"))
-            }
-            Some(_) => Some(Outcome::Done),
+        let instance = job.of.instance;
+        let hypervisor = &world.machine(me).hypervisor;
+        let why = match std::mem::replace(&mut job.begun, Ok(())) {
+            Err(why) => why,
+            Ok(()) => match hypervisor.guest_ping(instance, PATIENCE) {
+                Ok(()) if job.fails => "the guest's agent does not answer".to_owned(),
+                Ok(()) => {
+                    hypervisor.revoke(instance);
+                    return Some(Outcome::Done);
+                }
+                Err(_) if hypervisor.process_of(instance).is_none() => {
+                    "qemu ended while the guest booted".to_owned()
+                }
+                Err(error) if job.patience <= world.now => chain(&error),
+                Err(_) => {
+                    job.until += PING_MS;
+                    return None;
+                }
+            },
+        };
+        Some(self.clean_up(world, me, instance, why))
+    }
+
+    /// What a job could not bring up is ended. Only when that worked is it dead.
+    fn clean_up(&mut self, world: &World, me: &HostId, instance: InstanceId, reason: String) -> Outcome {
+        match self.leave_nothing(world, me, instance, Outcome::Died(reason.clone())) {
+            Outcome::Unsure(why) => Outcome::Unsure(format!("{reason}; and {why}")),
+            outcome => outcome,
         }
     }
 
-    /// What a job could not bring up is ended.
-    fn failed(&mut self, world: &mut World, me: &HostId, instance: InstanceId, why: &str) -> Outcome {
-        if !remove(world, me, instance) {
-            return Outcome::Unsure(why.to_owned());
+    /// Nothing of a try may stay that did not come to its end.
+    fn leave_nothing(
+        &mut self,
+        world: &World,
+        me: &HostId,
+        instance: InstanceId,
+        outcome: Outcome,
+    ) -> Outcome {
+        if let Err(why) = withdraw(world, me, instance) {
+            return Outcome::Unsure(why);
         }
         self.watched.remove(&instance);
-        Outcome::Died(why.to_owned())
-    }
-
-    /// Nothing of a restore may stay that did not come to its end.
-    fn try_again(&mut self, world: &mut World, me: &HostId, instance: InstanceId, why: &str) -> Outcome {
-        match self.failed(world, me, instance, why) {
-            Outcome::Died(why) => Outcome::Failed(why),
-            unsure => unsure,
-        }
+        outcome
     }
 
     fn deploy(
@@ -211,76 +237,77 @@ impl Agent {
         world: &mut World,
         me: &HostId,
         instance: InstanceId,
-        node: NodeId,
+        node: &NodeId,
         fails: bool,
     ) -> Outcome {
         let generation = world.next_life();
-        let token = self.token(&node);
-        let known = self.mirror.as_ref().and_then(|mirror| mirror.view().nodes.get(&node));
+        let known = self.mirror.as_ref().and_then(|mirror| mirror.view().nodes.get(node));
         let primary = known.and_then(|known| known.value.primary.as_ref());
         let acts = primary.is_some_and(|primary| &primary.host == me && primary.instance == Some(instance));
-        if fails {
-            return self.failed(world, me, instance, "no role disk");
+        let token = known.map(|known| known.value.token.clone()).unwrap_or_default();
+        let hypervisor = &world.machine(me).hypervisor;
+        let attached = hypervisor.attach_role_disk(instance, role_disk(!fails));
+        let words = ["deploy", &node.to_string(), &token, &generation.to_string()];
+        let deployed = attached.map_err(|error| chain(&error)).and_then(|()| us(world, me, instance, &words));
+        if let Err(why) = deployed {
+            return self.clean_up(world, me, instance, why);
         }
-        let Some(domain) = world.machine_mut(me).domains.get_mut(&instance) else {
-            return Outcome::Died("qemu ended".to_owned());
-        };
-        if !domain.deployed {
-            domain.deployed = true;
-            domain.generation = generation;
-        }
-        domain.acts |= acts;
-        domain.token = token;
-        domain.node = Some(node);
+        hypervisor.change_memory(instance, |memory| memory.acts |= acts);
         Outcome::Done
     }
 
     fn restore(&mut self, world: &mut World, me: &HostId, job: &Job) -> Outcome {
-        let HostAction::Restore { node, checkpoint, .. } = &job.of.action else { return Outcome::Done };
-        let instance = job.of.instance;
+        let HostAction::Restore { node, epoch, checkpoint, .. } = &job.of.action else {
+            return Outcome::Done;
+        };
+        let (instance, path) = (job.of.instance, kept(me, node, *checkpoint));
         let images = world.machine(me).images.get(node);
-        let image = images.and_then(|images| images.iter().find(|image| image.id == *checkpoint)).cloned();
-        let Some(image) = image else {
+        if !images.is_some_and(|images| images.contains(checkpoint)) {
             return Outcome::Damaged(format!("checkpoint {checkpoint} is not here"));
-        };
-        if job.fails {
-            let damaged = world.rng.chance(DAMAGED_PERMILLE);
-            return if damaged {
-                Outcome::Damaged("the image is damaged".to_owned())
-            } else {
-                again("libvirtd does not answer")
-            };
         }
-        if world.machine(me).domains.contains_key(&instance) {
-            return self.try_again(world, me, instance, "something of it is here already");
+        let (damaged, life) = (job.fails && world.rng.chance(DAMAGED_PERMILLE), world.next_life());
+        let hypervisor = world.machine(me).hypervisor.clone();
+        if damaged {
+            world.site.damage_image(&path);
+        } else if job.fails && !world.lacks_libvirtd(me) {
+            hypervisor.inject(Operation::Restore, Fault::LostRequest);
         }
-        let domain = Domain {
-            life: world.next_life(),
-            node: Some(node.clone()),
-            memory: job.of.memory.unwrap_or_default(),
-            stage: Stage::Paused,
-            deployed: true,
-            acts: true,
-            token: self.token(node),
-            generation: image.generation,
-            counter: image.counter,
-            admitted: BTreeMap::new(),
-            windows: None,
-            address: Some(RESTORED),
+        hypervisor.permit(instance, *epoch);
+        let spec = RestoreSpec {
+            image: path,
+            id: instance,
+            template: world.template.clone(),
+            role_disk: None,
+            note: note(*epoch, Some(RESTORED)),
         };
-        let life = domain.life;
-        self.watch(instance, life);
-        world.machine_mut(me).domains.insert(instance, domain);
-        self.outlive(world, me, job, (life, image.generation));
+        match hypervisor.restore(&spec) {
+            Ok(_) => {}
+            // There is nothing of this try, and without libvirtd that could not be proven.
+            Err(error @ RestoreError::Restore { source: CallError::Down { .. }, .. }) => {
+                hypervisor.revoke(instance);
+                return Outcome::Failed(chain(&error));
+            }
+            Err(error) => return self.leave_nothing(world, me, instance, not_restored(&error)),
+        }
+        // What it was connected to when it was saved it is not any more.
+        let generation = hypervisor.change_memory(instance, |memory| {
+            (memory.life, memory.acts, memory.windows) = (life, true, None);
+            memory.admitted.clear();
+            memory.generation
+        });
+        self.watch(world, me, instance);
+        self.outlive(world, me, job, generation.unwrap_or_default());
         Outcome::Loaded { address: Some(RESTORED) }
     }
 
     /// With the protection switched off, a job lets run what it made although its session is over.
-    fn outlive(&self, world: &mut World, me: &HostId, job: &Job, (life, generation): (u64, u64)) {
+    fn outlive(&self, world: &mut World, me: &HostId, job: &Job, generation: u64) {
         let HostAction::Restore { node, epoch, .. } = &job.of.action else { return };
         let over = job.of.session != self.number && world.weakness == Some(Weakness::JobsOutliveSessions);
-        if over && register(world, me, job.of.session, job.of.instance, (life, *epoch)) {
-            world.resume(me, job.of.instance);
+        if over
+            && register(world, me, &job.of, *epoch).is_ok()
+            && world.machine(me).hypervisor.resume(job.of.instance).is_ok()
+        {
             world.restored(node, me, self.restored_from(node), generation);
         }
     }
@@ -288,15 +315,21 @@ impl Agent {
     fn resume(&mut self, world: &mut World, me: &HostId, job: &Job) -> Outcome {
         let HostAction::Resume { node, epoch, .. } = &job.of.action else { return Outcome::Done };
         let instance = job.of.instance;
-        let paused = world.machine(me).domains.get(&instance).filter(|domain| domain.stage == Stage::Paused);
-        let Some((life, generation)) = paused.map(|domain| (domain.life, domain.generation)) else {
-            return self.try_again(world, me, instance, "it is not here");
+        let registered = if job.fails {
+            Err("the guard did not acknowledge it".to_owned())
+        } else {
+            register(world, me, &job.of, *epoch)
         };
-        if job.fails || !register(world, me, job.of.session, instance, (life, *epoch)) {
-            return self.try_again(world, me, instance, "the guard did not acknowledge it");
+        let hypervisor = &world.machine(me).hypervisor;
+        let woken = registered.and_then(|()| {
+            let linked = hypervisor.set_link(instance, true);
+            linked.and_then(|()| hypervisor.resume(instance)).map_err(|error| chain(&error))
+        });
+        if let Err(why) = woken {
+            return self.leave_nothing(world, me, instance, Outcome::Failed(why));
         }
-        world.resume(me, instance);
-        world.restored(node, me, self.restored_from(node), generation);
+        let generation = hypervisor.look(instance, |instance| instance.memory().generation);
+        world.restored(node, me, self.restored_from(node), generation.unwrap_or_default());
         Outcome::Done
     }
 
@@ -309,12 +342,6 @@ impl Agent {
         }
     }
 
-    /// The secret of a node, as far as this agent knows.
-    fn token(&self, node: &NodeId) -> String {
-        let known = self.mirror.as_ref().and_then(|mirror| mirror.view().nodes.get(node));
-        known.map(|known| known.value.token.clone()).unwrap_or_default()
-    }
-
     /// What it has read of the store, and which checkpoint of a node that names here.
     pub(crate) fn told_of(&self, node: &NodeId, me: &HostId) -> Option<(&View, Option<CheckpointId>)> {
         let view = self.mirror.as_ref()?.view();
@@ -323,89 +350,92 @@ impl Agent {
     }
 
     fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {
-        let HostAction::Checkpoint { node, .. } = &job.of.action else { return Outcome::Done };
-        let Some(image) = job.image.take() else { return again("it does not run") };
-        self.copies.keep(node.clone(), image);
+        let HostAction::Checkpoint { node, epoch, .. } = &job.of.action else { return Outcome::Done };
+        if let Err(why) = std::mem::replace(&mut job.begun, Ok(())) {
+            return Outcome::Failed(why);
+        }
+        self.copies.keep(node.clone(), checkpoint_id(&job.of, *epoch));
         Outcome::Saved(Saved { taken: world.machine(me).wall(world.now), pause_ms: 5, bytes: BYTES })
     }
 }
 
-/// What was half made cannot be ended either. The guard needs no libvirtd.
-fn without_libvirtd(world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
-    let why = "libvirtd does not answer".to_owned();
-    match &job.of.action {
-        HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Deploy { .. } => {
-            Some(Outcome::Unsure(why))
+/// What is wrong with the image stays wrong; whether a refusal says that is for core to judge.
+fn not_restored(error: &RestoreError) -> Outcome {
+    let reason = chain(error);
+    match error {
+        RestoreError::Damaged { .. } | RestoreError::OtherInstance { .. } | RestoreError::Describe(_) => {
+            Outcome::Damaged(reason)
         }
-        HostAction::Guard { epoch, .. } => Some(guard(world, me, &job.of, *epoch)),
-        HostAction::Restore { .. } | HostAction::Resume { .. }
-            if world.machine(me).domains.contains_key(&job.of.instance) =>
-        {
-            Some(Outcome::Unsure(why))
+        RestoreError::Restore { source, .. } if source.refused() == Some(RefusalKind::Other) => {
+            Outcome::Refused(reason)
         }
-        // A process is killed without it; that none is there is for libvirtd to say.
-        HostAction::Destroy { .. } if world.machine(me).domains.contains_key(&job.of.instance) => {
-            let killed = remove(world, me, job.of.instance);
-            Some(if killed { Outcome::Done } else { Outcome::Failed(why) })
-        }
-        HostAction::Restore { .. }
-        | HostAction::Resume { .. }
-        | HostAction::Admit { .. }
-        | HostAction::SendWindows(_)
-        | HostAction::Checkpoint { .. }
-        | HostAction::Destroy { .. }
-        | HostAction::Missing { .. }
-        | HostAction::MigrateOut { .. }
-        | HostAction::Accept { .. }
-        | HostAction::Forget { .. }
-        | HostAction::DropImages { .. } => Some(Outcome::Failed(why)),
+        RestoreError::Restore { .. }
+        | RestoreError::Image { .. }
+        | RestoreError::AlreadyHere(_)
+        | RestoreError::NotPermitted { .. }
+        | RestoreError::Look { .. } => Outcome::Failed(reason),
     }
 }
 
-fn again(why: &str) -> Outcome {
-    Outcome::Failed(why.to_owned())
+fn note(epoch: Epoch, address: Option<Ipv4Addr>) -> Note {
+    Note { epoch, address: address.map(Into::into) }
 }
 
-/// Ends a domain, unless libvirtd does not; whether it is gone.
-fn remove(world: &mut World, me: &HostId, instance: InstanceId) -> bool {
-    let (holds, domains) = (world.holds(me), &mut world.machine_mut(me).domains);
-    if holds && domains.contains_key(&instance) {
-        return false;
+/// An address as agents note it.
+pub(super) fn ipv4(address: Option<IpAddr>) -> Option<Ipv4Addr> {
+    match address {
+        Some(IpAddr::V4(address)) => Some(address),
+        Some(IpAddr::V6(_)) | None => None,
     }
-    domains.remove(&instance);
-    true
 }
 
-/// Has the guard acknowledge what runs under this id, if anything does.
+/// The permit first: nothing may come in after what is here was ended.
+fn withdraw(world: &World, me: &HostId, instance: InstanceId) -> Result<(), String> {
+    let hypervisor = &world.machine(me).hypervisor;
+    hypervisor.revoke(instance);
+    hypervisor.destroy(instance).map_err(|error| chain(&error))
+}
+
+/// Runs the guest's command.
+fn us(world: &World, me: &HostId, instance: InstanceId, words: &[&str]) -> Result<(), String> {
+    let output = world.machine(me).hypervisor.guest_exec(instance, &command(words));
+    match output.map_err(|error| chain(&error))?.exit {
+        0 => Ok(()),
+        exit => Err(format!("'us {}' ended with {exit}", words.join(" "))),
+    }
+}
+
+/// Has the guard acknowledge what runs under this id, then notes the epoch on it.
 fn guard(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Outcome {
-    let life = world.machine(me).domains.get(&of.instance).map(|domain| domain.life);
-    let held = life.is_some_and(|life| register(world, me, of.session, of.instance, (life, epoch)));
-    if held { Outcome::Guarded(epoch) } else { again("the guard does not acknowledge it") }
+    if let Err(why) = register(world, me, of, epoch) {
+        return Outcome::Failed(why);
+    }
+    // The note is for people and for the hook; the guard's word is what counts.
+    let _ = world.machine(me).hypervisor.set_note(of.instance, &note(epoch, of.address));
+    Outcome::Guarded(epoch)
 }
 
 /// Asks the guard to take a process under its eyes, on behalf of the session that the job belongs to.
-fn register(
-    world: &mut World,
-    me: &HostId,
-    session: u64,
-    instance: InstanceId,
-    process: (u64, Epoch),
-) -> bool {
+fn register(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Result<(), String> {
     let now = world.now;
-    let session = (world.weakness != Some(Weakness::JobsOutliveSessions)).then_some(session);
+    let session = (world.weakness != Some(Weakness::JobsOutliveSessions)).then_some(of.session);
     let machine = world.machine_mut(me);
+    let process = machine.hypervisor.process_of(of.instance).ok_or("no process runs the instance")?;
     let clock = machine.boottime(now);
-    now >= machine.guard_deaf_until && machine.guard.register(instance, process, session, clock)
+    let held = now >= machine.guard_deaf_until
+        && machine.guard.register(of.instance, (process, epoch), session, clock);
+    held.then_some(()).ok_or_else(|| "the guard does not acknowledge it".to_owned())
 }
 
 fn send_windows(world: &mut World, me: &HostId, send: &SendWindows) -> Outcome {
     let at = world.machine(me).wall(world.now);
-    let Some(life) = world.intake(me, send) else { return again("the display does not take them") };
-    let domain = world.machine_mut(me).domains.get_mut(&send.instance);
-    let Some(domain) = domain.filter(|domain| domain.deployed && domain.stage == Stage::Running) else {
-        return again("the sender does not run");
+    let Some(life) = world.intake(me, send) else {
+        return Outcome::Failed("the display does not take them".to_owned());
     };
-    domain.windows = Some((life, send.begun));
+    let words = ["sent", &life.to_string(), &send.begun.0.to_string()];
+    if let Err(why) = us(world, me, send.instance, &words) {
+        return Outcome::Failed(why);
+    }
     world.note(format!("windows of {} are sent, epoch {}", send.node, send.begun));
     let SendWindows { display, display_begun, begun, .. } = *send;
     Outcome::WindowsSent(WindowsSent { display, display_begun, begun, at })

@@ -7,16 +7,17 @@ use understudy_core::host::lease::{Attempt, LeaseAnswer, LeaseEffect, LeaseInput
 use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
 use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
 use understudy_core::host::{Input, Local};
-use understudy_core::ids::{Epoch, HostId, InstanceId};
+use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::keys::{Key, decode, encode};
 use understudy_core::records::{RenewalRecord, Service, SessionRecord};
 use understudy_core::store_cache::StoreCache;
-use understudy_core::units::{Boottime, Vcpus};
+use understudy_core::units::Boottime;
 use understudy_core::view::Versioned;
+use understudy_hypervisor::{Hypervisor, InstanceFact, InstanceState, LifeSign, PauseCause, Pid};
 use understudy_store::{Entry, Txn};
 
+use super::jobs::ipv4;
 use super::{Agent, Tag, boot_id};
-use crate::machine::{Domain, Stage};
 use crate::mirror::unchanged;
 use crate::world::{Answer, Body, World};
 
@@ -37,8 +38,8 @@ pub(crate) enum LeaseRequest {
     Renew,
 }
 
-/// What an agent found when it looked at its host: what goes on, and which life of each instance it watches.
-pub(crate) type Stock = (BTreeMap<InstanceId, Local>, BTreeMap<InstanceId, u64>);
+/// What an agent found when it looked at its host: what goes on, and which process of each instance it watches.
+pub(crate) type Stock = (BTreeMap<InstanceId, Local>, BTreeMap<InstanceId, Pid>);
 
 impl Agent {
     /// The lease's own thread: what is due is done to the moment, whatever else the agent is at.
@@ -189,7 +190,7 @@ impl Agent {
         self.take_lease(world, me, LeaseInput::Answer(attempt, LeaseAnswer::Unavailable));
     }
 
-    /// What goes on, by core's word; the rest is destroyed, or else nothing goes on.
+    /// What goes on, by core's word; the rest is destroyed, or else nothing goes on and all of it is tried again.
     fn take_stock(
         &mut self,
         world: &mut World,
@@ -197,52 +198,40 @@ impl Agent {
         previous: Option<u64>,
         resumed: bool,
     ) -> Option<Stock> {
-        if world.lacks_libvirtd(me) {
-            return None;
-        }
+        let machine = world.machine(me);
+        let hypervisor = machine.hypervisor.clone();
+        let here = hypervisor.instances().ok()?;
         let nothing = StoreCache::default();
         let mirror = self.mirror.as_deref().unwrap_or(&nothing);
         let facts = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
         let nodes = mirror.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let number = if resumed { self.number } else { 0 };
-        let machine = world.machine(me);
-        let guarded = machine.domains.iter().filter_map(|(instance, domain)| {
-            Some((*instance, machine.guard.epoch_of(*instance, domain.life)?))
-        });
-        let guarded: BTreeMap<InstanceId, Epoch> = guarded.collect();
-        let found = machine.domains.iter().map(|(instance, domain)| {
-            let epoch = guarded.get(instance).copied().unwrap_or_default();
-            (*instance, discovered(domain, epoch))
-        });
+        let guarded =
+            here.iter().filter_map(|fact| Some((fact.id, machine.guard.epoch_of(fact.id, fact.pid?)?)));
         let reported = facts.into_iter().flat_map(|facts| facts.instances.keys().copied());
+        let gone =
+            |instance: &InstanceId| hypervisor.life(*instance).is_ok_and(|life| life == LifeSign::Gone);
         let discovery = Discovery {
             resumed,
             reported: facts.map_or(Reported::Nothing, Reported::Facts),
-            found: &found.collect(),
-            gone: &reported.filter(|instance| !machine.domains.contains_key(instance)).collect(),
-            guarded: &guarded,
+            found: &here.iter().map(|fact| (fact.id, found(fact))).collect(),
+            gone: &reported.filter(gone).collect(),
+            guarded: &guarded.collect(),
             names: &names(me, number, nodes, facts),
             unreadable: mirror.hides_nodes(),
             now: machine.wall(world.now),
         };
-        let recovery = recover(&discovery);
-        let ends = |outcome: &Recovery| matches!(outcome, Recovery::Destroy { .. });
-        if world.holds(me) && recovery.values().any(ends) {
-            return None;
-        }
         let mut goes_on = BTreeMap::new();
-        let domains = &mut world.machine_mut(me).domains;
-        for (instance, outcome) in recovery {
+        for (instance, outcome) in recover(&discovery) {
             let local = match outcome {
                 Recovery::GoesOn(local) => Some(local),
                 Recovery::Resume(local) => {
-                    if let Some(domain) = domains.get_mut(&instance) {
-                        domain.stage = Stage::Running;
-                    }
+                    hypervisor.set_link(instance, true).ok()?;
+                    hypervisor.resume(instance).ok()?;
                     Some(local)
                 }
                 Recovery::Destroy { dead, .. } => {
-                    domains.remove(&instance);
+                    hypervisor.destroy(instance).ok()?;
                     dead.map(|fact| Local { fact: *fact, paused: false })
                 }
                 Recovery::Dead(fact) => Some(Local { fact, paused: false }),
@@ -250,14 +239,14 @@ impl Agent {
             };
             goes_on.extend(local.map(|local| (instance, local)));
         }
-        let life = |instance: &InstanceId| Some((*instance, domains.get(instance)?.life));
-        let lives = goes_on.keys().filter_map(life).collect();
-        Some((goes_on, lives))
+        let process = |instance: &InstanceId| Some((*instance, hypervisor.process_of(*instance)?));
+        let processes = goes_on.keys().filter_map(process).collect();
+        Some((goes_on, processes))
     }
 
     /// A process that has ended since stock was taken is found dead at the next look.
-    fn adopt(&mut self, world: &mut World, me: &HostId, (found, lives): Stock) {
-        self.watched = lives;
+    fn adopt(&mut self, world: &mut World, me: &HostId, (found, processes): Stock) {
+        self.watched = processes;
         self.adopted = true;
         self.dirty = true;
         self.inform(world, me, Input::Recovered { session: self.number, found });
@@ -271,10 +260,14 @@ fn session_of(entry: Option<Entry>) -> Option<Versioned<SessionRecord>> {
     Some(Versioned { value, revision: entry.modified.0 })
 }
 
-fn discovered(domain: &Domain, epoch: Epoch) -> Found {
-    let seen = match domain.stage {
-        Stage::Booting { .. } | Stage::Running => Seen::Running,
-        Stage::Paused | Stage::Incoming => Seen::Incoming,
+fn found(fact: &InstanceFact) -> Found {
+    let seen = match fact.state {
+        InstanceState::Running | InstanceState::ShuttingDown => Seen::Running,
+        InstanceState::Paused(PauseCause::Migration) => Seen::Incoming,
+        InstanceState::Paused(_) => Seen::Paused,
+        InstanceState::Crashed => Seen::Failed,
+        InstanceState::Off => Seen::Off,
     };
-    Found { seen, epoch, address: Some([10, 0, 0, 1].into()), memory: domain.memory, vcpus: Vcpus(1) }
+    let (epoch, address) = (fact.note.epoch, ipv4(fact.note.address));
+    Found { seen, epoch, address, memory: fact.memory, vcpus: fact.vcpus }
 }

@@ -8,6 +8,7 @@ use understudy_core::host::{DomainEvent, Effect, HostSettings, Input, Records, S
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::units::Now;
 use understudy_core::view::View;
+use understudy_hypervisor::{Hypervisor, LifeSign};
 use uuid::Uuid;
 
 use super::{Agent, jobs::Job};
@@ -35,16 +36,15 @@ impl Agent {
                 None
             }
             Effect::Step { job, step } => self.begin_step(world, me, *job, step),
-            // What the simulated hypervisor has of a guest that cannot go on is nothing.
-            Effect::List if world.lacks_libvirtd(me) => Some(Input::Listed(None)),
+            // No guest here has come to where it cannot go on.
             Effect::List => {
-                let domains = world.machine(me).domains.keys();
-                Some(Input::Listed(Some(domains.map(|&instance| (instance, Shown::Well)).collect())))
+                let here = world.machine(me).hypervisor.instances().ok();
+                let shown = here.map(|here| here.into_iter().map(|fact| (fact.id, Shown::Well)).collect());
+                Some(Input::Listed(shown))
             }
             Effect::LookFor(instance) => {
-                let there = world.machine(me).domains.contains_key(&instance);
-                let there = (!world.lacks_libvirtd(me)).then_some(there);
-                Some(Input::Looked { instance, there })
+                let life = world.machine(me).hypervisor.life(instance);
+                Some(Input::Looked { instance, there: life.ok().map(|life| life != LifeSign::Gone) })
             }
             Effect::Send { node, id, revision, to } => {
                 self.copies.begin(world, (node, id), revision, to);
@@ -60,11 +60,11 @@ impl Agent {
                 None
             }
             Effect::Discard { node, id } => {
-                self.copies.discard(node, id);
+                self.copies.discard(world, me, node, id);
                 None
             }
             Effect::DropImages { node, .. } => {
-                world.machine_mut(me).images.remove(&node);
+                world.drop_images(me, &node);
                 world.verbose(|| format!("{me} drops the images of {node}"));
                 None
             }
@@ -110,17 +110,7 @@ impl Agent {
 
     /// The pidfds: a process that has ended is known dead at once.
     pub(super) fn watch_processes(&mut self, world: &mut World, me: &HostId) {
-        let domains = &world.machine(me).domains;
-        let alive = |instance: &InstanceId, life: u64| {
-            domains.get(instance).is_some_and(|domain| domain.life == life)
-        };
-        let died: Vec<InstanceId> = self
-            .watched
-            .iter()
-            .filter(|(instance, life)| !alive(instance, **life))
-            .map(|(instance, _)| *instance)
-            .collect();
-        for instance in died {
+        for instance in world.machine(me).hypervisor.ended(&self.watched) {
             self.watched.remove(&instance);
             self.dirty = true;
             let exited = DomainEvent::Exited { instance, detail: "qemu ended".to_owned() };
@@ -128,8 +118,10 @@ impl Agent {
         }
     }
 
-    pub(super) fn watch(&mut self, instance: InstanceId, life: u64) {
-        self.watched.insert(instance, life);
+    /// Watches the process that runs an instance, if there is one.
+    pub(super) fn watch(&mut self, world: &World, me: &HostId, instance: InstanceId) {
+        let process = world.machine(me).hypervisor.process_of(instance);
+        self.watched.extend(process.map(|process| (instance, process)));
     }
 }
 

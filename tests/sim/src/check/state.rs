@@ -1,15 +1,27 @@
-//! Owns the judgement of fresh starts: whether state was given up that still lies on a disk (SAFE-9).
+//! Owns what was before a revision, and the judgement of fresh starts: whether state was given up that still lies on a disk (SAFE-9).
 //!
 //! Promises: what really lies on the disks counts, and what hosts have said of it; nothing is asked of core. Must not do:
 //! change anything but what it remembers of those words.
 
+use std::collections::BTreeMap;
+
 use understudy_core::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use understudy_core::death::Death;
 use understudy_core::ids::{HostId, NodeId};
+use understudy_core::keys::Key;
 use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Origin, Phase};
 use understudy_core::view::SharedNode;
+use understudy_store::Revision;
 
 use crate::world::{World, millis};
+
+/// One revision of the store: what was written, and the nodes as they were before.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) revision: Revision,
+    pub(super) keys: Vec<Key>,
+    pub(super) before: BTreeMap<NodeId, Before>,
+}
 
 /// A node's records before a revision.
 #[derive(Debug)]
@@ -41,7 +53,7 @@ impl World {
         let has = |host: &HostId, id: CheckpointId| {
             let images = self.machine(host).images.get(node);
             let failed = self.truth.failed_copies.contains(&(node.clone(), host.clone(), id));
-            !failed && images.is_some_and(|images| images.iter().any(|image| image.id == id))
+            !failed && images.is_some_and(|images| images.contains(&id))
         };
         let left: Vec<String> = valid
             .flat_map(|copy| copy.hosts.iter().map(move |host| (copy.id, host)))

@@ -4,17 +4,22 @@
 //! Promises: an answer is what was seen of this machine, or of the transfer that was begun from it. Must not do: decide what
 //! is next.
 
+use std::time::Duration;
+
+use understudy_core::errors::chain;
 use understudy_core::host::{
     HostAction, Input, Job as CoreJob, Landed, MigrationAnswer, MigrationStep, Presence,
 };
 use understudy_core::ids::{HostId, InstanceId};
-use understudy_core::units::Vcpus;
+use understudy_hypervisor::fake::Course;
+use understudy_hypervisor::{
+    Hypervisor, InstanceState, LifeSign, MigrationOutcome, MigrationTarget, PauseCause,
+};
 
-use super::{PERMIT_MS, register, remove};
+use super::{ipv4, register, withdraw};
 use crate::Weakness;
 use crate::agent::Agent;
-use crate::machine::Stage;
-use crate::world::{TransferState, World};
+use crate::world::World;
 
 /// One step under way.
 #[derive(Debug)]
@@ -23,10 +28,9 @@ struct Step {
     step: MigrationStep,
     /// When it is looked at next.
     until: u64,
-    /// How long it waits for others.
-    patience: u64,
     fails: bool,
-    transfer: Option<u64>,
+    /// The number of the migration that it has begun.
+    begun: Option<u64>,
 }
 
 /// All steps under way.
@@ -42,7 +46,6 @@ impl Steps {
     pub(super) fn stood_still(&mut self, since: u64, lost: u64) {
         for step in self.under_way.iter_mut().filter(|step| step.until > since) {
             step.until += lost;
-            step.patience += lost;
         }
     }
 }
@@ -63,8 +66,7 @@ impl Agent {
             MigrationStep::Withdraw => (25, 100),
         };
         let until = world.now + world.duration(least, most);
-        let (patience, fails) = (world.now + PERMIT_MS, world.work_fails());
-        let mut step = Step { of, step, until, patience, fails, transfer: None };
+        let mut step = Step { of, step, until, fails: world.work_fails(), begun: None };
         let answer = if until == world.now { self.take_step(world, me, &mut step) } else { None };
         if answer.is_none() {
             self.steps.under_way.push(step);
@@ -90,43 +92,31 @@ impl Agent {
 
     fn take_step(&mut self, world: &mut World, me: &HostId, step: &mut Step) -> Option<MigrationAnswer> {
         let instance = step.of.instance;
-        // Who migrates waits for the other side anyway; a permit needs no libvirtd.
-        if world.lacks_libvirtd(me) && !matches!(step.step, MigrationStep::Permit { .. }) {
-            step.until = world.machine(me).libvirtd_back;
-            return None;
-        }
-        match step.step {
-            MigrationStep::Permit { .. } => {
-                self.permit(world, me, &step.of);
-                Some(MigrationAnswer::Done)
-            }
-            MigrationStep::Look => Some(MigrationAnswer::Seen(presence(world, me, instance))),
-            MigrationStep::Land => Some(self.land(world, me, &step.of)),
-            MigrationStep::Withdraw => {
-                world.machine_mut(me).permits.remove(&instance);
-                let gone = remove(world, me, instance);
-                Some(if gone { MigrationAnswer::Done } else { failed("libvirtd does not end it") })
-            }
-            MigrationStep::Transfer { .. } => transfer(world, me, step),
+        Some(match step.step {
+            MigrationStep::Permit { .. } => self.permit(world, me, &step.of),
+            MigrationStep::Look => look(world, me, instance),
+            MigrationStep::Land => self.land(world, me, &step.of),
+            MigrationStep::Withdraw => done(withdraw(world, me, instance)),
+            MigrationStep::Transfer { lasts } => return transfer(world, me, step, lasts),
             MigrationStep::Resume => {
-                world.resume(me, instance);
-                Some(MigrationAnswer::Done)
+                done(world.machine(me).hypervisor.resume(instance).map_err(|error| chain(&error)))
             }
-        }
+        })
     }
 
-    fn permit(&mut self, world: &mut World, me: &HostId, of: &CoreJob) {
-        let HostAction::Accept { epoch, .. } = of.action else { return };
-        world.machine_mut(me).permits.insert(of.instance, epoch);
+    fn permit(&mut self, world: &World, me: &HostId, of: &CoreJob) -> MigrationAnswer {
+        let HostAction::Accept { epoch, .. } = of.action else { return MigrationAnswer::Done };
+        world.machine(me).hypervisor.permit(of.instance, epoch);
         if world.weakness == Some(Weakness::EagerDestination) {
             self.steps.eager.push(of.clone());
         }
+        MigrationAnswer::Done
     }
 
     /// With the protection switched off, whoever permits it also lets it run once all of it is here.
     fn land_early(&mut self, world: &mut World, me: &HostId) {
         for of in std::mem::take(&mut self.steps.eager) {
-            if presence(world, me, of.instance) == Presence::Paused {
+            if look(world, me, of.instance) == MigrationAnswer::Seen(Presence::Paused) {
                 self.land(world, me, &of);
             } else {
                 self.steps.eager.push(of);
@@ -136,57 +126,75 @@ impl Agent {
 
     fn land(&mut self, world: &mut World, me: &HostId, of: &CoreJob) -> MigrationAnswer {
         let HostAction::Accept { epoch, .. } = of.action else { return MigrationAnswer::Done };
-        let domain = world.machine(me).domains.get(&of.instance);
-        let Some((life, memory, address)) = domain.map(|domain| (domain.life, domain.memory, domain.address))
-        else {
-            return failed("it is not here");
-        };
-        if !register(world, me, of.session, of.instance, (life, epoch)) {
-            return failed("the guard does not acknowledge it");
+        if let Err(why) = register(world, me, of, epoch) {
+            return MigrationAnswer::Failed(why);
         }
-        world.machine_mut(me).permits.remove(&of.instance);
-        self.watch(of.instance, life);
-        world.resume(me, of.instance);
-        MigrationAnswer::Landed(Some(Landed { memory, vcpus: Vcpus(1), address }))
+        let hypervisor = &world.machine(me).hypervisor;
+        if let Err(error) = hypervisor.resume(of.instance) {
+            return MigrationAnswer::Failed(chain(&error));
+        }
+        hypervisor.revoke(of.instance);
+        self.watch(world, me, of.instance);
+        let here = hypervisor.instances().unwrap_or_default();
+        let fact = here.iter().find(|fact| fact.id == of.instance);
+        MigrationAnswer::Landed(fact.map(|fact| Landed {
+            memory: fact.memory,
+            vcpus: fact.vcpus,
+            address: ipv4(fact.note.address),
+        }))
     }
 }
 
-fn failed(why: &str) -> MigrationAnswer {
-    MigrationAnswer::Failed(why.to_owned())
+fn done(result: Result<(), String>) -> MigrationAnswer {
+    result.map_or_else(MigrationAnswer::Failed, |()| MigrationAnswer::Done)
 }
 
-fn presence(world: &World, me: &HostId, instance: InstanceId) -> Presence {
-    match world.machine(me).domains.get(&instance).map(|domain| domain.stage) {
-        None => Presence::Gone,
-        Some(Stage::Incoming) => Presence::Held,
-        Some(Stage::Paused) => Presence::Paused,
-        Some(Stage::Running | Stage::Booting { .. }) => Presence::Running,
-    }
+/// On the way in libvirt calls it paused for migration; once its state is complete, paused as asked.
+fn look(world: &World, me: &HostId, instance: InstanceId) -> MigrationAnswer {
+    MigrationAnswer::Seen(match world.machine(me).hypervisor.life(instance) {
+        Err(error) => return MigrationAnswer::Failed(chain(&error)),
+        Ok(LifeSign::Gone) => Presence::Gone,
+        Ok(LifeSign::ProcessOnly(_)) => Presence::Process,
+        Ok(LifeSign::Known(InstanceState::Running)) => Presence::Running,
+        Ok(LifeSign::Known(InstanceState::Paused(PauseCause::Asked))) => Presence::Paused,
+        Ok(LifeSign::Known(InstanceState::Paused(_))) => Presence::Held,
+        Ok(LifeSign::Known(_)) => Presence::Other,
+    })
 }
 
-fn transfer(world: &mut World, me: &HostId, step: &mut Step) -> Option<MigrationAnswer> {
-    let HostAction::MigrateOut { to, epoch, .. } = &step.of.action else {
+/// Begins it, and says what came of it once it has ended.
+fn transfer(world: &mut World, me: &HostId, step: &mut Step, lasts: Duration) -> Option<MigrationAnswer> {
+    let HostAction::MigrateOut { uri, data_uri, .. } = &step.of.action else {
         return Some(MigrationAnswer::Done);
     };
-    let instance = step.of.instance;
-    let here = |world: &World| world.machine(me).domains.contains_key(&instance);
-    let Some(transfer) = step.transfer.or_else(|| world.transfer_of(me, instance)) else {
-        if !here(world) {
-            return Some(failed("there is no such instance"));
-        }
-        step.transfer = world.start_transfer(me, to, instance, *epoch);
-        let gives_up = step.transfer.is_none() && world.now > step.patience;
-        return gives_up.then(|| MigrationAnswer::Stayed(format!("{to} does not permit it")));
+    let Some(begun) = step.begun else {
+        let (opens, takes) = (world.duration(25, 300), world.duration(1_000, 4_000));
+        let loses_end = world.rng.chance(world.swarm.lost_finishes);
+        let (opens, takes) = (Duration::from_millis(opens), Duration::from_millis(takes));
+        let target = MigrationTarget {
+            uri: uri.clone(),
+            tls: true,
+            tls_name: None,
+            data_uri: data_uri.clone(),
+            bandwidth: None,
+        };
+        let course = Course { opens, takes, loses_end };
+        let hypervisor = &world.machine(me).hypervisor;
+        return match hypervisor.begin_migration(step.of.instance, &target, lasts, course) {
+            Ok(begun) => {
+                step.begun = Some(begun);
+                None
+            }
+            Err(error) => Some(MigrationAnswer::Failed(chain(&error))),
+        };
     };
-    step.transfer = Some(transfer);
-    match world.transfer_state(transfer) {
-        TransferState::Running => None,
+    Some(match world.machine(me).hypervisor.migration(begun)? {
         // What became of it is not known here: the next try finds out.
-        TransferState::Moved | TransferState::Stayed(_) if step.fails => {
-            Some(failed("the connection to libvirtd broke"))
+        MigrationOutcome::Moved { .. } | MigrationOutcome::StayedHere { .. } if step.fails => {
+            MigrationAnswer::Failed("the connection to libvirtd broke".to_owned())
         }
-        TransferState::Moved => Some(MigrationAnswer::Moved),
-        TransferState::Stayed(why) if here(world) => Some(MigrationAnswer::Stayed(why)),
-        TransferState::Stayed(why) => Some(failed(&format!("neither side has it: {why}"))),
-    }
+        MigrationOutcome::Moved { .. } => MigrationAnswer::Moved,
+        MigrationOutcome::StayedHere { why } => MigrationAnswer::Stayed(why),
+        MigrationOutcome::Unknown { why, .. } => MigrationAnswer::Failed(why),
+    })
 }
