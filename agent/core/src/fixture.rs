@@ -294,7 +294,7 @@ impl Cluster {
             let new = Versioned { value: assignment.record.clone(), revision };
             self.view.nodes.insert(assignment.node.clone(), new);
             match &assignment.checkpoint {
-                CheckpointChange::Keep => {}
+                CheckpointChange::Keep | CheckpointChange::Absent => {}
                 CheckpointChange::Replace(_, record) => {
                     let known = Versioned { value: record.clone(), revision };
                     self.view.checkpoints.insert(assignment.node.clone(), known.into());

@@ -168,10 +168,15 @@ impl Change<'_> {
                 "{node} starts afresh and keeps checkpoint {}, whose state must never come back",
                 known.value.id
             )),
-            (None, _, CheckpointChange::Keep) => Vec::new(),
-            (None, _, CheckpointChange::Replace(..) | CheckpointChange::Delete(_)) => {
-                wrong(format!("{node} loses its checkpoint without a new primary"))
+            (None, None, CheckpointChange::Keep) if begins && self.before.holds_places(node.role()) => {
+                wrong(format!("{node} starts afresh whether or not a checkpoint of it is recorded meanwhile"))
             }
+            (None, _, CheckpointChange::Keep) | (None, None, CheckpointChange::Absent) => Vec::new(),
+            (
+                None,
+                _,
+                CheckpointChange::Replace(..) | CheckpointChange::Delete(_) | CheckpointChange::Absent,
+            ) => wrong(format!("{node} loses its checkpoint without a new primary")),
         }
     }
 

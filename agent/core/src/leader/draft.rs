@@ -206,7 +206,7 @@ impl Leader {
     /// Decides what becomes of a node's checkpoint together with its record.
     pub(super) fn change_checkpoint(&mut self, node: &NodeId, change: CheckpointChange) {
         match &change {
-            CheckpointChange::Keep => {}
+            CheckpointChange::Keep | CheckpointChange::Absent => {}
             CheckpointChange::Replace(revision, record) => {
                 let known = Versioned { value: record.clone(), revision: *revision };
                 self.put_checkpoint(node, Some(known.into()), true);

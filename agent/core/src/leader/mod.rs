@@ -70,6 +70,8 @@ pub enum CheckpointChange {
     Replace(u64, CheckpointRecord),
     /// It is deleted, if it is still at this revision: its state must never come back.
     Delete(u64),
+    /// There is none, and there must be none still: one that is recorded meanwhile is not given up for a fresh start.
+    Absent,
 }
 
 /// A new record of one node.

@@ -221,6 +221,7 @@ fn install(
     let change = match (successor.checkpoint, old_checkpoint) {
         (Some(new), Some(revision)) => CheckpointChange::Replace(revision, new),
         (None, Some(revision)) if before.holds_places(node.role()) => CheckpointChange::Delete(revision),
+        (None, None) if before.holds_places(node.role()) => CheckpointChange::Absent,
         (_, _) => CheckpointChange::Keep,
     };
     leader.change_checkpoint(node, change);

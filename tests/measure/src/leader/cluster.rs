@@ -185,7 +185,7 @@ impl Cluster {
         let record = Versioned { value: assignment.record.clone(), revision };
         self.view.nodes.insert(node.clone(), record);
         match &assignment.checkpoint {
-            CheckpointChange::Keep => {}
+            CheckpointChange::Keep | CheckpointChange::Absent => {}
             CheckpointChange::Replace(_, new) => {
                 let record = Versioned { value: new.clone(), revision };
                 self.view.checkpoints.insert(node.clone(), record.into());

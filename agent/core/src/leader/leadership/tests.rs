@@ -356,20 +356,22 @@ fn a_write_is_conditional_on_the_leadership_and_on_all_that_it_was_decided_from(
     let State::Leading(leading) = &rig.leadership.state else { panic!("it leads") };
     let What::Assign { assignment, .. } = rig.writes[0].what.clone() else { panic!("an assignment") };
     let condition = |key, revision| Condition { key, revision: Some(revision) };
+    let absent = |key| Condition { key, revision: None };
     let known = [
         condition(Key::Leader, leading.held.revision),
         condition(Key::Node(assignment.node.clone()), assignment.revision),
     ];
     let checkpoint = Key::Checkpoint(assignment.node.clone());
-    for (change, more) in [(CheckpointChange::Keep, None), (CheckpointChange::Delete(7), Some(7))] {
+    let changes = [
+        (CheckpointChange::Keep, None),
+        (CheckpointChange::Delete(7), Some(condition(checkpoint.clone(), 7))),
+        (CheckpointChange::Absent, Some(absent(checkpoint))),
+    ];
+    for (change, more) in changes {
         let sessions = vec![(host("host2"), 5)];
         let one = Assignment { sessions, checkpoint: change, ..assignment.clone() };
-        let expected: Vec<Condition> = known
-            .iter()
-            .cloned()
-            .chain([condition(Key::Session(host("host2")), 5)])
-            .chain(more.map(|revision| condition(checkpoint.clone(), revision)))
-            .collect();
+        let expected: Vec<Condition> =
+            known.iter().cloned().chain([condition(Key::Session(host("host2")), 5)]).chain(more).collect();
         assert_eq!(assignment_txn(&leading.held, &one).conditions, expected);
     }
 }

@@ -31,6 +31,7 @@ pub(super) fn assignment_txn(held: &Versioned<LeaderRecord>, assignment: &Assign
         CheckpointChange::Delete(revision) => {
             txn.when(checkpoint.clone(), Some(*revision)).delete(checkpoint)
         }
+        CheckpointChange::Absent => txn.when(checkpoint, None),
     }
 }
 
