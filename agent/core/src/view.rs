@@ -100,7 +100,7 @@ pub struct View {
 
 /// What is known of the death of a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Life {
+pub enum Liveness {
     /// Nothing says that it is dead.
     Alive,
     /// Known dead by the standard of SAFE-2.
@@ -112,7 +112,7 @@ pub enum Life {
     },
 }
 
-/// Where an instance's life is asked about.
+/// Where an instance's liveness is asked about.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     /// The host.
@@ -170,31 +170,31 @@ impl HostView {
 impl View {
     /// Whether the instance of a member, on the member's own host, is known dead.
     #[must_use]
-    pub fn life(&self, node: &NodeRecord, member: &Member) -> Life {
+    pub fn liveness(&self, node: &NodeRecord, member: &Member) -> Liveness {
         let since = node.since(member);
-        self.life_at(Place { host: &member.host, session: member.session, since }, member.instance)
+        self.liveness_at(Place { host: &member.host, session: member.session, since }, member.instance)
     }
 
     /// Whether `instance` is known dead at `place`. A host that is not in the view proves nothing.
     #[must_use]
-    pub fn life_at(&self, place: Place<'_>, instance: Option<InstanceId>) -> Life {
-        let Some(host) = self.hosts.get(place.host) else { return Life::Alive };
+    pub fn liveness_at(&self, place: Place<'_>, instance: Option<InstanceId>) -> Liveness {
+        let Some(host) = self.hosts.get(place.host) else { return Liveness::Alive };
         let (record, session) = (&host.session.value, place.session);
         if record.number == session
             && let Some(end) = &record.ended
         {
-            return Life::Dead { cause: Death::HostLost { reason: end.reason.clone() }, found: end.at };
+            return Liveness::Dead { cause: Death::HostLost { reason: end.reason.clone() }, found: end.at };
         }
         if record.number > session {
             let found = record.ended.as_ref().map_or_else(UnixMillis::default, |end| end.at);
-            return Life::Dead { cause: Death::HostReturned, found };
+            return Liveness::Dead { cause: Death::HostReturned, found };
         }
         let fact =
             instance.and_then(|instance| host.instance(instance)).filter(|fact| fact.epoch >= place.since);
         match fact.map(|fact| &fact.phase) {
-            Some(Phase::Dead { death, at }) => Life::Dead { cause: death.clone(), found: *at },
+            Some(Phase::Dead { death, at }) => Liveness::Dead { cause: death.clone(), found: *at },
             Some(Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Restoring | Phase::Ready)
-            | None => Life::Alive,
+            | None => Liveness::Alive,
         }
     }
 
@@ -212,7 +212,7 @@ impl View {
         let ready = self.fact(member).is_some_and(|fact| {
             fact.phase == Phase::Ready && fact.epoch >= node.since(member) && fact.node.as_ref() == owner
         });
-        ready && self.life(node, member) == Life::Alive
+        ready && self.liveness(node, member) == Liveness::Alive
     }
 
     /// Memory of `host` that is neither taken by a living instance, idle ones included, nor promised to a member.

@@ -16,7 +16,7 @@ use crate::error::{
 };
 use crate::event::HypervisorEvent;
 use crate::types::{
-    Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, LifeSign,
+    Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, Liveness,
     MigrationOutcome, MigrationTarget, Note, RestoreSpec, SavedMemory,
 };
 
@@ -25,14 +25,14 @@ pub trait Hypervisor: Send + Sync {
     /// The managed instances on this host.
     ///
     /// # Errors
-    /// When libvirt does not answer. An instance that is not in the list is *not* dead for that: [`Self::life`].
+    /// When libvirt does not answer. An instance that is not in the list is *not* dead for that: [`Self::liveness`].
     fn instances(&self) -> Result<Vec<InstanceFact>, ListError>;
 
-    /// What is known of one instance's life.
+    /// What is known of one instance's liveness.
     ///
     /// # Errors
     /// When libvirt does not answer or the host's processes cannot be read: then nothing is known.
-    fn life(&self, id: InstanceId) -> Result<LifeSign, ListError>;
+    fn liveness(&self, id: InstanceId) -> Result<Liveness, ListError>;
 
     /// The host's room.
     ///

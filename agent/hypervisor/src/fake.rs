@@ -35,7 +35,7 @@ use crate::types::Capacity;
 /// A group of operations that a fault can hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
-    /// `instances`, `life`, `capacity`, `stats`.
+    /// `instances`, `liveness`, `capacity`, `stats`.
     Query,
     /// `create`.
     Create,

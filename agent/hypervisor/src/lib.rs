@@ -45,7 +45,7 @@ pub use role_disk::check as check_role_disk;
 pub use template::{Template, TemplateError, TemplateFault};
 pub use types::{
     BlockStats, Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceState,
-    InstanceStats, InterfaceStats, LifeSign, MacAddress, MacError, MigrationOutcome, MigrationTarget, Note,
+    InstanceStats, InterfaceStats, Liveness, MacAddress, MacError, MigrationOutcome, MigrationTarget, Note,
     PauseCause, RestoreSpec, SavedMemory,
 };
 

@@ -32,7 +32,7 @@ use crate::link::Link;
 use crate::pidwatch::PidWatch;
 use crate::process::NOTES;
 use crate::types::{
-    Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, LifeSign,
+    Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, Liveness,
     MigrationOutcome, MigrationTarget, Note, RestoreSpec, SavedMemory,
 };
 
@@ -155,8 +155,8 @@ impl Hypervisor for Libvirt {
         self.list()
     }
 
-    fn life(&self, id: InstanceId) -> Result<LifeSign, ListError> {
-        self.life_sign(id)
+    fn liveness(&self, id: InstanceId) -> Result<Liveness, ListError> {
+        self.probe_liveness(id)
     }
 
     fn capacity(&self) -> Result<Capacity, CapacityError> {

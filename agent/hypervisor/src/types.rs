@@ -118,7 +118,7 @@ pub enum InstanceState {
     ShuttingDown,
     /// The guest crashed and the process is kept for a look.
     Crashed,
-    /// libvirt has no process for it. No proof that there is none: see [`LifeSign`].
+    /// libvirt has no process for it. No proof that there is none: see [`Liveness`].
     Off,
 }
 
@@ -149,9 +149,9 @@ pub struct InstanceFact {
     pub role_disk: Option<PathBuf>,
 }
 
-/// What is known of an instance's life, for decisions that need its death.
+/// What is known of an instance's liveness, for decisions that need its death.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LifeSign {
+pub enum Liveness {
     /// libvirt answered that it is off or unknown, *and* no process of this host carries its UUID.
     Gone,
     /// libvirt has it.

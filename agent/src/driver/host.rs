@@ -13,7 +13,7 @@ use understudy_core::host::{
 use understudy_core::ids::{InstanceId, NodeId};
 use understudy_core::units::Now;
 use understudy_hypervisor::{
-    CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, LifeSign, ListError, PauseCause,
+    CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, ListError, Liveness, PauseCause,
     WatchdogAction,
 };
 
@@ -69,7 +69,7 @@ impl Driver {
             Effect::Ended { job, outcome } => log_outcome(&job, &outcome),
             Effect::List => self.look(|hypervisor| Input::Listed(list(hypervisor))),
             Effect::LookFor(instance) => self.look(move |hypervisor| {
-                let there = hypervisor.life(instance).ok().map(|life| life != LifeSign::Gone);
+                let there = hypervisor.liveness(instance).ok().map(|liveness| liveness != Liveness::Gone);
                 Input::Looked { instance, there }
             }),
             Effect::Send { node, id, revision, to } => self.send(node, id, revision, to),

@@ -13,7 +13,7 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::records::{HostFacts, Phase};
 use understudy_guard::{Client, ClientError};
 use understudy_hypervisor::{
-    ControlError, DestroyError, InstanceFact, InstanceState, LifeSign, ListError, PauseCause,
+    ControlError, DestroyError, InstanceFact, InstanceState, ListError, Liveness, PauseCause,
 };
 use uuid::Uuid;
 
@@ -160,7 +160,7 @@ fn gone(
     let Known::Facts(facts) = &records.known else { return Ok(BTreeSet::new()) };
     let mut gone = BTreeSet::new();
     for &instance in facts.instances.keys().filter(|id| !here.iter().any(|fact| fact.id == **id)) {
-        if parts.hypervisor.life(instance)? == LifeSign::Gone {
+        if parts.hypervisor.liveness(instance)? == Liveness::Gone {
             gone.insert(instance);
         }
     }

@@ -37,7 +37,7 @@ use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::records::{CheckpointId, Incident, InstanceFact, NodeRecord, NodeSpec, Phase};
 use crate::units::{Boottime, MiB, Now, Vcpus};
-use crate::view::{Checkpoints, Hosts, Life, Nodes, SharedNode, View};
+use crate::view::{Checkpoints, Hosts, Liveness, Nodes, SharedNode, View};
 
 /// What of an instance an action occupies. Actions of different lanes go on side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -332,5 +332,5 @@ pub fn source_let_go(view: &View, node: &NodeId, instance: InstanceId) -> bool {
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return false };
     let facts = view.hosts.get(&migration.from).and_then(|from| from.facts.as_ref());
     let stands = migration.stands(facts.and_then(|facts| facts.instances.get(&instance)));
-    stands && primary.instance == Some(instance) && view.life(record, primary) != Life::Alive
+    stands && primary.instance == Some(instance) && view.liveness(record, primary) != Liveness::Alive
 }

@@ -326,7 +326,7 @@ impl Change<'_> {
     }
 }
 
-/// SAFE-2 read word for word from the records, apart from the reading that decisions are made by (`View::life`).
+/// SAFE-2 read word for word from the records, apart from the reading that decisions are made by (`View::liveness`).
 struct Died<'a> {
     view: &'a View,
     record: &'a NodeRecord,

@@ -12,7 +12,7 @@ use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
 };
 use crate::records::{Member, NodeRecord, Origin};
-use crate::view::{Answer, HostView, Life, SharedNode};
+use crate::view::{Answer, HostView, Liveness, SharedNode};
 
 /// More backups than this for one node are taken for a policy's mistake.
 const BACKUPS_MAX: u32 = 16;
@@ -93,7 +93,7 @@ fn can_take_over(leader: &Leader, node: &NodeId, record: &NodeRecord, backup: &M
 fn drop_dead(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
     let mut dropped = false;
     for backup in &record.backups {
-        if let Life::Dead { cause, .. } = leader.view.life(record, backup) {
+        if let Liveness::Dead { cause, .. } = leader.view.liveness(record, backup) {
             let now = leader.now.wall;
             dropped = true;
             leader.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {

@@ -14,7 +14,7 @@ use crate::policy::{
     PlacementVerdict, Purpose,
 };
 use crate::units::Now;
-use crate::view::{Answer, Life, View};
+use crate::view::{Answer, Liveness, View};
 
 /// Where the next member of a node could go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub struct Explanation {
 #[must_use]
 pub fn explain(view: &View, node: &NodeId, bounds: &Bounds, now: Now) -> Option<Explanation> {
     let record = &view.nodes.get(node)?.value;
-    let lives = record.primary.as_ref().is_some_and(|primary| view.life(record, primary) == Life::Alive);
+    let lives =
+        record.primary.as_ref().is_some_and(|primary| view.liveness(record, primary) == Liveness::Alive);
     let purpose = match (lives, record.holds_places(node.role())) {
         (false, _) => Purpose::Primary,
         (true, true) => Purpose::HeldBackup,

@@ -18,16 +18,16 @@ use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
 use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
 use crate::units::UnixMillis;
-use crate::view::{Life, SharedNode};
+use crate::view::{Liveness, SharedNode};
 
 /// Gives the node a primary if it has none that may be alive.
 pub(super) fn repair(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
     let record = &known.value;
     let death = match &record.primary {
         None => None,
-        Some(primary) => match leader.view.life(record, primary) {
-            Life::Alive => return,
-            Life::Dead { cause, found } => Some(Found { cause, found: found_at(leader, found) }),
+        Some(primary) => match leader.view.liveness(record, primary) {
+            Liveness::Alive => return,
+            Liveness::Dead { cause, found } => Some(Found { cause, found: found_at(leader, found) }),
         },
     };
     if let (Some(migration), Some(death)) = (&record.migration, &death) {

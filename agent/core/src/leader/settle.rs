@@ -8,7 +8,7 @@ use crate::death::{Setback, SetbackCause};
 use crate::ids::{Epoch, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
 use crate::units::UnixMillis;
-use crate::view::{Life, Place, SharedNode};
+use crate::view::{Liveness, Place, SharedNode};
 
 /// Brings the record to what has happened.
 pub(super) fn settle(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
@@ -35,24 +35,24 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
         return;
     }
     let to = Place { host: &migration.to, session: migration.to_session, since: migration.epoch };
-    let to_death = leader.view.life_at(to, primary.instance);
-    match (leader.view.life(record, primary), to_death) {
+    let to_death = leader.view.liveness_at(to, primary.instance);
+    match (leader.view.liveness(record, primary), to_death) {
         // It had left before it died: its end is the destination's.
-        (Life::Dead { cause, .. }, Life::Dead { .. }) if cause.is_move() => {
+        (Liveness::Dead { cause, .. }, Liveness::Dead { .. }) if cause.is_move() => {
             arrive(leader, node, primary, migration);
         }
-        (Life::Dead { .. }, Life::Dead { .. }) => {
+        (Liveness::Dead { .. }, Liveness::Dead { .. }) => {
             leader.rest_on_session(node, &migration.to);
             leader.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
-        (Life::Dead { cause, .. }, Life::Alive) => {
+        (Liveness::Dead { cause, .. }, Liveness::Alive) => {
             if !cause.is_move() {
                 let reason = format!("source {} of the migration is dead ({cause})", migration.from);
                 abandon(leader, node, migration, reason, None);
             }
         }
         // Nothing of it can run there any more, so that the source alone has the word again.
-        (Life::Alive, Life::Dead { cause, .. }) => {
+        (Liveness::Alive, Liveness::Dead { cause, .. }) => {
             leader.rest_on_session(node, &migration.to);
             let cause = SetbackCause::Died { death: cause, epoch: migration.epoch };
             let setback = Setback { host: migration.to.clone(), cause, at: leader.now.wall };
@@ -68,7 +68,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
                 },
             );
         }
-        (Life::Alive, Life::Alive) => {
+        (Liveness::Alive, Liveness::Alive) => {
             let failed = leader.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
             if let Some((_, reason)) = failed.filter(|(epoch, _)| *epoch >= migration.epoch) {
                 let cause = SetbackCause::MigrationFailed { epoch: migration.epoch, reason: reason.clone() };

@@ -22,7 +22,7 @@ use crate::error::{
 use crate::event::{HypervisorEvent, Lifecycle, StartCause, StopCause};
 use crate::refusal::{Refusal, RefusalKind};
 use crate::types::{
-    Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceState, InstanceStats, LifeSign,
+    Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceState, InstanceStats, Liveness,
     MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreSpec, SavedMemory,
 };
 
@@ -151,9 +151,9 @@ impl<G: Memory> Hypervisor for FakeHypervisor<G> {
         self.attempt(Operation::Query, "list", list).map_err(ListError::List)
     }
 
-    fn life(&self, id: InstanceId) -> Result<LifeSign, ListError> {
+    fn liveness(&self, id: InstanceId) -> Result<Liveness, ListError> {
         let state = self.on_instance(Operation::Query, "look up", id, |instance| instance.fact.state);
-        Ok(state.map_err(ListError::List)?.map_or(LifeSign::Gone, LifeSign::Known))
+        Ok(state.map_err(ListError::List)?.map_or(Liveness::Gone, Liveness::Known))
     }
 
     fn capacity(&self) -> Result<Capacity, CapacityError> {

@@ -14,7 +14,7 @@ use super::Libvirt;
 use crate::api::Hypervisor;
 use crate::error::{CallError, GuestError};
 use crate::refusal::RefusalKind;
-use crate::types::{GuestCommand, GuestOutput, InstanceState, LifeSign};
+use crate::types::{GuestCommand, GuestOutput, InstanceState, Liveness};
 
 /// The guest's agent has no event for a command's end, so it is asked: soon at first, for most commands are
 /// short, then at a pace that costs little and hears of the end at most an eighth later than it came.
@@ -99,8 +99,8 @@ impl Libvirt {
                     if source.refused() == Some(RefusalKind::WrongState)
                         && left > ASK_MAX
                         && matches!(
-                            self.life(id),
-                            Ok(LifeSign::Known(InstanceState::Paused(_) | InstanceState::Running))
+                            self.liveness(id),
+                            Ok(Liveness::Known(InstanceState::Paused(_) | InstanceState::Running))
                         ) =>
                 {
                     std::thread::sleep(ASK_FIRST);

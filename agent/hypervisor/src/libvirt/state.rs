@@ -1,4 +1,4 @@
-//! Owns the reading side: instances, one instance's life, room.
+//! Owns the reading side: instances, one instance's liveness, room.
 //!
 //! Promises: an instance that goes away while it is looked at is left out and is no error. Must not do: change
 //! anything.
@@ -16,7 +16,7 @@ use crate::error::{CallError, CapacityError, ListError};
 use crate::numbers;
 use crate::process;
 use crate::refusal::RefusalKind;
-use crate::types::{Capacity, InstanceFact, InstanceState, LifeSign};
+use crate::types::{Capacity, InstanceFact, InstanceState, Liveness};
 
 /// One domain as libvirt tells of it.
 pub(super) struct Seen {
@@ -100,16 +100,16 @@ impl Libvirt {
         }))
     }
 
-    pub(super) fn life_sign(&self, id: InstanceId) -> Result<LifeSign, ListError> {
+    pub(super) fn probe_liveness(&self, id: InstanceId) -> Result<Liveness, ListError> {
         let seen = self.look_up(id).map_err(ListError::List)?;
         match seen.map(|seen| seen.state) {
             None | Some(InstanceState::Off) if self.pid_folder.is_some() => {
                 let process = process::process_of(id).map_err(ListError::Processes)?;
-                Ok(process.map_or(LifeSign::Gone, LifeSign::ProcessOnly))
+                Ok(process.map_or(Liveness::Gone, Liveness::ProcessOnly))
             }
             // No processes to look at: a remote or simulated libvirtd, whose word is all there is.
-            None | Some(InstanceState::Off) => Ok(LifeSign::Gone),
-            Some(state) => Ok(LifeSign::Known(state)),
+            None | Some(InstanceState::Off) => Ok(Liveness::Gone),
+            Some(state) => Ok(Liveness::Known(state)),
         }
     }
 

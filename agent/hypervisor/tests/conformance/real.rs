@@ -11,7 +11,7 @@ use understudy_core::units::MiB;
 use understudy_hypervisor::process::process_of;
 use understudy_hypervisor::{
     CallError, Deadlines, DestroyError, EventKind, GuestCommand, Hypervisor, InstanceSpec, InstanceState,
-    Libvirt, LibvirtConfig, LifeSign, Lifecycle, ListError, MigrationOutcome, MigrationTarget, StartError,
+    Libvirt, LibvirtConfig, Lifecycle, ListError, Liveness, MigrationOutcome, MigrationTarget, StartError,
     StopCause,
 };
 
@@ -129,8 +129,8 @@ fn a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
             start_libvirtd();
             until("libvirt is back", || hv.instances().is_ok());
             eprintln!("figure: connected again {:?} after libvirtd's start", down.elapsed());
-            assert_eq!(hv.life(one.id).unwrap(), LifeSign::Gone);
-            assert_eq!(hv.life(two.id).unwrap(), LifeSign::Known(InstanceState::Running));
+            assert_eq!(hv.liveness(one.id).unwrap(), Liveness::Gone);
+            assert_eq!(hv.liveness(two.id).unwrap(), Liveness::Known(InstanceState::Running));
             assert_eq!(fact(&hv, two.id).unwrap().pid, Some(second));
             hv.guest_ping(two.id, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
             let after: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
@@ -164,9 +164,12 @@ fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
         std::fs::remove_file(format!("/run/libvirt/qemu/{}.xml", instance.name)).unwrap();
         start_libvirtd();
         until("libvirt is back", || hv.instances().is_ok());
-        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::ProcessOnly(instance.pid.expect("a process")));
+        assert_eq!(
+            hv.liveness(instance.id).unwrap(),
+            Liveness::ProcessOnly(instance.pid.expect("a process"))
+        );
         hv.destroy(instance.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Gone);
+        assert_eq!(hv.liveness(instance.id).unwrap(), Liveness::Gone);
     });
 }
 
@@ -189,7 +192,7 @@ fn an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_
         start_libvirtd();
         until("libvirt is back", || hv.instances().is_ok());
         hv.destroy(one.id).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        assert_eq!(hv.life(one.id).unwrap(), LifeSign::Gone);
+        assert_eq!(hv.liveness(one.id).unwrap(), Liveness::Gone);
         // One that hangs is as good as none.
         let start = Duration::from_secs(2);
         let hv = Libvirt::start(LibvirtConfig {
@@ -422,7 +425,7 @@ fn a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on() {
         assert!(status.success());
         let unknown = hv.migrate(instance.id, &target(None), Duration::from_secs(3)).unwrap();
         assert!(matches!(unknown, MigrationOutcome::Unknown { still_here: true, .. }), "{unknown:?}");
-        assert_eq!(hv.life(instance.id).unwrap(), LifeSign::Known(InstanceState::Running));
+        assert_eq!(hv.liveness(instance.id).unwrap(), Liveness::Known(InstanceState::Running));
         hv.guest_ping(instance.id, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
         hv.destroy(instance.id).unwrap();
     });

@@ -10,8 +10,8 @@ use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site};
 use understudy_hypervisor::{
     Accelerator, AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, DestroyError,
-    EventKind, GuestError, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, LifeSign,
-    Lifecycle, ListError, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, StartError,
+    EventKind, GuestError, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, Lifecycle,
+    ListError, Liveness, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, StartError,
     StopCause, Template,
 };
 
@@ -129,7 +129,7 @@ fn in_the_double_a_lost_answer_is_not_a_failure_and_a_stopped_libvirtd_not_a_dea
     let kinds: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
     assert!(matches!(kinds.as_slice(), [EventKind::ConnectionLost, EventKind::Died { .. }]), "{kinds:?}");
     host.set_libvirt_up(true);
-    assert_eq!(host.life(id(1)).unwrap(), LifeSign::Gone);
+    assert_eq!(host.liveness(id(1)).unwrap(), Liveness::Gone);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn libvirts_simulation_does_what_it_can_and_says_what_it_cannot() {
     let made = hv.create(&spec(1)).unwrap();
     assert_eq!((made.id, made.note, made.pid), (id(1), spec(1).note, None));
     assert_eq!(hv.create(&spec(1)).unwrap(), made);
-    assert_eq!(hv.life(id(1)).unwrap(), LifeSign::Known(InstanceState::Running));
+    assert_eq!(hv.liveness(id(1)).unwrap(), Liveness::Known(InstanceState::Running));
     let note = Note { epoch: Epoch(2), address: Some("10.77.1.7".parse().unwrap()) };
     hv.set_note(id(1), &note).unwrap();
     assert_eq!(hv.instances().unwrap().first().map(|fact| fact.note), Some(note));
@@ -191,7 +191,7 @@ fn libvirts_simulation_does_what_it_can_and_says_what_it_cannot() {
         let event = events.recv_timeout(Duration::from_secs(20)).expect("the change is told");
         assert_eq!(event.kind, EventKind::Lifecycle { id: id(1), change: want });
     }
-    assert_eq!(hv.life(id(1)).unwrap(), LifeSign::Gone);
+    assert_eq!(hv.liveness(id(1)).unwrap(), Liveness::Gone);
 
     hv.create(&spec(2)).unwrap();
     let ping = hv.guest_ping(id(2), SOON);

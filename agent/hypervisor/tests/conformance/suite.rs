@@ -7,7 +7,7 @@ use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::units::MiB;
 use understudy_hypervisor::{
     ControlError, CreateError, EventKind, GuestCommand, GuestError, Hypervisor, InstanceSpec, InstanceState,
-    LifeSign, Lifecycle, MigrateError, MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreError,
+    Lifecycle, Liveness, MigrateError, MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreError,
     RestoreSpec, RoleDiskError, SaveError, StopCause,
 };
 
@@ -69,7 +69,7 @@ pub(crate) fn conforms(bed: &dyn Bed) {
 fn nothing_is_there_at_first(bed: &dyn Bed) {
     let (hv, id) = (bed.hypervisor(), bed.spec(1).id);
     assert_eq!(hv.instances().unwrap(), Vec::new());
-    assert_eq!(hv.life(id).unwrap(), LifeSign::Gone);
+    assert_eq!(hv.liveness(id).unwrap(), Liveness::Gone);
     let capacity = hv.capacity().unwrap();
     assert!(capacity.memory_total >= capacity.memory_free && capacity.memory_free > MiB(0), "{capacity:?}");
     assert!(capacity.vcpus.0 > 0);
@@ -104,7 +104,7 @@ fn an_instance_is_created_once(bed: &dyn Bed) {
     // Once more needs no permit, because nothing comes to life.
     let again = hv.create(&spec).unwrap();
     assert_eq!((again.id, again.pid, again.mac), (made.id, made.pid, made.mac));
-    assert_eq!(hv.life(spec.id).unwrap(), LifeSign::Known(InstanceState::Running));
+    assert_eq!(hv.liveness(spec.id).unwrap(), Liveness::Known(InstanceState::Running));
     let namesake = InstanceSpec { id: bed.spec(2).id, ..spec.clone() };
     bed.permit(namesake.id, namesake.note.epoch);
     let refused = hv.create(&namesake);
@@ -226,7 +226,7 @@ fn memory_survives_its_instance(bed: &dyn Bed) {
         matches!(damaged, Err(RestoreError::Damaged { .. } | RestoreError::Restore { .. })),
         "{damaged:?}"
     );
-    assert_eq!(hv.life(id).unwrap(), LifeSign::Gone);
+    assert_eq!(hv.liveness(id).unwrap(), Liveness::Gone);
 }
 
 fn an_instance_ends_and_stays_ended(bed: &dyn Bed) {
@@ -236,7 +236,7 @@ fn an_instance_ends_and_stays_ended(bed: &dyn Bed) {
     let pid = hv.create(&spec).unwrap_or_else(|error| panic!("{}", chain(&error))).pid.expect("a process");
     let events = hv.subscribe();
     hv.destroy(spec.id).unwrap();
-    assert_eq!(hv.life(spec.id).unwrap(), LifeSign::Gone);
+    assert_eq!(hv.liveness(spec.id).unwrap(), Liveness::Gone);
     assert_eq!(state(hv, spec.id), None);
     let (mut died, mut stopped) = (false, false);
     while !(died && stopped) {
@@ -274,7 +274,7 @@ pub(crate) fn moves(pair: &dyn Pair, id: InstanceId) {
     let moved = here.migrate(id, &target, LONG).unwrap();
     eprintln!("figure: {moved:?}");
     assert!(matches!(moved, MigrationOutcome::Moved { .. }), "{moved:?}");
-    assert_eq!(here.life(id).unwrap(), LifeSign::Gone);
+    assert_eq!(here.liveness(id).unwrap(), Liveness::Gone);
     let told: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
     let left = EventKind::Lifecycle { id, change: Lifecycle::Stopped(StopCause::Migrated) };
     assert!(told.contains(&left), "{told:?}");

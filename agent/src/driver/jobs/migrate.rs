@@ -10,7 +10,7 @@ use std::time::Duration;
 use understudy_core::host::{HostAction, Job, Landed, MigrationAnswer, MigrationStep, Outcome, Presence};
 use understudy_core::ids::{Epoch, InstanceId};
 use understudy_hypervisor::{
-    InstanceFact, InstanceState, LifeSign, MigrationOutcome, MigrationTarget, PauseCause, process,
+    InstanceFact, InstanceState, Liveness, MigrationOutcome, MigrationTarget, PauseCause, process,
 };
 
 use super::super::Parts;
@@ -49,17 +49,17 @@ fn done(result: Result<(), String>) -> MigrationAnswer {
 
 /// On the way in libvirt calls it paused for migration; once its state is complete, paused as asked.
 fn look(parts: &Parts, instance: InstanceId) -> MigrationAnswer {
-    let life = match parts.hypervisor.life(instance) {
-        Ok(life) => life,
+    let liveness = match parts.hypervisor.liveness(instance) {
+        Ok(liveness) => liveness,
         Err(error) => return MigrationAnswer::Failed(chain(&error)),
     };
-    MigrationAnswer::Seen(match life {
-        LifeSign::Gone => Presence::Gone,
-        LifeSign::ProcessOnly(_) => Presence::Process,
-        LifeSign::Known(InstanceState::Running) => Presence::Running,
-        LifeSign::Known(InstanceState::Paused(PauseCause::Asked)) => Presence::Paused,
-        LifeSign::Known(InstanceState::Paused(_)) => Presence::Held,
-        LifeSign::Known(_) => Presence::Other,
+    MigrationAnswer::Seen(match liveness {
+        Liveness::Gone => Presence::Gone,
+        Liveness::ProcessOnly(_) => Presence::Process,
+        Liveness::Known(InstanceState::Running) => Presence::Running,
+        Liveness::Known(InstanceState::Paused(PauseCause::Asked)) => Presence::Paused,
+        Liveness::Known(InstanceState::Paused(_)) => Presence::Held,
+        Liveness::Known(_) => Presence::Other,
     })
 }
 
