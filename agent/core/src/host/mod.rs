@@ -307,7 +307,7 @@ pub fn converge(situation: &Situation<'_>) -> Vec<HostAction> {
 /// beside the deployment that is under way: that takes tens of seconds on an emulated guest, and the processors of
 /// what the host is there for.
 #[must_use]
-pub fn forsaken(situation: &Situation<'_>) -> Vec<InstanceId> {
+pub fn orphaned(situation: &Situation<'_>) -> Vec<InstanceId> {
     let deploying = situation.local.iter().filter(|(_, local)| local.fact.phase == Phase::Deploying);
     let mut deploying = deploying.map(|(&instance, _)| instance).peekable();
     // Asked after every event, and most of the time nothing is deployed.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{HostAction, Lane, Local, converge, forsaken, source_let_go};
+use super::{HostAction, Lane, Local, converge, orphaned, source_let_go};
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
 use crate::records::{Origin, Phase, WindowsSent};
@@ -428,7 +428,7 @@ fn a_draining_host_ends_its_idle_instances_once_its_primaries_have_left() {
 }
 
 #[test]
-fn an_instance_that_is_deployed_for_nobody_any_more_is_forsaken() {
+fn an_instance_that_is_deployed_for_nobody_any_more_is_orphaned() {
     let mut cluster = Cluster::of(2).with(&["alice/display"]);
     let (me, instance) = cluster.primary("alice/display");
     let mut local = cluster.local(me.as_str());
@@ -446,9 +446,9 @@ fn an_instance_that_is_deployed_for_nobody_any_more_is_forsaken() {
         }
         let mut situation = cluster.situation(&me, &local, &rest);
         let seen: Vec<InstanceId> = expected.then_some(instance).into_iter().collect();
-        assert_eq!(forsaken(&situation), seen, "{phase:?} {named}");
+        assert_eq!(orphaned(&situation), seen, "{phase:?} {named}");
         situation.session = None;
-        assert_eq!(forsaken(&situation), Vec::new());
+        assert_eq!(orphaned(&situation), Vec::new());
     }
 }
 

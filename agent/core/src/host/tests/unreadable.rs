@@ -1,6 +1,6 @@
 //! What a host leaves alone while a record cannot be read.
 
-use super::super::{Local, forsaken};
+use super::super::{Local, orphaned};
 use super::{Locals, actions, fresh, leaving, letters};
 use crate::fixture::{Cluster, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, InstanceId};
@@ -29,10 +29,10 @@ fn while_a_record_cannot_be_read_nothing_is_ended_or_deleted_for_want_of_a_name(
     for action in ["Destroy", "Forget", "DropImages"] {
         assert!(found.contains(&action.to_owned()), "{action} is not in {found:?}");
     }
-    assert_eq!(forsaken(&cluster.situation(&me, &local, &rest)), [deploying]);
+    assert_eq!(orphaned(&cluster.situation(&me, &local, &rest)), [deploying]);
     rest.unreadable = true;
     assert_eq!(letters(&actions(&cluster, &at, &local, &rest)), Vec::<String>::new());
-    assert_eq!(forsaken(&cluster.situation(&me, &local, &rest)), Vec::new());
+    assert_eq!(orphaned(&cluster.situation(&me, &local, &rest)), Vec::new());
 }
 
 #[test]
