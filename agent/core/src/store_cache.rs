@@ -2,7 +2,7 @@
 //! from.
 //!
 //! Promises: it is what the store held at one revision; a record that cannot be read is left as it was last read, if
-//! it was, and complained about, and never taken for a deleted one: its node is withheld from plans, and no host ends or
+//! it was, and complained about, and never taken for a deleted one: its node is quarantined, so that nothing is planned for it, and no host ends or
 //! deletes for want of a name what it may name. Must not do: decide, talk to the store.
 //!
 //! Cost, with N records: a change O(log N) and the reading of its records, the view of all of it O(1). A renewal is not read.
@@ -90,7 +90,7 @@ impl StoreCache {
         let changes = self.changes + 1;
         *self = Self { revision, observer, changes, follows, ..Self::default() };
         let faults = records.into_iter().filter_map(|record| self.put(record, now).err()).collect();
-        self.view.withheld = self.withheld();
+        self.view.quarantined = self.quarantined();
         faults
     }
 
@@ -109,7 +109,7 @@ impl StoreCache {
                 Change::Deleted(key) => self.delete(key, now),
             }
         }
-        self.view.withheld = self.withheld();
+        self.view.quarantined = self.quarantined();
         faults
     }
 
@@ -149,24 +149,24 @@ impl StoreCache {
     /// Whether a record that cannot be read may name an instance or an image, or tell who may speak for one. Nothing is
     /// destroyed for want of a name then.
     #[must_use]
-    pub fn hides_names(&self) -> bool {
+    pub fn has_quarantined_names(&self) -> bool {
         self.unreadable.keys().any(|key| Hidden::by(key) != Hidden::Nothing)
     }
 
     /// Whether what a host reported cannot be read.
     #[must_use]
-    pub fn hides_facts(&self, host: &HostId) -> bool {
+    pub fn has_quarantined_facts(&self, host: &HostId) -> bool {
         self.unreadable.contains_key(&Key::Facts(host.clone()).to_string())
     }
 
     /// Whether a node's own record cannot be read.
     #[must_use]
-    pub fn hides_nodes(&self) -> bool {
+    pub fn has_quarantined_nodes(&self) -> bool {
         self.unreadable.keys().any(|key| matches!(Key::parse(key), Some(Key::Node(_))))
     }
 
     /// Nodes of which a record cannot be read: nothing may be planned for them.
-    fn withheld(&self) -> BTreeSet<NodeId> {
+    fn quarantined(&self) -> BTreeSet<NodeId> {
         let node = |key: &String| match Hidden::by(key) {
             Hidden::Node(node) => Some(node),
             Hidden::Host | Hidden::Nothing => None,
@@ -373,8 +373,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_hides_names_until_it_is_read_or_deleted_and_is_told_by_its_key() {
-        for (key, hides, withheld) in [
+    fn what_cannot_be_read_is_quarantined_until_it_is_read_or_deleted_and_is_told_by_its_key() {
+        for (key, hides, quarantined) in [
             (NODE, true, &["alice/display"][..]),
             ("v2/cluster/checkpoints/alice/exec-1", true, &["alice/exec-1"]),
             ("v2/cluster/hosts/host2/lease", true, &[]),
@@ -385,9 +385,9 @@ mod tests {
             let mut cache = StoreCache::default();
             assert_eq!(cache.replace((1, true), [unreadable(key)], NOW).len(), 1);
             for _ in 0..2 {
-                assert_eq!(cache.hides_names(), hides, "{key}");
-                let nodes: Vec<String> = cache.withheld().iter().map(ToString::to_string).collect();
-                assert_eq!(nodes, withheld, "{key}");
+                assert_eq!(cache.has_quarantined_names(), hides, "{key}");
+                let nodes: Vec<String> = cache.quarantined().iter().map(ToString::to_string).collect();
+                assert_eq!(nodes, quarantined, "{key}");
                 let told = cache.unreadable().join("");
                 for part in [key, "update this agent", "repair the record"] {
                     assert!(told.contains(part), "{part} is not in: {told}");
@@ -396,7 +396,7 @@ mod tests {
                 cache.replace((2, true), [unreadable(key)], NOW);
             }
             cache.apply(3, [Change::Deleted(key)], NOW);
-            assert!(!cache.hides_names() && cache.unreadable().is_empty(), "{key}");
+            assert!(!cache.has_quarantined_names() && cache.unreadable().is_empty(), "{key}");
         }
     }
 

@@ -95,7 +95,7 @@ pub struct View {
     pub checkpoints: Checkpoints,
     /// Nodes that have a record which could not be read: nothing is planned for them, and each of them may have any
     /// instance that nobody else does.
-    pub withheld: BTreeSet<NodeId>,
+    pub quarantined: BTreeSet<NodeId>,
 }
 
 /// What is known of the death of a member.

@@ -37,7 +37,7 @@ impl Driver {
         let records = Records {
             view: self.cluster.view().clone(),
             failovers: self.cluster.failovers().collect(),
-            unreadable: self.cluster.hides_names(),
+            unreadable: self.cluster.has_quarantined_names(),
         };
         self.inform(Input::Records(Box::new(records)));
     }

@@ -210,7 +210,7 @@ impl Driver {
     pub(super) fn speaks_for_its_predecessor(&self) -> bool {
         let me = &self.parts.config.host;
         let reported = self.cluster.facts(me).is_some_and(|facts| facts.session == self.session_number);
-        self.recovery != Recovery::None && reported && !self.cluster.hides_facts(me)
+        self.recovery != Recovery::None && reported && !self.cluster.has_quarantined_facts(me)
     }
 
     fn recover(&self) {

@@ -79,7 +79,7 @@ impl Driver {
         let own = self.published.as_ref().filter(|own| heard.is_none_or(|heard| own.at >= heard));
         let (known, at) = match own {
             Some(own) => (Some(own.facts.as_ref()), Some(own.at)),
-            None => (self.cluster.facts(me).filter(|_| !self.cluster.hides_facts(me)), heard),
+            None => (self.cluster.facts(me).filter(|_| !self.cluster.has_quarantined_facts(me)), heard),
         };
         if self.publishing || now.boottime < self.publish_after || known == Some(facts) {
             return;

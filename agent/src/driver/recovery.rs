@@ -184,13 +184,13 @@ impl Driver {
         let facts = self.cluster.facts(me).filter(|facts| Some(facts.session) == reported);
         let known = match facts {
             _ if reported.is_none() => Known::Nothing,
-            _ if self.cluster.hides_facts(me) => Known::Unreadable,
+            _ if self.cluster.has_quarantined_facts(me) => Known::Unreadable,
             Some(facts) => Known::Facts(Arc::new(facts.clone())),
             None => Known::Nothing,
         };
         let nodes = self.cluster.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let names = recovery::names(me, number, nodes, facts);
-        Records { resumed: false, known, names, unreadable: self.cluster.hides_nodes() }
+        Records { resumed: false, known, names, unreadable: self.cluster.has_quarantined_nodes() }
     }
 
     /// Goes on with what was found.

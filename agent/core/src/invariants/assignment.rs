@@ -272,14 +272,14 @@ impl Change<'_> {
     fn unsure(&self) -> impl Iterator<Item = String> {
         let facts = |member: &Member| self.view.hosts.get(&member.host)?.current_facts();
         let stood_by = move |member: &&Member| {
-            let instance = member.instance.filter(|_| !self.view.withheld.is_empty());
+            let instance = member.instance.filter(|_| !self.view.quarantined.is_empty());
             let fact = facts(member).zip(instance).and_then(|(facts, id)| facts.instances.get(&id));
             let had = self.before.members().any(|other| other.instance == instance);
             !had && fact.is_some_and(|fact| fact.node.is_none())
         };
         let taken = self.after.members().filter(stood_by).filter_map(|member| member.instance);
         taken.map(|instance| {
-            let all: Vec<String> = self.view.withheld.iter().map(ToString::to_string).collect();
+            let all: Vec<String> = self.view.quarantined.iter().map(ToString::to_string).collect();
             format!("{} takes {instance}, which may be one of {}", self.node, all.join(", "))
         })
     }

@@ -171,7 +171,7 @@ fn an_instance_that_an_unread_record_may_name_breaks_safe_6() {
     };
     let assignment = decision(&cluster, "alice/display", take);
     assert_eq!(found(&cluster, &assignment), []);
-    cluster.view.withheld.insert(node("bob/display"));
+    cluster.view.quarantined.insert(node("bob/display"));
     assert_eq!(found(&cluster, &assignment), [Invariant::OneNode]);
 }
 

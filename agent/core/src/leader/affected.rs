@@ -58,10 +58,10 @@ impl Leader {
             }
             self.look_at_changed(node);
         }
-        if old.withheld != new.withheld {
-            self.withheld_changed(&old.withheld, &new.withheld);
+        if old.quarantined != new.quarantined {
+            self.quarantine_changed(&old.quarantined, &new.quarantined);
         }
-        self.view.withheld.clone_from(&new.withheld);
+        self.view.quarantined.clone_from(&new.quarantined);
         if self.refresh() {
             self.look_at_waiting();
         }
@@ -209,7 +209,7 @@ impl Leader {
         all
     }
 
-    fn withheld_changed(&mut self, old: &BTreeSet<NodeId>, new: &BTreeSet<NodeId>) {
+    fn quarantine_changed(&mut self, old: &BTreeSet<NodeId>, new: &BTreeSet<NodeId>) {
         for node in old.symmetric_difference(new) {
             self.look_at_changed(node);
             if new.contains(node) {

@@ -318,7 +318,7 @@ impl Leader {
     /// was not refused a moment ago.
     fn open(&self, node: &NodeId) -> Option<SharedNode> {
         let refused = self.retries.contains_key(node);
-        let closed = self.is_in_flight(node) || refused || self.before.withheld.contains(node);
+        let closed = self.is_in_flight(node) || refused || self.before.quarantined.contains(node);
         if closed { None } else { self.view.nodes.get(node).cloned() }
     }
 

@@ -256,7 +256,7 @@ impl Rooms {
             }
             let (come, gone) = known.sums.report(&old.host, (before, after), current(&known.seen));
             let closed = self.closed.contains(&old.host);
-            let room = room(&old.host, known, closed, !before.withheld.is_empty(), Some(&old.row));
+            let room = room(&old.host, known, closed, !before.quarantined.is_empty(), Some(&old.row));
             for instance in gone {
                 self.stands_by_no_more(instance, &room.host);
             }
@@ -325,7 +325,7 @@ impl Rooms {
             for instance in come {
                 self.spares.entry(instance).or_default().push(host.clone());
             }
-            let room = room(host, &known, self.closed.contains(host), !before.withheld.is_empty(), None);
+            let room = room(host, &known, self.closed.contains(host), !before.quarantined.is_empty(), None);
             all.push((room, known));
         }
         all.sort_by(|(one, _), (other, _)| one.host.cmp(&other.host));
@@ -361,7 +361,7 @@ fn room(
     host: &HostId,
     known: &Known,
     is_closed: bool,
-    are_withheld: bool,
+    has_quarantined: bool,
     old: Option<&Arc<HostRow>>,
 ) -> Room {
     let Known { seen, sums, .. } = known;
@@ -369,7 +369,7 @@ fn room(
     // Of a host that reports nothing it is not known what is taken.
     let taken = |side| if sums.facts().is_some() { sums.taken(side).memory } else { 0 };
     let most = taken(Side::Stored).max(taken(Side::Decided));
-    let idle = if are_withheld { Vec::new() } else { sums.unclaimed().collect() };
+    let idle = if has_quarantined { Vec::new() } else { sums.unclaimed().collect() };
     Room {
         host: host.clone(),
         vcpus: capacity.vcpus,

@@ -218,7 +218,7 @@ impl Agent {
             gone: &reported.filter(gone).collect(),
             guarded: &guarded.collect(),
             names: &names(me, number, nodes, facts),
-            unreadable: mirror.hides_nodes(),
+            unreadable: mirror.has_quarantined_nodes(),
             now: machine.wall(world.now),
         };
         let mut goes_on = BTreeMap::new();

@@ -89,7 +89,7 @@ impl Agent {
         let records = Records {
             view: view.clone(),
             failovers: mirror.failovers().collect(),
-            unreadable: mirror.hides_names(),
+            unreadable: mirror.has_quarantined_names(),
         };
         self.inform(world, me, Input::Records(Box::new(records)));
         let images = world.machine(me).images.keys().cloned().collect();

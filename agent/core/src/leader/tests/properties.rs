@@ -37,7 +37,7 @@ pub(super) enum Event {
     Silence(usize),
     Forget(usize),
     Drain(usize, bool),
-    Withhold(usize, bool),
+    Quarantine(usize, bool),
     Shrink(usize, u64),
     Idle(usize),
     Unable(usize, bool),
@@ -64,7 +64,7 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
         1 => node.clone().prop_map(Event::GiveUp),
         1 => (host.clone(), any::<bool>()).prop_map(|(host, unable)| Event::Unable(host, unable)),
         1 => (-100..400_i64).prop_map(Event::SetClock),
-        1 => (node, any::<bool>()).prop_map(|(node, withheld)| Event::Withhold(node, withheld)),
+        1 => (node, any::<bool>()).prop_map(|(node, quarantined)| Event::Quarantine(node, quarantined)),
         2 => host.clone().prop_map(Event::Lose),
         2 => host.clone().prop_map(Event::Reopen),
         1 => host.clone().prop_map(Event::Silence),
@@ -158,8 +158,8 @@ pub(super) fn apply(cluster: &mut Cluster, event: &Event) {
         Event::Silence(at) => cluster.silence(&named(at), Duration::from_secs(60)),
         Event::Forget(at) => cluster.facts(&named(at)).session = 0,
         Event::Drain(at, drain) => cluster.seen(&named(at)).intent.drain = *drain,
-        Event::Withhold(at, true) => drop(cluster.view.withheld.insert(node(NODES[*at]))),
-        Event::Withhold(at, false) => drop(cluster.view.withheld.remove(&node(NODES[*at]))),
+        Event::Quarantine(at, true) => drop(cluster.view.quarantined.insert(node(NODES[*at]))),
+        Event::Quarantine(at, false) => drop(cluster.view.quarantined.remove(&node(NODES[*at]))),
         Event::Shrink(at, members) => cluster.facts(&named(at)).capacity.memory = MiB(512 * members),
         Event::Idle(at) => cluster.idle(&named(at), 1),
         Event::Unable(at, true) => drop(cluster.facts(&named(at)).unable.insert(Service::Guard)),
@@ -211,8 +211,8 @@ fn epochs(view: &View) -> Epochs {
 fn checked_step(cluster: &mut Cluster, policy: &mut dyn Policy) {
     let before = cluster.view.clone();
     let plan = cluster.plan_with(policy);
-    let withheld = plan.assignments.iter().find(|one| before.withheld.contains(&one.node));
-    assert_eq!(withheld, None, "a node of which a record was not read");
+    let quarantined = plan.assignments.iter().find(|one| before.quarantined.contains(&one.node));
+    assert_eq!(quarantined, None, "a node of which a record was not read");
     cluster.apply(&plan);
     for (node, (epoch, begun)) in epochs(&cluster.view) {
         let (old_epoch, old_begun) = epochs(&before)[&node];
@@ -257,7 +257,7 @@ fn promised(view: &View, host: &HostId) -> MiB {
 
 /// Every host back, nothing draining, every record read, room for all: then every node must become whole.
 fn heal(cluster: &mut Cluster) {
-    cluster.view.withheld.clear();
+    cluster.view.quarantined.clear();
     let now = cluster.now.boottime;
     for name in cluster.view.hosts.keys().cloned().collect::<Vec<_>>() {
         let open = cluster.view.hosts[&name].current_facts().is_some();
@@ -328,7 +328,7 @@ proptest! {
             reversed.nodes.insert(node.clone(), known.clone());
         }
         reversed.checkpoints.extend(cluster.view.checkpoints.clone().into_iter().rev());
-        reversed.withheld.clone_from(&cluster.view.withheld);
+        reversed.quarantined.clone_from(&cluster.view.quarantined);
         prop_assert_eq!(
             plan(&cluster.view, &cluster.bounds, cluster.now),
             plan(&reversed, &cluster.bounds, cluster.now)

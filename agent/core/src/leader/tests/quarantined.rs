@@ -5,16 +5,16 @@ use crate::records::Origin;
 
 #[test]
 fn no_idle_instance_is_given_out_while_an_unread_record_may_name_it() {
-    for (withheld, origin) in [(&["bob/display"][..], Origin::Created), (&[], Origin::Idle)] {
+    for (quarantined, origin) in [(&["bob/display"][..], Origin::Created), (&[], Origin::Idle)] {
         let mut cluster = Cluster::of(2);
         cluster.idle("host1", 1);
         cluster.idle("host2", 1);
         cluster.add(&["alice/display"]);
-        cluster.view.withheld = withheld.iter().map(|name| node(name)).collect();
+        cluster.view.quarantined = quarantined.iter().map(|name| node(name)).collect();
         cluster.step();
         let record = cluster.record("alice/display");
         let origins: Vec<_> = record.members().map(|member| member.origin).collect();
-        assert_eq!(origins, [origin, origin], "{withheld:?}");
+        assert_eq!(origins, [origin, origin], "{quarantined:?}");
     }
 }
 
@@ -24,11 +24,11 @@ fn nothing_is_planned_for_a_node_of_which_a_record_could_not_be_read() {
     for name in ["alice/display", "bob/display"] {
         cluster.kill_primary(name);
     }
-    cluster.view.withheld.insert(node("bob/display"));
+    cluster.view.quarantined.insert(node("bob/display"));
     let planned: Vec<_> = cluster.step().assignments.into_iter().map(|one| one.node).collect();
     assert_eq!(planned, [node("alice/display")]);
     assert!(cluster.report.notes[&node("bob/display")][0].contains("cannot be read"), "{:?}", cluster.report);
-    cluster.view.withheld.clear();
+    cluster.view.quarantined.clear();
     let planned: Vec<_> = cluster.step().assignments.into_iter().map(|one| one.node).collect();
     assert_eq!(planned, [node("bob/display")]);
 }
