@@ -91,7 +91,7 @@ pub struct Bounds {
     /// Between two checkpoints of a protected execution member.
     pub checkpoint_interval: Duration,
     /// A host where a member failed is avoided for this node this long.
-    pub setback: Duration,
+    pub cooldown: Duration,
     /// A migration that takes longer is looked at from both sides.
     pub migration: Duration,
     /// How long after a failover was decided the repair of backups waits for the windows.
@@ -112,7 +112,7 @@ impl Profile {
             session_margin: Duration::from_millis(margin),
             store_request: Duration::from_millis(request),
             checkpoint_interval: Duration::from_secs(5),
-            setback: Duration::from_secs(30),
+            cooldown: Duration::from_secs(30),
             migration: Duration::from_secs(120),
             // Hardware draws windows in about a second, emulation in nine to fourteen.
             windows_first: Duration::from_secs(15),
@@ -170,7 +170,7 @@ impl Bounds {
                 self.checkpoint_interval,
                 "between two checkpoints (three times that on a draining host and while a live migration leaves or comes): the greatest age is this plus one copy",
             ),
-            ("setback", self.setback, "a host where a member failed is avoided this long"),
+            ("cooldown", self.cooldown, "a host where a member failed is avoided this long"),
             ("migration", self.migration, "a live migration that takes longer is looked at from both sides"),
             (
                 "windows_first",

@@ -124,11 +124,11 @@ impl fmt::Display for Death {
 /// Something that went wrong with a member on a host; the node avoids the host for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Setback {
+pub struct Cooldown {
     /// The host.
     pub host: HostId,
     /// What went wrong.
-    pub cause: SetbackCause,
+    pub cause: CooldownCause,
     /// When.
     pub at: UnixMillis,
 }
@@ -136,7 +136,7 @@ pub struct Setback {
 /// What is held against a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum SetbackCause {
+pub enum CooldownCause {
     /// A member died there.
     Died {
         /// How.
@@ -160,7 +160,7 @@ pub enum SetbackCause {
     },
 }
 
-impl SetbackCause {
+impl CooldownCause {
     /// Whether a restore there is no better: what kept copies from coming in says nothing about those that are there.
     #[must_use]
     pub fn bars_a_restore(&self) -> bool {
@@ -202,7 +202,7 @@ impl fmt::Display for CopyFault {
     }
 }
 
-impl fmt::Display for SetbackCause {
+impl fmt::Display for CooldownCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Died { death, epoch } => write!(f, "{death}, in epoch {epoch}"),

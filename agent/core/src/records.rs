@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::death::{CopyFault, Death, Setback};
+use crate::death::{Cooldown, CopyFault, Death};
 use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, Term, TerminalId};
 pub use crate::service::Service;
 use crate::sets::SetFacts;
@@ -203,7 +203,7 @@ pub struct NodeRecord {
     /// The last failover.
     pub incident: Option<Incident>,
     /// What went wrong lately.
-    pub setbacks: Vec<Setback>,
+    pub cooldowns: Vec<Cooldown>,
     /// When a primary of it failed, within a day of the last time, the oldest first and at most a few dozen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<UnixMillis>,
@@ -443,7 +443,7 @@ impl NodeRecord {
             migration: None,
             token,
             incident: None,
-            setbacks: Vec::new(),
+            cooldowns: Vec::new(),
             failures: Vec::new(),
             state_wait: None,
         }

@@ -225,7 +225,7 @@ impl World {
         for way in clear {
             self.truth.clear_since.entry(way).or_insert(now);
         }
-        let rests = millis(bounds.setback);
+        let rests = millis(bounds.cooldown);
         let longest = millis(bounds.checkpoint_interval + COPY_LATE) + COPY_MS;
         let late = self.truth.clear_since.iter().find(|((node, _), since)| {
             let recorded = self.truth.recorded.get(node).copied().unwrap_or_default();

@@ -27,7 +27,7 @@ use world::{STEP_MS, World};
 pub const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 /// The longest that a healed world may take to come to rest, in simulated milliseconds: a session's end, a boot, the
-/// longest back-off of a job and of a setback, and one migration after another from a full host.
+/// longest back-off of a job and of a cooldown, and one migration after another from a full host.
 pub const HEAL_MS_MAX: u64 = 180_000;
 
 /// A protection that is switched off, to see that the simulation notices.

@@ -186,7 +186,7 @@ impl Checkpoints {
             let trouble = self.troubles.entry(key).or_insert(fresh);
             trouble.attempts = trouble.attempts.saturating_add(1);
             if trouble.attempts >= COPY_ATTEMPTS && now.since(trouble.since) >= COPY_PATIENCE {
-                trouble.rests_until = Some(now + bounds.setback);
+                trouble.rests_until = Some(now + bounds.cooldown);
             }
         }
     }

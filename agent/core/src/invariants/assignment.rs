@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Broken, Invariant, broken_in_record};
 use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
-use crate::death::{Death, SetbackCause};
+use crate::death::{CooldownCause, Death};
 use crate::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::leader::{Assignment, CheckpointChange};
 use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Phase};
@@ -197,13 +197,13 @@ impl Change<'_> {
             Duration::from_millis(wait.waited_ms) + decided.since(wait.at).min(STATE_WAIT_STEP)
         });
         let failed = |copy: &CheckpointRecord, host: &HostId| {
-            after.setbacks.iter().any(|setback| match &setback.cause {
-                SetbackCause::Died { death: Death::DeployFailed { .. }, epoch } => {
-                    &setback.host == host && *epoch > copy.id.epoch
+            after.cooldowns.iter().any(|cooldown| match &cooldown.cause {
+                CooldownCause::Died { death: Death::DeployFailed { .. }, epoch } => {
+                    &cooldown.host == host && *epoch > copy.id.epoch
                 }
-                SetbackCause::Died { .. }
-                | SetbackCause::MigrationFailed { .. }
-                | SetbackCause::NoCopies { .. } => false,
+                CooldownCause::Died { .. }
+                | CooldownCause::MigrationFailed { .. }
+                | CooldownCause::NoCopies { .. } => false,
             })
         };
         let may_be_had = |copy: &CheckpointRecord, host: &HostId| {

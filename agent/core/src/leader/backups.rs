@@ -6,7 +6,7 @@
 
 use super::place::{Choice, choose};
 use super::{DAY, Leader, ask, remember};
-use crate::death::{CopyFault, Setback, SetbackCause};
+use crate::death::{Cooldown, CooldownCause, CopyFault};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
@@ -99,8 +99,8 @@ fn drop_dead(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
             leader.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {
                 record.backups.retain(|other| other != backup);
                 if cause.is_failed_deployment() {
-                    let cause = SetbackCause::Died { death: cause.clone(), epoch: record.epoch };
-                    remember(record, Setback { host: backup.host.clone(), cause, at: now });
+                    let cause = CooldownCause::Died { death: cause.clone(), epoch: record.epoch };
+                    remember(record, Cooldown { host: backup.host.clone(), cause, at: now });
                 }
             });
         }
@@ -145,11 +145,11 @@ fn replace_faulty(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wante
             leader.note(node, format!("its backup on {host} takes no checkpoints: {host} {fault}"));
             break;
         }
-        let cause = SetbackCause::NoCopies { fault, epoch: record.epoch };
-        let setback = Setback { host: host.clone(), cause, at: leader.now.wall };
+        let cause = CooldownCause::NoCopies { fault, epoch: record.epoch };
+        let cooldown = Cooldown { host: host.clone(), cause, at: leader.now.wall };
         leader.change(node, format!("{host} takes no checkpoints and gives its backup up"), |record| {
             record.backups.retain(|other| other.host != host);
-            remember(record, setback);
+            remember(record, cooldown);
         });
         changed = true;
         left = lasting(leader, &leader.shared(node).value);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::sums::{Side, Sums, living, promised};
 use super::{CheckpointChange, Leader};
-use crate::death::Setback;
+use crate::death::Cooldown;
 use crate::ids::{HostId, InstanceId, NodeId};
 use crate::records::{CheckpointRecord, Member, NodeRecord};
 use crate::units::{MiB, UnixMillis};
@@ -98,21 +98,21 @@ impl Leader {
     /// Whether a time was a moment ago, so that a host is avoided. One that lies ahead was written by another clock, or
     /// by this one before it was set back, and counts no more (S14).
     pub(super) fn is_recent(&self, at: UnixMillis) -> bool {
-        at <= self.now.wall && self.now.wall.since(at) < self.bounds.setback
+        at <= self.now.wall && self.now.wall.since(at) < self.bounds.cooldown
     }
 
     /// Whether a member of the node failed on `host` a moment ago.
     pub(super) fn recently_failed(&self, record: &NodeRecord, host: &HostId) -> bool {
-        let recent = |setback: &Setback| &setback.host == host && self.is_recent(setback.at);
-        record.setbacks.iter().any(recent)
+        let recent = |cooldown: &Cooldown| &cooldown.host == host && self.is_recent(cooldown.at);
+        record.cooldowns.iter().any(recent)
     }
 
     /// Whether a member of the node failed on `host` a moment ago in a way that a restore there may fail too.
     pub(super) fn failed_to_restore(&self, record: &NodeRecord, host: &HostId) -> bool {
-        let recent = |setback: &Setback| {
-            &setback.host == host && setback.cause.bars_a_restore() && self.is_recent(setback.at)
+        let recent = |cooldown: &Cooldown| {
+            &cooldown.host == host && cooldown.cause.bars_a_restore() && self.is_recent(cooldown.at)
         };
-        record.setbacks.iter().any(recent)
+        record.cooldowns.iter().any(recent)
     }
 
     /// Memory of `host` that `node` may take. What another node gives up is not given away before that is written:
@@ -172,7 +172,7 @@ impl Leader {
         for record in records.into_iter().flatten().map(|known| &known.value) {
             hosts.extend(record.members().map(|member| member.host.clone()));
             hosts.extend(record.migration.iter().map(|migration| migration.to.clone()));
-            hosts.extend(record.setbacks.iter().map(|setback| setback.host.clone()));
+            hosts.extend(record.cooldowns.iter().map(|cooldown| cooldown.host.clone()));
         }
         hosts.sort_unstable();
         hosts.dedup();

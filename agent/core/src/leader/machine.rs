@@ -334,8 +334,8 @@ impl Leader {
             return;
         }
         self.waiting.insert(node.clone());
-        let ends = known.value.setbacks.iter().filter(|setback| self.is_recent(setback.at));
-        let ends = ends.map(|setback| setback.at + self.bounds.setback);
+        let ends = known.value.cooldowns.iter().filter(|cooldown| self.is_recent(cooldown.at));
+        let ends = ends.map(|cooldown| cooldown.at + self.bounds.cooldown);
         let waits_for_state = self.report.lacks.get(node).is_some_and(|lack| lack.state);
         let wait = known.value.state_wait.filter(|_| waits_for_state);
         let step = wait.and_then(|wait| restore::due(wait, self.now.wall));

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use imbl::OrdMap;
 
-use crate::death::Setback;
+use crate::death::Cooldown;
 use crate::ids::{HostId, NodeId};
 use crate::policy::{Interface, Judged};
 use crate::records::{CheckpointRecord, NodeRecord, SessionRecord};
@@ -143,13 +143,13 @@ impl Plan {
     }
 }
 
-/// Most setbacks that a node remembers.
-const SETBACKS_MAX: usize = 8;
+/// Most cooldowns that a node remembers.
+const COOLDOWNS_MAX: usize = 8;
 
-/// Adds a setback and drops the oldest beyond what a node remembers.
-fn remember(record: &mut NodeRecord, setback: Setback) {
-    record.setbacks.push(setback);
-    keep_newest(&mut record.setbacks, SETBACKS_MAX);
+/// Adds a cooldown and drops the oldest beyond what a node remembers.
+fn remember(record: &mut NodeRecord, cooldown: Cooldown) {
+    record.cooldowns.push(cooldown);
+    keep_newest(&mut record.cooldowns, COOLDOWNS_MAX);
 }
 
 /// Drops the oldest, which come first, beyond `most`.

@@ -13,7 +13,7 @@
 use super::place::{Choice, choose};
 use super::restore::{from_checkpoint, go_on_waiting};
 use super::{CheckpointChange, Leader, remember, remember_failure};
-use crate::death::{Death, Setback, SetbackCause};
+use crate::death::{Cooldown, CooldownCause, Death};
 use crate::ids::{HostId, InstanceId, NodeId, Role};
 use crate::policy::Purpose;
 use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
@@ -55,12 +55,12 @@ fn hold_against(leader: &mut Leader, node: &NodeId, host: &HostId, death: &Found
     }
     // The epoch tells one life from the next: each counts once, from when it was seen on this clock.
     let record = leader.record(node);
-    let cause = SetbackCause::Died { death: death.cause.clone(), epoch: record.epoch };
-    if record.setbacks.iter().any(|known| &known.host == host && known.cause == cause) {
+    let cause = CooldownCause::Died { death: death.cause.clone(), epoch: record.epoch };
+    if record.cooldowns.iter().any(|known| &known.host == host && known.cause == cause) {
         return;
     }
-    let setback = Setback { host: host.clone(), cause, at: leader.now.wall };
-    leader.change(node, format!("{host} is avoided for a while"), |record| remember(record, setback));
+    let cooldown = Cooldown { host: host.clone(), cause, at: leader.now.wall };
+    leader.change(node, format!("{host} is avoided for a while"), |record| remember(record, cooldown));
 }
 
 /// How the old primary died.

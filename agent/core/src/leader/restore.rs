@@ -24,7 +24,7 @@ use std::fmt;
 use super::Leader;
 use super::primary::{Found, Step, Successor};
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
-use crate::death::{Death, SetbackCause};
+use crate::death::{CooldownCause, Death};
 use crate::ids::{HostId, NodeId};
 use crate::records::{CheckpointRecord, Member, NodeRecord, Origin, StateWait};
 use crate::service::Service;
@@ -143,10 +143,10 @@ fn holders<'a>(record: &'a NodeRecord, copy: &'a CheckpointRecord) -> impl Itera
 /// Whether a restore of this copy failed on that host for good. In an epoch after the one that it was taken in a member is
 /// deployed under the same checkpoint only by a restore.
 fn is_damaged(record: &NodeRecord, copy: &CheckpointRecord, host: &HostId) -> bool {
-    record.setbacks.iter().filter(|setback| &setback.host == host).any(|setback| match &setback.cause {
-        SetbackCause::Died { death: Death::DeployFailed { .. }, epoch } => *epoch > copy.id.epoch,
-        SetbackCause::Died { .. } => false,
-        SetbackCause::MigrationFailed { .. } | SetbackCause::NoCopies { .. } => false,
+    record.cooldowns.iter().filter(|cooldown| &cooldown.host == host).any(|cooldown| match &cooldown.cause {
+        CooldownCause::Died { death: Death::DeployFailed { .. }, epoch } => *epoch > copy.id.epoch,
+        CooldownCause::Died { .. } => false,
+        CooldownCause::MigrationFailed { .. } | CooldownCause::NoCopies { .. } => false,
     })
 }
 

@@ -4,7 +4,7 @@
 //! Promises: a migration is closed only on the word of a host that knows (SAFE-7). Must not do: promote.
 
 use super::{Leader, remember};
-use crate::death::{Setback, SetbackCause};
+use crate::death::{Cooldown, CooldownCause};
 use crate::ids::{Epoch, NodeId, Role};
 use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
 use crate::units::UnixMillis;
@@ -54,15 +54,15 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
         // Nothing of it can run there any more, so that the source alone has the word again.
         (Liveness::Alive, Liveness::Dead { cause, .. }) => {
             leader.rest_on_session(node, &migration.to);
-            let cause = SetbackCause::Died { death: cause, epoch: migration.epoch };
-            let setback = Setback { host: migration.to.clone(), cause, at: leader.now.wall };
+            let cause = CooldownCause::Died { death: cause, epoch: migration.epoch };
+            let cooldown = Cooldown { host: migration.to.clone(), cause, at: leader.now.wall };
             let to = &migration.to;
             leader.change(
                 node,
                 format!("nothing of it is on {to}: it stays on {}", migration.from),
                 |record| {
                     if !migration.abandoned {
-                        remember(record, setback);
+                        remember(record, cooldown);
                     }
                     record.migration = None;
                 },
@@ -71,10 +71,10 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
         (Liveness::Alive, Liveness::Alive) => {
             let failed = leader.view.fact(primary).and_then(|fact| fact.migration_failed.clone());
             if let Some((_, reason)) = failed.filter(|(epoch, _)| *epoch >= migration.epoch) {
-                let cause = SetbackCause::MigrationFailed { epoch: migration.epoch, reason: reason.clone() };
-                let setback = Setback { host: migration.to.clone(), cause, at: leader.now.wall };
+                let cause = CooldownCause::MigrationFailed { epoch: migration.epoch, reason: reason.clone() };
+                let cooldown = Cooldown { host: migration.to.clone(), cause, at: leader.now.wall };
                 let reason = format!("migration to {} failed: {reason}", migration.to);
-                abandon(leader, node, migration, reason, Some(setback));
+                abandon(leader, node, migration, reason, Some(cooldown));
             }
         }
     }
@@ -87,7 +87,7 @@ fn abandon(
     node: &NodeId,
     migration: &Migration,
     reason: String,
-    setback: Option<Setback>,
+    cooldown: Option<Cooldown>,
 ) {
     if migration.abandoned {
         return;
@@ -96,8 +96,8 @@ fn abandon(
         if let Some(migration) = &mut record.migration {
             migration.abandoned = true;
         }
-        if let Some(setback) = setback {
-            remember(record, setback);
+        if let Some(cooldown) = cooldown {
+            remember(record, cooldown);
         }
     });
 }

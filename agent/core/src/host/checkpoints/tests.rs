@@ -357,7 +357,7 @@ fn a_host_that_takes_none_for_a_while_is_named_and_left_alone_until_it_is_tried_
     rig.saved();
     rig.durable(&one);
     assert_eq!(rig.written().hosts, std::slice::from_ref(&one), "the other gets none");
-    rig.pass(rig.cluster.bounds.setback);
+    rig.pass(rig.cluster.bounds.cooldown);
     rig.begin();
     rig.saved();
     rig.durable(&one);

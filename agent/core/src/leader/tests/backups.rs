@@ -15,7 +15,7 @@ fn a_dead_backup_is_replaced_and_a_failed_deployment_held_against_its_host() {
     let record = cluster.record("alice/display");
     assert_eq!(record.backups.len(), 1);
     assert_ne!(record.backups[0].host, backup.host);
-    assert_eq!(record.setbacks[0].host, backup.host);
+    assert_eq!(record.cooldowns[0].host, backup.host);
     assert_eq!(record.epoch.0, 1, "a backup is no reason for an epoch");
 }
 
@@ -196,14 +196,17 @@ fn a_backup_that_takes_no_copies_is_replaced_on_another_host_and_its_own_avoided
     let record = cluster.record("alice/exec-1");
     assert_eq!((record.backups.len(), record.epoch.0), (1, 1), "a backup is no reason for an epoch");
     assert_ne!(record.backups[0].host.as_str(), old);
-    assert_eq!((record.setbacks[0].host.as_str(), record.setbacks[0].cause.bars_a_restore()), (&*old, false));
+    assert_eq!(
+        (record.cooldowns[0].host.as_str(), record.cooldowns[0].cause.bars_a_restore()),
+        (&*old, false)
+    );
     assert!(cluster.plan().is_empty());
     let new = cluster.backup_hosts("alice/exec-1")[0].clone();
     cluster.refuse_copies("alice/exec-1", &new, true);
     assert!(cluster.step().is_empty(), "not the first one again so soon");
     let notes = cluster.report.notes[&node("alice/exec-1")].join(" ");
     assert!(notes.contains(&format!("its backup on {new} takes no checkpoints")), "{notes}");
-    cluster.pass(cluster.bounds.setback);
+    cluster.pass(cluster.bounds.cooldown);
     cluster.step();
     assert_eq!(cluster.backup_hosts("alice/exec-1"), [old]);
 }

@@ -361,7 +361,7 @@ fn a_host_where_the_deployment_failed_is_avoided_for_a_while() {
     assert!(cluster.step().is_empty());
     let notes = cluster.report.notes[&node("alice/display")].join(" ");
     assert!(notes.contains("host1 failed with it a moment ago"), "{notes}");
-    cluster.pass(cluster.bounds.setback);
+    cluster.pass(cluster.bounds.cooldown);
     cluster.step();
     assert_eq!(cluster.record("alice/display").epoch, Epoch(3));
 }
@@ -402,7 +402,7 @@ fn a_kill_is_not_held_against_the_host() {
     cluster.kill_primary("alice/display");
     cluster.step();
     assert_eq!(cluster.primary_host("alice/display"), "host1");
-    assert_eq!(cluster.record("alice/display").setbacks, Vec::new());
+    assert_eq!(cluster.record("alice/display").cooldowns, Vec::new());
 }
 
 #[test]

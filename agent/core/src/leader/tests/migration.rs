@@ -69,7 +69,7 @@ fn a_failed_migration_is_over_once_the_destination_gave_up_and_another_host_is_t
     });
     cluster.step();
     let record = cluster.record("alice/exec-1");
-    assert_eq!(record.setbacks[0].host, to);
+    assert_eq!(record.cooldowns[0].host, to);
     assert!(record.migration.as_ref().unwrap().abandoned, "the destination may have all of it");
     assert!(cluster.step().is_empty());
     let given_up = fact(dead("is not on this host"), None, Epoch(2));
@@ -80,7 +80,7 @@ fn a_failed_migration_is_over_once_the_destination_gave_up_and_another_host_is_t
     let again = record.migration.as_ref().unwrap();
     assert_ne!(again.to, to, "another host is tried");
     assert_eq!((again.epoch, again.abandoned), (Epoch(3), false));
-    assert_eq!(record.setbacks.len(), 1);
+    assert_eq!(record.cooldowns.len(), 1);
 }
 
 #[test]

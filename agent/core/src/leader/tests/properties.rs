@@ -302,7 +302,7 @@ proptest! {
         heal(&mut cluster);
         cluster.settle();
         // A death that is found only now, of a node whose record could not be read, keeps its host from it for a while.
-        cluster.pass(cluster.bounds.setback);
+        cluster.pass(cluster.bounds.cooldown);
         cluster.settle();
         for name in NODES {
             let record = cluster.record(name);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
-use crate::death::{Death, Setback, SetbackCause};
+use crate::death::{Cooldown, CooldownCause, Death};
 use crate::fixture::{Cluster, deploy_failed, died, fact, host, node};
 use crate::ids::{Epoch, HostId};
 use crate::leader::{Input, Leader, Outcome, Plan, plan};
@@ -302,9 +302,9 @@ fn the_other_copy_stands_in_where_the_host_of_a_restore_is_lost() {
 fn the_state_is_not_given_up_for_a_host_that_is_avoided_for_a_while() {
     let mut cluster = Cluster::of(3).with(&[NODE]);
     let held: HostId = host(&cluster.backup_hosts(NODE)[0]);
-    let cause = SetbackCause::MigrationFailed { epoch: Epoch(1), reason: "timeout".to_owned() };
-    let setback = Setback { host: held.clone(), cause, at: cluster.now.wall };
-    cluster.edit(NODE, |record| record.setbacks.push(setback));
+    let cause = CooldownCause::MigrationFailed { epoch: Epoch(1), reason: "timeout".to_owned() };
+    let cooldown = Cooldown { host: held.clone(), cause, at: cluster.now.wall };
+    cluster.edit(NODE, |record| record.cooldowns.push(cooldown));
     cluster.kill_primary(NODE);
     cluster.step();
     assert_eq!(cluster.primary(NODE).0, held);

@@ -39,7 +39,7 @@ fn a_refused_member_goes_elsewhere_and_the_only_copy_of_a_state_is_waited_for() 
     cluster.step();
     let record = cluster.record("alice/display");
     assert!(record.primary.as_ref().is_some_and(|primary| primary.host != first), "{record:?}");
-    assert!(record.setbacks.is_empty(), "the host is out by its own word, and back by it");
+    assert!(record.cooldowns.is_empty(), "the host is out by its own word, and back by it");
 
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let held = cluster.backup_hosts("alice/exec-1")[0].clone();
