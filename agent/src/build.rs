@@ -132,7 +132,7 @@ fn tell_checkpoint_faults(faults: &[String], events: &mpsc::UnboundedSender<Even
         )
     });
     // The driver has not run yet, so that its end cannot be what this meets.
-    let _ = events.send(Event::Complaint { about: "checkpoints", text });
+    let _ = events.send(Event::Condition { about: "checkpoints", text });
 }
 
 /// Asks libvirt for the host's room until it answers. libvirtd may still be starting, or its address may be wrong.
@@ -156,7 +156,7 @@ fn watch_capacity(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
             if told.replace(text.clone()).as_ref() != Some(&text) {
                 tracing::warn!(error = %text, "libvirt does not answer, trying again until it does");
             }
-            if events.send(Event::Complaint { about: "libvirt", text: Some(text) }).is_err() {
+            if events.send(Event::Condition { about: "libvirt", text: Some(text) }).is_err() {
                 return;
             }
             tokio::time::sleep(RETRY).await;
@@ -268,7 +268,7 @@ fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
                     tracing::info!("every role disk is whole");
                 }
                 let text = (!faults.is_empty()).then(|| faults.join("\n"));
-                if events.send(Event::Complaint { about: "role disks", text }).is_err() {
+                if events.send(Event::Condition { about: "role disks", text }).is_err() {
                     return;
                 }
                 told = faults;

@@ -174,9 +174,9 @@ impl Agent {
         })
     }
 
-    fn complains(&self, part: &str) -> String {
+    fn condition(&self, part: &str) -> String {
         self.status(part, |status| {
-            let all = status["complaints"].as_array()?.iter().filter_map(Value::as_str);
+            let all = status["conditions"].as_array()?.iter().filter_map(Value::as_str);
             all.filter(|text| text.contains(part)).map(str::to_owned).next()
         })
     }
@@ -288,17 +288,17 @@ fn a_missing_or_damaged_role_disk_is_told_until_it_is_whole_and_does_not_end_it(
     assert_eq!(output.status.code(), Some(3));
     assert_all(&said(&output), &["environments.desktop", &role, "build it with config/guest/build"]);
     let agent = Agent::start(&home);
-    let text = agent.complains("environments.desktop");
+    let text = agent.condition("environments.desktop");
     assert_all(&text, &[&home.path("agent.toml"), &role, "copy it from another host"]);
 
     fs::write(&role, &role_disk()[..2000]).unwrap();
-    let text = agent.complains("is damaged");
+    let text = agent.condition("is damaged");
     assert_all(&text, &["environments.desktop", &role, "cut off", "copy it anew"]);
     assert_all(&said(&home.check(&[])), &["environments.desktop", "is damaged"]);
 
     fs::write(&role, role_disk()).unwrap();
-    agent.status("nobody complains of it any more", |status| {
-        let all = status["complaints"].as_array()?;
+    agent.status("the condition is cleared", |status| {
+        let all = status["conditions"].as_array()?;
         all.iter().all(|text| !text.to_string().contains("environments.desktop")).then_some(())
     });
     agent.stop();
@@ -338,7 +338,7 @@ fn a_guard_that_does_not_run_is_told_once_and_named_in_status() {
     let home = Home::new();
     home.edit("format = \"plain\"", "format = \"plain\"\nfilter = \"debug\"");
     let agent = Agent::start(&home);
-    let text = agent.complains("understudy-guard");
+    let text = agent.condition("understudy-guard");
     assert_all(&text, &["systemctl status understudy-guard", &home.path("run/guard.sock")]);
     let log = wait("it was asked again and again", || {
         let log = agent.log();
@@ -385,10 +385,10 @@ fn an_etcd_that_does_not_answer_is_waited_for_and_named_and_the_agent_goes_on_wh
     assert_eq!(home.check(&[]).status.code(), Some(0));
     // Gone again: what was read is shown, and what is missing with it.
     drop(running);
-    agent.complains("the store does not answer");
+    agent.condition("the store does not answer");
     let _running = etcd(&home, client, peer);
-    agent.status("nobody complains of the store any more", |status| {
-        let all = status["complaints"].as_array()?;
+    agent.status("the condition of the store is cleared", |status| {
+        let all = status["conditions"].as_array()?;
         all.iter().all(|text| !text.to_string().contains("the store does not answer")).then_some(())
     });
     let log = agent.log();

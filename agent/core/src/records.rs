@@ -375,8 +375,8 @@ pub struct HostFacts {
     /// All managed instances.
     pub instances: BTreeMap<InstanceId, InstanceFact>,
     /// What is wrong with this host that an operator should know, for people.
-    pub complaints: Vec<String>,
-    /// What of this host cannot do its part at present: it takes no new work meanwhile. `complaints` say what to do.
+    pub conditions: Vec<String>,
+    /// What of this host cannot do its part at present: it takes no new work meanwhile. `conditions` say what to do.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unable: BTreeSet<Service>,
     /// Backups' hosts that take no copies of checkpoints from here, for a while already, by node.

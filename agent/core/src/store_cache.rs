@@ -2,7 +2,7 @@
 //! from.
 //!
 //! Promises: it is what the store held at one revision; a record that cannot be read is left as it was last read, if
-//! it was, and complained about, and never taken for a deleted one: its node is quarantined, so that nothing is planned for it, and no host ends or
+//! it was, and reported, and never taken for a deleted one: its node is quarantined, so that nothing is planned for it, and no host ends or
 //! deletes for want of a name what it may name. Must not do: decide, talk to the store.
 //!
 //! Cost, with N records: a change O(log N) and the reading of its records, the view of all of it O(1). A renewal is not read.

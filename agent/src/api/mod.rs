@@ -62,10 +62,10 @@ impl ApiState {
         if snapshot.synced {
             return Ok(snapshot);
         }
-        let text = if snapshot.complaints.is_empty() {
+        let text = if snapshot.conditions.is_empty() {
             "the agent has just started and reads the store: ask again".to_owned()
         } else {
-            let lines = snapshot.complaints.join("\n  ");
+            let lines = snapshot.conditions.join("\n  ");
             format!("the agent is not at work yet, and goes on by itself when it can:\n  {lines}")
         };
         Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, text))

@@ -61,7 +61,7 @@ pub struct Status {
     pub session_remaining_ms: Option<u64>,
     /// What is wrong on this host as its own agent knows it, whether or not the store can be told.
     #[serde(default)]
-    pub complaints: Vec<String>,
+    pub conditions: Vec<String>,
     /// The sites' policies.
     pub policies: PoliciesStatus,
     /// All hosts.
@@ -95,7 +95,7 @@ pub struct Host {
     /// The gateway's address.
     pub gateway: String,
     /// What is wrong with it.
-    pub complaints: Vec<String>,
+    pub conditions: Vec<String>,
 }
 
 /// One terminal.
@@ -171,7 +171,7 @@ impl Status {
             host: parts.config.host.clone(),
             leader: snapshot.leader.clone(),
             session_remaining_ms: snapshot.session_remaining.map(millis),
-            complaints: snapshot.complaints.clone(),
+            conditions: snapshot.conditions.clone(),
             policies: PoliciesStatus::of(snapshot, &parts.policies),
             hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host, now)).collect(),
             terminals: view
@@ -219,7 +219,7 @@ impl Host {
             members: members.count(),
             instances,
             gateway: facts.map(|facts| facts.gateway.clone()).unwrap_or_default(),
-            complaints: facts.map(|facts| facts.complaints.clone()).unwrap_or_default(),
+            conditions: facts.map(|facts| facts.conditions.clone()).unwrap_or_default(),
         }
     }
 }

@@ -19,14 +19,14 @@ pub(super) fn status(status: &Status) -> String {
     let leader = status.leader.as_deref().unwrap_or("nobody");
     let session = status.session_remaining_ms.map_or_else(|| "none".to_owned(), seconds);
     let _ = writeln!(text, "host {}, leader {leader}, session for another {session}", status.host);
-    for complaint in &status.complaints {
-        let _ = writeln!(text, "    {complaint}");
+    for condition in &status.conditions {
+        let _ = writeln!(text, "    {condition}");
     }
     text.push_str(&policies::deciding(&status.policies));
     text.push('\n');
     let mut shown = status.hosts.clone();
     // This host's own stand above, fresher than what it has reported.
-    shown.iter_mut().filter(|host| host.id == status.host).for_each(|host| host.complaints.clear());
+    shown.iter_mut().filter(|host| host.id == status.host).for_each(|host| host.conditions.clear());
     text.push_str(&hosts(&shown));
     for shown in &status.terminals {
         text.push('\n');
@@ -50,13 +50,13 @@ pub(super) fn hosts(hosts: &[Host]) -> String {
         words.into_iter().chain([host.idle.to_string(), host.members.to_string(), memory]).collect()
     });
     let mut text = String::new();
-    let complaints = hosts.iter().map(|host| host.complaints.as_slice());
-    for (line, complaints) in
-        table::lines(&columns, rows).iter().zip(std::iter::once(&[][..]).chain(complaints))
+    let conditions = hosts.iter().map(|host| host.conditions.as_slice());
+    for (line, conditions) in
+        table::lines(&columns, rows).iter().zip(std::iter::once(&[][..]).chain(conditions))
     {
         let _ = writeln!(text, "{line}");
-        for complaint in complaints {
-            let _ = writeln!(text, "    {complaint}");
+        for condition in conditions {
+            let _ = writeln!(text, "    {condition}");
         }
     }
     text

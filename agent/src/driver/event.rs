@@ -90,7 +90,7 @@ pub enum Event {
     /// The load of the host's processors, in thousandths of one.
     Load(u32),
     /// Something outside of the driver is wrong, or not any more.
-    Complaint {
+    Condition {
         /// What it is about: the next word about it replaces this one.
         about: &'static str,
         /// What is wrong, and what to do. Nothing when all is well.

@@ -1,5 +1,5 @@
 //! Owns the translation between the host's agent in core and this machine: what the hypervisor says becomes an input, an
-//! effect becomes a job, a look, a log line or a complaint.
+//! effect becomes a job, a look, a log line or a condition.
 //!
 //! Promises: every effect is carried out, and every job's end comes back. Must not do: decide, or ask the hypervisor in the
 //! driver's own task.
@@ -84,8 +84,8 @@ impl Driver {
                 self.parts.metrics.checkpoint_done(&node, taken, pause_ms, bytes);
             }
             Effect::DropImages { node, forget } => self.drop_images(node, forget),
-            Effect::Raise(condition, text) => self.complain(condition.as_str(), text),
-            Effect::Clear(condition) => self.content(condition.as_str()),
+            Effect::Raise(condition, text) => self.raise(condition.as_str(), text),
+            Effect::Clear(condition) => self.clear(condition.as_str()),
             Effect::Changed { instance, from, to, reason } => {
                 tracing::info!(%instance, from, to, reason, "instance changes");
             }
@@ -126,7 +126,7 @@ impl Driver {
             }
             EventKind::Emulates { reason } => {
                 self.parts.metrics.emulates();
-                return self.complain(ACCELERATOR, needs::emulation(&self.parts.config, &reason));
+                return self.raise(ACCELERATOR, needs::emulation(&self.parts.config, &reason));
             }
             EventKind::ConnectionLost => DomainEvent::Lost,
             EventKind::ConnectionRegained => DomainEvent::Regained,

@@ -96,12 +96,12 @@ impl Driver {
             Ok(Bid::Lost(_)) => BidOutcome::Lost,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "the bid for leadership failed");
-                self.complain("leader", chain(&error));
+                self.raise("leader", chain(&error));
                 BidOutcome::Failed
             }
         };
         if outcome != BidOutcome::Failed {
-            self.content("leader");
+            self.clear("leader");
         }
         self.tell_leadership(Input::BidEnded(outcome));
     }

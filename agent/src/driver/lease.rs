@@ -95,7 +95,7 @@ impl Driver {
             LeaseNews::Lost(loss, killed) => self.lease_lost(loss, killed),
             LeaseNews::Guard(None) => {
                 self.inform(Input::Service { service: Service::Guard, answers: true });
-                self.content(GUARD);
+                self.clear(GUARD);
             }
             LeaseNews::Guard(Some(why)) => {
                 let text = format!(
@@ -103,15 +103,15 @@ impl Driver {
                      systemctl status understudy-guard: {why}"
                 );
                 self.inform(Input::Service { service: Service::Guard, answers: false });
-                self.complain(GUARD, text);
+                self.raise(GUARD, text);
             }
             LeaseNews::Taken { by, boot } => self.name_is_taken(&by, &boot),
-            LeaseNews::Store(true) => self.content(LEASE),
+            LeaseNews::Store(true) => self.clear(LEASE),
             LeaseNews::Store(false) => {
                 let remaining = self.lease.until.map(|deadline| deadline.since(now().boottime));
                 tracing::warn!(?remaining, "the lease could not be renewed");
                 let text = needs::store_silent(&self.parts.config);
-                self.complain(LEASE, format!("{text}; instances end when the lease does"));
+                self.raise(LEASE, format!("{text}; instances end when the lease does"));
             }
         }
     }
@@ -135,13 +135,13 @@ impl Driver {
         if now.since(since) >= patience {
             self.ended = Some(Failure::new(Exit::NameTaken, text.clone()));
         }
-        self.complain(NAME, text);
+        self.raise(NAME, text);
     }
 
     fn lease_opened(&mut self, number: u64, resumed: bool) {
         tracing::info!(lease = number, resumed, "lease opened");
         self.taken_since = None;
-        self.content(NAME);
+        self.clear(NAME);
         self.session_number = number;
         self.adopted = false;
         if resumed {
@@ -229,12 +229,12 @@ impl Driver {
         match found {
             Ok(found) => {
                 self.recovery = Recovery::None;
-                self.content(RECOVERY);
+                self.clear(RECOVERY);
                 self.adopt(found);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look at this host's instances, they run on");
-                self.complain(
+                self.raise(
                     RECOVERY,
                     format!("this host's instances run on, and cannot be looked at: {error}"),
                 );

@@ -70,7 +70,7 @@ impl Mirror {
         } else {
             tracing::warn!(error = %text, "cannot read the store, trying again until it answers");
         }
-        self.events.send(Event::Complaint { about: ABOUT, text: Some(text) }).ok()?;
+        self.events.send(Event::Condition { about: ABOUT, text: Some(text) }).ok()?;
         Some(Ended::Fault)
     }
 
@@ -78,7 +78,7 @@ impl Mirror {
         if self.silent.take().is_some() {
             tracing::info!("the store answers");
         }
-        self.events.send(Event::Complaint { about: ABOUT, text: None }).ok()
+        self.events.send(Event::Condition { about: ABOUT, text: None }).ok()
     }
 
     /// Lists and follows until the watch ends. Nothing when the driver is gone.

@@ -97,7 +97,7 @@ pub struct Snapshot {
     /// Whether the store has been read.
     pub synced: bool,
     /// What is wrong on this host, each with what to do. Before the store has been read: what the agent waits for.
-    pub complaints: Vec<String>,
+    pub conditions: Vec<String>,
     /// The cluster.
     pub view: View,
     /// Who leads.
@@ -154,7 +154,7 @@ pub struct Driver {
     told_of: Hosts,
     /// The checkpoints that the image store was told of last.
     named: Checkpoints,
-    complaints: BTreeMap<&'static str, String>,
+    conditions: BTreeMap<&'static str, String>,
     load_milli: u32,
     policy_facts: SetFacts,
     seen: watch::Sender<Arc<Seen>>,
@@ -245,7 +245,7 @@ impl Driver {
             told: None,
             told_of: Hosts::default(),
             named: Checkpoints::default(),
-            complaints: BTreeMap::new(),
+            conditions: BTreeMap::new(),
             load_milli: 0,
             policy_facts: SetFacts::default(),
             seen: watch::Sender::new(Arc::default()),
@@ -333,7 +333,7 @@ impl Driver {
                 self.capacity = Some(capacity);
                 self.inform(Input::Memory(capacity.memory));
                 self.inform(Input::Service { service: Service::Libvirtd, answers: true });
-                self.content("libvirt");
+                self.clear("libvirt");
             }
             Err(failure) => self.ended = Some(failure),
         }
@@ -395,8 +395,8 @@ impl Driver {
             Event::Policies(told) => self.policies_told(*told),
             Event::Capacity(answer) => self.capacity_told(answer),
             Event::Load(milli) => self.load_milli = milli,
-            Event::Complaint { about, text: Some(text) } => self.complain(about, text),
-            Event::Complaint { about, text: None } => self.content(about),
+            Event::Condition { about, text: Some(text) } => self.raise(about, text),
+            Event::Condition { about, text: None } => self.clear(about),
         }
     }
 
@@ -415,9 +415,9 @@ impl Driver {
         }
         let unreadable = self.cluster.unreadable();
         if unreadable.is_empty() {
-            self.content("store");
+            self.clear("store");
         } else {
-            self.complain("store", unreadable.join("\n"));
+            self.raise("store", unreadable.join("\n"));
         }
     }
 
@@ -458,11 +458,11 @@ impl Driver {
         self.renewals.send_if_modified(|wanted| std::mem::replace(wanted, follows) != follows);
     }
 
-    fn complain(&mut self, about: &'static str, text: String) {
-        self.complaints.insert(about, text);
+    fn raise(&mut self, about: &'static str, text: String) {
+        self.conditions.insert(about, text);
     }
 
-    fn content(&mut self, about: &'static str) {
-        self.complaints.remove(about);
+    fn clear(&mut self, about: &'static str) {
+        self.conditions.remove(about);
     }
 }

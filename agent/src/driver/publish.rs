@@ -65,7 +65,7 @@ impl Driver {
             migration_data_uri: config.migration_data_uri.clone(),
             load_milli,
             instances: self.agent.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
-            complaints: self.complaints.values().cloned().collect(),
+            conditions: self.conditions.values().cloned().collect(),
             unable: self.agent.unable(),
             copy_faults: self.agent.copy_faults(),
             policies: self.policy_facts.clone(),
@@ -114,8 +114,8 @@ impl Driver {
 
     /// Before the store was read there is nothing to show but what is missing.
     pub(super) fn publish_waiting(&self) {
-        let complaints = self.complaints.values().cloned().collect();
-        self.snapshots.send_replace(Arc::new(Snapshot { complaints, ..Snapshot::default() }));
+        let conditions = self.conditions.values().cloned().collect();
+        self.snapshots.send_replace(Arc::new(Snapshot { conditions, ..Snapshot::default() }));
     }
 
     pub(super) fn publish_state(&mut self, view: View, facts: Arc<HostFacts>, now: Boottime) {
@@ -134,7 +134,7 @@ impl Driver {
         self.parts.metrics.cluster_seen(&view, &report, leading, remaining, &facts);
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
-            complaints: self.complaints.values().cloned().collect(),
+            conditions: self.conditions.values().cloned().collect(),
             leader: self
                 .cluster
                 .leader

@@ -17,9 +17,9 @@ impl Driver {
     /// What the keeper says.
     pub(super) fn policies_told(&mut self, told: Told) {
         self.policy_facts = told.facts;
-        match told.complaint {
-            Some(complaint) => self.complain("policies", complaint),
-            None => self.content("policies"),
+        match told.condition {
+            Some(condition) => self.raise("policies", condition),
+            None => self.clear("policies"),
         }
     }
 

@@ -238,8 +238,8 @@ impl Rig {
         self.driver.agent.local().get(&id).map(|local| local.fact.phase.clone())
     }
 
-    fn complaints(&self) -> String {
-        self.driver.complaints.values().cloned().collect::<Vec<_>>().join("\n")
+    fn conditions(&self) -> String {
+        self.driver.conditions.values().cloned().collect::<Vec<_>>().join("\n")
     }
 }
 

@@ -403,10 +403,10 @@ impl Keeper {
         metrics.standing(self.active, candidate, ready);
         let policies = seen.sets.active.iter().flat_map(|set| set.value.components.keys());
         metrics.set_aside(&policies.map(|name| (name.as_str(), self.aside.contains(name))).collect());
-        let complaint = (!faults.is_empty()).then(|| format!("policies: {}", faults.join("; ")));
+        let condition = (!faults.is_empty()).then(|| format!("policies: {}", faults.join("; ")));
         let (differs, unproposed) = self.differs(seen);
         *lock(&self.parts.policies.standing) = FolderStanding { faults, differs, unproposed };
-        let told = Told { facts, complaint };
+        let told = Told { facts, condition };
         if self.told.as_ref() != Some(&told) {
             self.told = Some(told.clone());
             let _ = self.events.send(Event::Policies(Box::new(told)));

@@ -57,7 +57,7 @@ pub struct Told {
     /// What this host has of the sets.
     pub facts: understudy_core::sets::SetFacts,
     /// What an operator should know.
-    pub complaint: Option<String>,
+    pub condition: Option<String>,
 }
 
 /// How this host stands with its folder, for status.

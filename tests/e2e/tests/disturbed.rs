@@ -177,7 +177,7 @@ fn without_libvirtd(stage: &Stage, moments: &mut Moments) -> Result<()> {
         stage.host(host)?.start_libvirtd()?;
         stage.wait("nothing is wrong any more", REPAIR, |status| {
             let seen = host_of(status, host)?;
-            let said = seen["complaints"].as_array().map_or(0, Vec::len);
+            let said = seen["conditions"].as_array().map_or(0, Vec::len);
             ensure!(seen["state"] == "open" && said == 0, "{seen}");
             Ok(())
         })?;

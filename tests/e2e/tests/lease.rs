@@ -30,7 +30,7 @@ fn wait_said(stage: &Stage, host: &str, service: &str) -> Result<Duration> {
     let begun = Instant::now();
     let advice = format!("systemctl status {service}");
     stage.wait(&format!("{host} says that {service} is away"), SAID, |status| {
-        let said = host_of(status, host)?["complaints"].to_string();
+        let said = host_of(status, host)?["conditions"].to_string();
         ensure!(said.contains(&advice) && said.contains("does not answer"), "{said}");
         Ok(())
     })?;
@@ -186,7 +186,7 @@ fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     ensure!(host_of(&status, &first)?["state"] == "open", "it keeps its lease: {status}");
     lacking.start_libvirtd()?;
     stage.wait("nothing is wrong any more", REPAIR, |status| {
-        let said = host_of(status, &first)?["complaints"].clone();
+        let said = host_of(status, &first)?["conditions"].clone();
         ensure!(said.as_array().is_some_and(Vec::is_empty), "{said}");
         Ok(())
     })?;

@@ -255,7 +255,7 @@ impl Agent {
             capacity: Capacity { vcpus: VCPUS, memory: world.machine(me).memory },
             migration_uri: uri(me),
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
-            complaints: self.conditions.values().cloned().collect(),
+            conditions: self.conditions.values().cloned().collect(),
             unable: self.host.unable(),
             copy_faults: self.host.copy_faults(),
             policies: self.sets.facts.clone(),

@@ -388,7 +388,7 @@ fn row(host: &HostId, seen: &HostView, sums: &Sums, old: Option<&Arc<HostRow>>) 
         None if seen.is_open() => HostState::Unknown,
         None => HostState::Fenced,
         Some(_) if seen.intent.drain => HostState::Draining,
-        Some(facts) if !facts.complaints.is_empty() => HostState::Degraded,
+        Some(facts) if !facts.conditions.is_empty() => HostState::Degraded,
         Some(_) => HostState::Ready,
     };
     let capacity = facts.map(|facts| facts.capacity).unwrap_or_default();

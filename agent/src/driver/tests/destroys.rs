@@ -15,9 +15,9 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
     rig.recover();
     rig.hypervisor.set_libvirt_up(false);
     rig.hypervisor.set_unkillable(one, true);
-    rig.until("it was tried to end it", |driver| !driver.complaints.is_empty()).await;
+    rig.until("it was tried to end it", |driver| !driver.conditions.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
-    let told = rig.complaints();
+    let told = rig.conditions();
     for part in [&one.to_string(), "deployment failed", "may run on", "systemctl status libvirtd"] {
         assert!(told.contains(part), "{part} is not in: {told}");
     }
@@ -30,7 +30,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
     rig.name(one);
     rig.hypervisor.set_unkillable(one, false);
     rig.until("it is dead", |driver| died(driver, one, "deployment failed")).await;
-    assert!(running(&rig.hypervisor).is_empty() && rig.complaints().is_empty(), "{}", rig.complaints());
+    assert!(running(&rig.hypervisor).is_empty() && rig.conditions().is_empty(), "{}", rig.conditions());
 }
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn an_end_that_failed_is_tried_again() {
     rig.name(one);
     rig.hypervisor.set_unkillable(one, true);
     rig.driver.inform(Input::Hypervisor(DomainEvent::Hangs(one)));
-    rig.until("it was tried", |driver| !driver.complaints.is_empty()).await;
+    rig.until("it was tried", |driver| !driver.conditions.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Ready));
     rig.hypervisor.set_unkillable(one, false);
     rig.until("it is dead", |driver| died(driver, one, "the guest hangs")).await;
@@ -57,7 +57,7 @@ async fn a_process_that_was_seen_to_end_is_dead_although_libvirt_cannot_be_asked
     rig.hypervisor.set_unkillable(one, true);
     rig.hypervisor.set_libvirt_up(false);
     rig.driver.inform(Input::Hypervisor(DomainEvent::Hangs(one)));
-    rig.until("it was tried", |driver| driver.complaints.contains_key("destroys")).await;
+    rig.until("it was tried", |driver| driver.conditions.contains_key("destroys")).await;
     rig.hypervisor.kill(one);
     rig.until("it is dead", |driver| died(driver, one, "the guest hangs")).await;
 }

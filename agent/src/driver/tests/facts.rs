@@ -65,7 +65,7 @@ async fn what_is_published_is_what_is_so_whatever_came_before() {
             0 => rig.driver.take(Event::Load(u32::try_from(below(40)).unwrap() * 100)),
             1 => {
                 let text = (below(2) == 0).then(|| format!("wrong {}", below(3)));
-                rig.driver.take(Event::Complaint { about: "libvirt", text });
+                rig.driver.take(Event::Condition { about: "libvirt", text });
             }
             2 => {
                 let phases = [Phase::Idle, Phase::Booting, Phase::Ready];

@@ -58,16 +58,16 @@ async fn a_disk_error_that_the_guest_survives_is_told_and_no_more() {
     rig.name(one);
     rig.driver.listen_to_hypervisor();
     rig.hypervisor.fail_disk(one, "vdb", false);
-    rig.until("it is told", |driver| driver.complaints.contains_key("disks")).await;
+    rig.until("it is told", |driver| driver.conditions.contains_key("disks")).await;
     assert_eq!(rig.phase(one), Some(Phase::Ready));
-    let told = rig.complaints();
+    let told = rig.conditions();
     for part in [&one.to_string(), "vdb", "journalctl -k"] {
         assert!(told.contains(part), "{part} is not in: {told}");
     }
     rig.hypervisor.kill(one);
     rig.until("it is dead", |driver| died(driver, one, "qemu process")).await;
     rig.write(&crate::keys::Key::Node(node()), crate::keys::encode(&super::record(None)));
-    rig.until("it is forgotten", |driver| !driver.complaints.contains_key("disks")).await;
+    rig.until("it is forgotten", |driver| !driver.conditions.contains_key("disks")).await;
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn what_stopped_while_libvirt_was_away_is_found_when_it_is_back() {
         rig.name(one);
         rig.driver.listen_to_hypervisor();
         rig.hypervisor.set_libvirt_up(false);
-        rig.until("it is away", |driver| driver.complaints.contains_key("libvirt")).await;
+        rig.until("it is away", |driver| driver.conditions.contains_key("libvirt")).await;
         fault(&rig.hypervisor, one);
         fault(&rig.hypervisor, idle);
         rig.hypervisor.set_libvirt_up(true);
@@ -116,18 +116,18 @@ async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
     rig.driver.lease_news(LeaseNews::Guard(Some("connection refused".to_owned())));
     let told = rig.driver.facts();
     assert_eq!(told.unable.into_iter().collect::<Vec<_>>(), [Service::Guard]);
-    let text = told.complaints.join("\n");
+    let text = told.conditions.join("\n");
     assert!(
         text.contains("systemctl status understudy-guard") && text.contains("connection refused"),
         "{text}"
     );
     rig.driver.lease_news(LeaseNews::Guard(None));
-    assert!(rig.driver.facts().unable.is_empty() && rig.complaints().is_empty());
+    assert!(rig.driver.facts().unable.is_empty() && rig.conditions().is_empty());
 
     rig.driver.listen_to_hypervisor();
     rig.hypervisor.set_libvirt_up(false);
     rig.until("it is told", |driver| driver.facts().unable.contains(&Service::Libvirtd)).await;
-    assert!(rig.complaints().contains("systemctl status libvirtd"), "{}", rig.complaints());
+    assert!(rig.conditions().contains("systemctl status libvirtd"), "{}", rig.conditions());
     rig.hypervisor.set_libvirt_up(true);
     rig.until("it is over", |driver| driver.facts().unable.is_empty()).await;
 }
@@ -141,11 +141,11 @@ async fn a_host_that_fell_back_to_emulation_says_so_and_takes_work() {
         text.lines().any(|line| line == "understudy_emulated 1")
     };
     rig.driver.listen_to_hypervisor();
-    assert!(rig.complaints().is_empty() && !emulated(&rig));
+    assert!(rig.conditions().is_empty() && !emulated(&rig));
     rig.hypervisor.fall_back("the first guest did not boot");
-    rig.until("it is told", |driver| !driver.facts().complaints.is_empty()).await;
+    rig.until("it is told", |driver| !driver.facts().conditions.is_empty()).await;
     let told = rig.driver.facts();
-    let [text] = told.complaints.as_slice() else { panic!("{:?}", told.complaints) };
+    let [text] = told.conditions.as_slice() else { panic!("{:?}", told.conditions) };
     for part in
         ["agent.toml: libvirt.accelerator", "the first guest did not boot", "restart the agent", "\"qemu\""]
     {

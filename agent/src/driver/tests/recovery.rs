@@ -96,7 +96,7 @@ async fn a_name_that_another_machine_holds_is_told_with_both_and_ends_the_agent_
         LeaseNews::Taken { by, boot: understudy_core::ids::BootId("their-boot".to_owned()) }
     };
     rig.driver.lease_news(taken());
-    let told = rig.complaints();
+    let told = rig.conditions();
     for part in ["agent.toml", "host.name", "'host1'", "another", "their-boot", "boot boot"] {
         assert!(told.contains(part), "{part} is not in: {told}");
     }
