@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Promises: a set becomes active only when every open host could lead with it, so that a leader change never changes
-//! who decides; generations only grow; what failed stays set aside until its component changes or an operator restores
+//! who decides; generations only grow; what failed stays suspended until its component changes or an operator restores
 //! it. Must not do: load anything, or judge answers.
 
 mod refusal;
@@ -38,7 +38,7 @@ pub struct PolicySetRecord {
     /// The text of `policies.toml`.
     pub settings: String,
     /// Policies that decide nothing because they failed too often, and how.
-    pub set_aside: BTreeMap<String, String>,
+    pub suspended: BTreeMap<String, String>,
     /// How often operators restored which policy. Failures that a host saw before the last time do not count any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub restored: BTreeMap<String, u64>,
@@ -166,7 +166,7 @@ impl PolicySets {
             generation: self.newest() + 1,
             components,
             settings,
-            set_aside: BTreeMap::new(),
+            suspended: BTreeMap::new(),
             restored: BTreeMap::new(),
             by: by.clone(),
         })
@@ -213,19 +213,19 @@ impl PolicySets {
         })
     }
 
-    /// The candidate as the active set: what failed stays aside unless its component is another. Restores stay counted,
+    /// The candidate as the active set: what failed stays suspended unless its component is another. Restores stay counted,
     /// also of a name that has gone: it may come back while some host still knows what it did.
     fn activated(&self, candidate: &PolicySetRecord) -> PolicySetRecord {
         let old = self.active.as_ref().map(|set| &set.value);
-        let aside = old.into_iter().flat_map(|old| {
+        let suspended = old.into_iter().flat_map(|old| {
             let same = |name: &&String| candidate.components.get(*name) == old.components.get(*name);
-            old.set_aside
+            old.suspended
                 .iter()
                 .filter(move |(name, _)| candidate.components.contains_key(*name) && same(name))
         });
-        let set_aside = aside.map(|(name, reason)| (name.clone(), reason.clone())).collect();
+        let suspended = suspended.map(|(name, reason)| (name.clone(), reason.clone())).collect();
         let restored = old.map(|old| old.restored.clone()).unwrap_or_default();
-        PolicySetRecord { set_aside, restored, ..candidate.clone() }
+        PolicySetRecord { suspended, restored, ..candidate.clone() }
     }
 
     /// Whether `me` may lead: it has the active set ready, or there is none, or nobody who is open can have it, so that
@@ -241,16 +241,16 @@ impl PolicySets {
         me.ready.contains(&generation) || (me.faults.contains_key(&generation) && open.all(cannot))
     }
 
-    /// The active set with a policy set aside. None where it is already, or does not belong to it.
+    /// The active set with a policy suspended. None where it is already, or does not belong to it.
     #[must_use]
-    pub fn aside(&self, policy: &str, digest: &str, reason: &str) -> Option<PolicySetRecord> {
+    pub fn suspend(&self, policy: &str, digest: &str, reason: &str) -> Option<PolicySetRecord> {
         let active = &self.active.as_ref()?.value;
         let same = active.components.get(policy).is_some_and(|known| known == digest);
-        if !same || active.set_aside.contains_key(policy) {
+        if !same || active.suspended.contains_key(policy) {
             return None;
         }
         let mut record = active.clone();
-        record.set_aside.insert(policy.to_owned(), reason.to_owned());
+        record.suspended.insert(policy.to_owned(), reason.to_owned());
         Some(record)
     }
 
@@ -259,7 +259,7 @@ impl PolicySets {
     pub fn restored(&self, policy: &str) -> Option<PolicySetRecord> {
         let mut record = self.active.as_ref()?.value.clone();
         record.components.get(policy)?;
-        record.set_aside.remove(policy);
+        record.suspended.remove(policy);
         let count = record.restored.entry(policy.to_owned()).or_default();
         *count = count.saturating_add(1);
         Some(record)

@@ -9,10 +9,10 @@
 
 mod bench;
 mod bindings;
+mod breaker;
 mod check;
 mod columns;
 mod compiled;
-mod conduct;
 mod engine;
 mod fault;
 mod folder;
@@ -33,8 +33,8 @@ mod ticker;
 mod trial;
 
 pub use bench::{BENCH_HOSTS, BENCH_WANTED, BenchFault, BenchRow, Native, Wanted, bench, built_in};
+pub use breaker::{CircuitBreaker, FAILURES_MAX, HOLD_OFF, Outcome, Standing};
 pub use check::{CheckReport, TrialReport, check};
-pub use conduct::{Conduct, HOLD_OFF, Outcome, STRIKES_MAX, Standing};
 pub use fault::{EngineFault, FileFault, LoadFault, PolicyFault};
 pub use folder::{Folder, FolderWatch, SETTINGS_FILE};
 pub use library::{Library, LibraryFault};

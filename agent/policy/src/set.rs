@@ -37,7 +37,7 @@ pub struct PolicyInfo {
     /// What is done with its answers.
     pub mode: Mode,
     /// It failed too often: it decides nothing until it is restored.
-    pub set_aside: bool,
+    pub suspended: bool,
     /// What it may use.
     pub limits: Limits,
     /// What it is told with every question.
@@ -91,7 +91,7 @@ impl PolicySet {
     /// Load a set: components by name, from the library. What cannot be used is reported and left out, the rest goes
     /// on; a set with any fault is one that should not be made to decide.
     ///
-    /// Policies in `set_aside` are loaded and decide nothing; what they would decide is left to the built-in rule.
+    /// Policies in `suspended` are loaded and decide nothing; what they would decide is left to the built-in rule.
     ///
     /// Compiles what was not compiled before, which takes 0.1 s for a Rust policy and most of a minute for a Python
     /// one. Puts the trial questions with the parameters: a policy refuses those that it cannot use.
@@ -100,11 +100,11 @@ impl PolicySet {
         library: &Library,
         components: &BTreeMap<String, Digest>,
         settings: &Settings,
-        set_aside: &BTreeSet<String>,
+        suspended: &BTreeSet<String>,
     ) -> (Self, Vec<LoadFault>) {
         let (mut members, mut faults) = (Vec::new(), Vec::new());
         for (name, digest) in components {
-            match Member::load(library, name, digest, settings, set_aside.contains(name)) {
+            match Member::load(library, name, digest, settings, suspended.contains(name)) {
                 Ok(member) => members.push(member),
                 Err(source) => {
                     faults.push(LoadFault::Policy { policy: name.clone(), digest: digest.clone(), source });
@@ -232,7 +232,7 @@ impl PolicySet {
 
     fn assign(&mut self, interface: Interface, chosen: Option<String>) {
         for Member { info, .. } in &mut self.members {
-            if info.set_aside || !info.exports.contains(&interface) {
+            if info.suspended || !info.exports.contains(&interface) {
                 continue;
             }
             match info.mode {
@@ -250,7 +250,7 @@ impl Member {
         name: &str,
         digest: &Digest,
         settings: &Settings,
-        set_aside: bool,
+        suspended: bool,
     ) -> Result<Self, FileFault> {
         let own = settings.of(name);
         let mut info = PolicyInfo {
@@ -261,7 +261,7 @@ impl Member {
             decides: BTreeSet::new(),
             shadows: BTreeSet::new(),
             mode: own.mode,
-            set_aside,
+            suspended,
             limits: own.limits,
             parameters: own.parameters.clone(),
             compiled: None,

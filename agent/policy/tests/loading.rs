@@ -187,17 +187,17 @@ fn what_is_off_is_not_loaded_so_that_a_broken_policy_can_be_turned_off() {
 }
 
 #[test]
-fn a_policy_set_aside_decides_nothing_and_no_other_takes_its_place() {
+fn a_suspended_policy_decides_nothing_and_no_other_takes_its_place() {
     let site = Site::new();
     let dir = site.path().join("library");
     let library = understudy_policy::Library::open(&dir).unwrap();
     let digest = library.add(&honest(), MiB(1)).unwrap();
     let components = ["one", "two"].map(|name| (name.to_owned(), digest.clone())).into();
-    let aside = BTreeSet::from(["two".to_owned()]);
-    let (set, faults) = understudy_policy::PolicySet::load(&library, &components, &choose("two"), &aside);
+    let suspended = BTreeSet::from(["two".to_owned()]);
+    let (set, faults) = understudy_policy::PolicySet::load(&library, &components, &choose("two"), &suspended);
     assert!(faults.is_empty(), "{faults:?}");
     assert_eq!(set.deciding(Interface::Placement), None);
-    assert!(set.policies().all(|info| info.set_aside == (info.name == "two")));
+    assert!(set.policies().all(|info| info.suspended == (info.name == "two")));
     assert_eq!(set.ask_placement(&question("anyone")).by, None);
 }
 

@@ -79,7 +79,7 @@ pub(super) async fn propose(State(state): State<ApiState>) -> Result<StatusCode,
     Ok(StatusCode::ACCEPTED)
 }
 
-/// A policy that was set aside is asked again, on every host.
+/// A policy that was suspended is asked again, on every host.
 pub(super) async fn restore(
     State(state): State<ApiState>,
     Path(name): Path<String>,
@@ -92,8 +92,8 @@ pub(super) async fn restore(
     };
     // What failed on this host may not have come into the record yet.
     let failed_here = state.parts.policies.failed().iter().any(|(failed, ..)| *failed == name);
-    if !active.value.set_aside.contains_key(&name) && !failed_here {
-        let text = format!("policy '{name}' is not set aside: see `understudy policy list`");
+    if !active.value.suspended.contains_key(&name) && !failed_here {
+        let text = format!("policy '{name}' is not suspended: see `understudy policy list`");
         return Err(Refusal::new(StatusCode::CONFLICT, text));
     }
     let write =

@@ -28,7 +28,7 @@ const RECORDS: &str = "/var/lib/understudy/policies";
 /// What can be done with policies.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyVerb {
-    /// Who decides, who only looks on, who is set aside, and what is wrong with which file.
+    /// Who decides, who only looks on, who is suspended, and what is wrong with which file.
     List,
     /// Where a node's next member would go: each host with its verdict and the policy's reason.
     Explain {
@@ -77,7 +77,7 @@ pub(crate) enum PolicyVerb {
     },
     /// Propose this host's policies folder as it is, where `list` says that it differs from what decides.
     Propose,
-    /// Ask a policy that was set aside again, on every host.
+    /// Ask a suspended policy again, on every host.
     Restore {
         /// Its name.
         name: String,

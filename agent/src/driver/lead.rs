@@ -270,7 +270,7 @@ fn announce(what: &What) {
             tracing::warn!(generation = refused.generation, by = %refused.by, reason = refused.reason, "a set of policies is refused, what decided before goes on");
         }
         What::Suspend(record) => {
-            tracing::warn!(generation = record.generation, suspended = ?record.set_aside, "a policy failed too often on this host: it is suspended");
+            tracing::warn!(generation = record.generation, suspended = ?record.suspended, "a policy failed too often on this host: it is suspended");
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct PolicyMetrics {
     candidate: IntGauge,
     ready: IntGauge,
     load_faults: IntGauge,
-    set_aside: IntGaugeVec,
+    suspended: IntGaugeVec,
 }
 
 impl PolicyMetrics {
@@ -56,14 +56,14 @@ impl PolicyMetrics {
             "Decision records that were not written: the disk is full or slower than the decisions",
         )?;
         registry.register(Box::new(records_dropped.clone()))?;
-        let set_aside = IntGaugeVec::new(
+        let suspended = IntGaugeVec::new(
             Opts::new(
-                "policy_set_aside",
+                "policy_suspended",
                 "1 for a policy that decides nothing because it failed too often, 0 for the others of the set",
             ),
             &["policy"],
         )?;
-        registry.register(Box::new(set_aside.clone()))?;
+        registry.register(Box::new(suspended.clone()))?;
         Ok(Self {
             seconds,
             questions: counters(
@@ -113,7 +113,7 @@ impl PolicyMetrics {
                 "policy_load_faults",
                 "What is wrong with this host's policies folder, or with a set that it should load",
             )?,
-            set_aside,
+            suspended,
         })
     }
 
@@ -163,18 +163,18 @@ impl PolicyMetrics {
         self.ready.set(i64::from(ready));
     }
 
-    /// The policies of the set, and whether each is set aside. One that is in no set any more has no series: an alert
+    /// The policies of the set, and whether each is suspended. One that is in no set any more has no series: an alert
     /// about it ends.
-    pub(crate) fn set_aside(&self, policies: &BTreeMap<&str, bool>) {
-        for family in self.set_aside.collect() {
+    pub(crate) fn suspended(&self, policies: &BTreeMap<&str, bool>) {
+        for family in self.suspended.collect() {
             for metric in family.get_metric() {
                 for label in metric.get_label().iter().filter(|label| !policies.contains_key(label.value())) {
-                    let _ = self.set_aside.remove_label_values(&[label.value()]);
+                    let _ = self.suspended.remove_label_values(&[label.value()]);
                 }
             }
         }
-        for (policy, aside) in policies {
-            self.set_aside.with_label_values(&[policy]).set(i64::from(*aside));
+        for (policy, suspended) in policies {
+            self.suspended.with_label_values(&[policy]).set(i64::from(*suspended));
         }
     }
 

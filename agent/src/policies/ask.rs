@@ -1,7 +1,7 @@
 //! Owns the asking of a set: one question of the leader, from the asking to the verdict of core.
 //!
 //! Promises: a policy that overran its deadline is not asked again for a while after, so that a failover is later by one
-//! deadline at most; one that is set aside is not asked. Must not do: judge answers.
+//! deadline at most; one that is suspended is not asked. Must not do: judge answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -136,8 +136,8 @@ fn answer<A: Clone>(said: &Said<A>) -> Answer<A> {
 impl Policies {
     fn record(&self, term: Option<u64>, exchange: Option<Exchange>) {
         let Some(Exchange { deciding, at, by: _, item }) = exchange else { return };
-        let Deciding { generation, set, aside, ready: _ } = deciding;
-        self.recorder.take(Batch { at, generation, term, set, aside, items: vec![item] });
+        let Deciding { generation, set, suspended, ready: _ } = deciding;
+        self.recorder.take(Batch { at, generation, term, set, suspended, items: vec![item] });
     }
 
     /// What is said where nobody is to be asked.
@@ -147,8 +147,8 @@ impl Policies {
             let fault = Some(Fault { kind: kind.to_owned(), message });
             Said { policy: by.as_ref().map(policy_id), took_us: 0, answer: None, fault }
         };
-        let said = match by.as_ref().and_then(|by| deciding.aside.get(&by.name)) {
-            Some(reason) => said("set-aside", reason.clone()),
+        let said = match by.as_ref().and_then(|by| deciding.suspended.get(&by.name)) {
+            Some(reason) => said("suspended", reason.clone()),
             None => said("unavailable", format!("no policy answers {interface}")),
         };
         (by, said)
@@ -170,14 +170,14 @@ impl Policies {
             Said { policy: by.as_ref().map(policy_id), took_us: 0, answer: None, fault }
         };
         let Some(asked) = &by else { return self.silent(deciding, interface) };
-        match lock(&self.conduct).standing(asked, now().boottime) {
+        match lock(&self.breaker).standing(asked, now().boottime) {
             Standing::Asked => {}
             Standing::HeldOff { .. } => {
                 let said = silent("held-off", "it overran its deadline a while ago".to_owned());
                 return (by, said);
             }
-            Standing::SetAside { reason } => {
-                let said = silent("set-aside", reason);
+            Standing::Suspended { reason } => {
+                let said = silent("suspended", reason);
                 return (by, said);
             }
         }
@@ -216,9 +216,9 @@ impl Policies {
 
     fn note(&self, by: &By, interface: Interface, outcome: &Outcome) {
         self.metrics.policies.became(&by.name, interface, outcome);
-        let reason = lock(&self.conduct).note(by, interface, outcome, now().boottime);
+        let reason = lock(&self.breaker).note(by, interface, outcome, now().boottime);
         if let Some(reason) = reason {
-            tracing::warn!(policy = by.name, digest = %by.digest, %reason, "a policy is set aside, the built-in rule decides until its file changes or `understudy policy restore`");
+            tracing::warn!(policy = by.name, digest = %by.digest, %reason, "a policy is suspended, the built-in rule decides until its file changes or `understudy policy restore`");
             lock(&self.failed).insert(by.name.clone(), (by.digest.to_string(), reason));
         }
     }

@@ -83,12 +83,12 @@ pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Expla
         let none = said::<PlacementAnswer>(by.as_ref(), Ok(PlacementAnswer::default()), Duration::ZERO);
         Said { answer: None, fault, ..none }
     };
-    let said = match by.as_ref().map(|by| deciding.aside.get(&by.name)) {
+    let said = match by.as_ref().map(|by| deciding.suspended.get(&by.name)) {
         None if !deciding.ready => {
             silent("unavailable", "the policies that decide are not ready on this host".to_owned())
         }
         None => silent("unavailable", "no policy answers placement".to_owned()),
-        Some(Some(reason)) => silent("set-aside", reason.clone()),
+        Some(Some(reason)) => silent("suspended", reason.clone()),
         Some(None) => {
             let asked = deciding.set.ask_placement(question);
             said(by.as_ref(), asked.outcome, asked.took)
@@ -125,7 +125,7 @@ pub(crate) fn explained(deciding: &Deciding, explanation: &Explanation) -> Expla
 fn shadows(deciding: &Deciding, explanation: &Explanation, first: Option<&HostId>) -> Vec<ExplainedShadow> {
     let asked = deciding.set.shadow_placement(&explanation.question).into_iter();
     let asked =
-        asked.filter(|asked| !asked.by.as_ref().is_some_and(|by| deciding.aside.contains_key(&by.name)));
+        asked.filter(|asked| !asked.by.as_ref().is_some_and(|by| deciding.suspended.contains_key(&by.name)));
     asked
         .map(|asked| {
             let said = said(asked.by.as_ref(), asked.outcome, asked.took);

@@ -70,7 +70,7 @@ struct Keeper {
     tries: BTreeMap<u64, u32>,
     proposing: bool,
     tried: Option<Tried>,
-    aside: BTreeSet<String>,
+    suspended: BTreeSet<String>,
     active: u64,
     told: Option<Told>,
     pruned: Option<BTreeSet<Digest>>,
@@ -92,7 +92,7 @@ pub(crate) fn start(parts: Arc<Parts>, seen: watch::Receiver<Arc<Seen>>, events:
         tries: BTreeMap::new(),
         proposing: false,
         tried: None,
-        aside: BTreeSet::new(),
+        suspended: BTreeSet::new(),
         active: 0,
         told: None,
         pruned: None,
@@ -343,12 +343,12 @@ impl Keeper {
 
     /// Logs who decides from here on.
     fn note_changes(&mut self, seen: &Seen) {
-        let aside: BTreeSet<String> =
-            seen.sets.active.iter().flat_map(|set| set.value.set_aside.keys().cloned()).collect();
-        for name in self.aside.difference(&aside) {
-            tracing::info!(policy = name, "a policy is not set aside any more");
+        let suspended: BTreeSet<String> =
+            seen.sets.active.iter().flat_map(|set| set.value.suspended.keys().cloned()).collect();
+        for name in self.suspended.difference(&suspended) {
+            tracing::info!(policy = name, "a policy is not suspended any more");
         }
-        self.aside = aside;
+        self.suspended = suspended;
         let active = active(seen);
         if active != self.active {
             tracing::info!(from = self.active, to = active, "another set of policies decides");
@@ -402,7 +402,7 @@ impl Keeper {
         let ready = self.active == 0 || facts.ready.contains(&self.active);
         metrics.standing(self.active, candidate, ready);
         let policies = seen.sets.active.iter().flat_map(|set| set.value.components.keys());
-        metrics.set_aside(&policies.map(|name| (name.as_str(), self.aside.contains(name))).collect());
+        metrics.suspended(&policies.map(|name| (name.as_str(), self.suspended.contains(name))).collect());
         let condition = (!faults.is_empty()).then(|| format!("policies: {}", faults.join("; ")));
         let (differs, unproposed) = self.differs(seen);
         *lock(&self.parts.policies.standing) = FolderStanding { faults, differs, unproposed };

@@ -55,7 +55,7 @@ pub(super) async fn load(
     let (text, defaults) = (record.settings.clone(), *policies.defaults());
     let loaded = tokio::task::spawn_blocking(move || {
         let settings = settings(&text, &defaults)?;
-        // What is set aside is in the record, and may be restored at any moment: all of the set is loaded.
+        // What is suspended is in the record, and may be restored at any moment: all of the set is loaded.
         let (set, faults) = PolicySet::load(&library, &components, &settings, &BTreeSet::new());
         let faults: Vec<String> = faults.iter().map(|fault| chain(fault)).collect();
         if faults.is_empty() { Ok(set) } else { Err(faults.join("; ")) }

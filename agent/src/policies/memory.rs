@@ -155,7 +155,7 @@ mod tests {
             generation,
             components: Default::default(),
             settings: String::new(),
-            set_aside: Default::default(),
+            suspended: Default::default(),
             restored: Default::default(),
             by: "host1".parse().unwrap(),
         };

@@ -3,7 +3,7 @@
 //! ```text
 //! folder ──▶ keeper ──candidate──▶ store ──▶ keeper of every host: fetch, load, report ──▶ leader: activate
 //!                                                                          │
-//! plan's questions ──▶ ask (a set, its conduct) ──▶ answers     recorder ◀─┘ shadows, records
+//! plan's questions ──▶ ask (a set, its breaker) ──▶ answers     recorder ◀─┘ shadows, records
 //! ```
 //!
 //! Promises: loading, compiling and fetching never run on the driver's task, nor does a shadow policy or the disk delay
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use understudy_core::ids::HostId;
 use understudy_core::policy::Interface;
 use understudy_core::sets::{OpenHosts, PolicySets};
-use understudy_policy::{By, Conduct, Library, Limits, PolicySet};
+use understudy_policy::{By, CircuitBreaker, Library, Limits, PolicySet};
 
 pub(crate) use ask::{Exchange, Open};
 pub(crate) use keeper::start;
@@ -80,8 +80,8 @@ pub struct Deciding {
     pub ready: bool,
     /// The set.
     pub set: Arc<PolicySet>,
-    /// Policies that are set aside, and why.
-    pub aside: BTreeMap<String, String>,
+    /// Policies that are suspended, and why.
+    pub suspended: BTreeMap<String, String>,
 }
 
 impl Deciding {
@@ -91,20 +91,20 @@ impl Deciding {
         Some(By { name: info.name.clone(), digest: info.digest.clone() })
     }
 
-    /// Whether there is a policy to be asked: one that is set aside is not.
+    /// Whether there is a policy to be asked: one that is suspended is not.
     pub(crate) fn asks(&self, interface: Interface) -> bool {
-        self.by(interface).is_some_and(|by| !self.aside.contains_key(&by.name))
+        self.by(interface).is_some_and(|by| !self.suspended.contains_key(&by.name))
     }
 
     /// Whether whoever holds `other` would ask the same policies.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        (self.generation, self.ready, &self.aside) == (other.generation, other.ready, &other.aside)
+        (self.generation, self.ready, &self.suspended) == (other.generation, other.ready, &other.suspended)
     }
 }
 
 impl Default for Deciding {
     fn default() -> Self {
-        Self { generation: 0, ready: true, set: Arc::new(PolicySet::empty()), aside: BTreeMap::new() }
+        Self { generation: 0, ready: true, set: Arc::new(PolicySet::empty()), suspended: BTreeMap::new() }
     }
 }
 
@@ -119,7 +119,7 @@ pub struct Policies {
     defaults: Limits,
     /// Sets that are loaded and ready, by generation.
     ready: RwLock<BTreeMap<u64, Arc<PolicySet>>>,
-    conduct: Mutex<Conduct>,
+    breaker: Mutex<CircuitBreaker>,
     /// Policies that failed too often here, by name: digest and reason. The driver writes them into the record.
     failed: Mutex<BTreeMap<String, (String, String)>>,
     /// How often operators restored which policy, as this host knows it.
@@ -155,7 +155,7 @@ impl Policies {
             folder: config.policies_dir.clone(),
             defaults: Limits { deadline: config.policy_deadline, ..Limits::default() },
             ready: RwLock::default(),
-            conduct: Mutex::default(),
+            breaker: Mutex::default(),
             failed: Mutex::default(),
             restored: Mutex::default(),
             standing: Mutex::default(),
@@ -175,7 +175,7 @@ impl Policies {
             generation: active.generation,
             ready: loaded.is_some(),
             set: loaded.unwrap_or_else(|| Arc::new(PolicySet::empty())),
-            aside: active.set_aside.clone(),
+            suspended: active.suspended.clone(),
         }
     }
 
@@ -224,7 +224,7 @@ impl Policies {
                 policy = name,
                 "an operator restored a policy: its earlier failures do not count any more"
             );
-            lock(&self.conduct).restore(name);
+            lock(&self.breaker).restore(name);
             lock(&self.failed).remove(name);
         }
         known.clone_from(&active.restored);
@@ -237,7 +237,7 @@ impl Policies {
             .flat_map(|set| set.policies())
             .map(|info| understudy_policy::By { name: info.name.clone(), digest: info.digest.clone() })
             .collect();
-        lock(&self.conduct).keep(&known);
+        lock(&self.breaker).keep(&known);
         lock(&self.failed).retain(|name, (digest, _)| {
             known.iter().any(|by| by.name == *name && by.digest.as_str() == digest)
         });

@@ -34,7 +34,7 @@ pub(crate) struct Batch {
     pub(crate) generation: u64,
     pub(crate) term: Option<u64>,
     pub(crate) set: Arc<PolicySet>,
-    pub(crate) aside: BTreeMap<String, String>,
+    pub(crate) suspended: BTreeMap<String, String>,
     pub(crate) items: Vec<Item>,
 }
 
@@ -90,19 +90,19 @@ struct Work {
 impl Work {
     fn run(mut self, batches: &Receiver<Batch>) {
         while let Ok(batch) = batches.recv() {
-            let Batch { at, generation, term, set, aside, items } = batch;
+            let Batch { at, generation, term, set, suspended, items } = batch;
             for item in items {
                 if !self.news.is(generation, term, &item) {
                     continue;
                 }
-                let matter = self.matter(&set, &aside, item);
+                let matter = self.matter(&set, &suspended, item);
                 let line = SetLine::of(at, generation, &set);
                 self.write(&line, &Decision { v: VERSION, at, generation, term, matter });
             }
         }
     }
 
-    fn matter(&mut self, set: &PolicySet, aside: &BTreeMap<String, String>, item: Item) -> Matter {
+    fn matter(&mut self, set: &PolicySet, suspended: &BTreeMap<String, String>, item: Item) -> Matter {
         match item {
             Item::Placement { question, said, made } => {
                 let asked = self.shadows(Interface::Placement, set, || set.shadow_placement(&question));
@@ -110,7 +110,7 @@ impl Work {
                     made.as_ref()
                         .is_some_and(|made| replace(&question, &made.eligible, answer).first != made.first)
                 };
-                let shadows = self.compared(Interface::Placement, aside, asked, differs);
+                let shadows = self.compared(Interface::Placement, suspended, asked, differs);
                 Matter::Placement(Asking { question, decided: said, made, shadows })
             }
             Item::BackupCount { question, said, made } => {
@@ -118,7 +118,7 @@ impl Work {
                 let differs = |answer: Option<&BackupCountAnswer>| {
                     made.as_ref().is_some_and(|made| recount(&question, answer).backups != made.backups)
                 };
-                let shadows = self.compared(Interface::BackupCount, aside, asked, differs);
+                let shadows = self.compared(Interface::BackupCount, suspended, asked, differs);
                 Matter::BackupCount(Asking { question, decided: said, made, shadows })
             }
         }
@@ -145,13 +145,13 @@ impl Work {
     fn compared<A>(
         &self,
         interface: Interface,
-        aside: &BTreeMap<String, String>,
+        suspended: &BTreeMap<String, String>,
         asked: Vec<Asked<A>>,
         differs: impl Fn(Option<&A>) -> bool,
     ) -> Vec<Shadow<A>> {
         let mut shadows = Vec::new();
         for Asked { by, outcome, took } in asked {
-            let Some(by) = by.filter(|by| !aside.contains_key(&by.name)) else { continue };
+            let Some(by) = by.filter(|by| !suspended.contains_key(&by.name)) else { continue };
             let differs = differs(outcome.as_ref().ok());
             self.metrics.policies.shadowed(interface, &by.name, differs);
             shadows.push(Shadow { said: said(Some(&by), outcome, took), differs });

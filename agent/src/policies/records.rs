@@ -147,7 +147,7 @@ pub struct PolicyId {
 #[serde(deny_unknown_fields)]
 pub struct Fault {
     /// In one word: `deadline`, `memory`, `trap`, `too-large`, `error`, `unavailable`, `busy`, `held-off`,
-    /// `set-aside`.
+    /// `set-suspended`.
     pub kind: String,
     /// For people.
     pub message: String,

@@ -1,4 +1,4 @@
-//! Owns what status says of the policies: who decides, who only looks on, who is set aside, what is wrong with what.
+//! Owns what status says of the policies: who decides, who only looks on, who is suspended, what is wrong with what.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub struct PolicyStatus {
     /// What it is asked beside the one that decides, with what came of it on this host.
     pub shadows: Vec<ShadowStatus>,
     /// Why it decides nothing: it failed too often.
-    pub set_aside: Option<String>,
+    pub suspended: Option<String>,
     /// The longest that one question may take, in milliseconds.
     pub deadline_ms: u64,
     /// Memory of one question in MiB.
@@ -95,13 +95,13 @@ impl PoliciesStatus {
             .failed()
             .into_iter()
             .filter(|(name, digest, _)| active.is_some_and(|set| set.components.get(name) == Some(digest)));
-        let mut aside: BTreeMap<_, _> = failed.map(|(name, _, reason)| (name, reason)).collect();
-        aside.extend(deciding.aside.clone());
+        let mut suspended: BTreeMap<_, _> = failed.map(|(name, _, reason)| (name, reason)).collect();
+        suspended.extend(deciding.suspended.clone());
         let own =
             active.and_then(|set| settings(&set.settings, policies.defaults()).ok()).unwrap_or_default();
         let shown = active.into_iter().flat_map(|set| &set.components).map(|(name, digest)| {
             let info = loaded.get(name.as_str());
-            let set_aside = aside.get(name).cloned();
+            let suspended = suspended.get(name).cloned();
             let words =
                 |of: &std::collections::BTreeSet<Interface>| of.iter().map(ToString::to_string).collect();
             let shadows = info.into_iter().flat_map(|info| &info.shadows).map(|interface| {
@@ -114,19 +114,19 @@ impl PoliciesStatus {
                 digest: digest.clone(),
                 mode: own.of(name).mode.to_string(),
                 exports: info.map(|info| words(&info.exports)).unwrap_or_default(),
-                decides: match (&set_aside, info) {
+                decides: match (&suspended, info) {
                     (None, Some(info)) => words(&info.decides),
                     (_, _) => Vec::new(),
                 },
-                shadows: if set_aside.is_some() { Vec::new() } else { shadows.collect() },
-                set_aside,
+                shadows: if suspended.is_some() { Vec::new() } else { shadows.collect() },
+                suspended,
                 deadline_ms: u64::try_from(limits.deadline.as_millis()).unwrap_or(u64::MAX),
                 memory_mib: limits.memory.0,
             }
         });
         let decider = |interface: &Interface| {
             let name = deciding.set.deciding(*interface).map(|info| info.name.clone());
-            (interface.to_string(), name.filter(|name| !aside.contains_key(name)))
+            (interface.to_string(), name.filter(|name| !suspended.contains_key(name)))
         };
         let newest = sets.newest();
         Self {

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod again;
-mod aside;
 mod folder;
 mod nothing;
 mod replayed;
 mod rig;
+mod suspended;
 mod swap;
 mod told;
 
@@ -269,7 +269,7 @@ async fn a_failover_under_a_policy_that_loops_is_later_by_one_deadline_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_policy_that_traps_is_set_aside_for_the_cluster_and_comes_back_when_it_is_restored() {
+async fn a_policy_that_traps_is_suspended_for_the_cluster_and_comes_back_when_it_is_restored() {
     let (home, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
     let agent = Agent::start(home.path(), "host1", &store, "").await;
     agent.put("p.wasm", &guest(TRAP, "1"));
@@ -282,24 +282,24 @@ async fn a_policy_that_traps_is_set_aside_for_the_cluster_and_comes_back_when_it
         record.spec.labels.insert("backups".to_owned(), "0".to_owned());
         write(&store, &Key::Node(id), &record).await;
     }
-    let aside = wait("it is set aside", || async {
-        active(&store).await.and_then(|set| set.set_aside.get("p").cloned())
+    let suspended = wait("it is suspended", || async {
+        active(&store).await.and_then(|set| set.suspended.get("p").cloned())
     })
     .await;
-    assert!(aside.contains("3 times in a row"), "{aside}");
+    assert!(suspended.contains("3 times in a row"), "{suspended}");
     for name in ["villain", "villaine", "villains"] {
         let id: NodeId = format!("{name}/display").parse().unwrap();
         assert!(node(&store, &id).await.primary.is_some(), "the built-in rule placed {id}");
     }
     let status = wait("status says so", || async {
-        Some(agent.status().await).filter(|status| status.policies[0].set_aside.is_some())
+        Some(agent.status().await).filter(|status| status.policies[0].suspended.is_some())
     })
     .await;
     assert_eq!(status.deciding["placement"], None);
     for line in [
         "understudy_policy_failures_total{interface=\"placement\",kind=\"trap\"} 3",
         "understudy_policy_questions_total{interface=\"placement\",outcome=\"failed\",policy=\"p\"} 3",
-        "understudy_policy_set_aside{policy=\"p\"} 1",
+        "understudy_policy_suspended{policy=\"p\"} 1",
     ] {
         wait(line, || async { agent.parts.metrics.text(UnixMillis(0)).contains(line).then_some(()) }).await;
     }
@@ -312,7 +312,7 @@ async fn a_policy_that_traps_is_set_aside_for_the_cluster_and_comes_back_when_it
     .await;
     wait("the metric says so", || async {
         let metrics = agent.parts.metrics.text(UnixMillis(0));
-        metrics.contains("understudy_policy_set_aside{policy=\"p\"} 0").then_some(())
+        metrics.contains("understudy_policy_suspended{policy=\"p\"} 0").then_some(())
     })
     .await;
     for (path, code) in [("/v1/policies/p/restore", 409), ("/v1/policies/q/restore", 404)] {

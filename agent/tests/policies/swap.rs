@@ -56,7 +56,7 @@ fn ask(agent: &Agent, answers: &Answers, stop: &Arc<AtomicBool>) -> std::thread:
     })
 }
 
-/// Asks whether a terminal has room, as the interface does: through rounds with their conduct and their records.
+/// Asks whether a terminal has room, as the interface does: through rounds with their circuit breaker and their records.
 fn admit(agent: &Agent, stop: &Arc<AtomicBool>, admitted: &Arc<AtomicU64>) -> tokio::task::JoinHandle<()> {
     let (parts, snapshots) = (agent.parts.clone(), agent.snapshots.clone());
     let (stop, admitted) = (stop.clone(), admitted.clone());

@@ -295,7 +295,7 @@ impl Leadership {
             return;
         }
         let sets = &seen.cache.policies;
-        let suspended = seen.failed.iter().find_map(|one| sets.aside(&one.name, &one.digest, &one.reason));
+        let suspended = seen.failed.iter().find_map(|one| sets.suspend(&one.name, &one.digest, &one.reason));
         if let Some(record) = suspended {
             self.settling = true;
             let id = WriteId { term: None, subject: Subject::Sets };

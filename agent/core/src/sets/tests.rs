@@ -19,7 +19,7 @@ fn set(generation: u64, pairs: &[(&str, &str)]) -> Versioned<PolicySetRecord> {
         generation,
         components: components(pairs),
         settings: String::new(),
-        set_aside: BTreeMap::new(),
+        suspended: BTreeMap::new(),
         restored: BTreeMap::new(),
         by: host("host1"),
     };
@@ -115,19 +115,19 @@ fn a_candidate_whose_components_are_lost_with_its_host_is_refused() {
 }
 
 #[test]
-fn what_is_set_aside_stays_so_until_its_component_changes() {
+fn what_is_suspended_stays_so_until_its_component_changes() {
     let mut cluster = Cluster::of(1);
     ready(&mut cluster, "host1", &[2]);
     let mut sets = candidate();
     sets.active = Some(set(1, &[("spread", "aa"), ("count", "cc"), ("gone", "dd")]));
     for name in ["spread", "count", "gone"] {
         let record =
-            sets.aside(name, &sets.active.as_ref().unwrap().value.components[name], "3 traps").unwrap();
+            sets.suspend(name, &sets.active.as_ref().unwrap().value.components[name], "3 traps").unwrap();
         sets.active.as_mut().unwrap().value = record;
     }
     let Some(Verdict::Activate(record)) = sets.judge(&cluster.view.hosts, NOW) else { panic!() };
     assert_eq!(
-        record.set_aside.into_iter().collect::<Vec<_>>(),
+        record.suspended.into_iter().collect::<Vec<_>>(),
         [("count".to_owned(), "3 traps".to_owned())]
     );
 }
@@ -150,17 +150,21 @@ fn restores_are_counted_for_good() {
 }
 
 #[test]
-fn a_policy_is_set_aside_once_and_restored_once() {
+fn a_policy_is_suspended_once_and_restored_once() {
     let mut sets = candidate();
-    assert_eq!(sets.aside("spread", "bb", "why"), None, "another component failed than the one that decides");
-    assert_eq!(sets.aside("count", "cc", "why"), None, "it belongs to the candidate only");
+    assert_eq!(
+        sets.suspend("spread", "bb", "why"),
+        None,
+        "another component failed than the one that decides"
+    );
+    assert_eq!(sets.suspend("count", "cc", "why"), None, "it belongs to the candidate only");
     assert_eq!(sets.restored("count"), None);
-    let record = sets.aside("spread", "aa", "why").unwrap();
+    let record = sets.suspend("spread", "aa", "why").unwrap();
     assert_eq!(record.generation, 1, "the set is the same");
     sets.active = Some(Versioned { value: record, revision: 9 });
-    assert_eq!(sets.aside("spread", "aa", "why"), None);
+    assert_eq!(sets.suspend("spread", "aa", "why"), None);
     let back = sets.restored("spread").unwrap();
-    assert_eq!(back.set_aside, BTreeMap::new());
+    assert_eq!(back.suspended, BTreeMap::new());
     assert_eq!(back.restored, [("spread".to_owned(), 1)].into());
     assert_eq!(PolicySets::default().restored("spread"), None);
 }

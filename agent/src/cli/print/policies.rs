@@ -21,8 +21,8 @@ pub(crate) fn deciding(status: &PoliciesStatus) -> String {
         let _ = writeln!(text, "{interface} is decided by {name}");
     }
     for policy in &status.policies {
-        if let Some(reason) = &policy.set_aside {
-            let _ = writeln!(text, "policy {} is set aside: it {reason}", policy.name);
+        if let Some(reason) = &policy.suspended {
+            let _ = writeln!(text, "policy {} is suspended: it {reason}", policy.name);
             let _ = writeln!(
                 text,
                 "    it comes back with a new file, or by `understudy policy restore {}`",
@@ -90,7 +90,7 @@ fn policies(policies: &[PolicyStatus]) -> String {
         format!("{} ({} of {} differ)", shadow.interface, shadow.differences, shadow.answers)
     };
     let rows = policies.iter().map(|policy| {
-        let mode = if policy.set_aside.is_some() { "set aside" } else { &policy.mode };
+        let mode = if policy.suspended.is_some() { "suspended" } else { &policy.mode };
         vec![
             policy.name.clone(),
             format!("{:.12}", policy.digest),

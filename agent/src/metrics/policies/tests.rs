@@ -53,11 +53,11 @@ fn what_became_of_each_question_is_counted_by_policy() {
 }
 
 #[test]
-fn a_policy_is_set_aside_until_it_is_restored_or_leaves_the_set() {
+fn a_policy_is_suspended_until_it_is_restored_or_leaves_the_set() {
     let site = Site::new();
     let shown = |policies: &[(&str, bool)]| {
-        site.metrics.set_aside(&policies.iter().copied().collect());
-        site.lines("understudy_policy_set_aside")
+        site.metrics.suspended(&policies.iter().copied().collect());
+        site.lines("understudy_policy_suspended")
     };
     let series = |policy: &str, value: u8| format!("{{policy=\"{policy}\"}} {value}");
     assert_eq!(shown(&[("count", false), ("site", true)]), [series("count", 0), series("site", 1)]);
@@ -76,7 +76,7 @@ fn names() -> Vec<String> {
     metrics.pick_refused(Unusable::Repeated);
     metrics.built_in(INTERFACE, BuiltIn::NothingPicked);
     metrics.shadowed(INTERFACE, "site", true);
-    metrics.set_aside(&[("site", true)].into());
+    metrics.suspended(&[("site", true)].into());
     site.registry.gather().iter().map(|family| family.name().to_owned()).collect()
 }
 
@@ -114,7 +114,7 @@ fn every_alert_of_policies_rests_on_metrics_that_exist_and_says_what_to_do() {
     let names = names();
     let rules: Vec<_> = rules().into_iter().filter(|(file, _)| file == "policies.rules.yml").collect();
     let alerts: Vec<&str> = rules.iter().map(|(_, rule)| rule["alert"].as_str().unwrap()).collect();
-    assert_eq!(alerts, ["UnderstudyPolicySetAside", "UnderstudyPolicyLoadFaults"]);
+    assert_eq!(alerts, ["UnderstudyPolicySuspended", "UnderstudyPolicyLoadFaults"]);
     for (file, rule) in &rules {
         let alert = rule["alert"].as_str().unwrap();
         let used = named(rule["expr"].as_str().unwrap());
@@ -126,7 +126,7 @@ fn every_alert_of_policies_rests_on_metrics_that_exist_and_says_what_to_do() {
             );
         }
         assert_eq!(rule["labels"]["severity"].as_str(), Some("warning"), "{file}: {alert}");
-        let (of, commands) = if alert == "UnderstudyPolicySetAside" {
+        let (of, commands) = if alert == "UnderstudyPolicySuspended" {
             ("policy", &["policy list", "policy explain", "policy replay", "policy restore"][..])
         } else {
             ("instance", &["policy list", "policy check"][..])

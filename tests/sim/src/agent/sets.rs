@@ -168,7 +168,7 @@ impl World {
             generation: sets.newest() + 1,
             components: BTreeMap::new(),
             settings: String::new(),
-            set_aside: BTreeMap::new(),
+            suspended: BTreeMap::new(),
             restored: BTreeMap::new(),
             by: host.clone(),
         };

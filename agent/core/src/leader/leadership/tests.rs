@@ -336,7 +336,7 @@ fn a_policy_that_failed_is_suspended_once_by_any_host_and_by_a_leader_before_it_
         rig.look();
         let [request] = rig.writes.as_slice() else { panic!("{:?}", rig.writes) };
         let What::Suspend(record) = request.what.clone() else { panic!("{request:?}") };
-        assert_eq!((request.id.term, record.set_aside["spread"].as_str()), (None, "traps"));
+        assert_eq!((request.id.term, record.suspended["spread"].as_str()), (None, "traps"));
         assert_eq!(rig.look(), []);
         rig.end_all_writes();
         assert_eq!(rig.look(), [], "the cache does not show it");

@@ -26,7 +26,7 @@ fn policy(name: &str, digest: char, decides: &[&str]) -> PolicyStatus {
         exports: words.clone(),
         decides: words,
         shadows: Vec::new(),
-        set_aside: None,
+        suspended: None,
         deadline_ms: 500,
         memory_mib: 64,
     }
@@ -60,19 +60,19 @@ fn a_list_without_policies_says_who_decides_in_their_place() {
 }
 
 #[test]
-fn a_list_shows_who_decides_who_looks_on_and_who_is_set_aside() {
+fn a_list_shows_who_decides_who_looks_on_and_who_is_suspended() {
     let mut shadow = policy("pack", 'c', &[]);
     shadow.mode = "shadow".to_owned();
     shadow.shadows = vec![ShadowStatus { interface: "placement".to_owned(), answers: 120, differences: 7 }];
-    let mut aside = policy("count", 'a', &[]);
-    aside.set_aside = Some("failed 3 times in a row, last: trap: out of ideas".to_owned());
+    let mut suspended = policy("count", 'a', &[]);
+    suspended.suspended = Some("failed 3 times in a row, last: trap: out of ideas".to_owned());
     let mut spread = policy("spread", 'b', &["placement"]);
     (spread.deadline_ms, spread.memory_mib) = (10_000, 1_024);
     let status = PoliciesStatus {
         generation: 12,
         by: Some(host("host2")),
         deciding: deciders(Some("spread"), None),
-        policies: vec![aside, shadow, spread],
+        policies: vec![suspended, shadow, spread],
         ready: true,
         differs: vec!["pack.wasm".to_owned(), "policies.toml".to_owned()],
         unproposed: vec!["pack.wasm".to_owned()],
@@ -83,12 +83,12 @@ fn a_list_shows_who_decides_who_looks_on_and_who_is_set_aside() {
         &[
             "set 12, from the folder of host2",
             "POLICY  DIGEST        MODE       DECIDES    SHADOWS                      DEADLINE    MEMORY",
-            "count   aaaaaaaaaaaa  set aside  -          -                              500 ms    64 MiB",
+            "count   aaaaaaaaaaaa  suspended  -          -                              500 ms    64 MiB",
             "pack    cccccccccccc  shadow     -          placement (7 of 120 differ)    500 ms    64 MiB",
             "spread  bbbbbbbbbbbb  decide     placement  -                            10000 ms  1024 MiB",
             "backup-count is decided by the built-in rule",
             "placement is decided by policy spread",
-            "policy count is set aside: it failed 3 times in a row, last: trap: out of ideas",
+            "policy count is suspended: it failed 3 times in a row, last: trap: out of ideas",
             "    it comes back with a new file, or by `understudy policy restore count`",
             "this host's folder differs from what decides: pack.wasm, policies.toml",
             "    to have pack.wasm of this host decide: `understudy policy propose`",
@@ -239,7 +239,7 @@ fn an_explanation_says_why_the_built_in_rule_decides() {
     shown.built_in = Some(BuiltIn::NothingUsable);
     assert_eq!(second(&shown), "policy spread answered and the built-in rule decides: nothing-usable");
     shown.said.fault =
-        Some(Fault { kind: "set-aside".to_owned(), message: "failed 3 times in a row".to_owned() });
+        Some(Fault { kind: "suspended".to_owned(), message: "failed 3 times in a row".to_owned() });
     assert_eq!(second(&shown), "the built-in rule decides: failed 3 times in a row");
     (shown.said.policy, shown.said.fault) = (None, None);
     assert_eq!(second(&shown), "the built-in rule decides");

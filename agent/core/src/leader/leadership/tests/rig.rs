@@ -57,7 +57,7 @@ pub(super) fn set(generation: u64) -> PolicySetRecord {
         generation,
         components: BTreeMap::from([("spread".to_owned(), "aa".to_owned())]),
         settings: String::new(),
-        set_aside: BTreeMap::new(),
+        suspended: BTreeMap::new(),
         restored: BTreeMap::new(),
         by: host("host2"),
     }

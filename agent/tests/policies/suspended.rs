@@ -1,4 +1,4 @@
-//! What is set aside is one fact of the cluster: whichever host saw the failures, and whichever host is asked to restore.
+//! What is suspended is one fact of the cluster: whichever host saw the failures, and whichever host is asked to restore.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ use crate::{TRAP, generation};
 /// A policy that answers is never late, however busy the machine.
 const PATIENT: &str = "deadline_ms = 10000";
 
-/// Why the policy was set aside.
-async fn aside(store: &MemoryStore) -> Option<String> {
-    active(store).await.and_then(|set| set.set_aside.get("p").cloned())
+/// Why the policy was suspended.
+async fn suspended(store: &MemoryStore) -> Option<String> {
+    active(store).await.and_then(|set| set.suspended.get("p").cloned())
 }
 
 fn node_record() -> NodeRecord {
@@ -78,23 +78,23 @@ async fn a_restore_on_a_host_that_does_not_lead_holds_on_the_leader() {
     for name in ["villain", "villaine", "villains"] {
         write(&store, &Key::Node(node(name)), &node_record()).await;
     }
-    wait("it is set aside", || aside(&store)).await;
+    wait("it is suspended", || suspended(&store)).await;
     assert_eq!((traps(&leader), traps(&follower)), (3, 0));
     wait("the follower sees it", || async {
-        Some(follower.status().await).filter(|status| status.policies[0].set_aside.is_some())
+        Some(follower.status().await).filter(|status| status.policies[0].suspended.is_some())
     })
     .await;
 
     let (code, _) = follower.ask(hyper::Method::POST, "/v1/policies/p/restore").await;
     assert_eq!(code, hyper::StatusCode::NO_CONTENT);
     // The leader takes up what failed before it looks at a candidate: were the failures of before not forgotten, the
-    // next set would have the policy aside.
+    // next set would have the policy suspended.
     follower.put("policies.toml", b"# nothing else\n");
     wait("the next set decides", || async {
         active(&store).await.filter(|set| set.settings.contains("nothing else"))
     })
     .await;
-    assert_eq!(aside(&store).await, None, "an operator's word stands");
+    assert_eq!(suspended(&store).await, None, "an operator's word stands");
     for agent in [&leader, &follower] {
         wait("both say that it decides", || async {
             let status = agent.status().await;
@@ -102,29 +102,29 @@ async fn a_restore_on_a_host_that_does_not_lead_holds_on_the_leader() {
         })
         .await;
     }
-    // It is asked again, and three failures more set it aside again.
+    // It is asked again, and three failures more suspend it again.
     for name in ["villainm", "villainn", "villaino"] {
         write(&store, &Key::Node(node(name)), &node_record()).await;
     }
-    wait("it is set aside anew", || aside(&store)).await;
+    wait("it is suspended anew", || suspended(&store)).await;
     assert_eq!(traps(&leader), 6);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_on_a_host_that_does_not_lead_is_set_aside_for_all_and_restored_from_any() {
+async fn what_fails_on_a_host_that_does_not_lead_is_suspended_for_all_and_restored_from_any() {
     let (home, store) = (tempfile::tempdir().unwrap(), MemoryStore::new());
     let (leader, follower) = pair(home.path(), &store).await;
     for name in ["villain", "villaine", "villains"] {
         admit(&follower, name).await;
     }
-    let reason = wait("it is set aside", || aside(&store)).await;
+    let reason = wait("it is suspended", || suspended(&store)).await;
     assert!(reason.contains("3 times in a row"), "{reason}");
     assert_eq!((traps(&leader), traps(&follower)), (0, 3));
     assert!(leader.leads() && !follower.leads());
     for agent in [&leader, &follower] {
         wait("both say so", || async {
             let status = agent.status().await;
-            (status.policies[0].set_aside.as_ref() == Some(&reason) && status.deciding["placement"].is_none())
+            (status.policies[0].suspended.as_ref() == Some(&reason) && status.deciding["placement"].is_none())
                 .then_some(())
         })
         .await;

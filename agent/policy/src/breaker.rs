@@ -1,8 +1,8 @@
-//! Owns how often a policy failed, and what follows: it is left in peace for a while, or set aside.
+//! Owns the circuit breaker of policies: how often each failed, and what follows: it is left in peace for a while, or suspended.
 //!
 //! ```text
-//!             fault or refusal (strikes + 1)            at the third in a row
-//!   trusted ---------------------------------> struck ------------------------> set aside
+//!             fault or refusal (failures + 1)           at the third in a row
+//!   trusted ---------------------------------> failing -----------------------> suspended
 //!      ^                                          |                                 |
 //!      +----- an answer that core could use ------+          restored, or another component
 //!
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Promises: a failover waits for one deadline, not for one per question; a policy that fails now and then is asked on,
-//! one that fails in a row is not. Must not do: look at clocks, or write the record that sets a policy aside for the
+//! one that fails in a row is not. Must not do: look at clocks, or write the record that suspends a policy for the
 //! cluster.
 
 use std::collections::BTreeMap;
@@ -22,8 +22,8 @@ use understudy_core::units::Boottime;
 use crate::fault::PolicyFault;
 use crate::set::By;
 
-/// Failures in a row after which a policy is set aside: one may be a busy machine, two a coincidence.
-pub const STRIKES_MAX: u32 = 3;
+/// Failures in a row after which a policy is suspended: one may be a busy machine, two a coincidence.
+pub const FAILURES_MAX: u32 = 3;
 /// How long a policy that overran its deadline is not asked: longer than a failover with all its questions lasts.
 pub const HOLD_OFF: Duration = Duration::from_secs(30);
 
@@ -49,7 +49,7 @@ pub enum Standing {
         until: Boottime,
     },
     /// Not any more.
-    SetAside {
+    Suspended {
         /// What it did, for the operator.
         reason: String,
     },
@@ -58,32 +58,32 @@ pub enum Standing {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Record {
     /// By what was asked: good answers to one question do not make up for failures at another.
-    strikes: BTreeMap<Interface, u32>,
+    failures: BTreeMap<Interface, u32>,
     held_off: Option<Boottime>,
-    set_aside: Option<String>,
+    suspended: Option<String>,
 }
 
 /// What this host saw of its policies. One component under one name is one policy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Conduct {
+pub struct CircuitBreaker {
     records: BTreeMap<By, Record>,
 }
 
-impl Conduct {
+impl CircuitBreaker {
     /// Whether a policy may be asked at `at`.
     #[must_use]
     pub fn standing(&self, policy: &By, at: Boottime) -> Standing {
         match self.records.get(policy) {
-            Some(Record { set_aside: Some(reason), .. }) => Standing::SetAside { reason: reason.clone() },
+            Some(Record { suspended: Some(reason), .. }) => Standing::Suspended { reason: reason.clone() },
             Some(Record { held_off: Some(until), .. }) if at < *until => Standing::HeldOff { until: *until },
             Some(_) | None => Standing::Asked,
         }
     }
 
-    /// Note what became of a question. Returns the reason when this is what sets the policy aside; write it down for
+    /// Note what became of a question. Returns the reason when this is what suspends the policy; write it down for
     /// the cluster and raise an alert.
     ///
-    /// An error that a policy gives as its answer is no strike: `wit/` lets it refuse what it cannot answer, such as a
+    /// An error that a policy gives as its answer is no failure: `wit/` lets it refuse what it cannot answer, such as a
     /// label that it cannot read.
     pub fn note(
         &mut self,
@@ -95,7 +95,7 @@ impl Conduct {
         let what = match outcome {
             Outcome::Used => {
                 if let Some(record) = self.records.get_mut(policy) {
-                    record.strikes.remove(&interface);
+                    record.failures.remove(&interface);
                 }
                 return None;
             }
@@ -112,13 +112,13 @@ impl Conduct {
         if matches!(outcome, Outcome::Failed(PolicyFault::Deadline { .. })) {
             record.held_off = Some(at + HOLD_OFF);
         }
-        let strikes = record.strikes.entry(interface).or_default();
-        *strikes += 1;
-        if *strikes < STRIKES_MAX || record.set_aside.is_some() {
+        let failures = record.failures.entry(interface).or_default();
+        *failures += 1;
+        if *failures < FAILURES_MAX || record.suspended.is_some() {
             return None;
         }
-        let reason = format!("failed {strikes} times in a row at {interface}, the last time: {what}");
-        record.set_aside = Some(reason.clone());
+        let reason = format!("failed {failures} times in a row at {interface}, the last time: {what}");
+        record.suspended = Some(reason.clone());
         Some(reason)
     }
 
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use crate::names::Digest;
 
-    /// What happens, in which order, and whether the policy is set aside.
+    /// What happens, in which order, and whether the policy is suspended.
     type Case = (&'static str, Vec<(Interface, Outcome)>, bool);
 
     fn policy(mark: &str) -> By {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn three_failures_in_a_row_set_a_policy_aside_and_nothing_else_does() {
+    fn three_failures_in_a_row_suspend_a_policy_and_nothing_else_does() {
         use Interface::{BackupCount, Placement};
         let busy = || Outcome::Failed(PolicyFault::Busy { policy: "p".to_owned() });
         let cases: [Case; 9] = [
@@ -207,61 +207,62 @@ mod tests {
                 true,
             ),
         ];
-        for (what, outcomes, aside) in cases {
-            let mut conduct = Conduct::default();
+        for (what, outcomes, suspended) in cases {
+            let mut breaker = CircuitBreaker::default();
             let mut told = 0;
             for (interface, outcome) in &outcomes {
-                told += usize::from(conduct.note(&policy("1"), *interface, outcome, at(0)).is_some());
+                told += usize::from(breaker.note(&policy("1"), *interface, outcome, at(0)).is_some());
             }
-            assert_eq!(told, usize::from(aside), "{what}");
-            let is_aside = matches!(conduct.standing(&policy("1"), at(1_000)), Standing::SetAside { .. });
-            assert_eq!(is_aside, aside, "{what}");
+            assert_eq!(told, usize::from(suspended), "{what}");
+            let is_suspended =
+                matches!(breaker.standing(&policy("1"), at(1_000)), Standing::Suspended { .. });
+            assert_eq!(is_suspended, suspended, "{what}");
         }
     }
 
     #[test]
     fn it_is_told_once_with_what_happened_last() {
-        let mut conduct = Conduct::default();
-        let mut note = |outcome| conduct.note(&policy("1"), Interface::Placement, &outcome, at(0));
+        let mut breaker = CircuitBreaker::default();
+        let mut note = |outcome| breaker.note(&policy("1"), Interface::Placement, &outcome, at(0));
         assert_eq!((note(trap()), note(trap())), (None, None));
         let reason = note(refused()).unwrap();
         assert_eq!(reason, "failed 3 times in a row at placement, the last time: b is full");
         assert_eq!(note(trap()), None, "questions that were under way already");
-        assert_eq!(conduct.standing(&policy("1"), at(0)), Standing::SetAside { reason });
+        assert_eq!(breaker.standing(&policy("1"), at(0)), Standing::Suspended { reason });
     }
 
     #[test]
     fn a_deadline_holds_a_policy_off_and_a_trap_does_not() {
-        let mut conduct = Conduct::default();
-        conduct.note(&policy("1"), Interface::Placement, &trap(), at(10));
-        assert_eq!(conduct.standing(&policy("1"), at(10)), Standing::Asked);
-        conduct.note(&policy("1"), Interface::Placement, &deadline(), at(10));
+        let mut breaker = CircuitBreaker::default();
+        breaker.note(&policy("1"), Interface::Placement, &trap(), at(10));
+        assert_eq!(breaker.standing(&policy("1"), at(10)), Standing::Asked);
+        breaker.note(&policy("1"), Interface::Placement, &deadline(), at(10));
         let until = at(10) + HOLD_OFF;
-        assert_eq!(conduct.standing(&policy("1"), at(10)), Standing::HeldOff { until });
-        assert_eq!(conduct.standing(&policy("1"), Boottime(until.0 - 1)), Standing::HeldOff { until });
-        assert_eq!(conduct.standing(&policy("1"), until), Standing::Asked);
-        assert_eq!(conduct.standing(&policy("2"), at(10)), Standing::Asked, "another component");
+        assert_eq!(breaker.standing(&policy("1"), at(10)), Standing::HeldOff { until });
+        assert_eq!(breaker.standing(&policy("1"), Boottime(until.0 - 1)), Standing::HeldOff { until });
+        assert_eq!(breaker.standing(&policy("1"), until), Standing::Asked);
+        assert_eq!(breaker.standing(&policy("2"), at(10)), Standing::Asked, "another component");
     }
 
     #[test]
     fn a_new_file_or_an_operator_makes_a_policy_trusted_again() {
-        let aside = || {
-            let mut conduct = Conduct::default();
-            for _ in 0..STRIKES_MAX {
-                conduct.note(&policy("1"), Interface::Placement, &trap(), at(0));
+        let suspended = || {
+            let mut breaker = CircuitBreaker::default();
+            for _ in 0..FAILURES_MAX {
+                breaker.note(&policy("1"), Interface::Placement, &trap(), at(0));
             }
-            conduct
+            breaker
         };
-        let mut conduct = aside();
-        conduct.keep(&[policy("1")]);
-        assert_eq!(conduct, aside());
-        assert_eq!(conduct.standing(&policy("2"), at(0)), Standing::Asked);
-        conduct.keep(&[policy("2")]);
-        assert_eq!(conduct, Conduct::default());
-        let mut conduct = aside();
-        conduct.restore("q");
-        assert_eq!(conduct, aside());
-        conduct.restore("p");
-        assert_eq!(conduct, Conduct::default());
+        let mut breaker = suspended();
+        breaker.keep(&[policy("1")]);
+        assert_eq!(breaker, suspended());
+        assert_eq!(breaker.standing(&policy("2"), at(0)), Standing::Asked);
+        breaker.keep(&[policy("2")]);
+        assert_eq!(breaker, CircuitBreaker::default());
+        let mut breaker = suspended();
+        breaker.restore("q");
+        assert_eq!(breaker, suspended());
+        breaker.restore("p");
+        assert_eq!(breaker, CircuitBreaker::default());
     }
 }
