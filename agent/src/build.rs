@@ -139,12 +139,12 @@ fn tell_checkpoint_faults(faults: &[String], events: &mpsc::UnboundedSender<Even
 fn watch_capacity(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
     let tasks = parts.tasks.clone();
     tasks.spawn("capacity", async move {
-        let mut told = None;
+        let mut reported = None;
         loop {
             let hypervisor = parts.hypervisor.clone();
             let text = match tokio::task::spawn_blocking(move || hypervisor.capacity()).await {
                 Ok(Ok(room)) => {
-                    if told.is_some() {
+                    if reported.is_some() {
                         tracing::info!(uri = parts.config.libvirt_uri, "libvirt answers");
                     }
                     let _ = events.send(Event::Capacity(for_instances(&parts.config, room)));
@@ -153,7 +153,7 @@ fn watch_capacity(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
                 Ok(Err(CapacityError::Read(error))) => needs::libvirt_fault(&parts.config, &error),
                 Err(error) => return parts.tasks.joined::<()>("capacity", Err(error)),
             };
-            if told.replace(text.clone()).as_ref() != Some(&text) {
+            if reported.replace(text.clone()).as_ref() != Some(&text) {
                 tracing::warn!(error = %text, "libvirt does not answer, trying again until it does");
             }
             if events.send(Event::Condition { about: "libvirt", text: Some(text) }).is_err() {
@@ -255,12 +255,12 @@ fn watch_load(tasks: &Tasks, events: mpsc::UnboundedSender<Event>) {
 fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
     let tasks = parts.tasks.clone();
     tasks.spawn("role disks", async move {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         loop {
             let mine = parts.clone();
             let looked = tokio::task::spawn_blocking(move || role_disk_faults(&mine.config)).await;
             let faults = looked.unwrap_or_default();
-            if faults != told {
+            if faults != reported {
                 for fault in &faults {
                     tracing::warn!(error = %fault, "instances cannot be given this role");
                 }
@@ -271,7 +271,7 @@ fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
                 if events.send(Event::Condition { about: "role disks", text }).is_err() {
                     return;
                 }
-                told = faults;
+                reported = faults;
             }
             tokio::time::sleep(ROLE_DISKS_EVERY).await;
         }

@@ -51,7 +51,7 @@ pub struct Metrics {
     gateway_sockets: IntGauge,
     gateway_connections: IntCounter,
     /// What that counter holds, for readers that come at once.
-    gateway_connections_told: AtomicU64,
+    gateway_connections_counted: AtomicU64,
 }
 
 fn vec(names: &[&'static str], name: &str, help: &str) -> (Opts, Vec<&'static str>) {
@@ -161,7 +161,7 @@ impl Metrics {
             )?,
             gateway_sockets: gauge("gateway_sockets", "Terminals connected through this gateway")?,
             gateway_connections,
-            gateway_connections_told: AtomicU64::new(0),
+            gateway_connections_counted: AtomicU64::new(0),
             registry,
         })
     }
@@ -253,8 +253,8 @@ impl Metrics {
     pub(crate) fn gateway_seen(&self, counters: &crate::gateway::Counters) {
         self.gateway_sockets.set(counters.open());
         let all = counters.connections();
-        let told = self.gateway_connections_told.fetch_max(all, Ordering::Relaxed);
-        self.gateway_connections.inc_by(all.saturating_sub(told));
+        let counted = self.gateway_connections_counted.fetch_max(all, Ordering::Relaxed);
+        self.gateway_connections.inc_by(all.saturating_sub(counted));
     }
 }
 

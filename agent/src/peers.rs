@@ -166,9 +166,9 @@ fn chunks<B: Future<Output = ()> + Send, A: FnMut(u64) + Send>(
             }
             let mut chunk = Vec::with_capacity(CHUNK);
             if let Err(error) = (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await {
-                let told = io::Error::new(error.kind(), error.to_string());
+                let reported = io::Error::new(error.kind(), error.to_string());
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                return Err(told);
+                return Err(reported);
             }
             let bytes = bytes.saturating_add(chunk.len().try_into().unwrap_or(u64::MAX));
             let rest = (file, None, accepted, bytes);

@@ -47,7 +47,7 @@ fn a_wrong_configuration_ends_with_3_and_names_every_fault() {
 }
 
 #[test]
-fn what_a_configuration_names_and_is_not_there_is_told_with_its_key() {
+fn what_a_configuration_names_and_is_not_there_is_reported_with_its_key() {
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(shipped("agent.minimal.toml")).unwrap();
     let file =
@@ -59,7 +59,7 @@ fn what_a_configuration_names_and_is_not_there_is_told_with_its_key() {
 }
 
 #[test]
-fn an_unreadable_certificate_is_told_with_its_key() {
+fn an_unreadable_certificate_is_reported_with_its_key() {
     let folder = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(shipped("agent.toml")).unwrap();
     let file = written(folder.path(), "agent.toml", &text.replace("/etc/understudy/pki", "/nonexistent"));
@@ -102,7 +102,7 @@ fn the_bounds_are_printed_with_their_derivation() {
 }
 
 #[test]
-fn a_file_that_is_no_policy_is_told_with_the_reason() {
+fn a_file_that_is_no_policy_is_reported_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let module = folder.path().join("module.wasm");
     std::fs::write(&module, b"\0asm\x01\0\0\0").unwrap();

@@ -219,7 +219,7 @@ fn with_everything_right_it_runs_and_stops_when_asked() {
 }
 
 #[test]
-fn what_a_file_says_wrongly_ends_the_daemon_with_3_and_is_told_by_key() {
+fn what_a_file_says_wrongly_ends_the_daemon_with_3_and_is_reported_by_key() {
     let table = [
         ("reserved_memory_mib", "reserved_memory", "reserved_memory"),
         ("idle = 0", "idle = 65", "pool.idle: 65 is out of range: use 0 to 64"),
@@ -259,7 +259,7 @@ fn a_template_without_the_guest_agents_channel_ends_it_with_3_before_anything_is
 }
 
 #[test]
-fn certificates_that_cannot_be_used_end_it_with_3_and_are_told_by_file() {
+fn certificates_that_cannot_be_used_end_it_with_3_and_are_reported_by_file() {
     let home = Home::new();
     let store = "kind = \"etcd\"\nendpoints = [\"https://127.0.0.1:1\"]";
     home.configure(TRIALS, &format!("{store}\nca = \"{}\"", home.path("ca.pem")));
@@ -280,7 +280,7 @@ fn certificates_that_cannot_be_used_end_it_with_3_and_are_told_by_file() {
 
 /// An agent that is started again while a role disk is damaged must not leave its host without one.
 #[test]
-fn a_missing_or_damaged_role_disk_is_told_until_it_is_whole_and_does_not_end_it() {
+fn a_missing_or_damaged_role_disk_is_reported_until_it_is_whole_and_does_not_end_it() {
     let home = Home::new();
     let role = home.path("role.erofs");
     fs::remove_file(&role).unwrap();
@@ -334,7 +334,7 @@ fn a_libvirt_that_does_not_answer_is_waited_for_and_named() {
 
 /// It is asked again and again, and the log is not to be drowned by that.
 #[test]
-fn a_guard_that_does_not_run_is_told_once_and_named_in_status() {
+fn a_guard_that_does_not_run_is_reported_once_and_named_in_status() {
     let home = Home::new();
     home.edit("format = \"plain\"", "format = \"plain\"\nfilter = \"debug\"");
     let agent = Agent::start(&home);

@@ -129,7 +129,7 @@ impl StoreCache {
     /// What cannot be read, for people: each with what follows, and what to do.
     #[must_use]
     pub fn unreadable(&self) -> Vec<String> {
-        let told = |(key, fault): (&String, &String)| {
+        let reported = |(key, fault): (&String, &String)| {
             let follows = match Hidden::by(key) {
                 Hidden::Node(node) => format!(
                     "until then nothing is planned for {node}, no idle instance is given out, and this host ends and \
@@ -143,7 +143,7 @@ impl StoreCache {
                  {follows}"
             )
         };
-        self.unreadable.iter().map(told).collect()
+        self.unreadable.iter().map(reported).collect()
     }
 
     /// Whether a record that cannot be read may name an instance or an image, or tell who may speak for one. Nothing is
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_quarantined_until_it_is_read_or_deleted_and_is_told_by_its_key() {
+    fn what_cannot_be_read_is_quarantined_until_it_is_read_or_deleted_and_is_reported_by_its_key() {
         for (key, hides, quarantined) in [
             (NODE, true, &["alice/display"][..]),
             ("v2/cluster/checkpoints/alice/exec-1", true, &["alice/exec-1"]),
@@ -388,9 +388,9 @@ mod tests {
                 assert_eq!(cache.has_quarantined_names(), hides, "{key}");
                 let nodes: Vec<String> = cache.quarantined().iter().map(ToString::to_string).collect();
                 assert_eq!(nodes, quarantined, "{key}");
-                let told = cache.unreadable().join("");
+                let reported = cache.unreadable().join("");
                 for part in [key, "update this agent", "repair the record"] {
-                    assert!(told.contains(part), "{part} is not in: {told}");
+                    assert!(reported.contains(part), "{part} is not in: {reported}");
                 }
                 // The store was listed again: it is there still.
                 cache.replace((2, true), [unreadable(key)], NOW);

@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn falling_back_is_told_once_with_the_reason() {
+    fn falling_back_is_reported_once_with_the_reason() {
         let trial = trial();
         let events = trial.hub.subscribe();
         assert_eq!(trial.fell_back(), None);

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_death_is_told_once_and_soon() {
+    fn a_death_is_reported_once_and_soon() {
         let id = id(1);
         let (mut child, pid) = carrier(id);
         let (watch, deaths) = watch();

@@ -209,11 +209,11 @@ mod tests {
         ];
         for (what, outcomes, suspended) in cases {
             let mut breaker = CircuitBreaker::default();
-            let mut told = 0;
+            let mut reported = 0;
             for (interface, outcome) in &outcomes {
-                told += usize::from(breaker.note(&policy("1"), *interface, outcome, at(0)).is_some());
+                reported += usize::from(breaker.note(&policy("1"), *interface, outcome, at(0)).is_some());
             }
-            assert_eq!(told, usize::from(suspended), "{what}");
+            assert_eq!(reported, usize::from(suspended), "{what}");
             let is_suspended =
                 matches!(breaker.standing(&policy("1"), at(1_000)), Standing::Suspended { .. });
             assert_eq!(is_suspended, suspended, "{what}");
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_once_with_what_happened_last() {
+    fn it_is_reported_once_with_what_happened_last() {
         let mut breaker = CircuitBreaker::default();
         let mut note = |outcome| breaker.note(&policy("1"), Interface::Placement, &outcome, at(0));
         assert_eq!((note(trap()), note(trap())), (None, None));

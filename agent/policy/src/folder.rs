@@ -108,14 +108,14 @@ pub struct FolderWatch {
     before: Option<BTreeMap<String, Sight>>,
     waited: u32,
     entries: BTreeMap<String, Entry>,
-    told: Option<String>,
+    reported: Option<String>,
 }
 
 impl FolderWatch {
     /// Watch `dir`, where components may be as large as `limit`.
     #[must_use]
     pub fn new(dir: &Path, limit: MiB) -> Self {
-        Self { dir: dir.to_owned(), limit, before: None, waited: 0, entries: BTreeMap::new(), told: None }
+        Self { dir: dir.to_owned(), limit, before: None, waited: 0, entries: BTreeMap::new(), reported: None }
     }
 
     /// What lies there, if it is settled and differs from what was told before; components go to the library. A look
@@ -145,10 +145,10 @@ impl FolderWatch {
             }
         };
         let text = folder.text();
-        if self.told.as_ref() == Some(&text) {
+        if self.reported.as_ref() == Some(&text) {
             return None;
         }
-        self.told = Some(text);
+        self.reported = Some(text);
         Some(folder)
     }
 

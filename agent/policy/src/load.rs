@@ -13,7 +13,7 @@ use crate::engine::{Guest, Sandbox, Subject, Usage};
 use crate::fault::{FileFault, PolicyFault};
 use crate::inspect;
 use crate::settings::PolicySettings;
-use crate::speak::{Asker, Speaks, Told, speaker};
+use crate::speak::{Answered, Asker, Speaks, speaker};
 use crate::trial;
 
 /// A trial decides whether a cluster takes a set of policies: a machine that is busy for a moment, with compiling this
@@ -101,7 +101,7 @@ impl Policy {
         }
     }
 
-    pub(crate) fn place(&self, sandbox: &Sandbox, question: &PlacementQuestion) -> Told<PlacementAnswer> {
+    pub(crate) fn place(&self, sandbox: &Sandbox, question: &PlacementQuestion) -> Answered<PlacementAnswer> {
         self.place_columns(sandbox, &columns::placement(question))
     }
 
@@ -110,7 +110,7 @@ impl Policy {
         &self,
         sandbox: &Sandbox,
         columns: &columns::Placement,
-    ) -> Told<PlacementAnswer> {
+    ) -> Answered<PlacementAnswer> {
         let wanted = usize::try_from(columns.0.wanted).unwrap_or(usize::MAX);
         let (picks, usage) = self.speaker.place(&self.asker(sandbox), columns);
         let answer = picks.map(|mut picks| {
@@ -120,7 +120,11 @@ impl Policy {
         (answer, usage)
     }
 
-    pub(crate) fn count(&self, sandbox: &Sandbox, question: &BackupCountQuestion) -> Told<BackupCountAnswer> {
+    pub(crate) fn count(
+        &self,
+        sandbox: &Sandbox,
+        question: &BackupCountQuestion,
+    ) -> Answered<BackupCountAnswer> {
         self.speaker.count(&self.asker(sandbox), question)
     }
 

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_are_told_at_once_with_file_and_key() {
+    fn all_faults_are_reported_at_once_with_file_and_key() {
         let fault = parse(
             "chioce = 1\nchoice.nothing = 'x'\nchoice.placement = 7\n\
              [policy]\nflat = 3\n[policy.Spread]\n[policy.a]\nmode = 'on'\ndeadline_ms = 4\nmemory_mib = 1025\n\
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_toml_is_told_with_its_line() {
+    fn a_text_that_is_no_toml_is_reported_with_its_line() {
         let fault = parse("[choice]\nplacement = \n").unwrap_err().to_string();
         assert!(fault.starts_with("policies.toml: line 2 is no TOML: "), "{fault}");
     }

@@ -24,14 +24,14 @@ pub(crate) struct Asker<'a> {
 }
 
 /// An answer or not, and what it took.
-pub(crate) type Told<A> = (Result<A, PolicyFault>, Usage);
+pub(crate) type Answered<A> = (Result<A, PolicyFault>, Usage);
 
 /// One version of the interface, linked to one component.
 pub(crate) trait Speaks: Send + Sync {
     /// Every pick that it makes.
-    fn place(&self, asker: &Asker<'_>, columns: &columns::Placement) -> Told<Vec<Pick>>;
+    fn place(&self, asker: &Asker<'_>, columns: &columns::Placement) -> Answered<Vec<Pick>>;
 
-    fn count(&self, asker: &Asker<'_>, question: &BackupCountQuestion) -> Told<BackupCountAnswer>;
+    fn count(&self, asker: &Asker<'_>, question: &BackupCountQuestion) -> Answered<BackupCountAnswer>;
 
     /// Whether an error says of itself that it is about the question and not about the parameters.
     fn tells_refusals_apart(&self) -> bool;
@@ -50,7 +50,7 @@ pub(crate) fn speaker(
     })
 }
 
-fn unavailable<A>(interface: Interface) -> Told<A> {
+fn unavailable<A>(interface: Interface) -> Answered<A> {
     (Err(PolicyFault::Unavailable { interface }), Usage::default())
 }
 
@@ -94,7 +94,7 @@ macro_rules! speaker {
             }
 
             impl Speaks for Speaker {
-                fn place(&self, asker: &Asker<'_>, columns: &columns::Placement) -> Told<Vec<Pick>> {
+                fn place(&self, asker: &Asker<'_>, columns: &columns::Placement) -> Answered<Vec<Pick>> {
                     let Some(indices) = &self.placement else { return unavailable(Interface::Placement) };
                     let columns = $columns(columns);
                     let (request, hosts) = (&columns.0, &columns.1);
@@ -111,7 +111,7 @@ macro_rules! speaker {
                     &self,
                     asker: &Asker<'_>,
                     question: &BackupCountQuestion,
-                ) -> Told<BackupCountAnswer> {
+                ) -> Answered<BackupCountAnswer> {
                     let Some(indices) = &self.backup_count else {
                         return unavailable(Interface::BackupCount);
                     };

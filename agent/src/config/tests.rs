@@ -84,7 +84,7 @@ format = "xml"
 /// The key that is mistyped, the one of a wrong type, the one that is missing and the value that cannot be: whoever mends
 /// a file is told of all of them before the next start, not of one at each.
 #[test]
-fn unknown_keys_wrong_types_and_missing_keys_are_told_together_with_what_else_is_wrong() {
+fn unknown_keys_wrong_types_and_missing_keys_are_reported_together_with_what_else_is_wrong() {
     let text = r#"
 nonsense = 1
 [hots]
@@ -150,7 +150,7 @@ format = "xml"
 }
 
 #[test]
-fn what_rests_on_a_faulty_key_is_not_told_as_well() {
+fn what_rests_on_a_faulty_key_is_not_reported_as_well() {
     let text = r#"
 [host]
 name = "host1"
@@ -192,7 +192,7 @@ listen = ":7480"
 }
 
 #[test]
-fn a_text_that_is_no_toml_is_told_with_every_line() {
+fn a_text_that_is_no_toml_is_reported_with_every_line() {
     let found = faults("[host]\nname = \n[store]\nkind = 'etcd'\nkind = 'embedded'\n[pool\nidle = 1\n");
     for line in [2, 5, 6] {
         let start = format!("agent.toml: line {line} is no TOML: ");
@@ -270,8 +270,8 @@ fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
 fn keys_of(section: &str) -> Vec<String> {
     let text = if section.is_empty() { "bogus = 1".to_owned() } else { format!("[{section}]\nbogus = 1\n") };
     let found = faults(&text);
-    let told = found.iter().find_map(|fault| fault.split_once("bogus: is unknown: use "));
-    let (keys, _) = told.unwrap().1.split_once(" (line").unwrap();
+    let reported = found.iter().find_map(|fault| fault.split_once("bogus: is unknown: use "));
+    let (keys, _) = reported.unwrap().1.split_once(" (line").unwrap();
     keys.split(", ").map(|key| key.trim_matches(['[', ']']).to_owned()).collect()
 }
 

@@ -96,14 +96,14 @@ pub(super) struct Copies(BTreeMap<(NodeId, CheckpointId), Goes>);
 
 /// Whose copy it is.
 #[derive(Clone)]
-struct Told {
+struct Reporter {
     node: NodeId,
     id: CheckpointId,
     sender: UnboundedSender<Event>,
 }
 
-impl Told {
-    fn tell(&self, event: CopyEvent) {
+impl Reporter {
+    fn report(&self, event: CopyEvent) {
         let input = Input::Copy { node: self.node.clone(), id: self.id, event };
         let _ = self.sender.send(Event::Host(Box::new(input)));
     }
@@ -121,8 +121,8 @@ impl Driver {
     }
 
     pub(super) fn send(&mut self, node: NodeId, id: CheckpointId, revision: u64, to: Destination) {
-        let told = Told { node, id, sender: self.sender.clone() };
-        let key = (told.node.clone(), id);
+        let reporter = Reporter { node, id, sender: self.sender.clone() };
+        let key = (reporter.node.clone(), id);
         let Some(goes) = self.copies.0.get_mut(&key) else { return };
         let Some(shipment) = goes.image.shipment.get().cloned() else { return };
         let (alive, mut ended) = watch::channel(());
@@ -132,7 +132,7 @@ impl Driver {
             tokio::select! {
                 // Nothing is ever said on it: it ends when core has no use for the copy any more.
                 _ = ended.changed() => {}
-                event = send(&image, &shipment, revision, &to, told.clone()) => told.tell(event),
+                event = send(&image, &shipment, revision, &to, reporter.clone()) => reporter.report(event),
             }
         });
     }
@@ -168,20 +168,20 @@ impl Driver {
         replaces: Option<u64>,
         record: CheckpointRecord,
     ) {
-        let told = Told { node, id: record.id, sender: self.sender.clone() };
+        let reporter = Reporter { node, id: record.id, sender: self.sender.clone() };
         let store = self.parts.store.clone();
         self.parts.tasks.spawn("record of a checkpoint", async move {
-            let recorded = write(&*store, &told.node, (revision, replaces), &record).await;
+            let recorded = write(&*store, &reporter.node, (revision, replaces), &record).await;
             match &recorded {
                 Recorded::Written(_) => {}
                 Recorded::Refused => {
-                    tracing::info!(node = %told.node, checkpoint = %told.id, "a checkpoint is void, its node has changed");
+                    tracing::info!(node = %reporter.node, checkpoint = %reporter.id, "a checkpoint is void, its node has changed");
                 }
                 Recorded::Unknown(error) => {
-                    tracing::warn!(node = %told.node, checkpoint = %told.id, %error, "a checkpoint may not be recorded, taking another");
+                    tracing::warn!(node = %reporter.node, checkpoint = %reporter.id, %error, "a checkpoint may not be recorded, taking another");
                 }
             }
-            told.tell(CopyEvent::Recorded(recorded));
+            reporter.report(CopyEvent::Recorded(recorded));
         });
     }
 }
@@ -191,22 +191,22 @@ async fn send(
     shipment: &Shipment,
     revision: u64,
     to: &Destination,
-    told: Told,
+    reporter: Reporter,
 ) -> CopyEvent {
     let (host, mut last) = (to.host.clone(), None::<Instant>);
     let whole = shipment.bytes;
     let accepted = {
-        let (host, told) = (host.clone(), told.clone());
+        let (host, reporter) = (host.clone(), reporter.clone());
         move |bytes: u64| {
             if bytes >= whole || last.is_none_or(|last| last.elapsed() >= TOLD) {
                 last = Some(Instant::now());
-                told.tell(CopyEvent::Accepted { host: host.clone(), bytes });
+                reporter.report(CopyEvent::Accepted { host: host.clone(), bytes });
             }
         }
     };
     let sent = peers::send_checkpoint(&to.api, image.path(), shipment, revision, accepted).await;
     let Err(error) = sent else { return CopyEvent::Durable(host) };
-    tracing::warn!(node = %told.node, checkpoint = %told.id, %host, error = %chain(&error), "a copy of a checkpoint failed");
+    tracing::warn!(node = %reporter.node, checkpoint = %reporter.id, %host, error = %chain(&error), "a copy of a checkpoint failed");
     let detail = chain(&error);
     match error {
         SendError::Image(..) => CopyEvent::Unreadable { host, detail },

@@ -11,12 +11,12 @@ use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
-use super::LeaseNews;
+use super::LeaseEvent;
 use super::lead::Done;
 use super::publish::Published;
 use super::recovery::Recovered;
 use crate::exit::Failure;
-use crate::policies::Told;
+use crate::policies::ManagerStatus;
 
 /// Something happened.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub enum Event {
     /// The hypervisor told something.
     Hypervisor(HypervisorEvent),
     /// Something became of this host's lease.
-    Lease(LeaseNews),
+    Lease(LeaseEvent),
     /// Nothing of an earlier lease runs any more, or that could not be seen to.
     Cleared {
         /// What goes on under the next lease.
@@ -83,8 +83,8 @@ pub enum Event {
     },
     /// The facts were written, or were not.
     Published(Option<Box<Published>>),
-    /// What the keeper of the policies says.
-    Policies(Box<Told>),
+    /// What the manager of the policies reports.
+    Policies(Box<ManagerStatus>),
     /// What this host has for instances, or why it can never have any.
     Capacity(Result<Capacity, Failure>),
     /// The load of the host's processors, in thousandths of one.

@@ -11,7 +11,9 @@ use understudy_core::ids::NodeId;
 use understudy_core::leader::leadership::{
     Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, What, WriteOutcome, WriteRequest,
 };
-use understudy_core::leader::{Admission, Input as Told, Leader, Policies as Asked, Question, Reply, Trial};
+use understudy_core::leader::{
+    Admission, Input as LeaderInput, Leader, Policies as Asked, Question, Reply, Trial,
+};
 use understudy_core::policy::Interface;
 use understudy_core::records::{LeaderRecord, NodeRecord};
 use understudy_core::units::Now;
@@ -250,9 +252,9 @@ fn asked(deciding: &Deciding, version: u64) -> Asked {
 #[must_use]
 pub fn trial(parts: &Parts, deciding: &Deciding, view: &View, new: &BTreeMap<NodeId, NodeRecord>) -> Trial {
     let (mut machine, now) = (Leader::new(parts.config.bounds), now());
-    machine.handle(Told::Policies(asked(deciding, 1)), now);
+    machine.handle(LeaderInput::Policies(asked(deciding, 1)), now);
     // What it decides here nobody writes: it stands as decided.
-    machine.handle(Told::View(view.clone()), now);
+    machine.handle(LeaderInput::View(view.clone()), now);
     Trial::new(&machine, new, now)
 }
 

@@ -23,7 +23,7 @@ use understudy_core::units::Boottime;
 use uuid::Uuid;
 
 pub use members::Members;
-pub use runner::{LeaseNews, OpenStore};
+pub use runner::{LeaseEvent, OpenStore};
 
 use super::event::Event;
 use super::recovery::{self, Recovered};
@@ -87,17 +87,17 @@ impl Driver {
         LeaseThread::start(keeping, store)
     }
 
-    pub(super) fn lease_news(&mut self, news: LeaseNews) {
-        match news {
-            LeaseNews::Status(status) => self.lease = status,
-            LeaseNews::Opened { number, resumed } => self.lease_opened(number, resumed),
-            LeaseNews::Clear { previous, done } => self.clear = Some(Clear { previous, done }),
-            LeaseNews::Lost(loss, killed) => self.lease_lost(loss, killed),
-            LeaseNews::Guard(None) => {
+    pub(super) fn lease_event(&mut self, event: LeaseEvent) {
+        match event {
+            LeaseEvent::Status(status) => self.lease = status,
+            LeaseEvent::Opened { number, resumed } => self.lease_opened(number, resumed),
+            LeaseEvent::Clear { previous, done } => self.clear = Some(Clear { previous, done }),
+            LeaseEvent::Lost(loss, killed) => self.lease_lost(loss, killed),
+            LeaseEvent::Guard(None) => {
                 self.inform(Input::Service { service: Service::Guard, answers: true });
                 self.clear(GUARD);
             }
-            LeaseNews::Guard(Some(why)) => {
+            LeaseEvent::Guard(Some(why)) => {
                 let text = format!(
                     "understudy-guard does not answer, nothing may start here, and members end when the lease does: see \
                      systemctl status understudy-guard: {why}"
@@ -105,9 +105,9 @@ impl Driver {
                 self.inform(Input::Service { service: Service::Guard, answers: false });
                 self.raise(GUARD, text);
             }
-            LeaseNews::Taken { by, boot } => self.name_is_taken(&by, &boot),
-            LeaseNews::Store(true) => self.clear(LEASE),
-            LeaseNews::Store(false) => {
+            LeaseEvent::Taken { by, boot } => self.name_is_taken(&by, &boot),
+            LeaseEvent::Store(true) => self.clear(LEASE),
+            LeaseEvent::Store(false) => {
                 let remaining = self.lease.until.map(|deadline| deadline.since(now().boottime));
                 tracing::warn!(?remaining, "the lease could not be renewed");
                 let text = needs::store_silent(&self.parts.config);

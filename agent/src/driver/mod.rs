@@ -42,7 +42,7 @@ use understudy_store::Store;
 
 pub use event::Event;
 pub use lead::{admission, trial};
-pub use lease::{LeaseNews, Members, OpenStore};
+pub use lease::{LeaseEvent, Members, OpenStore};
 pub(crate) use sets::waits;
 
 use watchdog::Watchdog;
@@ -148,8 +148,8 @@ pub struct Driver {
     publish_after: Boottime,
     /// What was published into the directory last: the count of changes, and whether the lease was open.
     shown: Option<(u64, bool)>,
-    /// The count of changes that the policies' keeper was told of last.
-    told: Option<u64>,
+    /// The count of changes that the policies' manager was notified of last.
+    notified: Option<u64>,
     /// The hosts that it was told of.
     told_of: Hosts,
     /// The checkpoints that the image store was told of last.
@@ -242,7 +242,7 @@ impl Driver {
             publishing: false,
             publish_after: Boottime::default(),
             shown: None,
-            told: None,
+            notified: None,
             told_of: Hosts::default(),
             named: Checkpoints::default(),
             conditions: BTreeMap::new(),
@@ -327,7 +327,7 @@ impl Driver {
         self.synced && self.adopted && self.capacity.is_some()
     }
 
-    fn capacity_told(&mut self, answer: Result<Capacity, Failure>) {
+    fn capacity_answered(&mut self, answer: Result<Capacity, Failure>) {
         match answer {
             Ok(capacity) => {
                 self.capacity = Some(capacity);
@@ -375,7 +375,7 @@ impl Driver {
                 self.mirror_changed(&faults);
             }
             Event::Hypervisor(event) => self.hypervisor_event(event),
-            Event::Lease(news) => self.lease_news(news),
+            Event::Lease(event) => self.lease_event(event),
             Event::Cleared { found, done } => self.host_cleared(found, done),
             Event::Recovered { number, found } => self.recovered(number, found),
             Event::Host(input) => self.inform(*input),
@@ -392,8 +392,8 @@ impl Driver {
                 let _ = reply.send(self.trial(&new));
             }
             Event::Published(facts) => self.published(facts),
-            Event::Policies(told) => self.policies_told(*told),
-            Event::Capacity(answer) => self.capacity_told(answer),
+            Event::Policies(status) => self.policies_reported(*status),
+            Event::Capacity(answer) => self.capacity_answered(answer),
             Event::Load(milli) => self.load_milli = milli,
             Event::Condition { about, text: Some(text) } => self.raise(about, text),
             Event::Condition { about, text: None } => self.clear(about),
@@ -430,7 +430,7 @@ impl Driver {
         if self.synced && has_begun {
             let view = self.cluster.view().clone();
             self.keep_in_line(&view, now.boottime);
-            self.tell_keeper(&view);
+            self.notify_manager(&view);
             let works = self.works();
             if works {
                 self.work(now);

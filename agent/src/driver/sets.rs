@@ -1,7 +1,7 @@
-//! Owns what the driver tells the keeper of the policies, and what it keeps of its answers.
+//! Owns what the driver reports to the manager of the policies, and what it keeps of its answers.
 //!
-//! Promises: the keeper hears of every change but renewals, and of restores before anything else follows from them. Must not
-//! do: load, ask or judge (the keeper, `policies` and core do), or write (`lead` does what core's `Leadership` wants).
+//! Promises: the manager is notified of every change but renewals, and of restores before anything else follows from them. Must not
+//! do: load, ask or judge (the manager, `policies` and core do), or write (`lead` does what core's `Leadership` wants).
 
 use std::sync::Arc;
 
@@ -11,25 +11,25 @@ use understudy_core::units::Now;
 use understudy_core::view::{HostView, View, diff};
 
 use super::Driver;
-use crate::policies::{Seen, Told};
+use crate::policies::{ManagerStatus, Seen};
 
 impl Driver {
-    /// What the keeper says.
-    pub(super) fn policies_told(&mut self, told: Told) {
-        self.policy_facts = told.facts;
-        match told.condition {
+    /// What the manager reports.
+    pub(super) fn policies_reported(&mut self, status: ManagerStatus) {
+        self.policy_facts = status.facts;
+        match status.condition {
             Some(condition) => self.raise("policies", condition),
             None => self.clear("policies"),
         }
     }
 
-    /// Tells the keeper what stands. Cost: what has changed; where a host came, went or has another address, O(hosts).
-    pub(super) fn tell_keeper(&mut self, view: &View) {
+    /// Notifies the manager of what stands. Cost: what has changed; where a host came, went or has another address, O(hosts).
+    pub(super) fn notify_manager(&mut self, view: &View) {
         let changes = Some(self.cluster.changes());
-        if std::mem::replace(&mut self.told, changes) == changes {
+        if std::mem::replace(&mut self.notified, changes) == changes {
             return;
         }
-        self.parts.policies.heed(&self.cluster.policies);
+        self.parts.policies.apply_restores(&self.cluster.policies);
         let before = std::mem::replace(&mut self.told_of, view.hosts.clone());
         let moved = diff(&before, &view.hosts)
             .any(|(_, was, is)| was.map(|seen| standing(seen)) != is.map(|seen| standing(seen)));
@@ -61,7 +61,7 @@ impl Driver {
     }
 }
 
-/// What the keeper hears of a host.
+/// What the manager hears of a host.
 fn standing(seen: &HostView) -> (bool, u64, Option<&str>) {
     (seen.is_open(), seen.session.value.number, seen.facts.as_ref().map(|facts| facts.api.as_str()))
 }

@@ -72,8 +72,8 @@ impl Directory {
     #[must_use]
     pub fn follow(&self, terminal: &TerminalId) -> watch::Receiver<Option<Display>> {
         let mut known = lock(&self.known);
-        if let Some(told) = known.open.get(terminal) {
-            return told.subscribe();
+        if let Some(sender) = known.open.get(terminal) {
+            return sender.subscribe();
         }
         let display = known.look_up(terminal).0;
         let (sender, receiver) = watch::channel(display);
@@ -145,13 +145,13 @@ impl Known {
     fn tell_open(&mut self) -> Vec<Refused> {
         let mut refused = Vec::new();
         let mut open = std::mem::take(&mut self.open);
-        open.retain(|terminal, told| {
-            if told.receiver_count() == 0 {
+        open.retain(|terminal, sender| {
+            if sender.receiver_count() == 0 {
                 return false;
             }
             let (display, older) = self.look_up(terminal);
             refused.extend(older);
-            told.send_if_modified(|told| std::mem::replace(told, display) != display);
+            sender.send_if_modified(|sender| std::mem::replace(sender, display) != display);
             true
         });
         self.open = open;

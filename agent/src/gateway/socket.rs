@@ -75,8 +75,8 @@ pub(super) async fn serve(socket: WebSocket, terminal: TerminalId, dialect: Dial
         while let Some(Ok(_)) = stream.next().await {}
         Ok::<_, axum::Error>(())
     };
-    let told = timeout(state.limits.farewell, farewell).await;
-    debug!(%terminal, reason = end.as_str(), told = matches!(told, Ok(Ok(()))), "connection ended");
+    let delivered = timeout(state.limits.farewell, farewell).await;
+    debug!(%terminal, reason = end.as_str(), delivered = matches!(delivered, Ok(Ok(()))), "connection ended");
 }
 
 /// Counts a connection also when its task is dropped in the middle, as at the end of the runtime.
@@ -222,7 +222,7 @@ async fn upstream(stream: &mut SplitStream<WebSocket>, mut to: OwnedWriteHalf, s
 struct Control {
     dialect: Dialect,
     gateways: watch::Receiver<Gateways>,
-    told: Vec<String>,
+    sent: Vec<String>,
     beat: Interval,
     ping: Interval,
 }
@@ -237,7 +237,7 @@ impl Control {
         Self {
             dialect,
             gateways: state.directory.gateways(),
-            told: Vec::new(),
+            sent: Vec::new(),
             beat: every(state.limits.beat),
             ping: every(state.limits.ping),
         }
@@ -245,8 +245,8 @@ impl Control {
 
     /// The first word, if the client understands words. `epoch` is `None` when there is nothing to show.
     fn hello(&mut self, epoch: Option<Epoch>) -> Option<Message> {
-        self.told.clone_from(&self.gateways.borrow_and_update().open);
-        let word = Word::Hello { epoch, gateways: &self.told };
+        self.sent.clone_from(&self.gateways.borrow_and_update().open);
+        let word = Word::Hello { epoch, gateways: &self.sent };
         (self.dialect == Dialect::Understudy).then(|| word.message())
     }
 
@@ -271,9 +271,9 @@ impl Control {
                 _ = self.beat.tick(), if words => return Word::Beat.message(),
                 Ok(()) = self.gateways.changed(), if words => {
                     let gateways = self.gateways.borrow_and_update().open.clone();
-                    if gateways != self.told {
-                        self.told = gateways;
-                        return Word::Gateways { gateways: &self.told }.message();
+                    if gateways != self.sent {
+                        self.sent = gateways;
+                        return Word::Gateways { gateways: &self.sent }.message();
                     }
                 }
             }

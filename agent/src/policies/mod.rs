@@ -1,7 +1,7 @@
 //! Owns the sites' policies in the daemon: which sets are loaded, who is asked, what is recorded.
 //!
 //! ```text
-//! folder ──▶ keeper ──candidate──▶ store ──▶ keeper of every host: fetch, load, report ──▶ leader: activate
+//! folder ──▶ manager ──candidate──▶ store ──▶ manager of every host: fetch, load, report ──▶ leader: activate
 //!                                                                          │
 //! plan's questions ──▶ ask (a set, its breaker) ──▶ answers     recorder ◀─┘ shadows, records
 //! ```
@@ -10,11 +10,11 @@
 //! an answer. Must not do: judge an answer, or decide which set is active (core does).
 
 mod ask;
+mod dedup;
 pub mod explain;
-mod keeper;
 mod load;
+mod manager;
 mod memory;
-mod news;
 pub mod recorder;
 pub mod records;
 pub mod replay;
@@ -31,14 +31,14 @@ use understudy_core::sets::{OpenHosts, PolicySets};
 use understudy_policy::{By, CircuitBreaker, Library, Limits, PolicySet};
 
 pub(crate) use ask::{Exchange, Open};
-pub(crate) use keeper::start;
+pub(crate) use manager::start;
 
 use crate::config::Config;
 use crate::exit::chain;
 use crate::metrics::Metrics;
 use recorder::Recorder;
 
-/// What the keeper has to know of the cluster.
+/// What the manager has to know of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Whether the store has been read.
@@ -51,9 +51,9 @@ pub struct Seen {
     pub open: OpenHosts,
 }
 
-/// What the keeper tells the driver.
+/// What the manager reports to the driver.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct ManagerStatus {
     /// What this host has of the sets.
     pub facts: understudy_core::sets::SetFacts,
     /// What an operator should know.
@@ -197,7 +197,7 @@ impl Policies {
         lock(&self.standing).clone()
     }
 
-    /// Has this host's folder proposed as it is, whatever was known of it. At the keeper's next look.
+    /// Has this host's folder proposed as it is, whatever was known of it. At the manager's next look.
     pub(crate) fn want_proposal(&self) {
         self.proposal_wanted.store(true, Ordering::Relaxed);
     }
@@ -211,7 +211,7 @@ impl Policies {
 
     /// Takes over what operators restored, on whichever host they said so: what this one saw of it before is forgotten.
     /// To be called with records before anything follows from them.
-    pub(crate) fn heed(&self, sets: &PolicySets) {
+    pub(crate) fn apply_restores(&self, sets: &PolicySets) {
         let Some(active) = sets.active.as_ref().map(|set| &set.value) else { return };
         let mut known = lock(&self.restored);
         if *known == active.restored {
@@ -230,7 +230,7 @@ impl Policies {
         known.clone_from(&active.restored);
     }
 
-    /// Takes over what the keeper loaded: what is in no record any more is let go, and what was seen of its policies.
+    /// Takes over what the manager loaded: what is in no record any more is let go, and what was seen of its policies.
     fn keep(&self, ready: BTreeMap<u64, Arc<PolicySet>>) {
         let known: BTreeSet<understudy_policy::By> = ready
             .values()

@@ -18,7 +18,7 @@ use understudy_core::units::{MiB, UnixMillis};
 use understudy_policy::{Asked, PolicyFault, PolicySet};
 
 use super::ask::said;
-use super::news::News;
+use super::dedup::Dedup;
 use super::records::{Asking, Decision, Log, Matter, Said, SetLine, Shadow, VERSION};
 use crate::metrics::Metrics;
 
@@ -57,7 +57,7 @@ impl Recorder {
         let (sender, receiver) = sync_channel(AHEAD);
         let log = (limit > MiB(0)).then(|| Log::new(dir, limit));
         let work =
-            Work { log, metrics: metrics.clone(), news: News::new(), rest_until: None, failing: false };
+            Work { log, metrics: metrics.clone(), dedup: Dedup::new(), rest_until: None, failing: false };
         let spawned =
             std::thread::Builder::new().name("policy-records".to_owned()).spawn(move || work.run(&receiver));
         let sender = match spawned {
@@ -82,7 +82,7 @@ impl Recorder {
 struct Work {
     log: Option<Log>,
     metrics: Arc<Metrics>,
-    news: News,
+    dedup: Dedup,
     rest_until: Option<Instant>,
     failing: bool,
 }
@@ -92,7 +92,7 @@ impl Work {
         while let Ok(batch) = batches.recv() {
             let Batch { at, generation, term, set, suspended, items } = batch;
             for item in items {
-                if !self.news.is(generation, term, &item) {
+                if !self.dedup.is_new(generation, term, &item) {
                     continue;
                 }
                 let matter = self.matter(&set, &suspended, item);

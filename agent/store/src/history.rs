@@ -39,14 +39,14 @@ struct Ring {
 pub(crate) struct History {
     ring: Mutex<Ring>,
     limits: HistoryLimits,
-    news: watch::Sender<Revision>,
+    updates: watch::Sender<Revision>,
 }
 
 impl History {
     /// A history that begins after `latest`.
     pub(crate) fn new(latest: Revision, limits: HistoryLimits) -> Self {
         let ring = Ring { batches: VecDeque::new(), bytes: 0, floor: latest, latest };
-        Self { ring: Mutex::new(ring), limits, news: watch::Sender::new(latest) }
+        Self { ring: Mutex::new(ring), limits, updates: watch::Sender::new(latest) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -68,7 +68,7 @@ impl History {
         }
         let latest = ring.latest;
         drop(ring);
-        self.news.send_replace(latest);
+        self.updates.send_replace(latest);
     }
 
     /// Forgets every change up to `revision`.
@@ -83,7 +83,7 @@ impl History {
         ring.latest = ring.latest.max(revision);
         let latest = ring.latest;
         drop(ring);
-        self.news.send_replace(latest);
+        self.updates.send_replace(latest);
     }
 
     fn after(&self, cursor: Revision, prefix: &str) -> Next {
@@ -124,21 +124,21 @@ fn weight(batch: &Batch) -> usize {
 /// Reads a history from a revision on.
 pub(crate) struct Reader {
     history: Arc<History>,
-    news: watch::Receiver<Revision>,
+    updates: watch::Receiver<Revision>,
     prefix: String,
     cursor: Revision,
 }
 
 impl Reader {
     pub(crate) fn new(history: &Arc<History>, prefix: &str, from: Revision) -> Self {
-        let news = history.news.subscribe();
-        Self { history: Arc::clone(history), news, prefix: prefix.to_owned(), cursor: from }
+        let updates = history.updates.subscribe();
+        Self { history: Arc::clone(history), updates, prefix: prefix.to_owned(), cursor: from }
     }
 
     /// The next batch, which stays the next until [`Reader::taken`].
     pub(crate) async fn peek(&mut self) -> Result<Batch, WatchError> {
         loop {
-            self.news.mark_unchanged();
+            self.updates.mark_unchanged();
             match self.history.after(self.cursor, &self.prefix) {
                 Next::Batch(batch) => return Ok(batch),
                 Next::NothingUpTo(latest) => self.cursor = latest,
@@ -149,7 +149,7 @@ impl Reader {
                 Next::Rewound(current) => return Err(WatchError::Rewound { seen: self.cursor, current }),
             }
             // The sender lives in the history that this reader holds, so the channel cannot close.
-            let _ = self.news.changed().await;
+            let _ = self.updates.changed().await;
         }
     }
 

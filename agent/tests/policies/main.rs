@@ -4,12 +4,12 @@
 
 mod again;
 mod folder;
+mod inputs;
 mod nothing;
 mod replayed;
 mod rig;
 mod suspended;
 mod swap;
-mod told;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -401,11 +401,11 @@ async fn a_shadow_is_compared_and_a_replay_tells_the_same_difference() {
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let told = command(&[]);
-    let (difference, count) = told.split_once('\n').unwrap();
+    let reported = command(&[]);
+    let (difference, count) = reported.split_once('\n').unwrap();
     let words = "placement of villain/display: host1 by built-in rule, would be host2";
-    assert!(difference.contains(words), "{told}");
-    assert!(count.starts_with("1 questions: 0 alike, 1 otherwise, 0 not answered; "), "{told}");
-    let told: serde_json::Value = serde_json::from_str(&command(&["--json"])).unwrap();
-    assert_eq!(told, serde_json::json!(replayed));
+    assert!(difference.contains(words), "{reported}");
+    assert!(count.starts_with("1 questions: 0 alike, 1 otherwise, 0 not answered; "), "{reported}");
+    let reported: serde_json::Value = serde_json::from_str(&command(&["--json"])).unwrap();
+    assert_eq!(reported, serde_json::json!(replayed));
 }

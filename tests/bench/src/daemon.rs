@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_of_a_process_that_is_waited_for_is_told() {
+    fn an_end_of_a_process_that_is_waited_for_is_reported() {
         let mut process = Process::start(&mut Command::new("false")).unwrap();
         let error = wait(&mut [&mut process], || Ok(None::<()>), "a sign").unwrap_err().to_string();
         assert!(error.contains("waiting for a sign") && error.contains("ended with"), "{error}");

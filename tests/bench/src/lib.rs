@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_benchmark_says_what_it_needs_and_an_unknown_one_is_told_of_all() {
+    fn each_benchmark_says_what_it_needs_and_an_unknown_one_is_shown_all() {
         let none = Needs { lab: false, policies: false, leader: false, scale: false };
         let (lab, policies) = (Needs { lab: true, ..none }, Needs { policies: true, ..none });
         let (leader, scale) = (Needs { leader: true, ..none }, Needs { scale: true, ..none });

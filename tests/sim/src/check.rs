@@ -201,9 +201,9 @@ impl World {
                 continue;
             };
             // Until its host has said that it is ready, nobody has taken it for the node's state.
-            let told = self.reports_ready(&one.host, one.instance);
+            let reported = self.reports_ready(&one.host, one.instance);
             let known = self.truth.states.get(&one.node).and_then(|states| states.get(&begun)).copied();
-            if told && known.is_none() {
+            if reported && known.is_none() {
                 self.truth.states.entry(one.node.clone()).or_default().insert(begun, state);
             }
             if known.is_some_and(|known| known != state) {

@@ -4,7 +4,7 @@
 //! version cannot read the records of some nodes, and hears that they are there. Must not do: interpret, keep time; the
 //! world says up to which revision a watch has come.
 //!
-//! Cost: each agent reads each change once; at a step without news nothing is asked.
+//! Cost: each agent reads each change once; at a step without changes nothing is asked.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;

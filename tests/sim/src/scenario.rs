@@ -112,14 +112,14 @@ pub fn golden(accept: bool) -> Result<Vec<String>, ScenarioError> {
         .filter(|path| path.is_dir())
         .collect();
     stories.sort();
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for path in stories {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let log = tell(&path.join("scenario.txt"), &name)?;
         check(&path.join("expected.log"), &name, &log, accept)?;
-        told.push(name);
+        reported.push(name);
     }
-    Ok(told)
+    Ok(reported)
 }
 
 fn file(path: &Path, verb: &'static str) -> impl FnOnce(std::io::Error) -> ScenarioError {

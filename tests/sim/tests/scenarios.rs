@@ -6,6 +6,6 @@ const ACCEPT: &str = "UNDERSTUDY_ACCEPT_GOLDEN";
 #[test]
 fn every_story_is_told_as_expected() {
     let accept = std::env::var_os(ACCEPT).is_some_and(|value| value == "1");
-    let told = understudy_sim::golden(accept).unwrap_or_else(|error| panic!("{error}"));
-    assert!(told.len() >= 6, "stories are missing: {told:?}");
+    let reported = understudy_sim::golden(accept).unwrap_or_else(|error| panic!("{error}"));
+    assert!(reported.len() >= 6, "stories are missing: {reported:?}");
 }

@@ -118,7 +118,7 @@ fn tests(
     }
     let holds = child.wait()?.success();
     let errors = errors.join().expect("reading lines does not panic")?;
-    let (seconds, failed) = (began.elapsed().as_secs_f64(), failed.with_errors_of(errors).told());
+    let (seconds, failed) = (began.elapsed().as_secs_f64(), failed.with_errors_of(errors).summary());
     Ok((Stage { name, holds, seconds, skipped: Vec::new(), failed }, left_out))
 }
 
@@ -198,11 +198,11 @@ mod tests {
 
     #[test]
     fn a_test_that_is_left_out_is_read_from_the_runners_line_with_what_it_needs() {
-        let told = ignored("test real::qemu_conforms ... ignored, needs a host, root");
-        assert_eq!(told, Some(("real::qemu_conforms".to_owned(), "a host, root".to_owned())));
+        let summary = ignored("test real::qemu_conforms ... ignored, needs a host, root");
+        assert_eq!(summary, Some(("real::qemu_conforms".to_owned(), "a host, root".to_owned())));
         // What a test before it printed without a line end stands before it.
-        let told = ignored("figure: 7test etcd_conforms ... ignored, needs etcd");
-        assert_eq!(told, Some(("etcd_conforms".to_owned(), "etcd".to_owned())));
+        let summary = ignored("figure: 7test etcd_conforms ... ignored, needs etcd");
+        assert_eq!(summary, Some(("etcd_conforms".to_owned(), "etcd".to_owned())));
         for other in ["test a ... ok", "test a ... ignored", "test result: ok. 3 passed; 1 ignored"] {
             assert_eq!(ignored(other), None, "{other}");
         }

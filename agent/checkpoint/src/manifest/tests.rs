@@ -47,7 +47,7 @@ fn no_flipped_bit_changes_what_a_manifest_says() {
 }
 
 #[test]
-fn a_later_version_is_told_from_damage() {
+fn a_later_version_is_distinguished_from_damage() {
     let text = String::from_utf8(encode(&manifest())).unwrap();
     let later = text.replacen("\"version\": 1", "\"version\": 2, \"pages\": {}", 1);
     assert_eq!(decode(later.as_bytes()), Err(Damage::Version(2)));

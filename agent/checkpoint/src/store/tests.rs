@@ -68,40 +68,40 @@ enum Step {
 
 /// Takes the steps, each as far as the disk lets it.
 fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
-    let mut told = Acknowledged::default();
-    let Ok(store) = ImageStore::open_on(Path::new(ROOT), Box::new(disk.clone())) else { return told };
+    let mut acknowledged = Acknowledged::default();
+    let Ok(store) = ImageStore::open_on(Path::new(ROOT), Box::new(disk.clone())) else { return acknowledged };
     for step in steps {
         match *step {
             Step::Receive(id) => {
                 if receive(&store, id).is_ok() {
-                    told.newest = Some(id);
-                    told.epoch = told.epoch.max(id.epoch);
+                    acknowledged.newest = Some(id);
+                    acknowledged.epoch = acknowledged.epoch.max(id.epoch);
                 }
             }
             Step::Abort(id) => {
                 let Ok(mut incoming) = store.begin(&node(), id) else { continue };
-                told.epoch = told.epoch.max(id.epoch);
+                acknowledged.epoch = acknowledged.epoch.max(id.epoch);
                 drop(incoming.write_all(&image(id)[..50_000]));
                 incoming.abort();
             }
             Step::Saw(epoch) => {
                 if store.saw_epoch(&node(), epoch).is_ok() {
-                    told.epoch = told.epoch.max(epoch);
+                    acknowledged.epoch = acknowledged.epoch.max(epoch);
                 }
             }
             Step::Name(id) => store.name(&node(), id),
             // From its beginning on nothing is promised but wholeness.
             Step::DropImages => {
-                told.newest = None;
+                acknowledged.newest = None;
                 drop(store.drop_images(&node()));
             }
             Step::Forget => {
-                told = Acknowledged { forgotten: true, ..Acknowledged::default() };
+                acknowledged = Acknowledged { forgotten: true, ..Acknowledged::default() };
                 drop(store.forget(&node()));
             }
         }
     }
-    told
+    acknowledged
 }
 
 fn script() -> Vec<Step> {
@@ -123,12 +123,12 @@ fn script() -> Vec<Step> {
 }
 
 /// Every promise, on a disk as a restarted agent finds it.
-fn check(disk: &WeakDisk, told: &Acknowledged, context: &str) {
+fn check(disk: &WeakDisk, acknowledged: &Acknowledged, context: &str) {
     let store = ImageStore::open_on(Path::new(ROOT), Box::new(disk.clone())).unwrap();
     let (found, damaged) = store.newest_complete(&node()).unwrap();
     assert!(damaged.is_empty(), "{context}: {damaged:?}");
     let newest = found.as_ref().map(|image| image.manifest.id);
-    assert!(newest >= told.newest, "{context}: {newest:?} after {told:?}");
+    assert!(newest >= acknowledged.newest, "{context}: {newest:?} after {acknowledged:?}");
     for id in store.complete(&node()) {
         let found = store.image(&node(), id).unwrap_or_else(|error| panic!("{context}: {error}"));
         store.verify(&found).unwrap();
@@ -137,8 +137,8 @@ fn check(disk: &WeakDisk, told: &Acknowledged, context: &str) {
         assert_eq!(bytes, image(id), "{context}");
         assert_eq!(found.manifest.description, description(), "{context}");
     }
-    assert!(store.seen_epoch(&node()) >= told.epoch, "{context}");
-    if told.epoch > Epoch(1) && !told.forgotten {
+    assert!(store.seen_epoch(&node()) >= acknowledged.epoch, "{context}");
+    if acknowledged.epoch > Epoch(1) && !acknowledged.forgotten {
         let old = store.begin(&node(), id(1, 99)).map(drop);
         assert!(matches!(old, Err(BeginError::OldEpoch { .. })), "{context}: {old:?}");
     }
@@ -158,8 +158,8 @@ fn check(disk: &WeakDisk, told: &Acknowledged, context: &str) {
 /// How many operations the script takes on a healthy disk.
 fn steps_of(script: &[Step]) -> usize {
     let disk = WeakDisk::new(Path::new(ROOT));
-    let told = run(&disk, script);
-    assert_eq!(told.newest, Some(id(1, 1)), "the script runs to its end");
+    let acknowledged = run(&disk, script);
+    assert_eq!(acknowledged.newest, Some(id(1, 1)), "the script runs to its end");
     disk.steps()
 }
 
@@ -171,9 +171,13 @@ fn power_lost_between_any_two_operations_leaves_no_half_checkpoint_and_loses_no_
     for step in 0..=steps {
         let disk = WeakDisk::new(Path::new(ROOT));
         disk.fail_at(step, Fault::PowerLost);
-        let told = run(&disk, &script);
+        let acknowledged = run(&disk, &script);
         for seed in 0..12 {
-            check(&disk.after_power_loss(seed), &told, &format!("power lost at step {step}, outcome {seed}"));
+            check(
+                &disk.after_power_loss(seed),
+                &acknowledged,
+                &format!("power lost at step {step}, outcome {seed}"),
+            );
         }
     }
 }
@@ -184,8 +188,8 @@ fn an_operation_that_fails_once_costs_at_most_its_own_checkpoint() {
     for step in 0..=steps_of(&script) {
         let disk = WeakDisk::new(Path::new(ROOT));
         disk.fail_at(step, Fault::Once);
-        let told = run(&disk, &script);
-        check(&disk.after_power_loss(1), &told, &format!("step {step} failed"));
+        let acknowledged = run(&disk, &script);
+        check(&disk.after_power_loss(1), &acknowledged, &format!("step {step} failed"));
     }
 }
 
@@ -208,8 +212,8 @@ proptest! {
         }).collect();
         let disk = WeakDisk::new(Path::new(ROOT));
         disk.fail_at(step, Fault::PowerLost);
-        let told = run(&disk, &script);
-        check(&disk.after_power_loss(seed), &told, &format!("{script:?}"));
+        let acknowledged = run(&disk, &script);
+        check(&disk.after_power_loss(seed), &acknowledged, &format!("{script:?}"));
     }
 }
 

@@ -71,7 +71,7 @@ pub enum Input {
         /// What.
         event: CopyEvent,
     },
-    /// All news so far was told: act on it. Comes too when time has passed without any.
+    /// All events so far were handed over: act on it. Comes too when time has passed without any.
     Tick {
         /// Whether the lease is open now.
         open: bool,

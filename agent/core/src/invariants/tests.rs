@@ -256,8 +256,8 @@ fn a_death_is_the_end_of_its_lease_or_the_word_of_that_very_lease_about_that_lif
         if let Some(seen) = cluster.view.hosts.get(&host(&at)) {
             assignment.sessions.push((host(&at), seen.session.revision));
         }
-        let told = found(&cluster, &assignment);
-        assert_eq!(!told.contains(&Invariant::KnownDead), dead, "{what}: {told:?}");
+        let reported = found(&cluster, &assignment);
+        assert_eq!(!reported.contains(&Invariant::KnownDead), dead, "{what}: {reported:?}");
     }
 }
 

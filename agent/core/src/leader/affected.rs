@@ -131,9 +131,9 @@ impl Leader {
 
     fn copies_changed(&mut self, old: Option<&HostFacts>, new: Option<&HostFacts>) {
         let faults = |facts: Option<&HostFacts>, node: &NodeId| facts?.copy_faults.get(node).cloned();
-        let told = [old, new].into_iter().flatten().flat_map(|facts| facts.copy_faults.keys().cloned());
-        let told: BTreeSet<NodeId> = told.collect();
-        for node in told.into_iter().filter(|node| faults(old, node) != faults(new, node)) {
+        let reported = [old, new].into_iter().flatten().flat_map(|facts| facts.copy_faults.keys().cloned());
+        let reported: BTreeSet<NodeId> = reported.collect();
+        for node in reported.into_iter().filter(|node| faults(old, node) != faults(new, node)) {
             self.look_at_changed(&node);
         }
     }

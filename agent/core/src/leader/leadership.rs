@@ -10,7 +10,7 @@
 //! so is a reply of another term or of policies that do not decide any more. The suspension of a policy belongs to no term:
 //! where its outcome is not known it is tried again before anything is decided.
 //!
-//! Cost: a look without news O(1), but for `judge` over the hosts while there is a candidate; with news, what the machine
+//! Cost: a look without changes O(1), but for `judge` over the hosts while there is a candidate; with changes, what the machine
 //! costs; an assignment, the encoding of its record.
 //!
 //! ```text
@@ -32,7 +32,7 @@ mod transactions;
 
 use std::time::Duration;
 
-use super::{Assignment, Decisions, Input as Told, Leader, Outcome, Report};
+use super::{Assignment, Decisions, Input as LeaderInput, Leader, Outcome, Report};
 use crate::bounds::Bounds;
 use crate::ids::{HostId, Term};
 use crate::invariants::broken_by;
@@ -148,7 +148,7 @@ impl Leadership {
                 if self.awaits(asking)
                     && let Some(leading) = self.leading_in(Some(asking.term))
                 {
-                    leading.take(Told::Reply(reply), now);
+                    leading.take(LeaderInput::Reply(reply), now);
                 }
                 Vec::new()
             }
@@ -275,8 +275,8 @@ impl Leadership {
             WriteOutcome::Unknown => return self.stop(Notice::OutcomeUnknown),
         };
         match id.subject {
-            Subject::Node(node) => leading.take(Told::Written(node, outcome), now),
-            Subject::Lease(host) => leading.take(Told::Ended(host, outcome), now),
+            Subject::Node(node) => leading.take(LeaderInput::Written(node, outcome), now),
+            Subject::Lease(host) => leading.take(LeaderInput::Ended(host, outcome), now),
             Subject::Sets => {}
         }
         Vec::new()
@@ -371,9 +371,9 @@ impl Leading {
     }
 
     /// Takes what came of something, to be decided about at the next look.
-    fn take(&mut self, told: Told, now: Now) {
+    fn take(&mut self, input: LeaderInput, now: Now) {
         if let Some(machine) = &mut self.machine {
-            machine.take(told, now);
+            machine.take(input, now);
             self.undecided = true;
         }
     }
@@ -383,16 +383,16 @@ impl Leading {
         let machine = self.machine.get_or_insert_with(|| Leader::new(bounds));
         let mut is_new = std::mem::take(&mut self.undecided);
         if machine.asked.policies != seen.policies {
-            machine.take(Told::Policies(seen.policies), now);
+            machine.take(LeaderInput::Policies(seen.policies), now);
             is_new = true;
         }
         if self.seen != seen.cache.revision {
             self.seen = seen.cache.revision;
-            machine.take(Told::View(seen.cache.view().clone()), now);
+            machine.take(LeaderInput::View(seen.cache.view().clone()), now);
             is_new = true;
         }
         if is_new || machine.next_due().is_some_and(|due| due <= now.boottime) {
-            let decisions = machine.handle(Told::Tick, now);
+            let decisions = machine.handle(LeaderInput::Tick, now);
             self.hand_out(decisions, now, effects);
         }
     }
@@ -422,7 +422,7 @@ impl Leading {
         let (node, view) = (assignment.node.clone(), machine.decided_from());
         let broken = broken_by(view, &assignment);
         if !broken.is_empty() {
-            machine.take(Told::Written(node.clone(), Outcome::Refused), now);
+            machine.take(LeaderInput::Written(node.clone(), Outcome::Refused), now);
             self.undecided = true;
             return Some(Effect::Notice(Notice::Broken(node, broken)));
         }

@@ -264,7 +264,7 @@ fn only_root_is_answered() {
 }
 
 #[test]
-fn wrong_usage_is_told_apart_from_failure() {
+fn wrong_usage_is_distinguished_from_failure() {
     for arguments in [&["fly"][..], &["run", "--socket"], &["run", "--tabel", "x"], &[]] {
         let output = Command::new(BINARY).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

@@ -184,8 +184,8 @@ impl<G: Memory> FakeHypervisor<G> {
     /// Something happens to an instance, and libvirt tells of it.
     fn on(&self, id: InstanceId, happens: impl FnOnce(&mut Instance<G>) -> Option<EventKind>) {
         self.with(|host, clock| {
-            let told = host.instances.get_mut(&id).and_then(happens);
-            if let Some(kind) = told.filter(|_| host.libvirt_up) {
+            let reported = host.instances.get_mut(&id).and_then(happens);
+            if let Some(kind) = reported.filter(|_| host.libvirt_up) {
                 host.tell(clock, kind);
             }
         });

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_hosts_memory_is_told_in_mebibytes() {
+    fn this_hosts_memory_is_reported_in_mebibytes() {
         let (total, available) = host_memory().unwrap();
         assert!((MiB(256)..MiB(1 << 27)).contains(&total), "{total}");
         assert!(available > MiB(0) && available < total, "{available} of {total}");

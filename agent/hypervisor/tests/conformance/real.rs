@@ -96,7 +96,7 @@ fn start_libvirtd() {
 
 #[test]
 #[ignore = "needs a host"]
-fn a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
+fn a_death_is_reported_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
     inside(
         "one",
         "real::a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances",
@@ -284,7 +284,7 @@ fn qemus_monitor_takes_an_open_file() {
 
 #[test]
 #[ignore = "needs a host"]
-fn a_panic_and_a_wrong_address_are_told() {
+fn a_panic_and_a_wrong_address_are_reported() {
     inside("one", "real::a_panic_and_a_wrong_address_are_told", |host| {
         for uri in ["foo:///system", "qemu:///sistem"] {
             let started = Libvirt::start(LibvirtConfig { uri: uri.to_owned(), ..LibvirtConfig::local() });

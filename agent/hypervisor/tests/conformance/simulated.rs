@@ -214,9 +214,9 @@ fn emulation_that_nobody_asked_for_is_told_to_whoever_begins_to_listen() {
         let fell_back = accelerator == AcceleratorSetting::Auto && hv.accelerator() == Accelerator::Tcg;
         for _ in 0..2 {
             let events: Vec<_> = hv.subscribe().try_iter().map(|event| event.kind).collect();
-            let told =
+            let reported =
                 |kind: &EventKind| matches!(kind, EventKind::Emulates { reason } if !reason.is_empty());
-            assert_eq!(events.iter().any(told), fell_back, "{accelerator:?}: {events:?}");
+            assert_eq!(events.iter().any(reported), fell_back, "{accelerator:?}: {events:?}");
         }
     }
 }

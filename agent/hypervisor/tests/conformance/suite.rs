@@ -275,9 +275,9 @@ pub(crate) fn moves(pair: &dyn Pair, id: InstanceId) {
     eprintln!("figure: {moved:?}");
     assert!(matches!(moved, MigrationOutcome::Moved { .. }), "{moved:?}");
     assert_eq!(here.liveness(id).unwrap(), Liveness::Gone);
-    let told: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
+    let reported: Vec<EventKind> = events.try_iter().map(|event| event.kind).collect();
     let left = EventKind::Lifecycle { id, change: Lifecycle::Stopped(StopCause::Migrated) };
-    assert!(told.contains(&left), "{told:?}");
+    assert!(reported.contains(&left), "{reported:?}");
     let arrived = fact(there, id).expect("it is there");
     assert_eq!((arrived.note, &arrived.role_disk), (note, &before.role_disk));
     assert!(

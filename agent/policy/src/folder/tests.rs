@@ -66,7 +66,7 @@ fn said(folder: &Folder) -> Vec<String> {
 }
 
 #[test]
-fn new_changed_and_removed_files_are_told_once_they_are_settled() {
+fn new_changed_and_removed_files_are_reported_once_they_are_settled() {
     let mut place = Place::new();
     assert_eq!(place.settled().components, BTreeMap::new());
     place.put("a.wasm", component("1"));
@@ -115,7 +115,7 @@ fn a_component_that_the_library_lost_is_read_again() {
 }
 
 #[test]
-fn a_bad_file_is_told_and_its_name_stays_taken() {
+fn a_bad_file_is_reported_and_its_name_stays_taken() {
     let mut place = Place::new();
     let good = component("1");
     place.put("a.wasm", &good);
@@ -130,7 +130,7 @@ fn a_bad_file_is_told_and_its_name_stays_taken() {
 }
 
 #[test]
-fn a_file_that_is_replaced_or_grows_while_it_is_read_is_not_told_until_it_is_settled() {
+fn a_file_that_is_replaced_or_grows_while_it_is_read_is_not_reported_until_it_is_settled() {
     let (one, two) = (component("1"), component("22"));
     let meanwhile: [Change<'_>; 4] = [
         ("written over", &|path| fs::write(path, component("2")).unwrap()),
@@ -147,13 +147,13 @@ fn a_file_that_is_replaced_or_grows_while_it_is_read_is_not_told_until_it_is_set
         place.put("a.wasm", &one);
         assert!(place.look().is_none());
         let mut reads = 0;
-        let told = place.watch.look_and(&place.library, &mut |path| {
+        let reported = place.watch.look_and(&place.library, &mut |path| {
             reads += 1;
             change(path);
         });
         assert_eq!(reads, 1, "{what}");
         // Replaced by name only, what was read is the whole of a file that lay there.
-        if let Some(folder) = told {
+        if let Some(folder) = reported {
             assert_eq!((what, &folder.components["a"]), ("replaced", &Digest::of(&one)));
         }
         fs::write(place.path("a.wasm"), &two).unwrap();

@@ -69,8 +69,8 @@ fn a_policy_of_the_trial_version_decides_by_what_only_that_has() {
         asked.hosts[row].idle.insert(template.to_owned(), count);
     }
     let picks = trial.place(&asked).unwrap();
-    let told: Vec<_> = picks.iter().map(|pick| (pick.index, pick.reason.as_deref().unwrap())).collect();
-    assert_eq!(told, [(2, "3 idle"), (0, "1 idle")]);
+    let reported: Vec<_> = picks.iter().map(|pick| (pick.index, pick.reason.as_deref().unwrap())).collect();
+    assert_eq!(reported, [(2, "3 idle"), (0, "1 idle")]);
 
     let refused = trial.place(&question("nobody")).unwrap_err();
     assert!(refused.contains("nobody is no terminal"), "{refused}");

@@ -52,19 +52,19 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_the_longest_name_and_stay_apart() {
         let long = "h".repeat(63);
-        let told = lines(
+        let printed = lines(
             &[Left("HOST"), Right("IDLE"), Left("WHY")],
             [row([&long, "1", ""]), row(["b", "1000", "most room\nof all"])],
         );
         assert_eq!(
-            told,
+            printed,
             [
                 format!("{:63}  IDLE  WHY", "HOST"),
                 format!("{long}     1"),
                 format!("{:63}  1000  most room of all", "b"),
             ]
         );
-        for line in &told {
+        for line in &printed {
             assert_eq!(line.trim_end(), line);
         }
     }

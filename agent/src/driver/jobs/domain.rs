@@ -136,8 +136,8 @@ pub(super) fn restore(
     if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
         return Outcome::Failed(chain(&error));
     }
-    let told = image.manifest.description.domain.get(ADDRESS);
-    let address: Option<Ipv4Addr> = told.and_then(|text| text.parse().ok());
+    let reported = image.manifest.description.domain.get(ADDRESS);
+    let address: Option<Ipv4Addr> = reported.and_then(|text| text.parse().ok());
     let spec = RestoreSpec {
         image: image.path,
         id: instance,
@@ -306,8 +306,8 @@ mod tests {
             (RestoreError::AlreadyHere(id), "failed"),
             (RestoreError::Image { path: path(), source: std::io::Error::from_raw_os_error(5) }, "failed"),
         ] {
-            let told = error.to_string();
-            assert_eq!(word(error), expected, "{told}");
+            let reported = error.to_string();
+            assert_eq!(word(error), expected, "{reported}");
         }
     }
 }

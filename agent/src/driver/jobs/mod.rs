@@ -114,16 +114,19 @@ fn guard(parts: &Parts, whose: Whose, epoch: Epoch, address: Option<Ipv4Addr>) -
 }
 
 fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(), String> {
-    let told = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
-    parts.permits.raise(instance, epoch).map_err(|error| told("cannot keep the highest epoch", &error))?;
+    let describe = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
+    parts
+        .permits
+        .raise(instance, epoch)
+        .map_err(|error| describe("cannot keep the highest epoch", &error))?;
     let pid = process::process_of(instance)
-        .map_err(|error| told("cannot look for the instance's process", &error))?
+        .map_err(|error| describe("cannot look for the instance's process", &error))?
         .ok_or_else(|| "no process runs the instance".to_owned())?;
-    let pid = u32::try_from(pid.0).map_err(|error| told("impossible process id", &error))?;
+    let pid = u32::try_from(pid.0).map_err(|error| describe("impossible process id", &error))?;
     let pidfd =
-        understudy_guard::pidfd_open(pid).map_err(|error| told("cannot watch the process", &error))?;
+        understudy_guard::pidfd_open(pid).map_err(|error| describe("cannot watch the process", &error))?;
     // Held before it may run: what is not held is not killed when the lease is lost.
-    let held = pidfd.try_clone().map_err(|error| told("cannot hold the process", &error))?;
+    let held = pidfd.try_clone().map_err(|error| describe("cannot hold the process", &error))?;
     parts.members.hold(instance, held);
     let registration = Registration {
         uuid: *instance.uuid().as_bytes(),
@@ -135,5 +138,5 @@ fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(
     };
     Client::connect(&parts.config.guard_socket, GUARD_PATIENCE)
         .and_then(|mut guard| guard.register(&registration))
-        .map_err(|error| told("the guard did not acknowledge the instance", &error))
+        .map_err(|error| describe("the guard did not acknowledge the instance", &error))
 }

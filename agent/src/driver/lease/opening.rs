@@ -13,7 +13,7 @@ use understudy_guard::Status;
 use understudy_hypervisor::process::boottime;
 use understudy_store::{Committed, Revision, Store, StoreError};
 
-use super::runner::{Context, Done, Held, LeaseNews};
+use super::runner::{Context, Done, Held, LeaseEvent};
 use crate::driver::Event;
 use crate::exit::chain;
 use crate::keys::{self, Key};
@@ -51,7 +51,7 @@ pub(super) async fn open(context: &Context) -> Done {
             return renewal(context, held, opened).await;
         }
         Opening::Taken { by, boot } => {
-            let _ = context.events.send(Event::Lease(LeaseNews::Taken { by, boot }));
+            let _ = context.events.send(Event::Lease(LeaseEvent::Taken { by, boot }));
             return unavailable();
         }
         Opening::Next { record, previous } => {
@@ -72,7 +72,7 @@ fn holds(status: &Status) -> Option<GuardHolds> {
 
 async fn cleared(context: &Context, previous: Option<u64>) -> bool {
     let (done, cleared) = oneshot::channel();
-    let asked = context.events.send(Event::Lease(LeaseNews::Clear { previous, done }));
+    let asked = context.events.send(Event::Lease(LeaseEvent::Clear { previous, done }));
     asked.is_ok() && cleared.await.unwrap_or(false)
 }
 

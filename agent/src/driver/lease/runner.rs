@@ -38,7 +38,7 @@ pub type OpenStore = Pin<Box<dyn Future<Output = Arc<dyn Store>> + Send>>;
 
 /// What the driver hears of the lease.
 #[derive(Debug)]
-pub enum LeaseNews {
+pub enum LeaseEvent {
     /// The number or the acknowledged deadline changed.
     Status(LeaseStatus),
     /// A lease is open in the store. `resumed`: it is the one that an earlier agent of this boot held.
@@ -84,7 +84,7 @@ pub(super) struct Keeping {
     pub(super) members: Members,
     /// The guard.
     pub(super) guard: Box<dyn GuardCalls>,
-    /// Where news go.
+    /// Where events go.
     pub(super) events: UnboundedSender<Event>,
     /// Starts what it is kept by.
     pub(super) tasks: Tasks,
@@ -121,13 +121,13 @@ impl LeaseThread {
                     tasks: keeping.tasks,
                 };
                 let lease = HostLease::new(keeping.bounds, keeping.inherited);
-                let told = LeaseStatus::default();
+                let reported = LeaseStatus::default();
                 let runner = Runner {
                     context,
                     lease,
                     members: keeping.members,
                     held: None,
-                    told,
+                    reported,
                     guard_is_silent: false,
                     store_is_silent: false,
                     sender,
@@ -186,7 +186,7 @@ struct Runner {
     lease: HostLease,
     members: Members,
     held: Option<Held>,
-    told: LeaseStatus,
+    reported: LeaseStatus,
     guard_is_silent: bool,
     store_is_silent: bool,
     sender: UnboundedSender<(Attempt, Done)>,
@@ -199,7 +199,7 @@ impl Runner {
         mut inbox: UnboundedReceiver<(Attempt, Done)>,
         mut stopped: oneshot::Receiver<()>,
     ) -> io::Result<()> {
-        self.tell_status();
+        self.notify_status();
         #[expect(deprecated, reason = "an OwnedFd stays the same descriptor for as long as it lives")]
         let bell = AsyncFd::new(timer.as_fd().try_clone_to_owned()?)?;
         loop {
@@ -221,10 +221,10 @@ impl Runner {
     }
 
     fn done(&mut self, attempt: Attempt, done: Done) {
-        self.tell_guard(done.answer, done.guard);
+        self.notify_guard(done.answer, done.guard);
         if let Some(answers) = done.store.filter(|answers| *answers == self.store_is_silent) {
             self.store_is_silent = !answers;
-            self.tell(LeaseNews::Store(answers));
+            self.notify(LeaseEvent::Store(answers));
         }
         let was_closed = self.lease.is_closed();
         self.take(LeaseInput::Answer(attempt, done.answer));
@@ -234,12 +234,12 @@ impl Runner {
             && !self.lease.is_closed()
         {
             self.held = done.held;
-            self.tell(LeaseNews::Opened { number, resumed: acknowledged.is_some() });
+            self.notify(LeaseEvent::Opened { number, resumed: acknowledged.is_some() });
         }
     }
 
-    /// Silence is told once, and once when it is over: it is asked ten times a second.
-    fn tell_guard(&mut self, answer: LeaseAnswer, why: Option<String>) {
+    /// Silence is reported once, and once when it is over: it is asked ten times a second.
+    fn notify_guard(&mut self, answer: LeaseAnswer, why: Option<String>) {
         match why {
             Some(why) if self.guard_is_silent => {
                 tracing::debug!(error = %why, "the guard still does not do its part");
@@ -247,12 +247,12 @@ impl Runner {
             Some(why) => {
                 tracing::error!(error = %why, "the guard did not acknowledge");
                 self.guard_is_silent = true;
-                self.tell(LeaseNews::Guard(Some(why)));
+                self.notify(LeaseEvent::Guard(Some(why)));
             }
             None if self.guard_is_silent && matches!(answer, LeaseAnswer::GuardAcknowledged) => {
                 tracing::info!("the guard answers");
                 self.guard_is_silent = false;
-                self.tell(LeaseNews::Guard(None));
+                self.notify(LeaseEvent::Guard(None));
             }
             None => {}
         }
@@ -277,10 +277,10 @@ impl Runner {
             Some(LeaseEffect::KillMembers(loss)) => {
                 let killed = self.members.kill();
                 self.held = None;
-                self.tell(LeaseNews::Lost(loss, killed));
+                self.notify(LeaseEvent::Lost(loss, killed));
             }
         }
-        self.tell_status();
+        self.notify_status();
     }
 
     fn ask(&self, attempt: Attempt, request: impl Future<Output = Done> + Send + 'static) {
@@ -290,17 +290,17 @@ impl Runner {
         });
     }
 
-    fn tell_status(&mut self) {
+    fn notify_status(&mut self) {
         let status = self.lease.status();
-        if status != self.told {
-            self.told = status;
-            self.tell(LeaseNews::Status(status));
+        if status != self.reported {
+            self.reported = status;
+            self.notify(LeaseEvent::Status(status));
         }
     }
 
     /// A driver that is gone takes this with it.
-    fn tell(&self, news: LeaseNews) {
-        let _ = self.context.events.send(Event::Lease(news));
+    fn notify(&self, event: LeaseEvent) {
+        let _ = self.context.events.send(Event::Lease(event));
     }
 }
 

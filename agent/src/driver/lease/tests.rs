@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::guard::GuardCalls;
 use super::runner::{Keeping, LeaseThread};
-use super::{LeaseNews, Members};
+use super::{LeaseEvent, Members};
 use crate::driver::Event;
 use crate::keys::{Key, decode};
 
@@ -117,7 +117,7 @@ struct Rig {
     guard: FakeGuard,
     members: Members,
     store: Arc<dyn Store>,
-    news: UnboundedReceiver<Event>,
+    heard: UnboundedReceiver<Event>,
     _lease: LeaseThread,
 }
 
@@ -133,7 +133,7 @@ impl Rig {
         guard: FakeGuard,
         inherited: Option<(u64, Boottime)>,
     ) -> Self {
-        let (events, news) = unbounded_channel();
+        let (events, heard) = unbounded_channel();
         let members = Members::default();
         let keeping = Keeping {
             host: me(),
@@ -149,16 +149,16 @@ impl Rig {
             tasks: Default::default(),
         };
         let lease = LeaseThread::start(keeping, Box::pin(std::future::ready(store.clone()))).unwrap();
-        Self { guard, members, store, news, _lease: lease }
+        Self { guard, members, store, heard, _lease: lease }
     }
 
     /// Hears what is told until something of it is so.
-    async fn until(&mut self, what: &str, is_so: impl Fn(&LeaseNews) -> bool) {
+    async fn until(&mut self, what: &str, is_so: impl Fn(&LeaseEvent) -> bool) {
         let heard = async {
             loop {
-                let Some(Event::Lease(news)) = self.news.recv().await else { panic!("the lease ended") };
-                let so = is_so(&news);
-                if let LeaseNews::Clear { done, .. } = news {
+                let Some(Event::Lease(event)) = self.heard.recv().await else { panic!("the lease ended") };
+                let so = is_so(&event);
+                if let LeaseEvent::Clear { done, .. } = event {
                     done.send(true).unwrap();
                 }
                 if so {
@@ -172,7 +172,7 @@ impl Rig {
     async fn opened(&mut self) {
         self.until(
             "a lease that may be used",
-            |news| matches!(news, LeaseNews::Status(status) if status.until.is_some()),
+            |event| matches!(event, LeaseEvent::Status(status) if status.until.is_some()),
         )
         .await;
     }
@@ -226,10 +226,10 @@ async fn twenty_members_die_at_the_acknowledged_deadline_when_the_guard_falls_si
     let members = twenty(&rig.members);
     let before = rig.renewed().await;
     let deadline = rig.guard.fall_silent();
-    rig.until("the guard is missed", |news| matches!(news, LeaseNews::Guard(Some(_)))).await;
+    rig.until("the guard is missed", |event| matches!(event, LeaseEvent::Guard(Some(_)))).await;
     assert!(rig.renewed().await > before, "it was renewed, and not acknowledged");
     die_at(members, deadline).await;
-    let lost = |news: &LeaseNews| matches!(news, LeaseNews::Lost(Loss::Deadline, 20));
+    let lost = |event: &LeaseEvent| matches!(event, LeaseEvent::Lost(Loss::Deadline, 20));
     rig.until("twenty were killed", lost).await;
 }
 
@@ -252,9 +252,9 @@ async fn a_lease_that_the_store_ends_is_lost_at_once_and_the_next_one_is_opened(
     let other = SessionRecord { number: 7, boot: BootId("other".to_owned()), ..rig.record().await };
     let txn = understudy_store::Txn::new().put(&key, crate::keys::encode(&other));
     assert!(matches!(rig.store.commit(&txn).await, Ok(understudy_store::Committed::Applied { .. })));
-    rig.until("it is lost", |news| matches!(news, LeaseNews::Lost(Loss::Store, 20))).await;
+    rig.until("it is lost", |event| matches!(event, LeaseEvent::Lost(Loss::Store, 20))).await;
     drop(members);
-    rig.until("the next is open", |news| matches!(news, LeaseNews::Opened { number: 8, resumed: false }))
+    rig.until("the next is open", |event| matches!(event, LeaseEvent::Opened { number: 8, resumed: false }))
         .await;
 }
 
@@ -267,7 +267,9 @@ async fn an_agent_that_is_restarted_goes_on_with_the_lease_that_its_guard_holds(
     drop(first);
     let held = guard.acknowledged().unwrap();
     let mut second = Rig::start(store, guard.clone(), Some((held.session, Boottime(held.boottime_ns))));
-    second.until("it goes on", |news| matches!(news, LeaseNews::Opened { number: 1, resumed: true })).await;
+    second
+        .until("it goes on", |event| matches!(event, LeaseEvent::Opened { number: 1, resumed: true }))
+        .await;
     second.until("it is renewed", |_| guard.acknowledged().unwrap().boottime_ns > held.boottime_ns).await;
 }
 
@@ -300,8 +302,8 @@ fn a_lease_is_kept_while_every_blocking_thread_of_the_agent_is_taken() {
         // Three ttls of the fast profile.
         let long = first + 3 * 1_500_000_000;
         let guard = rig.guard.clone();
-        let renewed = |news: &LeaseNews| {
-            assert!(!matches!(news, LeaseNews::Lost(..)), "the lease was lost: {news:?}");
+        let renewed = |event: &LeaseEvent| {
+            assert!(!matches!(event, LeaseEvent::Lost(..)), "the lease was lost: {event:?}");
             guard.acknowledged().unwrap().boottime_ns > long
         };
         rig.until("renewals go on", renewed).await;
@@ -318,7 +320,7 @@ async fn a_second_machine_of_the_same_name_gets_no_lease_until_the_first_ones_is
     let mut first = Rig::start(store.clone(), FakeGuard::default(), None);
     first.opened().await;
     let mut second = Rig::on("two", store.clone(), FakeGuard::default(), None);
-    let taken = |news: &LeaseNews| matches!(news, LeaseNews::Taken { by, boot } if by.0 == "one" && boot.0 == "boot of one");
+    let taken = |event: &LeaseEvent| matches!(event, LeaseEvent::Taken { by, boot } if by.0 == "one" && boot.0 == "boot of one");
     second.until("it is refused", taken).await;
     let before = first.renewed().await;
     second.until("it is refused again", taken).await;
@@ -335,7 +337,7 @@ async fn a_second_machine_of_the_same_name_gets_no_lease_until_the_first_ones_is
     let ended = SessionRecord { ended: Some(end), ..record };
     let txn = understudy_store::Txn::new().put(&key, crate::keys::encode(&ended));
     assert!(store.commit(&txn).await.is_ok());
-    let opened = |news: &LeaseNews| matches!(news, LeaseNews::Opened { number: 2, resumed: false });
+    let opened = |event: &LeaseEvent| matches!(event, LeaseEvent::Opened { number: 2, resumed: false });
     second.until("the name is free", opened).await;
     assert_eq!(second.record().await.machine.0, "two");
 }
@@ -382,9 +384,9 @@ async fn a_late_answer_to_a_renewal_of_the_lease_before_does_not_cost_the_next_o
     let mut rig = Rig::start(store.clone(), FakeGuard::default(), None);
     rig.opened().await;
     store.hangs.store(true, Ordering::SeqCst);
-    rig.until("the first is lost", |news| matches!(news, LeaseNews::Lost(Loss::Deadline, 0))).await;
+    rig.until("the first is lost", |event| matches!(event, LeaseEvent::Lost(Loss::Deadline, 0))).await;
     assert!(store.held_up.load(Ordering::SeqCst) > 0, "nothing hangs: this test shows nothing");
-    rig.until("the next is open", |news| matches!(news, LeaseNews::Opened { number: 2, resumed: false }))
+    rig.until("the next is open", |event| matches!(event, LeaseEvent::Opened { number: 2, resumed: false }))
         .await;
     let members = twenty(&rig.members);
     store.hangs.store(false, Ordering::SeqCst);
@@ -402,8 +404,8 @@ async fn a_late_answer_to_a_renewal_of_the_lease_before_does_not_cost_the_next_o
         }
     };
     tokio::time::timeout(LIMIT, renewed).await.expect("it is renewed");
-    while let Ok(news) = rig.news.try_recv() {
-        assert!(!matches!(news, Event::Lease(LeaseNews::Lost(..))), "the next one was lost: {news:?}");
+    while let Ok(event) = rig.heard.try_recv() {
+        assert!(!matches!(event, Event::Lease(LeaseEvent::Lost(..))), "the next one was lost: {event:?}");
     }
     drop(members);
 }

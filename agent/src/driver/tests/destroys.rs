@@ -17,9 +17,9 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
     rig.hypervisor.set_unkillable(one, true);
     rig.until("it was tried to end it", |driver| !driver.conditions.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
-    let told = rig.conditions();
+    let reported = rig.conditions();
     for part in [&one.to_string(), "deployment failed", "may run on", "systemctl status libvirtd"] {
-        assert!(told.contains(part), "{part} is not in: {told}");
+        assert!(reported.contains(part), "{part} is not in: {reported}");
     }
     // It is nobody's any more: that is no reason to forget what may run.
     rig.write(&crate::keys::Key::Node(node()), crate::keys::encode(&super::record(None)));

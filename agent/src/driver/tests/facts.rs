@@ -4,7 +4,7 @@ use understudy_core::records::HostFacts;
 use understudy_core::sets::SetFacts;
 use understudy_store::{Committed, Txn};
 
-use super::super::LeaseNews;
+use super::super::LeaseEvent;
 use super::*;
 
 impl Rig {
@@ -78,7 +78,7 @@ async fn what_is_published_is_what_is_so_whatever_came_before() {
             }
             4 => {
                 let fault = (below(2) == 0).then(|| "gone".to_owned());
-                rig.driver.take(Event::Lease(LeaseNews::Guard(fault)));
+                rig.driver.take(Event::Lease(LeaseEvent::Guard(fault)));
             }
             _ => {
                 let heard = tokio::time::timeout(Duration::from_millis(1), rig.driver.receiver.recv()).await;

@@ -52,7 +52,7 @@ async fn an_idle_instance_that_cannot_go_on_is_ended_and_another_is_made() {
 }
 
 #[tokio::test]
-async fn a_disk_error_that_the_guest_survives_is_told_and_no_more() {
+async fn a_disk_error_that_the_guest_survives_is_reported_and_no_more() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);
@@ -60,9 +60,9 @@ async fn a_disk_error_that_the_guest_survives_is_told_and_no_more() {
     rig.hypervisor.fail_disk(one, "vdb", false);
     rig.until("it is told", |driver| driver.conditions.contains_key("disks")).await;
     assert_eq!(rig.phase(one), Some(Phase::Ready));
-    let told = rig.conditions();
+    let reported = rig.conditions();
     for part in [&one.to_string(), "vdb", "journalctl -k"] {
-        assert!(told.contains(part), "{part} is not in: {told}");
+        assert!(reported.contains(part), "{part} is not in: {reported}");
     }
     rig.hypervisor.kill(one);
     rig.until("it is dead", |driver| died(driver, one, "qemu process")).await;
@@ -109,19 +109,19 @@ async fn an_orphan_that_nobody_made_known_is_destroyed_while_the_session_goes_on
 /// S2: what is missing is told, and takes no work meanwhile.
 #[tokio::test]
 async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
-    use super::super::LeaseNews;
+    use super::super::LeaseEvent;
     use understudy_core::records::Service;
     let mut rig = Rig::new();
     assert!(rig.driver.facts().unable.is_empty());
-    rig.driver.lease_news(LeaseNews::Guard(Some("connection refused".to_owned())));
-    let told = rig.driver.facts();
-    assert_eq!(told.unable.into_iter().collect::<Vec<_>>(), [Service::Guard]);
-    let text = told.conditions.join("\n");
+    rig.driver.lease_event(LeaseEvent::Guard(Some("connection refused".to_owned())));
+    let reported = rig.driver.facts();
+    assert_eq!(reported.unable.into_iter().collect::<Vec<_>>(), [Service::Guard]);
+    let text = reported.conditions.join("\n");
     assert!(
         text.contains("systemctl status understudy-guard") && text.contains("connection refused"),
         "{text}"
     );
-    rig.driver.lease_news(LeaseNews::Guard(None));
+    rig.driver.lease_event(LeaseEvent::Guard(None));
     assert!(rig.driver.facts().unable.is_empty() && rig.conditions().is_empty());
 
     rig.driver.listen_to_hypervisor();
@@ -144,12 +144,12 @@ async fn a_host_that_fell_back_to_emulation_says_so_and_takes_work() {
     assert!(rig.conditions().is_empty() && !emulated(&rig));
     rig.hypervisor.fall_back("the first guest did not boot");
     rig.until("it is told", |driver| !driver.facts().conditions.is_empty()).await;
-    let told = rig.driver.facts();
-    let [text] = told.conditions.as_slice() else { panic!("{:?}", told.conditions) };
+    let reported = rig.driver.facts();
+    let [text] = reported.conditions.as_slice() else { panic!("{:?}", reported.conditions) };
     for part in
         ["agent.toml: libvirt.accelerator", "the first guest did not boot", "restart the agent", "\"qemu\""]
     {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
-    assert!(told.unable.is_empty() && emulated(&rig));
+    assert!(reported.unable.is_empty() && emulated(&rig));
 }

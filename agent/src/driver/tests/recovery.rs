@@ -4,7 +4,7 @@ use understudy_core::ids::Epoch;
 use understudy_core::records::Phase;
 use understudy_hypervisor::{Hypervisor, InstanceState};
 
-use super::super::LeaseNews;
+use super::super::LeaseEvent;
 use super::super::now;
 use super::super::recovery::{Guarded, Recovered, recover_guarded};
 use super::{Rig, instance, me, node, running};
@@ -89,22 +89,22 @@ async fn before_the_next_lease_no_member_is_left_and_libvirtd_is_waited_for() {
 
 /// S10: said at once, and the end of the agent where it lasts.
 #[tokio::test]
-async fn a_name_that_another_machine_holds_is_told_with_both_and_ends_the_agent_after_a_while() {
+async fn a_name_that_another_machine_holds_is_reported_with_both_and_ends_the_agent_after_a_while() {
     let mut rig = Rig::new();
     let taken = || {
         let by = understudy_core::ids::MachineId("another".to_owned());
-        LeaseNews::Taken { by, boot: understudy_core::ids::BootId("their-boot".to_owned()) }
+        LeaseEvent::Taken { by, boot: understudy_core::ids::BootId("their-boot".to_owned()) }
     };
-    rig.driver.lease_news(taken());
-    let told = rig.conditions();
+    rig.driver.lease_event(taken());
+    let reported = rig.conditions();
     for part in ["agent.toml", "host.name", "'host1'", "another", "their-boot", "boot boot"] {
-        assert!(told.contains(part), "{part} is not in: {told}");
+        assert!(reported.contains(part), "{part} is not in: {reported}");
     }
     assert!(rig.driver.ended.is_none(), "the leader may yet expire it");
     rig.driver.taken_since = Some(now().boottime - std::time::Duration::from_secs(15));
-    rig.driver.lease_news(taken());
+    rig.driver.lease_event(taken());
     let ended = rig.driver.ended.as_ref().unwrap();
-    assert!(ended.exit == crate::exit::Exit::NameTaken && ended.message == told, "{ended:?}");
+    assert!(ended.exit == crate::exit::Exit::NameTaken && ended.message == reported, "{ended:?}");
 }
 
 /// S13: what a task was to say never comes, and a flag would wait for it for ever.

@@ -24,8 +24,11 @@ async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once
     }
     assert_eq!(rig.phase(one), Some(Phase::Ready));
     assert!(running(&rig.hypervisor).contains(&one));
-    let told = rig.conditions();
-    assert!(told.contains(&Key::Node(node()).to_string()) && told.contains("update this agent"), "{told}");
+    let reported = rig.conditions();
+    assert!(
+        reported.contains(&Key::Node(node()).to_string()) && reported.contains("update this agent"),
+        "{reported}"
+    );
     rig.write(&Key::Node(node()), encode(&record(None)));
     assert_eq!(rig.conditions(), "");
     rig.until("nobody names it", |driver| !driver.agent.local().contains_key(&one)).await;

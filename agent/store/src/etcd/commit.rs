@@ -96,7 +96,7 @@ impl Drop for Held<'_> {
 }
 
 /// What one sending told.
-enum Told {
+enum Reading {
     Settled(Committed),
     /// The marker stood elsewhere: the sending did nothing.
     Moved {
@@ -127,15 +127,15 @@ impl Shared {
             async move { Ok(client.kv_client().txn(request).await?) }
         };
         let judge = |answer: Result<TxnResponse, Fault>| {
-            let told =
-                answer.and_then(|answer| self.told(txn, &token, moved.load(Ordering::Relaxed), &answer));
-            match told {
-                Ok(Told::Settled(committed)) => Turn::Done(committed),
+            let reading =
+                answer.and_then(|answer| self.reading(txn, &token, moved.load(Ordering::Relaxed), &answer));
+            match reading {
+                Ok(Reading::Settled(committed)) => Turn::Done(committed),
                 // A second process under this client's name hid what became of an earlier sending.
-                Ok(Told::Moved { by_us: false, .. }) if open.load(Ordering::Relaxed) => {
+                Ok(Reading::Moved { by_us: false, .. }) if open.load(Ordering::Relaxed) => {
                     Turn::Stop(Fault::new(Kind::Unclear, Odd::Answer))
                 }
-                Ok(Told::Moved { to, .. }) => {
+                Ok(Reading::Moved { to, .. }) => {
                     moved.store(to, Ordering::Relaxed);
                     Turn::Again(Fault::new(Kind::NotApplied, Odd::Answer))
                 }
@@ -174,10 +174,10 @@ impl Shared {
         Ok(Committed::Refused { revision: at, failed: failed(txn, &found).map_err(unanswered)? })
     }
 
-    fn told(&self, txn: &Txn, token: &str, moved: i64, answer: &TxnResponse) -> Result<Told, Fault> {
+    fn reading(&self, txn: &Txn, token: &str, moved: i64, answer: &TxnResponse) -> Result<Reading, Fault> {
         let at = header(answer)?;
         if answer.succeeded() {
-            return Ok(Told::Settled(Committed::Applied { revision: at }));
+            return Ok(Reading::Settled(Committed::Applied { revision: at }));
         }
         let found = answer.op_responses();
         let (marker, rest) = found.split_first().ok_or_else(|| Fault::new(Kind::Unclear, Odd::Answer))?;
@@ -188,18 +188,18 @@ impl Shared {
         let stands = marker.map_or(0, etcd_client::KeyValue::mod_revision);
         let text = marker.map_or(&[] as &[u8], etcd_client::KeyValue::value);
         if text == token.as_bytes() {
-            return Ok(Told::Settled(Committed::Applied { revision: revision(stands) }));
+            return Ok(Reading::Settled(Committed::Applied { revision: revision(stands) }));
         }
         let refused = text == [token, REFUSED].concat().as_bytes();
         if !refused && stands != moved {
-            return Ok(Told::Moved { to: stands, by_us: self.slots.made_here(text) });
+            return Ok(Reading::Moved { to: stands, by_us: self.slots.made_here(text) });
         }
         let mut failed = failed(txn, rest)?;
         if failed.is_empty() {
             // Refused by an earlier sending, and the records have changed since.
             failed = txn.conditions.iter().map(|condition| condition.key().to_owned()).collect();
         }
-        Ok(Told::Settled(Committed::Refused { revision: at, failed }))
+        Ok(Reading::Settled(Committed::Refused { revision: at, failed }))
     }
 }
 

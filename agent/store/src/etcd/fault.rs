@@ -97,7 +97,7 @@ impl From<ClientError> for Fault {
             _ => Kind::Unclear,
         };
         let source: BoxError = match error {
-            ClientError::GRpcStatus(status) => Box::new(Told::from(status)),
+            ClientError::GRpcStatus(status) => Box::new(Report::from(status)),
             other => Box::new(other),
         };
         Self { kind, tls, source }
@@ -107,13 +107,13 @@ impl From<ClientError> for Fault {
 /// A status without tonic's listing of headers.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-struct Told {
+struct Report {
     message: String,
     #[source]
     status: Option<BoxError>,
 }
 
-impl From<Status> for Told {
+impl From<Status> for Report {
     fn from(status: Status) -> Self {
         let message = if status.message().is_empty() {
             status.code().description().to_owned()

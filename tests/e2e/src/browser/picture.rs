@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn black_is_told_from_a_dark_picture_with_something_on_it() {
+    fn black_is_distinguished_from_a_dark_picture_with_something_on_it() {
         let mut bytes = vec![3; 100 * 100 * 3];
         assert!(Picture::decode(&encoded(100, png::ColorType::Rgb, &bytes)).unwrap().is_black());
         bytes[..300].fill(200);

@@ -36,11 +36,11 @@ impl Story<'_> {
 
         // Alone it could be meant or not: that is said, and nothing changes.
         std::fs::write(&policy, &whole)?;
-        let told = self.policies_on(host, "two that answer are told", |status| {
+        let reported = self.policies_on(host, "two that answer are told", |status| {
             let fault = fault(status, &["pack", "spread"]).context("no fault names both")?;
             decided_by(status, "spread").map(|()| fault)
         })?;
-        act.judge("two policies for one question are named, and the old one decides", true, told);
+        act.judge("two policies for one question are named, and the old one decides", true, reported);
 
         let begun = Instant::now();
         std::fs::write(&settings, CHOICE)?;
@@ -55,12 +55,16 @@ impl Story<'_> {
         self.explained(act, host)?;
 
         std::fs::write(&policy, &whole[..whole.len() / 2])?;
-        let told = self.policies_on(host, "the spoilt file is told", |status| {
+        let reported = self.policies_on(host, "the spoilt file is told", |status| {
             let fault = fault(status, &[POLICY]).context("no fault names the file")?;
             decided_by(status, "pack").map(|()| fault)
         })?;
         let said = self.stage.cli_on(host, &["status"])?;
-        act.judge("a spoilt file is named in status, and what was there decides", said.contains(&told), told);
+        act.judge(
+            "a spoilt file is named in status, and what was there decides",
+            said.contains(&reported),
+            reported,
+        );
         self.everywhere("pack still decides", |status| decided_by(status, "pack"))?;
 
         let begun = Instant::now();

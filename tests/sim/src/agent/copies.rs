@@ -89,7 +89,7 @@ impl Copies {
 
     /// What has become of each by now.
     fn step(&mut self, world: &mut World, me: &HostId) -> Vec<(NodeId, CheckpointId, CopyEvent)> {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for ((node, id), outgoing) in &mut self.0 {
             outgoing.sends.retain(|host, sent| {
                 let (event, goes_on) = match sent.step(world, (me, host), (node, *id)) {
@@ -98,11 +98,11 @@ impl Copies {
                     Step::Taken => (CopyEvent::Durable(host.clone()), false),
                     Step::Failed(fault) => (CopyEvent::Failed { host: host.clone(), fault }, false),
                 };
-                told.push((node.clone(), *id, event));
+                reported.push((node.clone(), *id, event));
                 goes_on
             });
         }
-        told
+        reported
     }
 }
 

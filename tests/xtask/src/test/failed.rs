@@ -65,7 +65,7 @@ impl Failed {
     }
 
     /// For people, after the run: each target, each test, and what it said last.
-    pub(super) fn told(&self) -> Vec<String> {
+    pub(super) fn summary(&self) -> Vec<String> {
         let targets = self.targets.iter().map(|target| format!("of {target}"));
         let tests = self.names.iter().flat_map(|name| {
             let words = self.panics.get(name).into_iter().flatten().map(|line| format!("    {line}"));
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_test_is_told_with_its_target_and_its_words_and_others_are_not() {
+    fn a_failed_test_is_reported_with_its_target_and_its_words_and_others_are_not() {
         let mut failed = Failed::default();
         let output = "running 3 tests\n\
                       test it_panics_on_purpose ... ok\n\
@@ -102,21 +102,21 @@ mod tests {
                       thread 'stage::it_holds' (8) panicked at b.rs:3:4:\nhost1 is silent: 5 s\nstack backtrace:\n  0: rust\n\
                       error: test failed, to rerun pass `-p understudy-e2e --test lease`";
         errors.lines().for_each(|line| failed.error(line));
-        let told = [
+        let summary = [
             "of -p understudy-e2e --test lease",
             "stage::it_holds",
             "    thread 'stage::it_holds' (8) panicked at b.rs:3:4:",
             "    host1 is silent: 5 s",
         ];
-        assert_eq!(failed.told(), told);
+        assert_eq!(failed.summary(), summary);
     }
 
     #[test]
-    fn a_program_that_crashed_is_told_with_its_signal() {
+    fn a_program_that_crashed_is_reported_with_its_signal() {
         let mut failed = Failed::default();
         let errors = "error: test failed, to rerun pass `-p understudy-store --lib`\n\nCaused by:\n  \
                       process didn't exit successfully: `/target/debug/deps/store-1 --nocapture` (signal: 11, SIGSEGV)";
         errors.lines().for_each(|line| failed.error(line));
-        assert_eq!(failed.told(), ["of -p understudy-store --lib (signal: 11, SIGSEGV)"]);
+        assert_eq!(failed.summary(), ["of -p understudy-store --lib (signal: 11, SIGSEGV)"]);
     }
 }

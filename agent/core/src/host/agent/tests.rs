@@ -172,7 +172,7 @@ fn what_failed_is_tried_again_after_a_wait_that_doubles_and_begins_anew_after_a_
 }
 
 #[test]
-fn an_idle_instance_that_cannot_be_made_is_told_and_another_is_tried_after_fifteen_seconds() {
+fn an_idle_instance_that_cannot_be_made_is_reported_and_another_is_tried_after_fifteen_seconds() {
     let mut rig = Rig::new(Cluster::of(1), "host1", 2);
     rig.tick();
     assert_eq!(rig.under_way(), ["CreateIdle"], "one at a time");

@@ -60,7 +60,7 @@ pub(super) struct Copying {
     writing: Option<Writing>,
     /// What its own last write left in the store.
     written: Option<(u64, CheckpointRecord)>,
-    told: bool,
+    reported: bool,
 }
 
 /// A write of the record that was not answered for good.
@@ -109,7 +109,7 @@ impl Copying {
             recorded: BTreeSet::new(),
             writing: None,
             written: None,
-            told: false,
+            reported: false,
         }
     }
 
@@ -255,7 +255,7 @@ impl Copying {
     /// Says once that there is a new checkpoint.
     fn tell(&mut self, node: &NodeId, effects: &mut Vec<Effect>) {
         let Stage::Saved { what, .. } = &self.stage else { return };
-        if !self.recorded.is_empty() && !std::mem::replace(&mut self.told, true) {
+        if !self.recorded.is_empty() && !std::mem::replace(&mut self.reported, true) {
             effects.push(Effect::Checkpointed { node: node.clone(), id: self.id, saved: *what });
         }
     }

@@ -24,7 +24,7 @@ impl Rig {
         rig
     }
 
-    fn heed(&mut self, effect: Option<LeaseEffect>) -> Option<LeaseEffect> {
+    fn apply(&mut self, effect: Option<LeaseEffect>) -> Option<LeaseEffect> {
         match effect {
             Some(
                 LeaseEffect::Open(attempt) | LeaseEffect::Renew(attempt) | LeaseEffect::Confirm(attempt, _),
@@ -36,12 +36,12 @@ impl Rig {
 
     fn due(&mut self, now: u64) -> Option<LeaseEffect> {
         let effect = self.lease.step(LeaseInput::Due, Boottime(now));
-        self.heed(effect)
+        self.apply(effect)
     }
 
     fn answer(&mut self, answer: LeaseAnswer, now: u64) -> Option<LeaseEffect> {
         let effect = self.lease.step(LeaseInput::Answer(self.last, answer), Boottime(now));
-        self.heed(effect)
+        self.apply(effect)
     }
 
     fn opened(&mut self, sent: u64, now: u64) -> Option<LeaseEffect> {

@@ -114,7 +114,7 @@ fn what_was_being_restored_or_deployed_goes_on_or_is_taken_up_again_by_its_node(
 
 /// The agent ended before it could write down what it had begun.
 #[test]
-fn what_was_not_reported_is_told_by_its_node_and_the_guard() {
+fn what_was_not_reported_is_inferred_from_its_node_and_the_guard() {
     for (guarded, seen, origin, expected) in [
         (Some(4), Seen::Running, IDLE, "goes on deploying"),
         (Some(4), Seen::Running, CREATED, "goes on deploying"),

@@ -176,9 +176,9 @@ fn after_a_write_of_unknown_outcome_or_one_refused_for_the_leadership_only_a_new
     for (outcome, over) in table {
         let mut rig = Rig::leading();
         rig.look();
-        let told = rig.end_write(outcome);
+        let reported = rig.end_write(outcome);
         let notice = over.map(|over| Effect::Notice(over(Term(1))));
-        assert_eq!(told, notice.clone().into_iter().collect::<Vec<_>>(), "{outcome:?}");
+        assert_eq!(reported, notice.clone().into_iter().collect::<Vec<_>>(), "{outcome:?}");
         assert_eq!(rig.leadership.term(), notice.is_none().then_some(Term(1)), "{outcome:?}");
         if over.is_some() {
             assert_eq!(rig.win(), Term(2));
@@ -377,7 +377,7 @@ fn a_write_is_conditional_on_the_leadership_and_on_all_that_it_was_decided_from(
 }
 
 #[test]
-fn an_assignment_that_breaks_an_invariant_is_told_and_not_written() {
+fn an_assignment_that_breaks_an_invariant_is_reported_and_not_written() {
     let mut rig = Rig::leading();
     rig.look();
     let What::Assign { assignment, .. } = rig.writes[0].what.clone() else { panic!("an assignment") };
@@ -389,7 +389,7 @@ fn an_assignment_that_breaks_an_invariant_is_told_and_not_written() {
 }
 
 #[test]
-fn a_look_without_news_asks_for_nothing_until_it_is_due() {
+fn a_look_without_changes_asks_for_nothing_until_it_is_due() {
     let mut rig = Rig::leading();
     rig.look();
     rig.end_all_writes();

@@ -78,18 +78,18 @@ impl Followed {
         self.leader.take(Input::View(self.cluster.view.clone()), now);
         sums::check(&self.leader);
         let deficits = self.leader.deficits.clone();
-        let told = self.cluster.view.nodes.keys().map(|node| (node.clone(), deficits.of(node)));
-        let told = told.filter(|(_, short)| *short > 0).collect();
+        let reported = self.cluster.view.nodes.keys().map(|node| (node.clone(), deficits.of(node)));
+        let reported = reported.filter(|(_, short)| *short > 0).collect();
         let (followed, so_far) = self.leader.clone().all(now, self.answer());
         let (fresh, at_once) = match self.policy {
-            Some(_) => plan_asking(&self.cluster.view, &told, &self.cluster.bounds, now, self.answer()),
+            Some(_) => plan_asking(&self.cluster.view, &reported, &self.cluster.bounds, now, self.answer()),
             None => plan(&self.cluster.view, &self.cluster.bounds, now),
         };
         prop_assert_eq!(&followed.endings, &fresh.endings);
-        let told = |plan: &crate::leader::Plan| -> Vec<String> {
+        let reported = |plan: &crate::leader::Plan| -> Vec<String> {
             plan.assignments.iter().map(|one| format!("{}: {:?}", one.node, one.reasons)).collect()
         };
-        prop_assert_eq!(told(&followed), told(&fresh));
+        prop_assert_eq!(reported(&followed), reported(&fresh));
         prop_assert_eq!(followed.assignments, fresh.assignments);
         prop_assert_eq!(so_far.wanted, at_once.wanted);
         prop_assert_eq!(so_far.lacks, at_once.lacks);

@@ -16,9 +16,9 @@ fn a_host_that_cannot_do_its_part_takes_no_work_and_is_named() {
     cluster.add(&["alice/display"]);
     cluster.settle();
     assert!(cluster.record("alice/display").primary.is_none());
-    let told = format!("{:?}", cluster.report);
+    let reported = format!("{:?}", cluster.report);
     for part in ["its guard does not answer", "its libvirtd does not answer"] {
-        assert!(told.contains(part), "{part} is not in {told}");
+        assert!(reported.contains(part), "{part} is not in {reported}");
     }
     cluster.facts("host2").unable.clear();
     cluster.settle();

@@ -120,7 +120,7 @@ fn a_list_says_what_waits_for_whom_what_was_refused_and_what_is_wrong() {
         faults: vec!["/p/bad.wasm: is a core module, not a component".to_owned()],
         ..Default::default()
     };
-    let told = [
+    let printed = [
         "backup-count is decided by policy count",
         "placement is decided by policy spread",
         "set 4 of host1 takes over as soon as host2, host3 has it",
@@ -129,7 +129,7 @@ fn a_list_says_what_waits_for_whom_what_was_refused_and_what_is_wrong() {
         "    /p/bad.wasm: is a core module, not a component",
     ];
     // `status` begins with the same lines.
-    reads(&deciding(&status), &told);
+    reads(&deciding(&status), &printed);
     status.candidate = Some(waits(&[]));
     assert!(deciding(&status).contains("set 4 of host1 takes over as soon as the leader has it\n"));
 }
@@ -204,13 +204,13 @@ fn an_explanation_shows_what_shadows_would_have_done() {
     ];
     let lines = explained(&shown);
     let lines: Vec<&str> = lines.lines().filter(|line| line.starts_with("shadow")).collect();
-    let told = [
+    let printed = [
         "shadow pack would try host2, host3 (another first)",
         "shadow zones would try host3 (the same first)",
         "shadow odd answered and would not be used: nothing-usable",
         "shadow broken did not answer: policy broken broke off: out of ideas",
     ];
-    assert_eq!(lines, told);
+    assert_eq!(lines, printed);
 }
 
 #[test]

@@ -8,7 +8,7 @@ fn hangs(rig: &mut Rig, instance: InstanceId) {
 }
 
 #[test]
-fn what_cannot_be_destroyed_keeps_its_phase_is_told_and_is_tried_again() {
+fn what_cannot_be_destroyed_keeps_its_phase_is_reported_and_is_tried_again() {
     let (mut rig, instance) = Rig::with_execution_node(2);
     hangs(&mut rig, instance);
     hangs(&mut rig, instance);
@@ -16,8 +16,8 @@ fn what_cannot_be_destroyed_keeps_its_phase_is_told_and_is_tried_again() {
     for wait in [200, 400] {
         rig.end(failed());
         assert_eq!(rig.phase(instance), Some("ready"));
-        let told = rig.condition(Condition::Destroys);
-        assert!(told.contains(&instance.to_string()) && told.contains("may run on"), "{told}");
+        let reported = rig.condition(Condition::Destroys);
+        assert!(reported.contains(&instance.to_string()) && reported.contains("may run on"), "{reported}");
         rig.pass(wait - 1);
         assert_eq!(rig.under_way(), [""; 0]);
         rig.pass(1);
@@ -107,7 +107,7 @@ fn a_deployment_for_nobody_any_more_is_ended_beside_its_job() {
 }
 
 #[test]
-fn a_disk_error_is_told_as_long_as_the_instance_is_known_and_ends_a_guest_that_stands_still() {
+fn a_disk_error_is_reported_as_long_as_the_instance_is_known_and_ends_a_guest_that_stands_still() {
     for paused in [false, true] {
         let (mut rig, instance) = Rig::with_execution_node(2);
         let device = "vdb".to_owned();

@@ -16,13 +16,16 @@ fn restoring() -> (Rig, InstanceId) {
 }
 
 #[test]
-fn a_passing_error_is_told_and_tried_again_for_as_long_as_it_takes() {
+fn a_passing_error_is_reported_and_tried_again_for_as_long_as_it_takes() {
     let (mut rig, instance) = restoring();
     for _ in 0..50 {
         rig.end(Outcome::Failed("the guard does not answer".to_owned()));
         assert_eq!(rig.phase(instance), Some("restoring"));
-        let told = rig.condition(Condition::Restores);
-        assert!(told.contains("alice/exec-1") && told.contains("the guard does not answer"), "{told}");
+        let reported = rig.condition(Condition::Restores);
+        assert!(
+            reported.contains("alice/exec-1") && reported.contains("the guard does not answer"),
+            "{reported}"
+        );
         rig.pass(10_000);
         assert_eq!(rig.under_way(), ["Restore"]);
     }

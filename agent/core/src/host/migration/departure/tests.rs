@@ -33,7 +33,7 @@ fn stayed() -> MigrationAnswer {
 }
 
 /// The steps that are asked for after the first look, and how it ends.
-fn told(answers: &[MigrationAnswer]) -> (Vec<MigrationStep>, Option<Outcome>) {
+fn answered(answers: &[MigrationAnswer]) -> (Vec<MigrationStep>, Option<Outcome>) {
     let (mut departure, mut steps) = (leaves(), Vec::new());
     for answer in answers {
         match departure.answered(answer.clone()) {
@@ -49,11 +49,11 @@ fn told(answers: &[MigrationAnswer]) -> (Vec<MigrationStep>, Option<Outcome>) {
 fn what_is_here_is_moved_within_the_bound_and_what_is_not_may_have_moved_before() {
     let transfer = MigrationStep::Transfer { lasts: PATIENCE };
     for here in [Presence::Process, Presence::Running, Presence::Paused, Presence::Held, Presence::Other] {
-        assert_eq!(told(&[Seen(here)]), (vec![transfer], None), "{here:?}");
-        assert_eq!(told(&[Seen(here), Moved]).1, Some(Outcome::Moved));
+        assert_eq!(answered(&[Seen(here)]), (vec![transfer], None), "{here:?}");
+        assert_eq!(answered(&[Seen(here), Moved]).1, Some(Outcome::Moved));
     }
-    assert_eq!(told(&[Seen(Presence::Gone)]), (vec![], Some(Outcome::Gone)));
-    assert_eq!(told(&[failed()]), (vec![], Some(Outcome::Failed("no answer".to_owned()))));
+    assert_eq!(answered(&[Seen(Presence::Gone)]), (vec![], Some(Outcome::Gone)));
+    assert_eq!(answered(&[failed()]), (vec![], Some(Outcome::Failed("no answer".to_owned()))));
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn what_stayed_runs_again_before_that_is_said_and_is_dead_only_if_nothing_of_it_
     let after = |answers: &[MigrationAnswer]| {
         let all: Vec<MigrationAnswer> =
             [Seen(Presence::Running), stayed()].into_iter().chain(answers.iter().cloned()).collect();
-        let (steps, outcome) = told(&all);
+        let (steps, outcome) = answered(&all);
         assert_eq!(steps[1], MigrationStep::Look);
         (steps[2..].to_vec(), outcome)
     };
@@ -92,9 +92,9 @@ fn what_stayed_runs_again_before_that_is_said_and_is_dead_only_if_nothing_of_it_
 /// migration, and the destination destroys the only copy.
 #[test]
 fn a_try_that_nobody_has_a_word_on_is_tried_again_and_never_called_stayed() {
-    let outcome = told(&[Seen(Presence::Running), failed()]).1;
+    let outcome = answered(&[Seen(Presence::Running), failed()]).1;
     assert_eq!(outcome, Some(Outcome::Failed("no answer".to_owned())));
-    assert_eq!(told(&[Seen(Presence::Gone)]).1, Some(Outcome::Gone), "the next try finds it gone");
+    assert_eq!(answered(&[Seen(Presence::Gone)]).1, Some(Outcome::Gone), "the next try finds it gone");
 }
 
 #[test]

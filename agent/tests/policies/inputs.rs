@@ -24,7 +24,7 @@ async fn a_new_node_has_the_labels_of_its_environment_and_its_question_names_the
     .await;
     let id: NodeId = "villain/exec-1".parse().unwrap();
     assert_eq!(node(&store, &id).await.spec.environment_labels["tier"], "gold");
-    let told = wait("the question is recorded", || async {
+    let reported = wait("the question is recorded", || async {
         let history = records::read(&home.path().join("host1/state/policies"), UnixMillis(0)).ok()?;
         history.decisions.iter().find_map(|one| match &one.matter {
             Matter::Placement(asking) => Some(asking.question.environment_labels.clone()),
@@ -32,5 +32,5 @@ async fn a_new_node_has_the_labels_of_its_environment_and_its_question_names_the
         })
     })
     .await;
-    assert_eq!(told["tier"], "gold");
+    assert_eq!(reported["tier"], "gold");
 }

@@ -1,4 +1,4 @@
-//! Owns what is news to the records: whether a question was asked and decided otherwise than the last time.
+//! Owns what is new to the records: whether a question was asked and decided otherwise than the last time.
 //!
 //! Promises: of a question only a digest is kept, and of no more nodes than a bound; one that is forgotten is recorded
 //! once more. Must not do: write.
@@ -24,19 +24,19 @@ struct Last {
 }
 
 /// What was asked and decided last.
-pub(super) struct News {
+pub(super) struct Dedup {
     last: BTreeMap<Subject, Last>,
     asked: u64,
     limit: usize,
 }
 
-impl News {
+impl Dedup {
     pub(super) fn new() -> Self {
         Self { last: BTreeMap::new(), asked: 0, limit: SUBJECTS_MAX }
     }
 
     /// Whether it differs from the last one of its kind. How long it took makes no difference.
-    pub(super) fn is(&mut self, generation: u64, term: Option<u64>, item: &Item) -> bool {
+    pub(super) fn is_new(&mut self, generation: u64, term: Option<u64>, item: &Item) -> bool {
         let (subject, text) = match item {
             Item::Placement { question, said, made } => (
                 (Interface::Placement, question.node.clone(), Some(question.purpose), term.is_some()),
@@ -52,11 +52,11 @@ impl News {
         self.asked += 1;
         let now = Last { digest: Digest::of(&text), seen: self.asked };
         let digest = now.digest.clone();
-        let news = self.last.insert(subject, now).is_none_or(|before| before.digest != digest);
+        let is_new = self.last.insert(subject, now).is_none_or(|before| before.digest != digest);
         if self.last.len() > self.limit {
             self.forget_the_older_half();
         }
-        news
+        is_new
     }
 
     fn forget_the_older_half(&mut self) {
@@ -90,25 +90,25 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_and_decided_before_is_no_news() {
-        let mut news = News::new();
-        assert!(news.is(1, Some(1), &item("alice", 1, 5)));
-        assert!(!news.is(1, Some(2), &item("alice", 1, 9)), "neither time nor term make it another");
-        assert!(news.is(1, Some(2), &item("alice", 2, 9)), "another verdict");
-        assert!(news.is(2, Some(2), &item("alice", 2, 9)), "another set");
-        assert!(news.is(2, None, &item("alice", 2, 9)), "an admission");
-        assert!(news.is(2, Some(2), &item("bob", 2, 9)), "another node");
-        assert!(!news.is(2, Some(2), &item("alice", 2, 9)));
+    fn what_was_asked_and_decided_before_is_not_recorded_again() {
+        let mut dedup = Dedup::new();
+        assert!(dedup.is_new(1, Some(1), &item("alice", 1, 5)));
+        assert!(!dedup.is_new(1, Some(2), &item("alice", 1, 9)), "neither time nor term make it another");
+        assert!(dedup.is_new(1, Some(2), &item("alice", 2, 9)), "another verdict");
+        assert!(dedup.is_new(2, Some(2), &item("alice", 2, 9)), "another set");
+        assert!(dedup.is_new(2, None, &item("alice", 2, 9)), "an admission");
+        assert!(dedup.is_new(2, Some(2), &item("bob", 2, 9)), "another node");
+        assert!(!dedup.is_new(2, Some(2), &item("alice", 2, 9)));
     }
 
     #[test]
     fn nodes_that_are_gone_are_forgotten_and_those_asked_for_are_not() {
-        let mut news = News { limit: 100, ..News::new() };
+        let mut dedup = Dedup { limit: 100, ..Dedup::new() };
         for number in 0..10_000 {
-            assert!(news.is(1, Some(1), &item(&format!("gone{number}"), 1, 0)));
-            assert_eq!(news.is(1, Some(1), &item("alice", 1, 0)), number == 0);
-            assert!(news.last.len() <= 100);
+            assert!(dedup.is_new(1, Some(1), &item(&format!("gone{number}"), 1, 0)));
+            assert_eq!(dedup.is_new(1, Some(1), &item("alice", 1, 0)), number == 0);
+            assert!(dedup.last.len() <= 100);
         }
-        assert!(news.is(1, Some(1), &item("gone0", 1, 0)), "it is recorded once more");
+        assert!(dedup.is_new(1, Some(1), &item("gone0", 1, 0)), "it is recorded once more");
     }
 }

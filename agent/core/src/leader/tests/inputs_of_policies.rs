@@ -26,15 +26,19 @@ impl Policy for Listens {
 }
 
 #[test]
-fn a_policy_is_told_of_the_deficit_that_the_last_plan_found() {
+fn a_policy_is_shown_the_deficit_that_the_last_plan_found() {
     let mut cluster = Cluster::of(2);
     cluster.add(&["alice/display", "bob/display"]);
     // Two hosts have room for one backup of each, so that two of each are lacking in the end.
     for expected in [(0, 0), (3, 6), (2, 4), (2, 4)] {
         let mut policy = Listens { backups: 3, ..Listens::default() };
         let plan = cluster.plan_with(&mut policy);
-        let told: Vec<_> = policy.counts.iter().map(|told| (told.deficit, told.cluster.deficit)).collect();
-        assert!(!told.is_empty() && told.iter().all(|told| *told == expected), "{expected:?}: {told:?}");
+        let reported: Vec<_> =
+            policy.counts.iter().map(|reported| (reported.deficit, reported.cluster.deficit)).collect();
+        assert!(
+            !reported.is_empty() && reported.iter().all(|reported| *reported == expected),
+            "{expected:?}: {reported:?}"
+        );
         cluster.apply(&plan);
         let lacks = cluster.report.lacks.iter().filter(|(_, lack)| lack.backups > 0);
         cluster.deficits = lacks.map(|(node, lack)| (node.clone(), lack.backups)).collect();
@@ -43,7 +47,7 @@ fn a_policy_is_told_of_the_deficit_that_the_last_plan_found() {
 }
 
 #[test]
-fn a_policy_is_told_of_every_failure_of_the_last_day() {
+fn a_policy_is_shown_every_failure_of_the_last_day() {
     let failures = |cluster: &mut Cluster| {
         let mut policy = Listens { backups: 1, ..Listens::default() };
         let plan = cluster.plan_with(&mut policy);
@@ -66,7 +70,7 @@ fn a_policy_is_told_of_every_failure_of_the_last_day() {
 }
 
 #[test]
-fn a_policy_is_told_of_the_labels_of_the_environment_and_of_the_checkpoints_by_their_interval() {
+fn a_policy_is_shown_the_labels_of_the_environment_and_of_the_checkpoints_by_their_interval() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let (primary, backup) =
         (cluster.primary_host("alice/exec-1"), cluster.backup_hosts("alice/exec-1").remove(0));

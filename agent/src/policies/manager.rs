@@ -18,7 +18,7 @@ use understudy_policy::{Digest, Folder, FolderWatch, LoadFault, PolicySet};
 
 use super::load::{Proposal, load, propose};
 use super::memory::{Memory, state};
-use super::{FolderStanding, Seen, Told, lock};
+use super::{FolderStanding, ManagerStatus, Seen, lock};
 use crate::driver::{Event, Parts, now};
 use crate::exit::chain;
 
@@ -57,7 +57,7 @@ struct Refused {
     refusal: Refusal,
 }
 
-struct Keeper {
+struct Manager {
     parts: Arc<Parts>,
     seen: watch::Receiver<Arc<Seen>>,
     events: UnboundedSender<Event>,
@@ -72,14 +72,14 @@ struct Keeper {
     tried: Option<Tried>,
     suspended: BTreeSet<String>,
     active: u64,
-    told: Option<Told>,
+    reported: Option<ManagerStatus>,
     pruned: Option<BTreeSet<Digest>>,
 }
 
 /// Starts the task. It ends when the driver does.
 pub(crate) fn start(parts: Arc<Parts>, seen: watch::Receiver<Arc<Seen>>, events: UnboundedSender<Event>) {
     let policies = &parts.policies;
-    let keeper = Keeper {
+    let manager = Manager {
         watch: Some(Box::new(FolderWatch::new(&policies.folder, policies.defaults.file_size))),
         memory: Memory::open(&policies.dir),
         parts,
@@ -94,11 +94,11 @@ pub(crate) fn start(parts: Arc<Parts>, seen: watch::Receiver<Arc<Seen>>, events:
         tried: None,
         suspended: BTreeSet::new(),
         active: 0,
-        told: None,
+        reported: None,
         pruned: None,
     };
-    let tasks = keeper.parts.tasks.clone();
-    tasks.spawn("policies", keeper.run());
+    let tasks = manager.parts.tasks.clone();
+    tasks.spawn("policies", manager.run());
 }
 
 impl Tried {
@@ -113,7 +113,7 @@ fn active(seen: &Seen) -> u64 {
     seen.sets.active.as_ref().map_or(0, |set| set.value.generation)
 }
 
-impl Keeper {
+impl Manager {
     async fn run(mut self) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -232,7 +232,7 @@ impl Keeper {
         self.load_what_stands(seen);
         self.propose(seen);
         self.note_changes(seen);
-        self.tell(seen);
+        self.notify(seen);
         self.prune(seen);
     }
 
@@ -392,7 +392,7 @@ impl Keeper {
         faults
     }
 
-    fn tell(&mut self, seen: &Seen) {
+    fn notify(&mut self, seen: &Seen) {
         let faults = self.faults();
         let facts = self.facts();
         let metrics = &self.parts.metrics.policies;
@@ -406,10 +406,10 @@ impl Keeper {
         let condition = (!faults.is_empty()).then(|| format!("policies: {}", faults.join("; ")));
         let (differs, unproposed) = self.differs(seen);
         *lock(&self.parts.policies.standing) = FolderStanding { faults, differs, unproposed };
-        let told = Told { facts, condition };
-        if self.told.as_ref() != Some(&told) {
-            self.told = Some(told.clone());
-            let _ = self.events.send(Event::Policies(Box::new(told)));
+        let reported = ManagerStatus { facts, condition };
+        if self.reported.as_ref() != Some(&reported) {
+            self.reported = Some(reported.clone());
+            let _ = self.events.send(Event::Policies(Box::new(reported)));
         }
     }
 
