@@ -25,7 +25,7 @@ use crate::peers::{REVISION_HEADER, SHIPMENT_HEADER, Shipment};
 /// Chunks that may wait for the disk.
 const AHEAD: usize = 8;
 
-/// How far this host's mirror of the store may be behind the sender's: a few milliseconds, unless it is busy.
+/// How far this host's store cache may be behind the sender's: a few milliseconds, unless it is busy.
 const BEHIND: Duration = Duration::from_secs(2);
 
 /// Whether `me` takes an image of this epoch and revision, once it knows. One that it knows nothing of after [`BEHIND`] may be sent
@@ -141,9 +141,9 @@ mod tests {
         Arc::new(snapshot)
     }
 
-    /// The sender acts on a record that the receiver's mirror does not show yet.
+    /// The sender acts on a record that the receiver's store cache does not show yet.
     #[tokio::test]
-    async fn an_image_that_is_ahead_of_the_mirror_is_waited_for_and_taken_when_the_record_comes() {
+    async fn an_image_that_is_ahead_of_the_store_cache_is_waited_for_and_taken_when_the_record_comes() {
         let (me, node): (HostId, NodeId) = ("host2".parse().unwrap(), "alice/exec-1".parse().unwrap());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, &node, (Epoch(5), Some(1))));

@@ -35,9 +35,9 @@ impl Driver {
 
     pub(super) fn inform_of_records(&mut self) {
         let records = Records {
-            view: self.cluster.view().clone(),
-            failovers: self.cluster.failovers().collect(),
-            unreadable: self.cluster.has_quarantined_names(),
+            view: self.cache.view().clone(),
+            failovers: self.cache.failovers().collect(),
+            unreadable: self.cache.has_quarantined_names(),
         };
         self.inform(Input::Records(Box::new(records)));
     }

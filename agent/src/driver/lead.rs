@@ -77,12 +77,12 @@ impl Driver {
     /// Shows core what there is, and has done what it wants. An agent that does not `work` leads nobody, and hears when its
     /// term is over all the same.
     pub(super) fn lead(&mut self, works: bool, now: Now) {
-        let deciding = self.parts.policies.deciding(&self.cluster.policies);
+        let deciding = self.parts.policies.deciding(&self.cache.policies);
         let failed = works.then(|| self.parts.policies.failed()).into_iter().flatten();
         let failed: Vec<FailedPolicy> =
             failed.map(|(name, digest, reason)| FailedPolicy { name, digest, reason }).collect();
         let seen = Seen {
-            cache: &self.cluster,
+            cache: &self.cache,
             lease_open: works && self.lease.is_open(now.boottime),
             policies: self.leading.asks(deciding),
             sets: &self.policy_facts,
@@ -237,8 +237,8 @@ impl Driver {
         if let Some(machine) = self.leadership.machine() {
             return Trial::new(machine, new, now());
         }
-        let deciding = self.parts.policies.deciding(&self.cluster.policies);
-        trial(&self.parts, &deciding, self.cluster.view(), new)
+        let deciding = self.parts.policies.deciding(&self.cache.policies);
+        trial(&self.parts, &deciding, self.cache.view(), new)
     }
 }
 

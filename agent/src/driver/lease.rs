@@ -209,8 +209,8 @@ impl Driver {
     /// Whether what an earlier agent reported under the lease that goes on is known, and not looked at yet.
     pub(super) fn speaks_for_its_predecessor(&self) -> bool {
         let me = &self.parts.config.host;
-        let reported = self.cluster.facts(me).is_some_and(|facts| facts.session == self.session_number);
-        self.recovery != Recovery::None && reported && !self.cluster.has_quarantined_facts(me)
+        let reported = self.cache.facts(me).is_some_and(|facts| facts.session == self.session_number);
+        self.recovery != Recovery::None && reported && !self.cache.has_quarantined_facts(me)
     }
 
     fn recover(&self) {

@@ -9,10 +9,10 @@ mod host;
 mod jobs;
 mod lead;
 mod lease;
-mod mirror;
 mod publish;
 mod recovery;
 mod sets;
+mod store_cache;
 #[cfg(test)]
 mod tests;
 mod watchdog;
@@ -121,7 +121,7 @@ pub struct Driver {
     parts: Arc<Parts>,
     sender: mpsc::UnboundedSender<Event>,
     receiver: mpsc::UnboundedReceiver<Event>,
-    cluster: StoreCache,
+    cache: StoreCache,
     synced: bool,
     /// This host's place among those who may lead next.
     line: Line,
@@ -221,7 +221,7 @@ impl Driver {
             parts,
             sender,
             receiver,
-            cluster: StoreCache::default(),
+            cache: StoreCache::default(),
             synced: false,
             renewals: watch::Sender::new(line.follows()),
             line,
@@ -268,7 +268,7 @@ impl Driver {
         let lease = self
             .keep_lease(store)
             .map_err(|error| Failure::new(Exit::Failed, format!("cannot keep a lease: {}", chain(&error))))?;
-        mirror::start(self.parts.clone(), self.sender.clone(), self.renewals.subscribe());
+        store_cache::start(self.parts.clone(), self.sender.clone(), self.renewals.subscribe());
         self.listen_to_hypervisor();
         crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.inform(kept_images(&self.parts.images));
@@ -318,7 +318,7 @@ impl Driver {
             lease::Recovery::None | lease::Recovery::Running => None,
         };
         let later = [Some(self.publish_after), self.lease.until].into_iter().flatten().filter(|at| *at > now);
-        let decided = [host, recovery, self.leadership.due(&self.cluster), self.line.due()];
+        let decided = [host, recovery, self.leadership.due(&self.cache), self.line.due()];
         decided.into_iter().flatten().chain(later).min()
     }
 
@@ -366,13 +366,13 @@ impl Driver {
             Event::Listed { listing, renewals } => {
                 let records = listing.entries.iter().map(Into::into);
                 let of = (listing.revision.0, renewals);
-                let faults = self.cluster.replace(of, records, now().boottime);
-                self.mirror_changed(&faults);
+                let faults = self.cache.replace(of, records, now().boottime);
+                self.cache_changed(&faults);
             }
             Event::Changed(batch) => {
                 let changes = batch.changes.iter().map(Into::into);
-                let faults = self.cluster.apply(batch.revision.0, changes, now().boottime);
-                self.mirror_changed(&faults);
+                let faults = self.cache.apply(batch.revision.0, changes, now().boottime);
+                self.cache_changed(&faults);
             }
             Event::Hypervisor(event) => self.hypervisor_event(event),
             Event::Lease(event) => self.lease_event(event),
@@ -400,9 +400,9 @@ impl Driver {
         }
     }
 
-    fn mirror_changed(&mut self, faults: &[crate::keys::Unreadable]) {
+    fn cache_changed(&mut self, faults: &[crate::keys::Unreadable]) {
         self.synced = true;
-        let checkpoints = &self.cluster.view().checkpoints;
+        let checkpoints = &self.cache.view().checkpoints;
         for (node, _, known) in diff(&self.named, checkpoints) {
             if let Some(copy) = known.and_then(|known| known.value.on(&self.parts.config.host)) {
                 self.parts.images.name(node, copy.id);
@@ -413,7 +413,7 @@ impl Driver {
         for fault in faults {
             tracing::error!(error = %crate::exit::chain(fault), "a record cannot be read");
         }
-        let unreadable = self.cluster.unreadable();
+        let unreadable = self.cache.unreadable();
         if unreadable.is_empty() {
             self.clear("store");
         } else {
@@ -428,7 +428,7 @@ impl Driver {
         // Without libvirt and without a lease that goes on there is nothing to show but what is missing.
         let has_begun = self.capacity.is_some() || self.lease.is_open(now.boottime);
         if self.synced && has_begun {
-            let view = self.cluster.view().clone();
+            let view = self.cache.view().clone();
             self.keep_in_line(&view, now.boottime);
             self.notify_manager(&view);
             let works = self.works();
@@ -450,9 +450,9 @@ impl Driver {
 
     /// Follows renewals where this host may lead next.
     fn keep_in_line(&mut self, view: &View, now: Boottime) {
-        let leader = self.cluster.leader.as_ref().and_then(|known| known.value.host.clone());
+        let leader = self.cache.leader.as_ref().and_then(|known| known.value.host.clone());
         if let Some(host) = self.line.step(view, leader.as_ref(), now) {
-            mirror::read_renewal(&self.parts, self.sender.clone(), host);
+            store_cache::read_renewal(&self.parts, self.sender.clone(), host);
         }
         let follows = self.line.follows();
         self.renewals.send_if_modified(|wanted| std::mem::replace(wanted, follows) != follows);

@@ -38,7 +38,7 @@ impl Driver {
     /// What this host reports. What runs under a lease that goes on is, until it was looked at, what was reported of it.
     pub(super) fn facts(&self) -> HostFacts {
         let mut facts = self.own_facts();
-        let reported = self.cluster.facts(&self.parts.config.host);
+        let reported = self.cache.facts(&self.parts.config.host);
         if let Some(reported) = reported.filter(|reported| !self.adopted && reported.session == facts.session)
         {
             facts.instances.clone_from(&reported.instances);
@@ -75,11 +75,11 @@ impl Driver {
 
     pub(super) fn publish_facts(&mut self, facts: &Arc<HostFacts>, now: Now) {
         let me = &self.parts.config.host;
-        let heard = self.cluster.facts_at(me).map(Revision);
+        let heard = self.cache.facts_at(me).map(Revision);
         let own = self.published.as_ref().filter(|own| heard.is_none_or(|heard| own.at >= heard));
         let (known, at) = match own {
             Some(own) => (Some(own.facts.as_ref()), Some(own.at)),
-            None => (self.cluster.facts(me).filter(|_| !self.cluster.has_quarantined_facts(me)), heard),
+            None => (self.cache.facts(me).filter(|_| !self.cache.has_quarantined_facts(me)), heard),
         };
         if self.publishing || now.boottime < self.publish_after || known == Some(facts) {
             return;
@@ -120,7 +120,7 @@ impl Driver {
 
     pub(super) fn publish_state(&mut self, view: View, facts: Arc<HostFacts>, now: Boottime) {
         // Pages leave a gateway whose host is cut off: what it knows may be old.
-        let shown = (self.cluster.changes(), self.lease.is_open(now));
+        let shown = (self.cache.changes(), self.lease.is_open(now));
         if self.shown != Some(shown) {
             self.shown = Some(shown);
             let shown = if shown.1 { view.clone() } else { View::default() };
@@ -136,7 +136,7 @@ impl Driver {
             synced: true,
             conditions: self.conditions.values().cloned().collect(),
             leader: self
-                .cluster
+                .cache
                 .leader
                 .as_ref()
                 .and_then(|leader| leader.value.host.as_ref())
@@ -145,8 +145,8 @@ impl Driver {
             report,
             session_remaining: remaining,
             facts: Some(facts),
-            deciding: self.parts.policies.deciding(&self.cluster.policies),
-            sets: self.cluster.policies.clone(),
+            deciding: self.parts.policies.deciding(&self.cache.policies),
+            sets: self.cache.policies.clone(),
             view,
         }));
     }

@@ -181,16 +181,16 @@ impl Driver {
 
     fn records(&self, reported: Option<u64>, number: u64) -> Records {
         let me = &self.parts.config.host;
-        let facts = self.cluster.facts(me).filter(|facts| Some(facts.session) == reported);
+        let facts = self.cache.facts(me).filter(|facts| Some(facts.session) == reported);
         let known = match facts {
             _ if reported.is_none() => Known::Nothing,
-            _ if self.cluster.has_quarantined_facts(me) => Known::Unreadable,
+            _ if self.cache.has_quarantined_facts(me) => Known::Unreadable,
             Some(facts) => Known::Facts(Arc::new(facts.clone())),
             None => Known::Nothing,
         };
-        let nodes = self.cluster.view().nodes.iter().map(|(node, known)| (node, &known.value));
+        let nodes = self.cache.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let names = recovery::names(me, number, nodes, facts);
-        Records { resumed: false, known, names, unreadable: self.cluster.has_quarantined_nodes() }
+        Records { resumed: false, known, names, unreadable: self.cache.has_quarantined_nodes() }
     }
 
     /// Goes on with what was found.

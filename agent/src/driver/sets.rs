@@ -25,17 +25,17 @@ impl Driver {
 
     /// Notifies the manager of what stands. Cost: what has changed; where a host came, went or has another address, O(hosts).
     pub(super) fn notify_manager(&mut self, view: &View) {
-        let changes = Some(self.cluster.changes());
+        let changes = Some(self.cache.changes());
         if std::mem::replace(&mut self.notified, changes) == changes {
             return;
         }
-        self.parts.policies.apply_restores(&self.cluster.policies);
+        self.parts.policies.apply_restores(&self.cache.policies);
         let before = std::mem::replace(&mut self.told_of, view.hosts.clone());
         let moved = diff(&before, &view.hosts)
             .any(|(_, was, is)| was.map(|seen| standing(seen)) != is.map(|seen| standing(seen)));
         let same_sets = {
             let seen = self.seen.borrow();
-            seen.synced && seen.sets == self.cluster.policies
+            seen.synced && seen.sets == self.cache.policies
         };
         if !moved && same_sets {
             return;
@@ -50,7 +50,7 @@ impl Driver {
             .collect();
         let open = view.hosts.iter().filter(|(_, seen)| seen.is_open());
         let open = open.map(|(host, seen)| (host.clone(), seen.session.value.number)).collect();
-        let seen = Seen { synced: true, sets: self.cluster.policies.clone(), peers, open };
+        let seen = Seen { synced: true, sets: self.cache.policies.clone(), peers, open };
         self.seen.send_if_modified(|old| {
             let changed = **old != seen;
             if changed {

@@ -1,4 +1,4 @@
-//! Owns the model of the daemon's driver: its mirror of the store, its session, and core's agent of the host, which is the
+//! Owns the model of the daemon's driver: its store cache, its session, and core's agent of the host, which is the
 //! one that the daemon runs.
 //!
 //! Promises: it decides nothing that core decides; what it does about each effect of core is what the daemon does. A
@@ -28,7 +28,7 @@ use understudy_store::{Revision, Txn};
 use self::jobs::Job;
 use self::lease::{LeaseRequest, Stock};
 use crate::Weakness;
-use crate::mirror::{Foreign, Mirror, unchanged};
+use crate::cached_store::{CachedStore, Foreign, unchanged};
 use crate::world::{Answer, Body, VCPUS, World, uri};
 
 /// An agent looks at its state at least this often.
@@ -59,7 +59,7 @@ pub(crate) enum Tag {
 #[derive(Debug)]
 pub(crate) struct Agent {
     pub(crate) incarnation: u64,
-    pub(crate) mirror: Option<Mirror>,
+    pub(crate) cache: Option<CachedStore>,
     lease: HostLease,
     pub(crate) number: u64,
     /// Its place among those who may lead next.
@@ -98,7 +98,7 @@ impl Agent {
         let inherited = guard.deadline.map(|deadline| (guard.session, deadline));
         Self {
             incarnation,
-            mirror: None,
+            cache: None,
             line: Line::new(me.clone(), world.bounds),
             lease: HostLease::new(world.bounds, inherited),
             number: 0,
@@ -145,17 +145,17 @@ impl Agent {
         let clock = world.machine(me).boottime(world.now);
         let (dirty, follows) = (&mut self.dirty, self.line.follows());
         // Other records are to be followed from here on: all of them are listed anew.
-        self.mirror.take_if(|mirror| mirror.follows_renewals() != follows);
-        let mirror = self.mirror.get_or_insert_with(|| {
+        self.cache.take_if(|cache| cache.follows_renewals() != follows);
+        let cache = self.cache.get_or_insert_with(|| {
             *dirty = true;
             let nodes = world.machine(me).foreign.keys().cloned().collect();
             let forgotten = world.weakness == Some(Weakness::ForgetsUnread);
-            Mirror::new(&world.store, Foreign { nodes, forgotten }, follows, clock)
+            CachedStore::new(&world.store, Foreign { nodes, forgotten }, follows, clock)
         });
-        match mirror.hear(until, clock) {
+        match cache.hear(until, clock) {
             Ok(heard) => self.dirty |= heard,
             // The changes are not kept any more: it lists anew at the next step.
-            Err(_) => self.mirror = None,
+            Err(_) => self.cache = None,
         }
     }
 
@@ -183,7 +183,7 @@ impl Agent {
         self.take_steps(world, me);
         self.step_copies(world, me);
         let clock = world.machine(me).boottime(world.now);
-        let leads = self.mirror.as_ref().and_then(|mirror| self.leadership.due(mirror));
+        let leads = self.cache.as_ref().and_then(|cache| self.leadership.due(cache));
         let dues = [self.host.due(), leads, self.line.due()];
         let due = dues.into_iter().flatten().any(|due| due <= clock);
         let again = self.looked < self.publish_after && self.publish_after <= world.now;
@@ -197,9 +197,9 @@ impl Agent {
 
     fn advance(&mut self, world: &mut World, me: &HostId) {
         let clock = world.machine(me).boottime(world.now);
-        let Some(mirror) = &self.mirror else { return };
-        let (view, follows) = (mirror.view().clone(), mirror.follows_renewals());
-        let leader = mirror.leader.as_ref().and_then(|known| known.value.host.clone());
+        let Some(cache) = &self.cache else { return };
+        let (view, follows) = (cache.view().clone(), cache.follows_renewals());
+        let leader = cache.leader.as_ref().and_then(|known| known.value.host.clone());
         if let Some(host) = self.line.step(&view, leader.as_ref(), clock) {
             let key = Key::Renewal(host.clone());
             self.send(world, me, Tag::Renewal(host), Body::Read(key));
@@ -267,12 +267,12 @@ impl Agent {
     /// come after a newer one.
     fn publish(&mut self, world: &mut World, me: &HostId) {
         let facts = self.facts(world, me);
-        let Some(mirror) = &self.mirror else { return };
-        let heard = mirror.facts_at(me).unwrap_or(0);
+        let Some(cache) = &self.cache else { return };
+        let heard = cache.facts_at(me).unwrap_or(0);
         let own = self.published.as_ref().filter(|(_, revision)| *revision > heard);
         let (known, revision) = match own {
             Some((facts, revision)) => (Some(facts), *revision),
-            None => (mirror.facts(me), heard),
+            None => (cache.facts(me), heard),
         };
         if self.publishing || world.now < self.publish_after || known == Some(&facts) {
             return;

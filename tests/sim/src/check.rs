@@ -18,9 +18,9 @@ use understudy_core::view::View;
 use understudy_hypervisor::fake::Instance;
 use understudy_store::{Change, MemoryStore};
 
+use crate::cached_store::{CachedStore, Foreign};
 use crate::guest::{Memory, is_member};
 use crate::machine::Machine;
-use crate::mirror::{Foreign, Mirror};
 use crate::world::{GUARD_LATE_MS, POOL, World, millis};
 use state::Before;
 pub(crate) use state::Seen;
@@ -33,7 +33,7 @@ const COPY_MS: u64 = 5_000;
 /// What the judge remembers.
 #[derive(Debug)]
 pub(crate) struct Truth {
-    store: Mirror,
+    store: CachedStore,
     /// From which revision on each set of policies was active.
     active_sets: Vec<(u64, u64)>,
     /// The state that runs under each `begun` epoch of a node.
@@ -56,7 +56,7 @@ pub(crate) struct Truth {
 impl Truth {
     pub(crate) fn new(store: &MemoryStore) -> Self {
         Self {
-            store: Mirror::new(store, Foreign::default(), true, Boottime(0)),
+            store: CachedStore::new(store, Foreign::default(), true, Boottime(0)),
             active_sets: Vec::new(),
             states: BTreeMap::new(),
             newest: BTreeMap::new(),

@@ -13,7 +13,7 @@ use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use understudy_store::{Store, Txn};
 
 use crate::Weakness;
-use crate::mirror::{ready, unchanged};
+use crate::cached_store::{ready, unchanged};
 use crate::rng::Rng;
 use crate::world::World;
 

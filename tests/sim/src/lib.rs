@@ -8,11 +8,11 @@
 
 mod agent;
 mod ailing;
+mod cached_store;
 mod check;
 mod fault;
 mod guest;
 mod machine;
-mod mirror;
 mod rng;
 mod scenario;
 mod world;

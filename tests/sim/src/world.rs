@@ -23,11 +23,11 @@ use understudy_store::{CommitFault, Committed, Entry, MemoryStore, Revision, Sto
 
 use crate::Weakness;
 use crate::agent::Agent;
+use crate::cached_store::{CachedStore, Foreign, ready};
 use crate::check::Truth;
 use crate::fault::Swarm;
 use crate::guest::{self, Memory};
 use crate::machine::Machine;
-use crate::mirror::{Foreign, Mirror, ready};
 use crate::rng::Rng;
 
 /// One step of time.
@@ -441,8 +441,8 @@ impl World {
     }
 
     /// The store as somebody sees it who lists it at this moment.
-    pub(crate) fn listed(&self) -> Mirror {
-        Mirror::new(&self.store, Foreign::default(), true, Boottime(self.now * 1_000_000))
+    pub(crate) fn listed(&self) -> CachedStore {
+        CachedStore::new(&self.store, Foreign::default(), true, Boottime(self.now * 1_000_000))
     }
 
     /// A decision on its way to the store, for the log.

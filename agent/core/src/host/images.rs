@@ -2,7 +2,7 @@
 //!
 //! Promises: an image is taken only under the very revision of the node's record that its sender decided from, and only by
 //! a host that this record names as a backup: one that is behind may yet hear that it is none, and drop what the store names
-//! by then; what the mirror of the store may just not show yet is put off, not refused. Must not do: look at the image.
+//! by then; what the store cache may just not show yet is put off, not refused. Must not do: look at the image.
 
 use crate::ids::{Epoch, HostId, NodeId};
 use crate::view::View;

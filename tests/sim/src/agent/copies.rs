@@ -15,7 +15,7 @@ use understudy_store::Txn;
 
 use super::{Agent, Tag};
 use crate::Weakness;
-use crate::mirror::unchanged;
+use crate::cached_store::unchanged;
 use crate::world::traffic::outgoing;
 use crate::world::{Answer, Body, World};
 
@@ -23,7 +23,7 @@ use crate::world::{Answer, Body, World};
 pub(super) const BYTES: u64 = 1 << 20;
 /// How long the network tries to reach somebody.
 const CONNECT_MS: u64 = 3_000;
-/// How long a receiver waits for what its mirror does not show yet.
+/// How long a receiver waits for what its store cache does not show yet.
 const BEHIND_MS: u64 = 2_000;
 
 /// One copy on its way.

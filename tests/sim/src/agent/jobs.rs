@@ -241,7 +241,7 @@ impl Agent {
         fails: bool,
     ) -> Outcome {
         let generation = world.next_life();
-        let known = self.mirror.as_ref().and_then(|mirror| mirror.view().nodes.get(node));
+        let known = self.cache.as_ref().and_then(|cache| cache.view().nodes.get(node));
         let primary = known.and_then(|known| known.value.primary.as_ref());
         let acts = primary.is_some_and(|primary| &primary.host == me && primary.instance == Some(instance));
         let token = known.map(|known| known.value.token.clone()).unwrap_or_default();
@@ -335,7 +335,7 @@ impl Agent {
 
     /// The checkpoint that a node's record has its primary restored from, for the story.
     fn restored_from(&self, node: &NodeId) -> Option<CheckpointId> {
-        let known = self.mirror.as_ref()?.view().nodes.get(node)?;
+        let known = self.cache.as_ref()?.view().nodes.get(node)?;
         match known.value.primary.as_ref()?.origin {
             Origin::Restored(id) => Some(id),
             Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
@@ -344,7 +344,7 @@ impl Agent {
 
     /// What it has read of the store, and which checkpoint of a node that names here.
     pub(crate) fn told_of(&self, node: &NodeId, me: &HostId) -> Option<(&View, Option<CheckpointId>)> {
-        let view = self.mirror.as_ref()?.view();
+        let view = self.cache.as_ref()?.view();
         let named = view.checkpoints.get(node).and_then(|known| known.value.on(me)).map(|copy| copy.id);
         Some((view, named))
     }

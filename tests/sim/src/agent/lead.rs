@@ -25,12 +25,12 @@ impl Agent {
     pub(super) fn lead(&mut self, world: &mut World, me: &HostId) {
         let now = clocks(world, me);
         loop {
-            let Some(mirror) = &self.mirror else { return };
+            let Some(cache) = &self.cache else { return };
             let asks = world.policy_is_mad();
-            let version = mirror.policies.active.as_ref().map_or(0, |set| set.value.generation);
-            let sets = self.sets.shown(&mirror.policies, world.weakness);
+            let version = cache.policies.active.as_ref().map_or(0, |set| set.value.generation);
+            let sets = self.sets.shown(&cache.policies, world.weakness);
             let seen = Seen {
-                cache: mirror,
+                cache,
                 lease_open: self.lease.status().is_open(now.boottime),
                 policies: Policies { placement: asks, backup_count: asks, version },
                 sets: &sets,

@@ -18,7 +18,7 @@ use understudy_store::{Entry, Txn};
 
 use super::jobs::ipv4;
 use super::{Agent, Tag, boot_id};
-use crate::mirror::unchanged;
+use crate::cached_store::unchanged;
 use crate::world::{Answer, Body, World};
 
 /// What is asked of the store for the lease.
@@ -49,7 +49,7 @@ impl Agent {
             self.take_lease(world, me, LeaseInput::Due);
         }
         // What goes on is looked at as soon as it can be.
-        if self.recovers && self.mirror.is_some() {
+        if self.recovers && self.cache.is_some() {
             let number = self.number;
             if let Some(stock) = self.take_stock(world, me, Some(number), true) {
                 self.recovers = false;
@@ -172,7 +172,7 @@ impl Agent {
                 LeaseRequest::Resume { number, sent: clock, acknowledged }
             }
             // What may go on is told by the store.
-            Opening::Next { .. } if self.mirror.is_none() => {
+            Opening::Next { .. } if self.cache.is_none() => {
                 return self.lease_is_unavailable(world, me, attempt);
             }
             Opening::Next { record, previous } => {
@@ -202,9 +202,9 @@ impl Agent {
         let hypervisor = machine.hypervisor.clone();
         let here = hypervisor.instances().ok()?;
         let nothing = StoreCache::default();
-        let mirror = self.mirror.as_deref().unwrap_or(&nothing);
-        let facts = mirror.facts(me).filter(|facts| Some(facts.session) == previous);
-        let nodes = mirror.view().nodes.iter().map(|(node, known)| (node, &known.value));
+        let cache = self.cache.as_deref().unwrap_or(&nothing);
+        let facts = cache.facts(me).filter(|facts| Some(facts.session) == previous);
+        let nodes = cache.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let number = if resumed { self.number } else { 0 };
         let guarded =
             here.iter().filter_map(|fact| Some((fact.id, machine.guard.epoch_of(fact.id, fact.pid?)?)));
@@ -218,7 +218,7 @@ impl Agent {
             gone: &reported.filter(gone).collect(),
             guarded: &guarded.collect(),
             names: &names(me, number, nodes, facts),
-            unreadable: mirror.has_quarantined_nodes(),
+            unreadable: cache.has_quarantined_nodes(),
             now: machine.wall(world.now),
         };
         let mut goes_on = BTreeMap::new();

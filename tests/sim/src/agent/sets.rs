@@ -13,8 +13,8 @@ use understudy_store::Txn;
 
 use super::Agent;
 use crate::Weakness;
+use crate::cached_store::unchanged;
 use crate::machine::Change;
-use crate::mirror::unchanged;
 use crate::world::World;
 
 /// What an agent has of the sets, and which of them it is loading until when.
@@ -41,7 +41,7 @@ fn open(view: &View) -> OpenHosts {
 impl Agent {
     /// Loads what stands in the records.
     pub(super) fn tend_sets(&mut self, world: &mut World) {
-        let Some(known) = self.mirror.as_ref().map(|mirror| mirror.policies.clone()) else { return };
+        let Some(known) = self.cache.as_ref().map(|cache| cache.policies.clone()) else { return };
         let (active, candidate) = (generation(&known.active), generation(&known.candidate));
         let stands = |number: &u64| *number != 0 && (*number == active || *number == candidate);
         self.sets.facts.ready.retain(|number| stands(number));
@@ -72,7 +72,7 @@ impl Agent {
 
     /// What became of the change in its folder, and whether it is to be proposed again.
     pub(super) fn tend_change(&mut self, world: &mut World, me: &HostId, view: &View, clock: Boottime) {
-        let Some(sets) = self.mirror.as_ref().map(|mirror| mirror.policies.clone()) else { return };
+        let Some(sets) = self.cache.as_ref().map(|cache| cache.policies.clone()) else { return };
         let active = generation(&sets.active);
         match world.machine(me).change {
             Change::Proposed(number) if active >= number => {
@@ -104,20 +104,20 @@ impl Agent {
 
     /// When what was refused was to be proposed again.
     fn due(&self) -> Option<Boottime> {
-        let mirror = self.mirror.as_ref()?;
-        let open = open(mirror.view());
-        Some(self.sets.refusal.as_ref()?.due(generation(&mirror.policies.active), &open))
+        let cache = self.cache.as_ref()?;
+        let open = open(cache.view());
+        Some(self.sets.refusal.as_ref()?.due(generation(&cache.policies.active), &open))
     }
 
     /// The generation of the set that decides, as far as it knows.
     pub(super) fn active_set(&self) -> u64 {
-        self.mirror.as_ref().map_or(0, |mirror| generation(&mirror.policies.active))
+        self.cache.as_ref().map_or(0, |cache| generation(&cache.policies.active))
     }
 
     /// Something is decided: does the set that decides stand ready?
     pub(super) fn asks_its_set(&self, world: &mut World, me: &HostId) {
-        let (Some(mirror), active) = (&self.mirror, self.active_set()) else { return };
-        let hosts = &mirror.view().hosts;
+        let (Some(cache), active) = (&self.cache, self.active_set()) else { return };
+        let hosts = &cache.view().hosts;
         let has = |facts: &SetFacts| facts.ready.contains(&active);
         let elsewhere = hosts
             .iter()

@@ -85,11 +85,11 @@ impl Agent {
 
     /// All that it heard, then the time: core acts on it.
     pub(super) fn work(&mut self, world: &mut World, me: &HostId, view: &View) {
-        let Some(mirror) = &self.mirror else { return };
+        let Some(cache) = &self.cache else { return };
         let records = Records {
             view: view.clone(),
-            failovers: mirror.failovers().collect(),
-            unreadable: mirror.has_quarantined_names(),
+            failovers: cache.failovers().collect(),
+            unreadable: cache.has_quarantined_names(),
         };
         self.inform(world, me, Input::Records(Box::new(records)));
         let images = world.machine(me).images.keys().cloned().collect();

@@ -20,14 +20,14 @@ use crate::needs;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// What the driver is told about.
-const ABOUT: &str = "mirror";
+const ABOUT: &str = "store cache";
 
 /// Starts the task, which follows renewals as long as it is told to. It ends when the driver does.
 pub(super) fn start(parts: Arc<Parts>, events: UnboundedSender<Event>, renewals: watch::Receiver<bool>) {
     let tasks = parts.tasks.clone();
     tasks.spawn("store cache", async move {
-        let mut mirror = Mirror { parts, events, silent: None, renewals };
-        while let Some(ended) = mirror.follow().await {
+        let mut follower = Follower { parts, events, silent: None, renewals };
+        while let Some(ended) = follower.follow().await {
             if ended == Ended::Fault {
                 tokio::time::sleep(RETRY).await;
             }
@@ -53,7 +53,7 @@ enum Ended {
     Fault,
 }
 
-struct Mirror {
+struct Follower {
     parts: Arc<Parts>,
     events: UnboundedSender<Event>,
     /// The sort of the error that was told last, while the store does not answer.
@@ -61,7 +61,7 @@ struct Mirror {
     renewals: watch::Receiver<bool>,
 }
 
-impl Mirror {
+impl Follower {
     fn is_silent(&mut self, error: &StoreError) -> Option<Ended> {
         let text = needs::store_fault(&self.parts.config, error);
         let sort = std::mem::discriminant(error);

@@ -31,14 +31,14 @@ pub(crate) struct Foreign {
 
 /// What somebody has heard of the store: all of it up to one revision.
 #[derive(Debug)]
-pub(crate) struct Mirror {
+pub(crate) struct CachedStore {
     connection: MemoryStore,
     watch: Watch,
     foreign: Foreign,
     cache: StoreCache,
 }
 
-impl Mirror {
+impl CachedStore {
     /// Lists the store as it is, with the renewals of leases or without, and watches it from there.
     pub(crate) fn new(store: &MemoryStore, foreign: Foreign, renewals: bool, now: Boottime) -> Self {
         let (connection, what) = (store.another(), if renewals { ALL } else { CLUSTER });
@@ -81,7 +81,7 @@ impl Mirror {
     }
 }
 
-impl Deref for Mirror {
+impl Deref for CachedStore {
     type Target = StoreCache;
 
     fn deref(&self) -> &StoreCache {
