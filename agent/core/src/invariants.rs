@@ -166,8 +166,8 @@ fn broken_in_record(node: &NodeId, record: &NodeRecord) -> Vec<Broken> {
             broken.push(Broken::new(Invariant::OneNode, format!("{node} names {instance} twice")));
         }
     }
-    if record.begun > record.epoch {
-        let detail = format!("{node} began in epoch {} and is in {}", record.begun, record.epoch);
+    if record.incarnation > record.epoch {
+        let detail = format!("{node} began in epoch {} and is in {}", record.incarnation, record.epoch);
         broken.push(Broken::new(Invariant::Epochs, detail));
     }
     if let Some(migration) = &record.migration {

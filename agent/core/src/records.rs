@@ -191,7 +191,7 @@ pub struct NodeRecord {
     pub epoch: Epoch,
     /// The epoch in which the running state began: a promotion, restore or fresh start, but not a live
     /// migration, which windows and sessions survive.
-    pub begun: Epoch,
+    pub incarnation: Epoch,
     /// The primary; none before the first placement and while nothing can take over.
     pub primary: Option<Member>,
     /// The backups, in the order in which they would be promoted.
@@ -316,10 +316,10 @@ pub enum Phase {
 pub struct WindowsSent {
     /// The display instance.
     pub display: InstanceId,
-    /// The display's `begun` epoch.
-    pub display_begun: Epoch,
-    /// The node's own `begun` epoch.
-    pub begun: Epoch,
+    /// The display's incarnation.
+    pub display_incarnation: Epoch,
+    /// The node's own incarnation.
+    pub incarnation: Epoch,
     /// When the last of them was accepted.
     pub at: UnixMillis,
 }
@@ -437,7 +437,7 @@ impl NodeRecord {
         Self {
             spec,
             epoch: Epoch(0),
-            begun: Epoch(0),
+            incarnation: Epoch(0),
             primary: None,
             backups: Vec::new(),
             migration: None,
@@ -459,7 +459,7 @@ impl NodeRecord {
     #[must_use]
     pub fn since(&self, member: &Member) -> Epoch {
         match member.origin {
-            Origin::Restored(_) => self.begun,
+            Origin::Restored(_) => self.incarnation,
             Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => Epoch(0),
         }
     }

@@ -117,7 +117,7 @@ pub struct Node {
     /// Its epoch.
     pub epoch: Epoch,
     /// The epoch in which the running state began.
-    pub begun: Epoch,
+    pub incarnation: Epoch,
     /// Its primary.
     pub primary: Option<MemberStatus>,
     /// Its backups.
@@ -233,7 +233,7 @@ impl Node {
         Some(Self {
             id: id.clone(),
             epoch: record.epoch,
-            begun: record.begun,
+            incarnation: record.incarnation,
             primary: record.primary.as_ref().map(member),
             backups: record.backups.iter().map(member).collect(),
             migrating_to: record.migration.as_ref().map(|migration| migration.to.clone()),
@@ -251,12 +251,14 @@ impl Node {
 
 fn windows_sent(view: &View, id: &NodeId, record: &NodeRecord) -> bool {
     let display = view.nodes.get(&NodeId::display(id.terminal()));
-    let target =
-        display.and_then(|display| Some((display.value.primary.as_ref()?.instance?, display.value.begun)));
+    let target = display
+        .and_then(|display| Some((display.value.primary.as_ref()?.instance?, display.value.incarnation)));
     let sent = record.primary.as_ref().and_then(|primary| view.fact(primary)).and_then(|fact| fact.windows);
     match (target, sent) {
-        (Some((screen, begun)), Some(sent)) => {
-            sent.display == screen && sent.display_begun == begun && sent.begun == record.begun
+        (Some((screen, incarnation)), Some(sent)) => {
+            sent.display == screen
+                && sent.display_incarnation == incarnation
+                && sent.incarnation == record.incarnation
         }
         _ => false,
     }
@@ -267,7 +269,7 @@ impl MemberStatus {
         let fact = view.fact(member);
         let held = member.origin == Origin::Held;
         let covered = view.checkpoints.get(id).is_some_and(|known| {
-            known.value.valid >= record.begun && known.value.hosts.contains(&member.host)
+            known.value.valid >= record.incarnation && known.value.hosts.contains(&member.host)
         });
         Self {
             host: member.host.clone(),

@@ -257,7 +257,7 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
     let member = |id| Member { host: me(), session: 1, instance: Some(id), origin: Origin::Idle };
     NodeRecord {
         epoch: Epoch(1),
-        begun: Epoch(1),
+        incarnation: Epoch(1),
         primary: primary.map(member),
         ..NodeRecord::new(spec, "token".to_owned())
     }

@@ -30,7 +30,7 @@ async fn protected(store: &dyn Store, id: &NodeId) {
         |host: &str, instance, origin| Member { host: host.parse().unwrap(), session: 1, instance, origin };
     let mut record = NodeRecord::new(spec(), "token".to_owned());
     record.spec.protected = true;
-    (record.epoch, record.begun) = (EPOCH, EPOCH);
+    (record.epoch, record.incarnation) = (EPOCH, EPOCH);
     record.primary = Some(member("host2", Some(instance()), Origin::Created));
     record.backups = vec![member("host1", None, Origin::Held)];
     let mut there = facts(&[]);

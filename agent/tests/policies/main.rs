@@ -186,7 +186,7 @@ async fn with_primary(store: &MemoryStore, id: &NodeId) -> InstanceId {
     let host = "host2".parse().unwrap();
     let member = Member { host, session: 1, instance: Some(instance), origin: Origin::Created };
     let mut record = NodeRecord::new(spec(), "token".to_owned());
-    (record.epoch, record.begun, record.primary) = (Epoch(1), Epoch(1), Some(member));
+    (record.epoch, record.incarnation, record.primary) = (Epoch(1), Epoch(1), Some(member));
     // No backup is wanted, so that none is placed before the failure.
     record.spec.labels.insert("backups".to_owned(), "0".to_owned());
     let mut there = facts(&[1]);

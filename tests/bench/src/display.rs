@@ -72,7 +72,7 @@ fn by_hand(stage: &Stage) -> Result<Duration> {
         .map(|id| {
             let node = node_of(&status, id)?;
             let token = stage.token(id)?;
-            Ok((member(&node)?, id.replace('/', "."), node["begun"].to_string(), token))
+            Ok((member(&node)?, id.replace('/', "."), node["incarnation"].to_string(), token))
         })
         .collect::<Result<Vec<_>>>()?;
     let begun = Instant::now();
@@ -106,7 +106,7 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
         stage.kill_instance(&host, &instance)?;
         let successor = stage.wait("a backup is promoted", LIMIT, |status| {
             let node = node_of(status, DISPLAY)?;
-            if node["begun"] == display["begun"] {
+            if node["incarnation"] == display["incarnation"] {
                 bail!("not yet")
             }
             member(&node)

@@ -40,7 +40,7 @@ pub(crate) fn measure(stage: &Stage, runs: usize, say: &dyn Fn(&str)) -> Result<
         };
         ensure!(start_of(stage.cluster(), address)? == process, "the state was lost: another process counts");
         let after = stage.node(NODE)?;
-        ensure!(after["begun"] != node["begun"], "no failover is on record: {after}");
+        ensure!(after["incarnation"] != node["incarnation"], "no failover is on record: {after}");
         if run > 0 {
             times.push(answered.saturating_sub(killed));
         }

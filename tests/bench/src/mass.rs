@@ -122,7 +122,7 @@ fn lose(stage: &Stage) -> Result<f64> {
         let at =
             node["incident"]["decided"].as_u64().with_context(|| format!("{id}: {}", node["incident"]))?;
         decided = decided.min(time_of_day(Duration::from_millis(at)));
-        let begins = [format!("node={id} "), format!("epoch={} ", node["begun"])];
+        let begins = [format!("node={id} "), format!("epoch={} ", node["incarnation"])];
         let line = log
             .lines()
             .filter(|line| {

@@ -111,7 +111,7 @@ fn in_restore(stage: &Stage, moments: &mut Moments) -> Result<()> {
     for round in 1..=IN_RESTORE {
         stage.wait_whole("alice", 1, REPAIR)?;
         let node = stage.node(NODE)?;
-        let ((primary, instance), begun) = (member(&node)?, node["begun"].clone());
+        let ((primary, instance), begun) = (member(&node)?, node["incarnation"].clone());
         let restores = node["backups"][0]["host"].as_str().context("no backup")?.to_owned();
         let process = start_of(stage.cluster(), address_of(&node)?)?;
         let before = healthy(stage)?;
@@ -122,7 +122,7 @@ fn in_restore(stage: &Stage, moments: &mut Moments) -> Result<()> {
         let what = format!("kill {round} in a restore, of {restores} after {wait:?}");
         let after = stage.wait(&what, REPAIR, |status| {
             let node = node_of(status, NODE)?;
-            ensure!(node["begun"] != begun && node["primary"]["ready"] == true, "{node}");
+            ensure!(node["incarnation"] != begun && node["primary"]["ready"] == true, "{node}");
             Ok(node)
         })?;
         all_live(&before, &[instance], &what)?;
@@ -137,7 +137,7 @@ fn in_drain(stage: &Stage, moments: &mut Moments) -> Result<()> {
     for round in 1..=IN_DRAIN {
         stage.wait_whole("alice", 1, REPAIR)?;
         let node = stage.node(NODE)?;
-        let (source, begun) = (member(&node)?.0, node["begun"].clone());
+        let (source, begun) = (member(&node)?.0, node["incarnation"].clone());
         let process = start_of(stage.cluster(), address_of(&node)?)?;
         let (host, wait) = (moments.host(), moments.wait(Duration::from_secs(8)));
         stage.cli(&["host", "drain", &source])?;
@@ -150,7 +150,11 @@ fn in_drain(stage: &Stage, moments: &mut Moments) -> Result<()> {
             ensure!(node["primary"]["host"] != source.as_str(), "it is still on {source}");
             Ok(node)
         })?;
-        ensure!(after["begun"] == begun, "{what}: it was not moved but begun anew: {}", after["incident"]);
+        ensure!(
+            after["incarnation"] == begun,
+            "{what}: it was not moved but begun anew: {}",
+            after["incident"]
+        );
         let same = start_of(stage.cluster(), address_of(&after)?)?;
         ensure!(same == process, "{what}: another process counts");
         stage.cli(&["host", "undrain", &source])?;

@@ -153,7 +153,7 @@ fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     let node = stage.node(id)?;
     ensure!(node["backups"][0]["host"] == first.as_str(), "the backups have moved: {node}");
     let process = start_of(stage.cluster(), address_of(&node)?)?;
-    let ((primary, instance), begun) = (member(&node)?, node["begun"].clone());
+    let ((primary, instance), begun) = (member(&node)?, node["incarnation"].clone());
     let lacking = stage.host(&first)?;
     // Its agent hears of the assignment and of libvirtd's end at one moment.
     lacking.service(AGENT).signal(Signal::SIGSTOP)?;
@@ -162,8 +162,8 @@ fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     let killed = Instant::now();
     let given = stage.wait("it is given to the host that lacks libvirtd", SAID, |status| {
         let node = node_of(status, id)?;
-        ensure!(node["begun"] != begun && node["primary"]["host"] == first.as_str(), "{node}");
-        Ok(node["begun"].clone())
+        ensure!(node["incarnation"] != begun && node["primary"]["host"] == first.as_str(), "{node}");
+        Ok(node["incarnation"].clone())
     });
     lacking.service(AGENT).signal(Signal::SIGCONT)?;
     let given = given?;
@@ -171,7 +171,7 @@ fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     let went_on = Instant::now();
     let after = stage.wait("it runs elsewhere", ELSEWHERE, |status| {
         let node = node_of(status, id)?;
-        ensure!(node["begun"] != given && node["primary"]["ready"] == true, "{node}");
+        ensure!(node["incarnation"] != given && node["primary"]["ready"] == true, "{node}");
         Ok(node)
     })?;
     eprintln!(

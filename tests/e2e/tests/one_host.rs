@@ -24,7 +24,7 @@ fn replace(stage: &Stage, id: &str) -> Result<Value> {
     stage.kill_instance(&host, &instance)?;
     let successor = stage.wait("another instance takes over", TAKEN_OVER, |status| {
         let seen = node_of(status, id)?;
-        if seen["begun"] == node["begun"] || seen["primary"]["ready"] != true {
+        if seen["incarnation"] == node["incarnation"] || seen["primary"]["ready"] != true {
             bail!("{id} is {}, notes {}", seen["primary"], seen["notes"]);
         }
         Ok(seen)

@@ -36,7 +36,7 @@ pub(crate) struct Truth {
     store: CachedStore,
     /// From which revision on each set of policies was active.
     active_sets: Vec<(u64, u64)>,
-    /// The state that runs under each `begun` epoch of a node.
+    /// The state that runs under each incarnation of a node.
     states: BTreeMap<NodeId, BTreeMap<Epoch, u64>>,
     /// The state of a node that acted last.
     newest: BTreeMap<NodeId, u64>,
@@ -193,21 +193,24 @@ impl World {
             self.fail(broken.to_string());
         }
         for (one, state) in acting {
-            let Some(begun) = self.record(&one.node).and_then(|record| {
+            let Some(incarnation) = self.record(&one.node).and_then(|record| {
                 let primary = record.primary.as_ref()?;
                 let is = primary.instance == Some(one.instance) && primary.host == one.host;
-                is.then_some(record.begun)
+                is.then_some(record.incarnation)
             }) else {
                 continue;
             };
             // Until its host has said that it is ready, nobody has taken it for the node's state.
             let reported = self.reports_ready(&one.host, one.instance);
-            let known = self.truth.states.get(&one.node).and_then(|states| states.get(&begun)).copied();
+            let known = self.truth.states.get(&one.node).and_then(|states| states.get(&incarnation)).copied();
             if reported && known.is_none() {
-                self.truth.states.entry(one.node.clone()).or_default().insert(begun, state);
+                self.truth.states.entry(one.node.clone()).or_default().insert(incarnation, state);
             }
             if known.is_some_and(|known| known != state) {
-                self.fail(format!("{} lost its state within epoch {begun} and nobody was told", one.node));
+                self.fail(format!(
+                    "{} lost its state within epoch {incarnation} and nobody was told",
+                    one.node
+                ));
             }
             if self.truth.newest.get(&one.node) != Some(&state) {
                 self.truth.newest.insert(one.node.clone(), state);
@@ -314,7 +317,7 @@ impl World {
             self.fail(format!("the records break {broken}"));
         }
         let old = before.and_then(|before| before.primary.as_ref());
-        let changed = before.is_some_and(|before| before.begun != after.begun);
+        let changed = before.is_some_and(|before| before.incarnation != after.incarnation);
         if let (Some(old), true) = (old, changed) {
             self.truth.failovers += 1;
             // SAFE-2 and SAFE-7, by what really runs: no earlier primary of this node, on any machine.
@@ -333,7 +336,7 @@ impl World {
             self.truth.waits_since.remove(node);
         }
         if let Some(before) = before {
-            if after.epoch < before.epoch || after.begun < before.begun {
+            if after.epoch < before.epoch || after.incarnation < before.incarnation {
                 self.fail(format!("SAFE-4: the epoch of {node} fell"));
             }
             let moved = after.primary.as_ref().map(|primary| &primary.host) != old.map(|old| &old.host);
@@ -438,7 +441,9 @@ impl World {
         for backup in &record.backups {
             let whole = if record.holds_places(node.role()) {
                 let known = self.truth.store().view().checkpoints.get(node).map(|known| &known.value);
-                known.is_some_and(|known| known.valid >= record.begun && known.hosts.contains(&backup.host))
+                known.is_some_and(|known| {
+                    known.valid >= record.incarnation && known.hosts.contains(&backup.host)
+                })
             } else {
                 self.member(&backup.host, backup.instance).is_some()
             };
@@ -450,7 +455,7 @@ impl World {
             let display = self.record(&NodeId::display(node.terminal()))?;
             let screen = display.primary.as_ref()?;
             let life = self.member(&screen.host, screen.instance).map(|(life, _)| life);
-            if windows != life.map(|life| (life, record.begun)) {
+            if windows != life.map(|life| (life, record.incarnation)) {
                 return Some("has not sent its windows".to_owned());
             }
         }

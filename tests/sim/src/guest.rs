@@ -77,17 +77,17 @@ fn done(memory: &mut Memory, words: &[&str]) -> Option<bool> {
             (memory.node, memory.token) = (Some(node.parse().ok()?), (*token).to_owned());
             Some(true)
         }
-        ["admit", node, begun] => {
-            let begun = Epoch(begun.parse().ok()?);
+        ["admit", node, incarnation] => {
+            let incarnation = Epoch(incarnation.parse().ok()?);
             let admitted = memory.admitted.entry(node.parse().ok()?).or_default();
-            let fits = begun >= *admitted && memory.node.is_some();
+            let fits = incarnation >= *admitted && memory.node.is_some();
             if fits {
-                *admitted = begun;
+                *admitted = incarnation;
             }
             Some(fits)
         }
-        ["sent", life, begun] => {
-            let sent = (life.parse().ok()?, Epoch(begun.parse().ok()?));
+        ["sent", life, incarnation] => {
+            let sent = (life.parse().ok()?, Epoch(incarnation.parse().ok()?));
             memory.windows = memory.node.is_some().then_some(sent);
             Some(memory.node.is_some())
         }

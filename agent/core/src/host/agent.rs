@@ -196,7 +196,7 @@ impl HostAgent {
         self.recovered = true;
         self.local = found;
         self.forget_work();
-        self.recover_begun();
+        self.recover_started();
         self.exited.clear();
         self.show_destroys();
         self.show_restores();

@@ -179,8 +179,8 @@ pub enum HostAction {
     Guard { node: NodeId, instance: InstanceId, epoch: Epoch },
     /// Turn a booted instance into a member.
     Deploy { node: NodeId, instance: InstanceId, epoch: Epoch, spec: Box<NodeSpec> },
-    /// Let windows of `node` in from `begun` on, and none of an older epoch.
-    Admit { instance: InstanceId, node: NodeId, begun: Epoch, token: String },
+    /// Let windows of `node` in from this incarnation on, and none of an older epoch.
+    Admit { instance: InstanceId, node: NodeId, incarnation: Epoch, token: String },
     /// Send all windows of this execution member to the display.
     SendWindows(SendWindows),
     /// Restore this instance from the checkpoint that this host keeps. It stays paused, its link down.
@@ -229,14 +229,14 @@ pub struct SendWindows {
     pub node: NodeId,
     /// The sender.
     pub instance: InstanceId,
-    /// The `begun` epoch of the sender's node.
-    pub begun: Epoch,
+    /// The incarnation of the sender's node.
+    pub incarnation: Epoch,
     /// The secret of the sender's node.
     pub token: String,
     /// The display instance.
     pub display: InstanceId,
-    /// The `begun` epoch of the display node.
-    pub display_begun: Epoch,
+    /// The incarnation of the display node.
+    pub display_incarnation: Epoch,
     /// Where the display's intake listens.
     pub address: Ipv4Addr,
 }

@@ -107,7 +107,7 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
             (!situation.unreadable && !may_speak(situation, instance, migration)).then(missing)
         }
         // Only what was ready once is ever moved: to make it again would lose its state and tell nobody.
-        (Part::Primary, _) if record.epoch > record.begun => Some(missing()),
+        (Part::Primary, _) if record.epoch > record.incarnation => Some(missing()),
         (Part::Primary | Part::Backup | Part::Arriving, _) => match member?.origin {
             Origin::Created if yields(situation, named) => None,
             Origin::Created => {

@@ -269,17 +269,17 @@ fn screen() -> (Cluster, InstanceId, InstanceId) {
     (cluster, display, sender)
 }
 
-fn let_in(cluster: &mut Cluster, begun: Epoch) {
+fn let_in(cluster: &mut Cluster, incarnation: Epoch) {
     cluster.report_primary("alice/display", |fact| {
-        fact.admitted.insert(node("alice/exec-1"), begun);
+        fact.admitted.insert(node("alice/exec-1"), incarnation);
     });
 }
 
 fn handed_over(cluster: &mut Cluster, display: InstanceId) {
-    let (display_begun, begun) =
-        (cluster.record("alice/display").begun, cluster.record("alice/exec-1").begun);
+    let (display_incarnation, incarnation) =
+        (cluster.record("alice/display").incarnation, cluster.record("alice/exec-1").incarnation);
     cluster.report_primary("alice/exec-1", |fact| {
-        fact.windows = Some(WindowsSent { display, display_begun, begun, at: UnixMillis(1) });
+        fact.windows = Some(WindowsSent { display, display_incarnation, incarnation, at: UnixMillis(1) });
     });
 }
 
@@ -297,7 +297,7 @@ fn a_display_lets_in_each_execution_node_and_so_does_its_backup() {
         assert!(found.contains(&HostAction::Admit {
             instance: member.instance.unwrap(),
             node: node("alice/exec-1"),
-            begun: Epoch(1),
+            incarnation: Epoch(1),
             token: "token".to_owned(),
         }));
     }

@@ -18,14 +18,14 @@ pub(super) fn admit(
     situation
         .nodes
         .of_terminal(display.terminal())
-        .filter(|(node, record)| node.role() == Role::Execution && record.value.begun > Epoch(0))
+        .filter(|(node, record)| node.role() == Role::Execution && record.value.incarnation > Epoch(0))
         .find(|(node, record)| {
-            local.fact.admitted.get(node).is_none_or(|admitted| *admitted < record.value.begun)
+            local.fact.admitted.get(node).is_none_or(|admitted| *admitted < record.value.incarnation)
         })
         .map(|(node, record)| HostAction::Admit {
             instance,
             node: node.clone(),
-            begun: record.value.begun,
+            incarnation: record.value.incarnation,
             token: record.value.token.clone(),
         })
 }
@@ -42,7 +42,9 @@ pub(super) fn send_windows(
     let primary = display.value.primary.as_ref()?;
     let screen = primary.instance?;
     let sent = |sent: &WindowsSent| {
-        sent.display == screen && sent.display_begun == display.value.begun && sent.begun == record.begun
+        sent.display == screen
+            && sent.display_incarnation == display.value.incarnation
+            && sent.incarnation == record.incarnation
     };
     if local.paused || local.fact.windows.as_ref().is_some_and(sent) {
         return None;
@@ -52,17 +54,17 @@ pub(super) fn send_windows(
     } else {
         situation.hosts.get(&primary.host)?.instance(screen)?
     };
-    let lets_in = fact.admitted.get(node).is_some_and(|admitted| *admitted >= record.begun);
+    let lets_in = fact.admitted.get(node).is_some_and(|admitted| *admitted >= record.incarnation);
     if fact.phase != Phase::Ready || !lets_in {
         return None;
     }
     Some(HostAction::SendWindows(SendWindows {
         node: node.clone(),
         instance,
-        begun: record.begun,
+        incarnation: record.incarnation,
         token: record.token.clone(),
         display: screen,
-        display_begun: display.value.begun,
+        display_incarnation: display.value.incarnation,
         address: fact.address?,
     }))
 }

@@ -51,7 +51,7 @@ impl Change<'_> {
         let same = |new: &&Member| {
             self.before.primary.as_ref().is_some_and(|old| {
                 (&old.host, old.session, old.instance) == (&new.host, new.session, new.instance)
-                    && self.before.begun == self.after.begun
+                    && self.before.incarnation == self.after.incarnation
             })
         };
         self.after.primary.as_ref().filter(|new| !same(new))
@@ -63,18 +63,19 @@ impl Change<'_> {
             return false;
         };
         let there = (&migration.to, migration.to_session, old.instance, Origin::Migrated);
-        there == (&new.host, new.session, new.instance, new.origin) && self.before.begun == self.after.begun
+        there == (&new.host, new.session, new.instance, new.origin)
+            && self.before.incarnation == self.after.incarnation
     }
 
     fn epochs(&self) -> Vec<Broken> {
         let (node, before, after) = (self.node, self.before, self.after);
         let mut broken = Vec::new();
-        if after.epoch < before.epoch || after.begun < before.begun {
+        if after.epoch < before.epoch || after.incarnation < before.incarnation {
             let detail = format!("the epoch of {node} falls from {} to {}", before.epoch, after.epoch);
             broken.push(Broken::new(Invariant::Epochs, detail));
         }
         let fresh = self.successor().is_some_and(|new| !self.has_moved(new));
-        if fresh && !(after.epoch > before.epoch && after.begun > before.epoch) {
+        if fresh && !(after.epoch > before.epoch && after.incarnation > before.epoch) {
             let detail = format!("{node} has another primary in epoch {}", after.epoch);
             broken.push(Broken::new(Invariant::Epochs, detail));
         }
@@ -128,7 +129,7 @@ impl Change<'_> {
     fn checkpoint(&self) -> Vec<Broken> {
         let node = self.node;
         let known = self.view.checkpoints.get(node);
-        let begins = self.after.begun > self.before.begun;
+        let begins = self.after.incarnation > self.before.incarnation;
         let wrong = |detail: String| vec![Broken::new(Invariant::CompleteCheckpoint, detail)];
         let restored = self.successor().filter(|_| begins).and_then(|new| match new.origin {
             Origin::Restored(id) => Some((new, id)),
@@ -138,17 +139,17 @@ impl Change<'_> {
             (Some((new, id)), Some(known), CheckpointChange::Replace(revision, record)) => {
                 let is_right = |image: &CheckpointRecord| {
                     image.id == id
-                        && image.valid >= self.before.begun
+                        && image.valid >= self.before.incarnation
                         && image.hosts.contains(&new.host)
                         && Some(image.instance) == new.instance
                         && record.hosts.iter().all(|host| image.hosts.contains(host))
                 };
-                let becomes = (record.id, record.valid) == (id, self.after.begun);
+                let becomes = (record.id, record.valid) == (id, self.after.incarnation);
                 // Beside it the other one may stay, for the case that this one is damaged.
                 let is_other = |kept: &CheckpointRecord| {
                     known.value.copies().any(|image| {
                         let named = kept.hosts.iter().all(|host| image.hosts.contains(host));
-                        image.id == kept.id && image.valid >= self.before.begun && named
+                        image.id == kept.id && image.valid >= self.before.incarnation && named
                     })
                 };
                 let other = record.earlier.as_deref().is_none_or(|kept| kept.id != id && is_other(kept));
@@ -184,7 +185,10 @@ impl Change<'_> {
     fn state(&self) -> Option<Broken> {
         let (node, before, after) = (self.node, self.before, self.after);
         let afresh = self.successor().filter(|new| !matches!(new.origin, Origin::Restored(_)))?;
-        if before.primary.is_none() || !before.holds_places(node.role()) || after.begun == before.begun {
+        if before.primary.is_none()
+            || !before.holds_places(node.role())
+            || after.incarnation == before.incarnation
+        {
             return None;
         }
         let waited = before.state_wait.as_ref();
@@ -215,7 +219,7 @@ impl Change<'_> {
             !failed(copy, host) && ((there && (!works || has_room)) || waited < STATE_WAIT)
         };
         let copies = self.view.checkpoints.get(node)?.value.copies();
-        let mut copies = copies.filter(|copy| copy.valid >= before.begun);
+        let mut copies = copies.filter(|copy| copy.valid >= before.incarnation);
         copies.find_map(|copy| {
             let host = copy.hosts.iter().find(|host| may_be_had(copy, host))?;
             let detail = format!(
@@ -335,7 +339,8 @@ struct Died<'a> {
 impl Died<'_> {
     fn at_source(&self, old: &Member) -> bool {
         // Under a restored instance's id its host may still report the life that was restored.
-        let since = if matches!(old.origin, Origin::Restored(_)) { self.record.begun } else { Epoch(0) };
+        let since =
+            if matches!(old.origin, Origin::Restored(_)) { self.record.incarnation } else { Epoch(0) };
         self.at(&old.host, (old.session, since), old.instance)
     }
 

@@ -58,7 +58,7 @@ fn a_promotion_over_a_living_primary_breaks_safe_2() {
     let cluster = Cluster::of(3).with(&["alice/display"]);
     let promote = |record: &mut NodeRecord| {
         record.epoch = record.epoch.next();
-        record.begun = record.epoch;
+        record.incarnation = record.epoch;
         record.primary = record.backups.pop();
     };
     let assignment = decision(&cluster, "alice/display", promote);
@@ -192,7 +192,7 @@ fn a_migration_cut_short_breaks_safe_7() {
     cluster.kill_primary("alice/exec-1");
     let promotes = decision(&cluster, "alice/exec-1", |record| {
         record.epoch = record.epoch.next();
-        record.begun = record.epoch;
+        record.incarnation = record.epoch;
         record.migration = None;
         let primary = record.primary.as_mut().unwrap();
         primary.host = record.backups.pop().unwrap().host;
@@ -219,7 +219,7 @@ fn a_migration_cut_short_breaks_safe_7() {
 fn a_death_is_the_end_of_its_lease_or_the_word_of_that_very_lease_about_that_life() {
     let promoted = |record: &mut NodeRecord| {
         record.epoch = record.epoch.next();
-        record.begun = record.epoch;
+        record.incarnation = record.epoch;
         let backup = record.backups.remove(0);
         record.primary = Some(Member { origin: Origin::Promoted, ..backup });
     };

@@ -84,7 +84,7 @@ fn can_take_over(leader: &Leader, node: &NodeId, record: &NodeRecord, backup: &M
     match backup.instance {
         Some(_) => leader.view.is_ready(record, backup),
         None => leader.view.checkpoints.get(node).is_some_and(|known| {
-            known.value.valid >= record.begun && known.value.hosts.contains(&backup.host)
+            known.value.valid >= record.incarnation && known.value.hosts.contains(&backup.host)
         }),
     }
 }

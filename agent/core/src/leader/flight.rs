@@ -88,13 +88,15 @@ impl Leader {
             }
         }
         // Whoever gets another primary comes first, then all in the order of their names.
-        decisions.assignments.sort_by_cached_key(|one| one.record.begun == self.begun_before(&one.node));
+        decisions
+            .assignments
+            .sort_by_cached_key(|one| one.record.incarnation == self.incarnation_before(&one.node));
         self.tell_deficits();
         decisions
     }
 
-    fn begun_before(&self, node: &NodeId) -> Epoch {
-        self.before.nodes.get(node).map(|known| known.value.begun).unwrap_or_default()
+    fn incarnation_before(&self, node: &NodeId) -> Epoch {
+        self.before.nodes.get(node).map(|known| known.value.incarnation).unwrap_or_default()
     }
 
     fn assignment(&self, node: &NodeId) -> Option<Assignment> {

@@ -230,7 +230,7 @@ fn install(
     let taken = successor.member;
     leader.change(node, reason, |record| {
         record.epoch = record.epoch.next();
-        record.begun = record.epoch;
+        record.incarnation = record.epoch;
         record.backups.retain(|backup| backup.host != taken.host);
         if let Some(Found { cause, found }) = death {
             let epoch = record.epoch;
@@ -255,10 +255,9 @@ fn install(
 /// What failed is what its successors stand in for: one that was never ready is a step on the way back, and no failure of
 /// its own. Whether there was one.
 fn first_failure(before: &NodeRecord, death: Option<Found>) -> (Option<Found>, bool) {
-    let open = before
-        .incident
-        .as_ref()
-        .filter(|incident| death.is_some() && incident.epoch == before.begun && incident.ready.is_none());
+    let open = before.incident.as_ref().filter(|incident| {
+        death.is_some() && incident.epoch == before.incarnation && incident.ready.is_none()
+    });
     match open {
         Some(incident) => (Some(Found { cause: incident.cause.clone(), found: incident.found }), true),
         None => (death, false),

@@ -77,7 +77,7 @@ pub(super) fn from_checkpoint(
     death: Option<&Found>,
 ) -> Step {
     let Some(known) = leader.view.checkpoints.get(node) else { return Step::Nothing };
-    let copies = || known.value.copies().filter(|copy| copy.valid >= record.begun);
+    let copies = || known.value.copies().filter(|copy| copy.valid >= record.incarnation);
     let waits = Waits { leader, node, wait: record.state_wait, found: death.map(|death| death.found) };
     let mut hindered = Vec::new();
     for copy in copies() {
@@ -188,7 +188,7 @@ fn restored(
         let hosts = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host)).cloned().collect();
         CheckpointRecord { valid: record.epoch.next(), hosts, earlier: None, ..copy.clone() }
     };
-    let other = known.copies().find(|other| other.id != copy.id && other.valid >= record.begun);
+    let other = known.copies().find(|other| other.id != copy.id && other.valid >= record.incarnation);
     let other = other.map(kept).filter(|other| !other.hosts.is_empty());
     let newer = known.copies().map(|copy| copy.id).find(|id| *id > copy.id);
     let older = newer.map_or_else(String::new, |newer| format!(", older than {newer}, which cannot be had"));
@@ -224,7 +224,7 @@ impl Waits<'_> {
     }
 
     fn until(&self, longest: std::time::Duration, hindered: &[Hindered<'_>]) -> String {
-        let wait = self.wait.unwrap_or_else(|| StateWait::begun(self.leader.now.wall));
+        let wait = self.wait.unwrap_or_else(|| StateWait::incarnation(self.leader.now.wall));
         self.text(&format!(" until {}", time_of_day(wait.ends(longest))), hindered)
     }
 
@@ -259,7 +259,7 @@ fn time_of_day(at: UnixMillis) -> String {
 pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRecord, why: &str) {
     let now = leader.now.wall;
     match record.state_wait {
-        None => leader.change(node, why, |record| record.state_wait = Some(StateWait::begun(now))),
+        None => leader.change(node, why, |record| record.state_wait = Some(StateWait::incarnation(now))),
         Some(wait) if wait.waited(now) < STATE_WAIT && wait.is_due(now) => {
             let wait = wait.counted(now);
             let reason = format!("has waited {} s for its state", wait.waited(now).as_secs());

@@ -117,11 +117,13 @@ fn arrive(leader: &mut Leader, node: &NodeId, primary: &Member, migration: &Migr
 
 fn timeline(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
     let (Some(incident), Some(primary)) = (&record.incident, &record.primary) else { return };
-    if incident.epoch != record.begun || incident.windows.is_some() {
+    if incident.epoch != record.incarnation || incident.windows.is_some() {
         return;
     }
-    let fact =
-        leader.view.fact(primary).filter(|fact| fact.phase == Phase::Ready && fact.epoch >= record.begun);
+    let fact = leader
+        .view
+        .fact(primary)
+        .filter(|fact| fact.phase == Phase::Ready && fact.epoch >= record.incarnation);
     let Some(fact) = fact else { return };
     if incident.ready.is_none() {
         // A promoted backup was ready long before it was needed.
@@ -151,8 +153,9 @@ fn windows_back(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Option<U
     let screen = display.primary.as_ref()?.instance?;
     let handed_over = |sender: &NodeRecord| -> Option<UnixMillis> {
         let sent = leader.view.fact(sender.primary.as_ref()?)?.windows?;
-        let current =
-            sent.display == screen && sent.display_begun == display.begun && sent.begun == sender.begun;
+        let current = sent.display == screen
+            && sent.display_incarnation == display.incarnation
+            && sent.incarnation == sender.incarnation;
         current.then_some(sent.at)
     };
     match node.role() {
@@ -161,7 +164,7 @@ fn windows_back(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Option<U
             .view
             .nodes
             .of_terminal(node.terminal())
-            .filter(|(other, record)| other.role() == Role::Execution && record.value.begun > Epoch(0))
+            .filter(|(other, record)| other.role() == Role::Execution && record.value.incarnation > Epoch(0))
             .map(|(_, sender)| handed_over(&sender.value))
             .try_fold(record.incident.as_ref()?.decided, |latest, at| Some(latest.max(at?))),
     }

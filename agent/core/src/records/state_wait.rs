@@ -31,7 +31,7 @@ impl StateWait {
 
     /// A wait that begins.
     #[must_use]
-    pub fn begun(at: UnixMillis) -> Self {
+    pub fn incarnation(at: UnixMillis) -> Self {
         Self { waited_ms: 0, at, given_up: false }
     }
 
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn time_is_added_up_step_by_step() {
-        let mut wait = StateWait::begun(START);
+        let mut wait = StateWait::incarnation(START);
         for seconds in 1..=120 {
             let now = later(seconds);
             assert_eq!(wait.waited(now), Duration::from_secs(seconds));

@@ -47,7 +47,7 @@ impl View {
         let record = &self.nodes.get(&NodeId::display(terminal))?.value;
         let fact = record.primary.as_ref().and_then(|primary| self.fact(primary));
         let address = fact.filter(|fact| fact.phase == Phase::Ready).and_then(|fact| fact.address);
-        Some(Display { epoch: record.begun, address })
+        Some(Display { epoch: record.incarnation, address })
     }
 
     /// The gateways of all hosts that have one.
@@ -104,16 +104,16 @@ mod tests {
     #[test]
     fn a_screen_is_where_the_ready_primary_of_the_display_node_is() {
         let mut cluster = cluster();
-        let begun = cluster.record("alice/display").begun;
+        let incarnation = cluster.record("alice/display").incarnation;
         let address = Some(Ipv4Addr::new(10, 0, 0, 1));
-        assert_eq!(cluster.view.display(&terminal("alice")), Some(Display { epoch: begun, address }));
+        assert_eq!(cluster.view.display(&terminal("alice")), Some(Display { epoch: incarnation, address }));
         assert_eq!(cluster.view.display(&terminal("carol")), None, "there is no such terminal");
 
         let (host, instance) = cluster.primary("alice/display");
         let phase = |cluster: &mut Cluster, phase| {
             cluster.facts(host.as_str()).instances.get_mut(&instance).unwrap().phase = phase;
         };
-        let waits = Some(Display { epoch: begun, address: None });
+        let waits = Some(Display { epoch: incarnation, address: None });
         for elsewhere in [Phase::Booting, Phase::Deploying, Phase::Restoring] {
             phase(&mut cluster, elsewhere.clone());
             assert_eq!(cluster.view.display(&terminal("alice")), waits, "{elsewhere:?}");
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(cluster.view.display(&terminal("alice")), waits, "what a lost host says");
         cluster.edit("bob/display", |record| record.primary = None);
         let waits = cluster.view.display(&terminal("bob")).unwrap();
-        assert_eq!((waits.epoch, waits.address), (cluster.record("bob/display").begun, None));
+        assert_eq!((waits.epoch, waits.address), (cluster.record("bob/display").incarnation, None));
 
         cluster.view.nodes.remove(&node("bob/display"));
         assert_eq!(cluster.view.display(&terminal("bob")), None, "its display node is deleted");

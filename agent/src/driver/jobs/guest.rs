@@ -95,10 +95,10 @@ pub(super) fn admit(
     parts: &Parts,
     instance: InstanceId,
     node: &NodeId,
-    begun: Epoch,
+    incarnation: Epoch,
     token: &str,
 ) -> Outcome {
-    let words = ["display", "admit", &guest_name(node), &begun.to_string(), token];
+    let words = ["display", "admit", &guest_name(node), &incarnation.to_string(), token];
     match us(parts, instance, &words, "", WINDOWS) {
         Ok(()) => Outcome::Done,
         Err(reason) => Outcome::Failed(reason),
@@ -107,13 +107,13 @@ pub(super) fn admit(
 
 pub(super) fn send_windows(parts: &Parts, send: &SendWindows) -> Outcome {
     let to = format!("{}:{INTAKE_PORT}", send.address);
-    let words = ["exec", "send", &guest_name(&send.node), &send.begun.to_string(), &send.token, &to];
+    let words = ["exec", "send", &guest_name(&send.node), &send.incarnation.to_string(), &send.token, &to];
     tracing::info!(node = %send.node, instance = %send.instance, display = %send.display, %to, "sending windows");
     match us(parts, send.instance, &words, "", WINDOWS) {
         Ok(()) => Outcome::WindowsSent(WindowsSent {
             display: send.display,
-            display_begun: send.display_begun,
-            begun: send.begun,
+            display_incarnation: send.display_incarnation,
+            incarnation: send.incarnation,
             at: now().wall,
         }),
         Err(reason) => Outcome::Failed(reason),

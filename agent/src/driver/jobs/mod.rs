@@ -81,7 +81,9 @@ fn run(parts: &Parts, action: &HostAction, whose: Whose, address: Option<Ipv4Add
         }
         HostAction::Guard { epoch, .. } => guard(parts, whose, *epoch, address),
         HostAction::Deploy { node, spec, .. } => guest::deploy(parts, instance, node, spec, address),
-        HostAction::Admit { node, begun, token, .. } => guest::admit(parts, instance, node, *begun, token),
+        HostAction::Admit { node, incarnation, token, .. } => {
+            guest::admit(parts, instance, node, *incarnation, token)
+        }
         HostAction::SendWindows(send) => guest::send_windows(parts, send),
         HostAction::Restore { node, epoch, checkpoint, environment, .. } => {
             domain::restore(parts, node, instance, (*epoch, *checkpoint), environment)

@@ -85,7 +85,7 @@ async fn hear(rig: &mut Rig) {
 #[tokio::test]
 async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
     let mut unplaced = record(None);
-    (unplaced.epoch, unplaced.begun) = Default::default();
+    (unplaced.epoch, unplaced.incarnation) = Default::default();
     for (stands, written) in [(b"{\"newer\": true}".to_vec(), false), (encode(&unplaced), true)] {
         let mut rig = Rig::new();
         let store = rig.driver.parts.store.clone();

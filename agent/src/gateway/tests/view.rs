@@ -82,7 +82,7 @@ fn record(epoch: u64, primary: Member) -> NodeRecord {
     };
     NodeRecord {
         epoch: Epoch(epoch),
-        begun: Epoch(epoch),
+        incarnation: Epoch(epoch),
         primary: Some(primary),
         ..NodeRecord::new(spec, "token".to_owned())
     }

@@ -30,10 +30,10 @@ impl Story<'_> {
         let killed_at = watches.each_ref().map(Watch::elapsed);
         let (killed, fault) = (Instant::now(), UnixMs::now());
         self.stage.kill_instance(&host, &instance)?;
-        let epoch = display_before["begun"].as_u64().unwrap_or(0);
+        let epoch = display_before["incarnation"].as_u64().unwrap_or(0);
         let after = self.stage.wait("a backup is promoted", ACT, |status| {
             let node = node_of(status, "alice/display")?;
-            let newer = node["begun"].as_u64().unwrap_or(0) > epoch && node["primary"]["ready"] == true;
+            let newer = node["incarnation"].as_u64().unwrap_or(0) > epoch && node["primary"]["ready"] == true;
             if newer { Ok(node) } else { bail!("display is {}", node["primary"]) }
         })?;
         act.phase("promoted (seen in status)", killed.elapsed());
@@ -117,10 +117,10 @@ impl Story<'_> {
                 .map_or_else(ToString::to_string, |_| format!("{:.1} s", cut.elapsed().as_secs_f64())),
         );
         act.phase("page shows a display through another gateway", cut.elapsed());
-        let begun = node["begun"].as_u64().unwrap_or(0);
+        let begun = node["incarnation"].as_u64().unwrap_or(0);
         let after = self.stage.wait("the node is restored", ACT, |status| {
             let node = node_of(status, id)?;
-            let newer = node["begun"].as_u64().unwrap_or(0) > begun && node["primary"]["ready"] == true;
+            let newer = node["incarnation"].as_u64().unwrap_or(0) > begun && node["primary"]["ready"] == true;
             if newer { Ok(node) } else { bail!("{id} is {}", node["primary"]) }
         })?;
         act.phase("restored and ready (seen in status)", cut.elapsed());

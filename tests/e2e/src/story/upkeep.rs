@@ -124,7 +124,7 @@ fn primaries_left(host: &str, before: &Value, after: &Value) -> Result<Vec<(Stri
         let (to, instance) = member(&new)?;
         let migrated = to != host
             && old["primary"]["instance"] == *instance
-            && new["begun"] == old["begun"]
+            && new["incarnation"] == old["incarnation"]
             && new["incident"]["epoch"] == old["incident"]["epoch"];
         let how = if migrated { "migrated" } else { "NOT migrated" };
         left.push((format!("{id} {how} from {host} to {to} as {instance}"), migrated));
@@ -161,7 +161,7 @@ mod tests {
             .zip(1..)
             .map(|((id, host), instance)| {
                 json!({
-                    "id": id, "begun": 4, "migrating_to": null, "incident": { "epoch": 4 },
+                    "id": id, "incarnation": 4, "migrating_to": null, "incident": { "epoch": 4 },
                     "primary": { "host": host, "instance": format!("i{instance}") },
                     "backups": [{ "host": "host3", "instance": null }],
                 })
@@ -179,7 +179,7 @@ mod tests {
     fn every_primary_of_the_host_is_judged_and_no_other() {
         assert_eq!(migrated(&status(["host3", "host2", "host2"])), [true, true]);
         assert_eq!(migrated(&status(["host2", "host2", "host1"])), [true, false], "exec-2 stayed");
-        for (key, value) in [("begun", json!(5)), ("incident", json!({ "epoch": 5 }))] {
+        for (key, value) in [("incarnation", json!(5)), ("incident", json!({ "epoch": 5 }))] {
             let mut failed_over = status(["host2", "host2", "host2"]);
             failed_over["terminals"][0]["nodes"][2][key] = value;
             assert_eq!(migrated(&failed_over), [true, false], "{key}");

@@ -80,7 +80,7 @@ impl Cluster {
     fn add_node(&mut self, node: &NodeId, at: HostId, backup: HostId) -> InstanceId {
         let instance = InstanceId::derived(node, EPOCH, &at, 0);
         let mut record = NodeRecord::new(spec(node.role()), "00112233445566778899aabbccddeeff".to_owned());
-        (record.epoch, record.begun) = (EPOCH, EPOCH);
+        (record.epoch, record.incarnation) = (EPOCH, EPOCH);
         record.primary =
             Some(Member { host: at, session: 1, instance: Some(instance), origin: Origin::Created });
         record.backups =
@@ -170,7 +170,7 @@ impl Cluster {
         let facts = self.host_mut(name)?.facts.as_mut().context("it has not reported")?;
         let (&display, fact) = Arc::make_mut(facts).instances.iter_mut().next().context("it runs nothing")?;
         // That they were sent to itself is not looked at where there is no display node.
-        fact.windows = Some(WindowsSent { display, display_begun: EPOCH, begun: EPOCH, at });
+        fact.windows = Some(WindowsSent { display, display_incarnation: EPOCH, incarnation: EPOCH, at });
         Ok(facts.as_ref().clone())
     }
 

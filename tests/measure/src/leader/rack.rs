@@ -44,7 +44,7 @@ struct Rack {
     cluster: Cluster,
     leader: Leader,
     silent: BTreeSet<HostId>,
-    begun: Duration,
+    incarnation: Duration,
     steps: Vec<Step>,
 }
 
@@ -53,8 +53,8 @@ pub(crate) fn measure(hosts: usize, lost: usize) -> Result<Lost> {
     let cluster = Cluster::of(hosts)?;
     let leader = at_rest(&cluster, Policies::default())?;
     let silent = (0..lost).map(host).collect::<Result<BTreeSet<HostId>>>()?;
-    let (nodes, begun) = (cluster.view.nodes.len(), Duration::from_nanos(cluster.now.boottime.0));
-    let mut rack = Rack { cluster, leader, silent, begun, steps: Vec::new() };
+    let (nodes, incarnation) = (cluster.view.nodes.len(), Duration::from_nanos(cluster.now.boottime.0));
+    let mut rack = Rack { cluster, leader, silent, incarnation, steps: Vec::new() };
     let bounds = Profile::Safe.bounds();
     while rack.expired() < lost || rack.cluster.check().is_err() {
         ensure!(rack.elapsed() < LIMIT, "not whole after {LIMIT:?}: {:?}", rack.cluster.check());
@@ -66,7 +66,7 @@ pub(crate) fn measure(hosts: usize, lost: usize) -> Result<Lost> {
 
 impl Rack {
     fn elapsed(&self) -> Duration {
-        Duration::from_nanos(self.cluster.now.boottime.0).saturating_sub(self.begun)
+        Duration::from_nanos(self.cluster.now.boottime.0).saturating_sub(self.incarnation)
     }
 
     fn expired(&self) -> usize {

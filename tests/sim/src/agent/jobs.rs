@@ -47,7 +47,7 @@ pub(super) struct Job {
     patience: u64,
     fails: bool,
     /// How that went which it does first, of what takes time afterwards.
-    begun: Result<(), String>,
+    incarnation: Result<(), String>,
 }
 
 impl Job {
@@ -71,8 +71,8 @@ impl Job {
         };
         let until = world.now + world.duration(least, most);
         let (patience, fails) = (world.now + BOOT_MS, world.work_fails());
-        let begun = begin(world, me, agent, &of);
-        Self { id, fails, of, until, patience, begun }
+        let incarnation = begin(world, me, agent, &of);
+        Self { id, fails, of, until, patience, incarnation }
     }
 }
 
@@ -165,8 +165,8 @@ impl Agent {
             HostAction::CreateIdle(_) | HostAction::Create { .. } => return self.booted(world, me, job),
             HostAction::Guard { epoch, .. } => guard(world, me, &job.of, *epoch),
             HostAction::Deploy { node, .. } => self.deploy(world, me, instance, node, job.fails),
-            HostAction::Admit { node, begun, .. } => {
-                let words = ["admit", &node.to_string(), &begun.0.to_string()];
+            HostAction::Admit { node, incarnation, .. } => {
+                let words = ["admit", &node.to_string(), &incarnation.0.to_string()];
                 us(world, me, instance, &words).map_or_else(Outcome::Failed, |()| Outcome::Done)
             }
             HostAction::SendWindows(send) => send_windows(world, me, send),
@@ -188,7 +188,7 @@ impl Agent {
     fn booted(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
         let instance = job.of.instance;
         let hypervisor = &world.machine(me).hypervisor;
-        let why = match std::mem::replace(&mut job.begun, Ok(())) {
+        let why = match std::mem::replace(&mut job.incarnation, Ok(())) {
             Err(why) => why,
             Ok(()) => match hypervisor.guest_ping(instance, PATIENCE) {
                 Ok(()) if job.fails => "the guest's agent does not answer".to_owned(),
@@ -351,7 +351,7 @@ impl Agent {
 
     fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {
         let HostAction::Checkpoint { node, epoch, .. } = &job.of.action else { return Outcome::Done };
-        if let Err(why) = std::mem::replace(&mut job.begun, Ok(())) {
+        if let Err(why) = std::mem::replace(&mut job.incarnation, Ok(())) {
             return Outcome::Failed(why);
         }
         self.copies.keep(node.clone(), checkpoint_id(&job.of, *epoch));
@@ -432,11 +432,11 @@ fn send_windows(world: &mut World, me: &HostId, send: &SendWindows) -> Outcome {
     let Some(life) = world.intake(me, send) else {
         return Outcome::Failed("the display does not take them".to_owned());
     };
-    let words = ["sent", &life.to_string(), &send.begun.0.to_string()];
+    let words = ["sent", &life.to_string(), &send.incarnation.0.to_string()];
     if let Err(why) = us(world, me, send.instance, &words) {
         return Outcome::Failed(why);
     }
-    world.note(format!("windows of {} are sent, epoch {}", send.node, send.begun));
-    let SendWindows { display, display_begun, begun, .. } = *send;
-    Outcome::WindowsSent(WindowsSent { display, display_begun, begun, at })
+    world.note(format!("windows of {} are sent, epoch {}", send.node, send.incarnation));
+    let SendWindows { display, display_incarnation, incarnation, .. } = *send;
+    Outcome::WindowsSent(WindowsSent { display, display_incarnation, incarnation, at })
 }

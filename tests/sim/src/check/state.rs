@@ -49,7 +49,7 @@ impl World {
         if waited + 2 * millis(STATE_WAIT_STEP) >= millis(STATE_WAIT) {
             return;
         }
-        let valid = copies.copies().filter(|copy| copy.valid >= before.begun);
+        let valid = copies.copies().filter(|copy| copy.valid >= before.incarnation);
         let has = |host: &HostId, id: CheckpointId| {
             let images = self.machine(host).images.get(node);
             let failed = self.truth.failed_copies.contains(&(node.clone(), host.clone(), id));
@@ -72,7 +72,7 @@ impl World {
         let failed = facts.instances.iter().filter_map(|(instance, fact)| {
             let Phase::Dead { death: Death::DeployFailed { .. }, .. } = fact.phase else { return None };
             let node = fact.node.as_ref()?;
-            let record = self.record(node).filter(|record| fact.epoch >= record.begun)?;
+            let record = self.record(node).filter(|record| fact.epoch >= record.incarnation)?;
             let primary = record.primary.as_ref().filter(|primary| &primary.host == host)?;
             match primary.origin {
                 Origin::Restored(id) if primary.instance == Some(*instance) => {

@@ -21,7 +21,7 @@ impl World {
     /// The life of the display's guest, if its intake takes the windows.
     pub(crate) fn intake(&self, from: &HostId, send: &SendWindows) -> Option<u64> {
         let life = |instance: &Instance<Memory>| {
-            let admitted = instance.memory().admitted.get(&send.node) == Some(&send.begun);
+            let admitted = instance.memory().admitted.get(&send.node) == Some(&send.incarnation);
             (is_member(instance) && admitted).then(|| instance.memory().life)
         };
         let reached = |(host, machine): &(&HostId, &Machine)| machine.runs() && self.reach(from, host);

@@ -102,8 +102,8 @@ impl HostAgent {
             (HostAction::Deploy { .. }, Outcome::Unsure(detail)) if self.local.contains_key(&instance) => {
                 self.destroy_as(instance, Death::DeployFailed { detail });
             }
-            (HostAction::Admit { node, begun, .. }, Outcome::Done) => self.edit(instance, |local| {
-                local.fact.admitted.insert(node, begun);
+            (HostAction::Admit { node, incarnation, .. }, Outcome::Done) => self.edit(instance, |local| {
+                local.fact.admitted.insert(node, incarnation);
             }),
             (HostAction::SendWindows(_), Outcome::WindowsSent(sent)) => {
                 self.edit(instance, |local| local.fact.windows = Some(sent));

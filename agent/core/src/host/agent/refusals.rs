@@ -20,7 +20,7 @@ use crate::units::Boottime;
 #[derive(Debug, Default)]
 pub(super) struct Ability {
     unable: BTreeMap<Service, Boottime>,
-    begun: BTreeSet<(InstanceId, Epoch)>,
+    started: BTreeSet<(InstanceId, Epoch)>,
 }
 
 impl HostAgent {
@@ -40,14 +40,14 @@ impl HostAgent {
 
     /// From here on it may act for its node.
     pub(super) fn begins(&mut self, instance: InstanceId, epoch: Epoch) {
-        self.ability.begun.insert((instance, epoch));
+        self.ability.started.insert((instance, epoch));
     }
 
     /// An earlier agent may have begun whatever lives here and has a name.
-    pub(super) fn recover_begun(&mut self) {
+    pub(super) fn recover_started(&mut self) {
         let named = self.members_here();
         let named = named.filter_map(|(_, record, member)| Some((member.instance?, record.epoch)));
-        self.ability.begun = named.filter(|(instance, _)| self.lives(*instance)).collect();
+        self.ability.started = named.filter(|(instance, _)| self.lives(*instance)).collect();
     }
 
     /// When what cannot be begun is given back, for each service that does not answer.
@@ -105,20 +105,20 @@ impl HostAgent {
             || record.migration.is_some()
             || self.destroys.contains_key(&instance)
             || self.starting.iter().any(|(made, _)| *made == instance)
-            || self.ability.begun.contains(&(instance, record.epoch));
+            || self.ability.started.contains(&(instance, record.epoch));
         let local = self.local.get(&instance);
         let waits = match member.origin {
             Origin::Created => local.is_none_or(|local| is_fresh(node, local)),
             Origin::Idle => local.is_some_and(|local| is_fresh(node, local)),
             Origin::Restored(_) => local.is_none_or(|local| match local.fact.phase {
                 Phase::Restoring => true,
-                Phase::Dead { .. } => local.fact.epoch < record.begun,
+                Phase::Dead { .. } => local.fact.epoch < record.incarnation,
                 Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Ready => false,
             }),
             // Ready, and not acknowledged by the guard as the primary that it is to be.
-            Origin::Promoted => {
-                local.is_some_and(|local| local.fact.phase == Phase::Ready && local.fact.epoch < record.begun)
-            }
+            Origin::Promoted => local.is_some_and(|local| {
+                local.fact.phase == Phase::Ready && local.fact.epoch < record.incarnation
+            }),
             Origin::Migrated | Origin::Held => false,
         };
         (waits && !occupied).then_some(instance)

@@ -219,8 +219,8 @@ fn no_checkpoint_is_taken_while_windows_are_sent() {
 fn a_death_clears_what_is_known_of_its_windows_and_a_move_keeps_it() {
     let sent = crate::records::WindowsSent {
         display: InstanceId::derived(&node("alice/display"), Epoch(1), &host("host1"), 0),
-        display_begun: Epoch(1),
-        begun: Epoch(1),
+        display_incarnation: Epoch(1),
+        incarnation: Epoch(1),
         at: crate::units::UnixMillis(1),
     };
     for moves in [false, true] {

@@ -19,7 +19,7 @@ fn primary_and_backups_are_assigned_together() {
         let record = cluster.record(name);
         assert!(record.primary.is_some(), "{name}");
         assert_eq!(record.backups.len(), 1, "{name}");
-        assert_eq!((record.epoch, record.begun), (Epoch(1), Epoch(1)));
+        assert_eq!((record.epoch, record.incarnation), (Epoch(1), Epoch(1)));
         assert_eq!(record.incident, None, "a first placement is no failover");
     }
     let held = &cluster.record("alice/exec-1").backups[0];
@@ -62,7 +62,7 @@ fn a_killed_display_is_replaced_by_its_ready_backup_and_the_deficit_made_good() 
         (&primary.host, primary.instance, primary.origin),
         (&backup.host, backup.instance, Origin::Promoted)
     );
-    assert_eq!((record.epoch, record.begun), (Epoch(2), Epoch(2)));
+    assert_eq!((record.epoch, record.incarnation), (Epoch(2), Epoch(2)));
     assert_eq!(record.backups.len(), 1);
     let incident = record.incident.as_ref().unwrap();
     assert_eq!((incident.cause.to_string().as_str(), &incident.state), ("killed", &StateKept::NotNeeded));
@@ -266,7 +266,7 @@ fn a_checkpoint_of_an_earlier_life_is_never_restored() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     cluster.edit("alice/exec-1", |record| {
         record.epoch = Epoch(5);
-        record.begun = Epoch(5);
+        record.incarnation = Epoch(5);
     });
     cluster.kill_primary("alice/exec-1");
     cluster.step();
@@ -483,10 +483,16 @@ fn a_failover_is_over_when_the_successor_is_ready_and_every_window_is_back() {
     let incident = cluster.record("alice/display").incident.clone().unwrap();
     assert!(incident.ready.is_some());
     assert_eq!(incident.windows, None);
-    let (screen, begun) = (cluster.primary("alice/display").1, cluster.record("alice/display").begun);
+    let (screen, incarnation) =
+        (cluster.primary("alice/display").1, cluster.record("alice/display").incarnation);
     let at = UnixMillis(cluster.now.wall.0 + 100);
     cluster.report_primary("alice/exec-1", |fact| {
-        let sent = crate::records::WindowsSent { display: screen, display_begun: begun, begun: Epoch(1), at };
+        let sent = crate::records::WindowsSent {
+            display: screen,
+            display_incarnation: incarnation,
+            incarnation: Epoch(1),
+            at,
+        };
         fact.windows = Some(sent);
     });
     cluster.step();

@@ -21,7 +21,7 @@ fn arrive(cluster: &mut Cluster, to: &HostId, instance: InstanceId, epoch: Epoch
 }
 
 fn is_promotion(plan: &Plan) -> bool {
-    plan.assignments.iter().any(|assignment| assignment.record.begun > Epoch(1))
+    plan.assignments.iter().any(|assignment| assignment.record.incarnation > Epoch(1))
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn a_migration_is_written_before_anything_moves_and_raises_the_epoch_alone() {
     let migration = record.migration.as_ref().unwrap();
     assert_ne!(from, to);
     assert_eq!((&migration.from, migration.epoch, migration.abandoned), (&from, Epoch(2), false));
-    assert_eq!((record.epoch, record.begun), (Epoch(2), Epoch(1)));
+    assert_eq!((record.epoch, record.incarnation), (Epoch(2), Epoch(1)));
     assert_eq!(record.primary.as_ref().unwrap().instance, Some(instance), "it stays primary");
 }
 
@@ -46,7 +46,7 @@ fn it_is_primary_on_its_new_host_once_that_host_reports_it_under_the_epoch() {
     assert_eq!(record.migration, None);
     let primary = record.primary.as_ref().unwrap();
     assert_eq!((&primary.host, primary.instance, primary.origin), (&to, Some(instance), Origin::Migrated));
-    assert_eq!((record.epoch, record.begun), (Epoch(2), Epoch(1)), "windows and sessions survive it");
+    assert_eq!((record.epoch, record.incarnation), (Epoch(2), Epoch(1)), "windows and sessions survive it");
     assert_eq!(record.incident, None);
 }
 
@@ -147,7 +147,7 @@ fn it_may_arrive_after_it_was_abandoned() {
     arrive(&mut cluster, &to, instance, Epoch(2));
     cluster.step();
     let record = cluster.record("alice/exec-1");
-    assert_eq!((&record.primary.as_ref().unwrap().host, record.begun), (&to, Epoch(1)));
+    assert_eq!((&record.primary.as_ref().unwrap().host, record.incarnation), (&to, Epoch(1)));
     assert_eq!(record.migration, None);
 }
 

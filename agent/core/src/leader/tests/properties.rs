@@ -204,7 +204,10 @@ fn report_arrival(cluster: &mut Cluster, at: usize, phase: Phase) {
 type Epochs = BTreeMap<NodeId, (Epoch, Epoch)>;
 
 fn epochs(view: &View) -> Epochs {
-    view.nodes.iter().map(|(node, known)| (node.clone(), (known.value.epoch, known.value.begun))).collect()
+    view.nodes
+        .iter()
+        .map(|(node, known)| (node.clone(), (known.value.epoch, known.value.incarnation)))
+        .collect()
 }
 
 /// Applies one plan and checks of the whole what no single assignment shows.
@@ -214,9 +217,9 @@ fn checked_step(cluster: &mut Cluster, policy: &mut dyn Policy) {
     let quarantined = plan.assignments.iter().find(|one| before.quarantined.contains(&one.node));
     assert_eq!(quarantined, None, "a node of which a record was not read");
     cluster.apply(&plan);
-    for (node, (epoch, begun)) in epochs(&cluster.view) {
-        let (old_epoch, old_begun) = epochs(&before)[&node];
-        assert!(epoch >= old_epoch && begun >= old_begun, "{node}: epochs never fall");
+    for (node, (epoch, incarnation)) in epochs(&cluster.view) {
+        let (old_epoch, old_incarnation) = epochs(&before)[&node];
+        assert!(epoch >= old_epoch && incarnation >= old_incarnation, "{node}: epochs never fall");
     }
     new_members_are_where_they_may_be(&before, cluster);
     for (name, seen) in &cluster.view.hosts {

@@ -54,7 +54,7 @@ fn until_decided(cluster: &mut Cluster, longest: Duration) -> Option<u64> {
 fn a_lost_host_with_the_only_copy_is_waited_for_and_its_return_ends_the_wait() {
     let (mut cluster, held) = waiting();
     assert_eq!(cluster.record(NODE).epoch, Epoch(1), "nothing is given up");
-    assert_eq!(cluster.record(NODE).state_wait, Some(StateWait::begun(cluster.now.wall)));
+    assert_eq!(cluster.record(NODE).state_wait, Some(StateWait::incarnation(cluster.now.wall)));
     assert!(cluster.report.lacks[&node(NODE)].state);
     for part in [
         // The fixture's clock stands at 00:16:40.

@@ -88,7 +88,7 @@ fn a_restore_that_did_not_come_to_its_last_step_is_refused_and_taken_up_again_in
     assert_eq!(rig.under_way(), [""; 0]);
     rig.cluster.edit("alice/exec-1", |record| {
         record.epoch = record.epoch.next();
-        record.begun = record.epoch;
+        record.incarnation = record.epoch;
     });
     rig.records();
     for _ in 0..2 {
