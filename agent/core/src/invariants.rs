@@ -181,7 +181,7 @@ fn broken_in_record(node: &NodeId, record: &NodeRecord) -> Vec<Broken> {
         }
     }
     if record.primary.as_ref().is_some_and(|primary| primary.instance.is_none()) {
-        broken.push(Broken::new(Invariant::OnePrimary, format!("{node} has a held place for a primary")));
+        broken.push(Broken::new(Invariant::OnePrimary, format!("{node} has a reserved place for a primary")));
     }
     broken
 }

@@ -106,11 +106,11 @@ pub enum Origin {
     Restored(CheckpointId),
     /// Arrived by live migration.
     Migrated,
-    /// A place held for a restore: memory reserved, checkpoints kept, nothing running.
-    Held,
+    /// A place reserved for a restore: memory reserved, checkpoints kept, nothing running.
+    Reserved,
 }
 
-/// An instance, or a held place, that belongs to a node.
+/// An instance, or a reserved place, that belongs to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Member {
@@ -118,7 +118,7 @@ pub struct Member {
     pub host: HostId,
     /// The number of the host's session when it was assigned: what an earlier session ran is gone.
     pub session: u64,
-    /// The instance; none for a held place.
+    /// The instance; none for a reserved place.
     pub instance: Option<InstanceId>,
     /// Where it came from.
     pub origin: Origin,
@@ -460,7 +460,9 @@ impl NodeRecord {
     pub fn since(&self, member: &Member) -> Epoch {
         match member.origin {
             Origin::Restored(_) => self.incarnation,
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => Epoch(0),
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => {
+                Epoch(0)
+            }
         }
     }
 
@@ -471,7 +473,7 @@ impl NodeRecord {
             || self.migration.as_ref().is_some_and(|migration| &migration.to == host)
     }
 
-    /// The instance that this node has, or awaits, on `host`; none for a held place.
+    /// The instance that this node has, or awaits, on `host`; none for a reserved place.
     #[must_use]
     pub fn instance_on(&self, host: &HostId) -> Option<InstanceId> {
         let arriving = self.migration.as_ref().filter(|migration| &migration.to == host);
@@ -479,7 +481,7 @@ impl NodeRecord {
         member.or(arriving.and(self.primary.as_ref()))?.instance
     }
 
-    /// Whether backups of this node are held places rather than warm instances.
+    /// Whether backups of this node are reserved places rather than warm instances.
     #[must_use]
     pub fn holds_places(&self, role: Role) -> bool {
         role == Role::Execution && self.spec.protected

@@ -139,7 +139,7 @@ pub struct Node {
 pub struct MemberStatus {
     /// Its host.
     pub host: HostId,
-    /// Its instance; none for a held place.
+    /// Its instance; none for a reserved place.
     pub instance: Option<InstanceId>,
     /// Where it stands: a phase, or `held`.
     pub phase: String,
@@ -267,7 +267,7 @@ fn windows_sent(view: &View, id: &NodeId, record: &NodeRecord) -> bool {
 impl MemberStatus {
     fn of(view: &View, id: &NodeId, record: &NodeRecord, member: &Member) -> Self {
         let fact = view.fact(member);
-        let held = member.origin == Origin::Held;
+        let reserved = member.origin == Origin::Reserved;
         let covered = view.checkpoints.get(id).is_some_and(|known| {
             known.value.valid >= record.incarnation && known.value.hosts.contains(&member.host)
         });
@@ -275,11 +275,11 @@ impl MemberStatus {
             host: member.host.clone(),
             instance: member.instance,
             phase: match fact {
-                _ if held => "held".to_owned(),
+                _ if reserved => "reserved".to_owned(),
                 Some(fact) => fact.phase.as_str().to_owned(),
                 None => "assigned".to_owned(),
             },
-            ready: if held { covered } else { view.is_ready(record, member) },
+            ready: if reserved { covered } else { view.is_ready(record, member) },
             address: fact.and_then(|fact| fact.address),
         }
     }

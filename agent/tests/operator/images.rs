@@ -32,7 +32,7 @@ async fn protected(store: &dyn Store, id: &NodeId) {
     record.spec.protected = true;
     (record.epoch, record.incarnation) = (EPOCH, EPOCH);
     record.primary = Some(member("host2", Some(instance()), Origin::Created));
-    record.backups = vec![member("host1", None, Origin::Held)];
+    record.backups = vec![member("host1", None, Origin::Reserved)];
     let mut there = facts(&[]);
     there.instances.insert(instance(), fact(Phase::Ready, Some(id), EPOCH));
     played_host(store, "host2", there).await;

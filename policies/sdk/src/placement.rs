@@ -122,7 +122,7 @@ impl<'a> Question<'a> {
         self.find(&self.request.environment_labels, key)
     }
 
-    /// Whether an idle instance would do: a held place runs nothing, a migration brings its own.
+    /// Whether an idle instance would do: a reserved place runs nothing, a migration brings its own.
     #[must_use]
     pub fn takes_idle(&self) -> bool {
         takes_idle(self.request.purpose)

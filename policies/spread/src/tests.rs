@@ -68,7 +68,7 @@ fn an_idle_instance_needs_no_more_room_and_comes_first() {
     for (purpose, expected) in [
         (Purpose::Primary, &[2, 0, 1][..]),
         (Purpose::WarmBackup, &[2, 0, 1]),
-        // These take none: a held place runs nothing, a migration brings its own.
+        // These take none: a reserved place runs nothing, a migration brings its own.
         (Purpose::HeldBackup, &[0, 1]),
         (Purpose::Migration, &[0, 1]),
     ] {

@@ -43,8 +43,8 @@ pub fn offered(view: &View, me: &HostId, node: &NodeId, (epoch, revision): (Epoc
         let by = known.revision;
         return Offer::NotYet(format!("decided from revision {revision} of {node}, {me} knows {by}"));
     }
-    let held = record.holds_places(node.role()) && record.backups.iter().any(|backup| &backup.host == me);
-    if !held {
+    let reserved = record.holds_places(node.role()) && record.backups.iter().any(|backup| &backup.host == me);
+    if !reserved {
         return Offer::NotYet(format!("{me} holds no place for {node} as far as it knows"));
     }
     Offer::Taken

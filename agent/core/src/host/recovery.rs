@@ -265,7 +265,7 @@ impl Discovery<'_> {
     fn guarded_phase(origin: Origin) -> Phase {
         match origin {
             Origin::Restored(_) | Origin::Migrated => Phase::Ready,
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Held => Phase::Deploying,
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Reserved => Phase::Deploying,
         }
     }
 

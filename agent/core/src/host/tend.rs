@@ -117,7 +117,7 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
             }
             Origin::Restored(_) => restore(situation, named),
             Origin::Idle | Origin::Promoted | Origin::Migrated => Some(missing()),
-            Origin::Held => None,
+            Origin::Reserved => None,
         },
     }
 }

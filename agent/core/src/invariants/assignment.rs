@@ -133,7 +133,7 @@ impl Change<'_> {
         let wrong = |detail: String| vec![Broken::new(Invariant::CompleteCheckpoint, detail)];
         let restored = self.successor().filter(|_| begins).and_then(|new| match new.origin {
             Origin::Restored(id) => Some((new, id)),
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => None,
         });
         match (restored, known, &self.assignment.checkpoint) {
             (Some((new, id)), Some(known), CheckpointChange::Replace(revision, record)) => {

@@ -128,7 +128,7 @@ fn a_place_that_cannot_be_had_breaks_safe_5() {
     let cluster = Cluster::of(3).with(&["alice/display"]);
     let free = free_host(&cluster, "alice/display");
     let backup =
-        |host: &HostId| Member { host: host.clone(), session: 1, instance: None, origin: Origin::Held };
+        |host: &HostId| Member { host: host.clone(), session: 1, instance: None, origin: Origin::Reserved };
     let add = |cluster: &Cluster, host: &HostId| {
         let assignment = decision(cluster, "alice/display", |record| record.backups.push(backup(host)));
         found(cluster, &assignment)

@@ -109,17 +109,17 @@ fn drop_dead(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
 }
 
 fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
-    let held = record.holds_places(node.role());
-    let purpose = if held { Purpose::HeldBackup } else { Purpose::WarmBackup };
+    let reserved = record.holds_places(node.role());
+    let purpose = if reserved { Purpose::HeldBackup } else { Purpose::WarmBackup };
     let member = match choose(leader, node, purpose) {
         Choice::Asked => return false,
         Choice::Nowhere(why) => {
             leader.note(node, format!("no host can take another backup: {why}"));
             return false;
         }
-        Choice::On(host) if held => leader.view.hosts.get(&host).map(|seen| {
-            let (session, reason) = (seen.session.value.number, format!("place held on {host}"));
-            (Member { host, session, instance: None, origin: Origin::Held }, reason)
+        Choice::On(host) if reserved => leader.view.hosts.get(&host).map(|seen| {
+            let (session, reason) = (seen.session.value.number, format!("place reserved on {host}"));
+            (Member { host, session, instance: None, origin: Origin::Reserved }, reason)
         }),
         Choice::On(host) => {
             leader.seat_on(node, record, &host).map(|(member, action)| (member, format!("backup: {action}")))
@@ -163,11 +163,11 @@ fn faulty(leader: &Leader, node: &NodeId, record: &NodeRecord) -> Vec<(Member, C
     let facts = primary.and_then(|primary| leader.view.current_facts(&primary.host));
     let faults = facts.and_then(|facts| facts.copy_faults.get(node));
     let fault = |backup: &Member| faults?.get(&backup.host).map(|fault| (backup.clone(), fault.clone()));
-    let held = record.holds_places(node.role());
+    let reserved = record.holds_places(node.role());
     record
         .backups
         .iter()
-        .filter(|backup| held && !leader.is_draining(&backup.host))
+        .filter(|backup| reserved && !leader.is_draining(&backup.host))
         .filter_map(fault)
         .collect()
 }

@@ -140,7 +140,7 @@ fn from_pool(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<
             found
         }
         Choice::Nowhere(why) => {
-            let found = from_held_place(leader, node, record);
+            let found = from_reserved_place(leader, node, record);
             if found.is_none() {
                 leader.note(node, format!("no host can take the primary: {why}"));
             }
@@ -154,8 +154,8 @@ fn from_pool(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<
     found.map(|(member, action)| Successor { member, action, checkpoint: None })
 }
 
-/// Places held for backups on all hosts that are left must not keep the primary itself out: the last one gives way.
-fn from_held_place(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<(Member, String)> {
+/// Places reserved for backups on all hosts that are left must not keep the primary itself out: the last one gives way.
+fn from_reserved_place(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<(Member, String)> {
     let gives_way = |backup: &&Member| {
         let open = leader.view.hosts.get(&backup.host).is_some_and(|seen| seen.accepts_work());
         backup.instance.is_none() && open && !leader.recently_failed(record, &backup.host)

@@ -109,7 +109,7 @@ pub(crate) fn explained(shown: &Explained) -> String {
     let what = match shown.purpose {
         Purpose::Primary => "a primary",
         Purpose::WarmBackup => "another backup",
-        Purpose::HeldBackup => "another backup (a held place)",
+        Purpose::HeldBackup => "another backup (a reserved place)",
         Purpose::Migration => "a migration",
     };
     let mut text = format!("{} needs {} for {what}\n", shown.node, shown.memory);

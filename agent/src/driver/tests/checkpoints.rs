@@ -86,7 +86,7 @@ impl Rig {
             };
             rig.put(&Key::Session(host.clone()), encode(&session)).await;
             rig.put(&Key::Facts(host.clone()), encode(&facts)).await;
-            record.backups.push(Member { host, session: 1, instance: None, origin: Origin::Held });
+            record.backups.push(Member { host, session: 1, instance: None, origin: Origin::Reserved });
         }
         rig.put(&Key::Node(protected()), encode(&record)).await;
         (rig, record, asked)

@@ -166,7 +166,7 @@ impl Story<'_> {
     }
 }
 
-/// Whether one of these backups was on `host`, as this instance where one is named: a held place has none.
+/// Whether one of these backups was on `host`, as this instance where one is named: a reserved place has none.
 fn had_backup(backups: &Value, host: &str, instance: Option<&str>) -> bool {
     let mut backups = backups.as_array().into_iter().flatten();
     backups.any(|one| one["host"] == host && instance.is_none_or(|instance| one["instance"] == instance))

@@ -84,7 +84,7 @@ impl Cluster {
         record.primary =
             Some(Member { host: at, session: 1, instance: Some(instance), origin: Origin::Created });
         record.backups =
-            vec![Member { host: backup.clone(), session: 1, instance: None, origin: Origin::Held }];
+            vec![Member { host: backup.clone(), session: 1, instance: None, origin: Origin::Reserved }];
         let checkpoint = CheckpointRecord {
             id: CheckpointId { epoch: EPOCH, sequence: 7 },
             valid: EPOCH,

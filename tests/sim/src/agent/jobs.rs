@@ -338,7 +338,7 @@ impl Agent {
         let known = self.cache.as_ref()?.view().nodes.get(node)?;
         match known.value.primary.as_ref()?.origin {
             Origin::Restored(id) => Some(id),
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
+            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => None,
         }
     }
 

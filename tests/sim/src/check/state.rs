@@ -83,7 +83,7 @@ impl World {
                 | Origin::Created
                 | Origin::Promoted
                 | Origin::Migrated
-                | Origin::Held => None,
+                | Origin::Reserved => None,
             }
         });
         let failed: Vec<_> = failed.collect();

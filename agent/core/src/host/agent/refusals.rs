@@ -119,7 +119,7 @@ impl HostAgent {
             Origin::Promoted => local.is_some_and(|local| {
                 local.fact.phase == Phase::Ready && local.fact.epoch < record.incarnation
             }),
-            Origin::Migrated | Origin::Held => false,
+            Origin::Migrated | Origin::Reserved => false,
         };
         (waits && !occupied).then_some(instance)
     }

@@ -255,7 +255,7 @@ fn nothing_is_recorded_and_nothing_sent_on_once_the_nodes_record_has_changed() {
     type Edit = fn(&mut NodeRecord);
     let moves: Edit = |record| {
         let host = host("host9");
-        record.backups[0] = Member { host, session: 1, instance: None, origin: Origin::Held };
+        record.backups[0] = Member { host, session: 1, instance: None, origin: Origin::Reserved };
     };
     let leaves: Edit = |record| record.epoch = record.epoch.next();
     let anything: Edit = |record| record.token = "another".to_owned();

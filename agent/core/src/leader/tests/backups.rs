@@ -35,7 +35,7 @@ fn the_deficit_is_reported_until_the_backup_could_take_over() {
 }
 
 #[test]
-fn a_held_place_without_the_newest_state_is_no_whole_backup() {
+fn a_reserved_place_without_the_newest_state_is_no_whole_backup() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     cluster.view.checkpoints.remove(&node("alice/exec-1"));
     cluster.plan();
@@ -160,7 +160,7 @@ fn a_surplus_gives_up_first_what_could_not_take_over() {
 }
 
 #[test]
-fn a_held_place_reserves_memory() {
+fn a_reserved_place_counts_as_memory() {
     let mut cluster = Cluster::of(2);
     cluster.facts("host2").capacity.memory = MiB(512);
     cluster.add(&["alice/exec-1"]);
@@ -168,7 +168,7 @@ fn a_held_place_reserves_memory() {
     assert_eq!(cluster.view.free_memory(&host("host2")), MiB(0));
     let record = cluster.record("alice/exec-1");
     assert!(record.members().any(|member| member.host == host("host2")));
-    assert_eq!(record.backups[0].origin, Origin::Held);
+    assert_eq!(record.backups[0].origin, Origin::Reserved);
 }
 
 #[test]

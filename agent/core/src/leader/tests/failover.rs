@@ -22,8 +22,8 @@ fn primary_and_backups_are_assigned_together() {
         assert_eq!((record.epoch, record.incarnation), (Epoch(1), Epoch(1)));
         assert_eq!(record.incident, None, "a first placement is no failover");
     }
-    let held = &cluster.record("alice/exec-1").backups[0];
-    assert_eq!((held.instance, held.origin), (None, Origin::Held));
+    let reserved = &cluster.record("alice/exec-1").backups[0];
+    assert_eq!((reserved.instance, reserved.origin), (None, Origin::Reserved));
     assert!(cluster.record("alice/display").backups[0].instance.is_some());
 }
 
@@ -104,13 +104,13 @@ fn an_unprotected_execution_node_climbs_the_same_ladder_and_says_that_its_state_
 fn a_protected_execution_node_is_restored_from_its_newest_checkpoint_and_the_age_is_kept() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let instance = cluster.primary("alice/exec-1").1;
-    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
+    let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
     let checkpoint = cluster.view.checkpoints[&node("alice/exec-1")].clone();
     cluster.kill_primary("alice/exec-1");
     let plan = cluster.step();
     let record = cluster.record("alice/exec-1");
     let primary = record.primary.as_ref().unwrap();
-    assert_eq!((primary.host.to_string(), primary.instance), (held, Some(instance)));
+    assert_eq!((primary.host.to_string(), primary.instance), (reserved, Some(instance)));
     assert_eq!(primary.origin, Origin::Restored(checkpoint.value.id));
     let found = UnixMillis(1_000_500);
     let age_ms = u64::try_from(found.since(checkpoint.value.taken).as_millis()).unwrap();
@@ -121,7 +121,7 @@ fn a_protected_execution_node_is_restored_from_its_newest_checkpoint_and_the_age
         panic!("{:?}", plan.assignments[0].checkpoint)
     };
     assert_eq!((*revision, first.id, first.valid), (checkpoint.revision, checkpoint.value.id, Epoch(2)));
-    assert_eq!(record.backups.len(), 1, "its own place is filled and another is held");
+    assert_eq!(record.backups.len(), 1, "its own place is filled and another is reserved");
 }
 
 #[test]
@@ -140,10 +140,10 @@ fn the_age_of_a_checkpoint_counts_also_where_nobody_saw_the_death() {
 fn a_checkpoint_on_a_host_that_is_no_backup_is_used_where_there_is_room_and_room_is_waited_for() {
     for room in [true, false] {
         let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-        let held = cluster.backup_hosts("alice/exec-1")[0].clone();
+        let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
         cluster.edit("alice/exec-1", |record| record.backups.clear());
         if !room {
-            cluster.facts(&held).capacity.memory = MiB(256);
+            cluster.facts(&reserved).capacity.memory = MiB(256);
         }
         cluster.kill_primary("alice/exec-1");
         cluster.step();
@@ -154,7 +154,7 @@ fn a_checkpoint_on_a_host_that_is_no_backup_is_used_where_there_is_room_and_room
         if !room {
             let notes = &cluster.report.notes[&node("alice/exec-1")];
             assert!(notes[0].contains("which has 256 MiB free of 512 MiB needed"), "{notes:?}");
-            cluster.facts(&held).capacity.memory = MiB(1024);
+            cluster.facts(&reserved).capacity.memory = MiB(1024);
             cluster.step();
             assert!(restored(&cluster));
         }
@@ -219,15 +219,15 @@ fn a_host_that_takes_no_more_copies_is_restored_from_what_it_took_before() {
 #[test]
 fn the_state_is_not_given_up_while_a_host_that_keeps_it_has_yet_to_report() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
-    cluster.facts(&held).session = 0;
+    let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.facts(&reserved).session = 0;
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     assert_eq!(cluster.record("alice/exec-1").epoch, Epoch(1));
     let notes = &cluster.report.notes[&node("alice/exec-1")];
     assert!(notes[0].contains("has not reported yet"), "{notes:?}");
     assert!(cluster.report.lacks[&node("alice/exec-1")].primary);
-    cluster.facts(&held).session = 1;
+    cluster.facts(&reserved).session = 1;
     cluster.step();
     let origin = cluster.record("alice/exec-1").primary.as_ref().unwrap().origin;
     assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
@@ -236,9 +236,9 @@ fn the_state_is_not_given_up_while_a_host_that_keeps_it_has_yet_to_report() {
 #[test]
 fn without_a_host_that_keeps_the_state_it_starts_afresh_and_the_checkpoint_is_deleted() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
+    let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
     let revision = cluster.view.checkpoints[&node("alice/exec-1")].revision;
-    cluster.view.hosts.remove(&host(&held));
+    cluster.view.hosts.remove(&host(&reserved));
     cluster.kill_primary("alice/exec-1");
     let plan = cluster.step();
     assert_eq!(plan.assignments[0].checkpoint, CheckpointChange::Delete(revision));
@@ -248,16 +248,16 @@ fn without_a_host_that_keeps_the_state_it_starts_afresh_and_the_checkpoint_is_de
 }
 
 #[test]
-fn places_held_on_all_hosts_that_are_left_do_not_keep_the_primary_out() {
+fn places_reserved_on_all_hosts_that_are_left_do_not_keep_the_primary_out() {
     let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
-    let (dead, held) =
+    let (dead, reserved) =
         (cluster.primary_host("alice/exec-1"), cluster.backup_hosts("alice/exec-1")[0].clone());
     cluster.view.checkpoints.clear();
     cluster.lose(&dead);
-    cluster.facts(&held).capacity.memory = MiB(512);
+    cluster.facts(&reserved).capacity.memory = MiB(512);
     cluster.step();
     let record = cluster.record("alice/exec-1");
-    assert_eq!((cluster.primary_host("alice/exec-1"), &record.backups), (held, &Vec::new()));
+    assert_eq!((cluster.primary_host("alice/exec-1"), &record.backups), (reserved, &Vec::new()));
     assert_eq!(record.incident.as_ref().unwrap().state, StateKept::Lost);
 }
 
@@ -456,7 +456,7 @@ fn an_idle_instance_gives_way_to_a_member_that_cannot_use_it() {
     cluster.step();
     let record = cluster.record("alice/exec-1");
     assert_eq!(record.primary.as_ref().unwrap().origin, Origin::Idle);
-    assert_eq!(record.backups[0].origin, Origin::Held);
+    assert_eq!(record.backups[0].origin, Origin::Reserved);
 }
 
 #[test]

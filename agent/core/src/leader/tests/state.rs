@@ -19,7 +19,7 @@ fn origin(cluster: &Cluster) -> Origin {
 fn restored(cluster: &Cluster) -> Option<CheckpointId> {
     match origin(cluster) {
         Origin::Restored(id) => Some(id),
-        Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Held => None,
+        Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => None,
     }
 }
 

@@ -42,16 +42,19 @@ fn a_refused_member_goes_elsewhere_and_the_only_copy_of_a_state_is_waited_for() 
     assert!(record.cooldowns.is_empty(), "the host is out by its own word, and back by it");
 
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
-    cluster.facts(&held).unable.insert(Service::Libvirtd);
+    let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.facts(&reserved).unable.insert(Service::Libvirtd);
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     let notes = format!("{:?}", cluster.report.notes[&node("alice/exec-1")]);
     assert!(notes.contains("whose libvirtd does not answer"), "{notes}");
-    cluster.facts(&held).unable.clear();
+    cluster.facts(&reserved).unable.clear();
     cluster.step();
     let primary = cluster.record("alice/exec-1").primary.clone().unwrap();
-    assert!(matches!(primary.origin, Origin::Restored(_)) && primary.host.as_str() == held, "{primary:?}");
+    assert!(
+        matches!(primary.origin, Origin::Restored(_)) && primary.host.as_str() == reserved,
+        "{primary:?}"
+    );
 }
 
 #[test]

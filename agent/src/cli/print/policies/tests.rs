@@ -218,7 +218,7 @@ fn an_explanation_shows_each_host_in_the_order_in_which_it_would_be_tried() {
     reads(
         &explained(&explanation()),
         &[
-            "alice/exec-1 needs 512 MiB for another backup (a held place)",
+            "alice/exec-1 needs 512 MiB for another backup (a reserved place)",
             "policy spread (bbbbbbbbbbbb) answered in 87 us",
             "RANK  HOST   STATE         FREE  IDLE  WHY",
             "   1  host3  ready     4096 MiB     1  most room",
