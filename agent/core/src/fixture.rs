@@ -413,7 +413,7 @@ impl Cluster {
         panic!("the plan never becomes empty: {:#?}", self.plan());
     }
 
-    /// The situation of one host, for [`crate::host::converge`]; to be adjusted by the test.
+    /// The situation of one host, for [`crate::host::reconcile()`]; to be adjusted by the test.
     pub(crate) fn situation<'a>(
         &'a self,
         me: &'a HostId,

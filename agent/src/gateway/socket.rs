@@ -150,7 +150,7 @@ async fn relay(
     mut control: Control,
     state: &GatewayState,
 ) -> End {
-    let display = match control.tend(sink, connect(addr, state.limits.connect)).await {
+    let display = match control.serve_during(sink, connect(addr, state.limits.connect)).await {
         Ok(Ok(display)) => display,
         Ok(Err(end)) | Err(end) => return end,
     };
@@ -181,7 +181,7 @@ async fn downstream(
     greeting: Duration,
 ) -> End {
     let mut buffer = vec![0; CHUNK_BYTES];
-    let mut read = match control.tend(sink, timeout(greeting, from.read(&mut buffer))).await {
+    let mut read = match control.serve_during(sink, timeout(greeting, from.read(&mut buffer))).await {
         Ok(Ok(read)) => read,
         Ok(Err(_)) => return End::DisplaySilent,
         Err(end) => return end,
@@ -194,7 +194,7 @@ async fn downstream(
         if sink.send(Message::Binary(bytes)).await.is_err() {
             return End::ClientLeft;
         }
-        read = match control.tend(sink, from.read(&mut buffer)).await {
+        read = match control.serve_during(sink, from.read(&mut buffer)).await {
             Ok(read) => read,
             Err(end) => return end,
         };
@@ -252,7 +252,7 @@ impl Control {
 
     /// Does `work`, and meanwhile sends what is due, so that the page sees a living gateway whatever the
     /// display does.
-    async fn tend<W: Future>(&mut self, sink: &mut Sink, work: W) -> Result<W::Output, End> {
+    async fn serve_during<W: Future>(&mut self, sink: &mut Sink, work: W) -> Result<W::Output, End> {
         tokio::pin!(work);
         loop {
             tokio::select! {

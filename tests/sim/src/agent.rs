@@ -175,8 +175,8 @@ impl Agent {
                 self.answered(world, me, tag, Answer::Unavailable);
             }
         }
-        self.tend_lease(world, me);
-        self.tend_sets(world);
+        self.step_lease(world, me);
+        self.step_sets(world);
         self.watch_libvirtd(world, me);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
@@ -213,7 +213,7 @@ impl Agent {
             return;
         }
         self.work(world, me, &view);
-        self.tend_change(world, me, &view, clock);
+        self.step_change(world, me, &view, clock);
         self.publish(world, me);
         self.lead(world, me);
     }

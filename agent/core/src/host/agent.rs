@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! hypervisor ─▶ guests ──┐                        ┌─▶ Start(job) ─▶ … ─▶ Finished ─▶ instances
-//! records ───────────────┼─▶ Tick ─▶ converge ─▶ starts
+//! records ───────────────┼─▶ Tick ─▶ reconcile ─▶ starts
 //! jobs' outcomes ────────┘                        └─▶ destroys, until they are gone
 //! ```
 //!
@@ -32,7 +32,7 @@ use self::refusals::Ability;
 use super::checkpoints::Checkpoints;
 use super::input::{Condition, Effect, Input, Job, Outcome, Records};
 use super::migration::{Arrival, Departure};
-use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, converge, orphaned};
+use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, orphaned, reconcile};
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId};
@@ -282,7 +282,7 @@ impl HostAgent {
             now: self.now,
             windows_first: self.settings.bounds.windows_first,
         };
-        let (actions, orphaned) = (converge(&situation), orphaned(&situation));
+        let (actions, orphaned) = (reconcile(&situation), orphaned(&situation));
         for action in actions {
             self.start(action);
         }

@@ -1,4 +1,4 @@
-//! Owns what one host's agent does to bring its host to what the leader decided: `converge`, and the agent that calls it.
+//! Owns what one host's agent does to bring its host to what the leader decided: `reconcile`, and the agent that calls it.
 //!
 //! Promises: level-triggered and idempotent: the actions follow from the situation alone, so any of them may be
 //! lost or repeated; every action carries the epoch that it was decided in; at most one action per instance and
@@ -16,8 +16,8 @@ pub mod lease;
 mod migration;
 pub mod opening;
 mod pool;
+mod reconcile;
 pub mod recovery;
-mod tend;
 #[cfg(test)]
 mod tests;
 mod windows;
@@ -286,12 +286,12 @@ impl HostAction {
 
 /// The actions that bring this host to what the leader decided.
 #[must_use]
-pub fn converge(situation: &Situation<'_>) -> Vec<HostAction> {
+pub fn reconcile(situation: &Situation<'_>) -> Vec<HostAction> {
     if situation.session.is_none() {
         return Vec::new();
     }
-    let named = tend::named_here(situation);
-    let mut actions = tend::named(situation, &named);
+    let named = reconcile::named_here(situation);
+    let mut actions = reconcile::named(situation, &named);
     // For want of a name nothing is destroyed while a name may be where it cannot be read; nor is room given out that
     // may be promised there.
     if !situation.unreadable {
@@ -314,7 +314,7 @@ pub fn orphaned(situation: &Situation<'_>) -> Vec<InstanceId> {
     if situation.session.is_none() || situation.unreadable || deploying.peek().is_none() {
         return Vec::new();
     }
-    let named = tend::named_here(situation);
+    let named = reconcile::named_here(situation);
     deploying.filter(|instance| !named.contains_key(instance)).collect()
 }
 

@@ -1,9 +1,9 @@
-//! Tables of one host's convergence.
+//! Tables of one host's reconciliation.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{HostAction, Lane, Local, converge, orphaned, source_let_go};
+use super::{HostAction, Lane, Local, orphaned, reconcile, source_let_go};
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
 use crate::records::{Origin, Phase, WindowsSent};
@@ -16,7 +16,7 @@ type Locals = BTreeMap<InstanceId, Local>;
 
 fn actions(cluster: &Cluster, me: &str, local: &Locals, rest: &Rest) -> Vec<HostAction> {
     let me = host(me);
-    converge(&cluster.situation(&me, local, rest))
+    reconcile(&cluster.situation(&me, local, rest))
 }
 
 /// The actions on the host of a node's primary, which knows of its own instances what it reports.
@@ -48,9 +48,9 @@ fn nothing_is_done_without_a_session() {
     let me = host(&cluster.primary_host("alice/display"));
     let (local, rest) = (Locals::new(), Rest::default());
     let mut situation = cluster.situation(&me, &local, &rest);
-    assert!(!converge(&situation).is_empty());
+    assert!(!reconcile(&situation).is_empty());
     situation.session = None;
-    assert_eq!(converge(&situation), Vec::new());
+    assert_eq!(reconcile(&situation), Vec::new());
 }
 
 #[test]
@@ -401,15 +401,15 @@ fn the_pool_is_filled_one_by_one_where_there_is_room_and_emptied_on_a_draining_h
     cluster.idle("host1", 1);
     let local = cluster.local("host1");
     let mut situation = cluster.situation(&me, &local, &rest);
-    assert_eq!(converge(&situation), [HostAction::CreateIdle(rest.pool)]);
+    assert_eq!(reconcile(&situation), [HostAction::CreateIdle(rest.pool)]);
     situation.filling = true;
-    assert_eq!(converge(&situation), Vec::new());
+    assert_eq!(reconcile(&situation), Vec::new());
     situation.filling = false;
     situation.free = MEMBER.saturating_sub(MiB(1));
-    assert_eq!(converge(&situation), Vec::new());
+    assert_eq!(reconcile(&situation), Vec::new());
     situation.free = MEMBER;
     situation.draining = true;
-    assert_eq!(letters(&converge(&situation)), ["Destroy"]);
+    assert_eq!(letters(&reconcile(&situation)), ["Destroy"]);
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub(crate) type Stock = (BTreeMap<InstanceId, Local>, BTreeMap<InstanceId, Pid>)
 
 impl Agent {
     /// The lease's own thread: what is due is done to the moment, whatever else the agent is at.
-    pub(super) fn tend_lease(&mut self, world: &mut World, me: &HostId) {
+    pub(super) fn step_lease(&mut self, world: &mut World, me: &HostId) {
         let clock = world.machine(me).boottime(world.now);
         if self.lease.next_due().is_some_and(|due| clock >= due) {
             self.take_lease(world, me, LeaseInput::Due);

@@ -40,7 +40,7 @@ fn open(view: &View) -> OpenHosts {
 
 impl Agent {
     /// Loads what stands in the records.
-    pub(super) fn tend_sets(&mut self, world: &mut World) {
+    pub(super) fn step_sets(&mut self, world: &mut World) {
         let Some(known) = self.cache.as_ref().map(|cache| cache.policies.clone()) else { return };
         let (active, candidate) = (generation(&known.active), generation(&known.candidate));
         let stands = |number: &u64| *number != 0 && (*number == active || *number == candidate);
@@ -71,7 +71,7 @@ impl Agent {
     }
 
     /// What became of the change in its folder, and whether it is to be proposed again.
-    pub(super) fn tend_change(&mut self, world: &mut World, me: &HostId, view: &View, clock: Boottime) {
+    pub(super) fn step_change(&mut self, world: &mut World, me: &HostId, view: &View, clock: Boottime) {
         let Some(sets) = self.cache.as_ref().map(|cache| cache.policies.clone()) else { return };
         let active = generation(&sets.active);
         match world.machine(me).change {

@@ -85,7 +85,7 @@ pub(super) fn named(situation: &Situation<'_>, named: &BTreeMap<InstanceId, Name
     let mut actions = Vec::new();
     for (instance, named) in named {
         match situation.local.get(instance) {
-            Some(local) => actions.extend(tend(situation, named, local)),
+            Some(local) => actions.extend(reconcile_instance(situation, named, local)),
             None => actions.extend(obtain(situation, named)),
         }
     }
@@ -167,7 +167,7 @@ fn resume(situation: &Situation<'_>, named: &Named<'_>, since: Boottime) -> Opti
 }
 
 /// What to do about a named instance that is here.
-fn tend(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<HostAction> {
+fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<HostAction> {
     let Named { node, record, instance, part, .. } = *named;
     let epoch = record.epoch;
     let guard = || HostAction::Guard { node: node.clone(), instance, epoch };
