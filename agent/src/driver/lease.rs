@@ -143,11 +143,11 @@ impl Driver {
         self.taken_since = None;
         self.clear(NAME);
         self.session_number = number;
-        self.adopted = false;
+        self.has_recovered = false;
         if resumed {
             self.recovery = Recovery::Due(now().boottime);
         } else if let Some(found) = self.cleared.take() {
-            self.adopt(found);
+            self.finish_recovery(found);
         }
     }
 
@@ -166,7 +166,7 @@ impl Driver {
             "the lease is lost: every member was killed"
         );
         self.inform(Input::LeaseLost);
-        self.adopted = false;
+        self.has_recovered = false;
         self.recovery = Recovery::None;
     }
 
@@ -230,7 +230,7 @@ impl Driver {
             Ok(found) => {
                 self.recovery = Recovery::None;
                 self.clear(RECOVERY);
-                self.adopt(found);
+                self.finish_recovery(found);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot look at this host's instances, they run on");

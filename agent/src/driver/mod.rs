@@ -135,7 +135,7 @@ pub struct Driver {
     taken_since: Option<Boottime>,
     /// Why this agent cannot go on.
     ended: Option<Failure>,
-    adopted: bool,
+    has_recovered: bool,
     agent: HostAgent,
     copies: copies::Copies,
     /// Not known before libvirt has answered once.
@@ -232,7 +232,7 @@ impl Driver {
             recovery: lease::Recovery::None,
             taken_since: None,
             ended: None,
-            adopted: false,
+            has_recovered: false,
             agent,
             copies: copies::Copies::default(),
             capacity,
@@ -324,7 +324,7 @@ impl Driver {
 
     /// Whether the host's agent hears of the time.
     fn works(&self) -> bool {
-        self.synced && self.adopted && self.capacity.is_some()
+        self.synced && self.has_recovered && self.capacity.is_some()
     }
 
     fn capacity_answered(&mut self, answer: Result<Capacity, Failure>) {

@@ -39,7 +39,8 @@ impl Driver {
     pub(super) fn facts(&self) -> HostFacts {
         let mut facts = self.own_facts();
         let reported = self.cache.facts(&self.parts.config.host);
-        if let Some(reported) = reported.filter(|reported| !self.adopted && reported.session == facts.session)
+        if let Some(reported) =
+            reported.filter(|reported| !self.has_recovered && reported.session == facts.session)
         {
             facts.instances.clone_from(&reported.instances);
             facts.capacity = self.capacity.unwrap_or(reported.capacity);

@@ -194,10 +194,10 @@ impl Driver {
     }
 
     /// Goes on with what was found.
-    pub(super) fn adopt(&mut self, found: Vec<Recovered>) {
+    pub(super) fn finish_recovery(&mut self, found: Vec<Recovered>) {
         self.set_clocks(found.iter().filter(|found| found.set_clock).map(|found| found.instance).collect());
         let found = found.into_iter().map(|found| (found.instance, found.local)).collect();
-        self.adopted = true;
+        self.has_recovered = true;
         self.inform(Input::Recovered { session: self.session_number, found });
     }
 

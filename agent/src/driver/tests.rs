@@ -117,7 +117,7 @@ impl Rig {
         let mut driver =
             Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), publisher, snapshots);
         driver.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
-        (driver.session_number, driver.adopted) = (1, true);
+        (driver.session_number, driver.has_recovered) = (1, true);
         let (entries, known) = (Vec::new(), BTreeMap::new());
         let mut rig = Self { driver, hypervisor, entries, known, template, _home: home };
         let session = SessionRecord {

@@ -26,7 +26,7 @@ use understudy_hypervisor::Pid;
 use understudy_store::{Revision, Txn};
 
 use self::jobs::Job;
-use self::lease::{LeaseRequest, Stock};
+use self::lease::{Discovered, LeaseRequest};
 use crate::Weakness;
 use crate::cached_store::{CachedStore, Foreign, unchanged};
 use crate::world::{Answer, Body, VCPUS, World, uri};
@@ -66,10 +66,10 @@ pub(crate) struct Agent {
     line: Line,
     revision: u64,
     /// What goes on under the next lease, while that is being opened.
-    cleared: Option<Stock>,
+    cleared: Option<Discovered>,
     /// A lease goes on, and what runs under it was not looked at yet.
     recovers: bool,
-    pub(crate) adopted: bool,
+    pub(crate) has_recovered: bool,
     pub(crate) host: HostAgent,
     conditions: work::Conditions,
     lacks_libvirtd: bool,
@@ -105,7 +105,7 @@ impl Agent {
             revision: 0,
             cleared: None,
             recovers: false,
-            adopted: false,
+            has_recovered: false,
             host: HostAgent::new(work::settings(world, me)),
             conditions: BTreeMap::new(),
             lacks_libvirtd: false,
@@ -209,7 +209,7 @@ impl Agent {
             (false, true) => world.note(format!("{me} is in line to lead, and follows renewals")),
             (true, true) | (false, false) => {}
         }
-        if !self.adopted {
+        if !self.has_recovered {
             return;
         }
         self.work(world, me, &view);

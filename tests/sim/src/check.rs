@@ -246,7 +246,7 @@ impl World {
             let machine = self.machine(host);
             let idles = machine.full_until.max(machine.stalls_until).max(machine.libvirtd_back) <= self.now;
             let reads = machine.lag == 0 && machine.foreign.is_empty() && machine.linked(self.now);
-            let agent = machine.agent.as_ref().is_some_and(|agent| agent.adopted);
+            let agent = machine.agent.as_ref().is_some_and(|agent| agent.has_recovered);
             idles
                 && reads
                 && agent
@@ -394,7 +394,7 @@ impl World {
         let draining: BTreeSet<HostId> = self.draining();
         let staying = self.machines.len() - draining.len();
         for (host, machine) in &self.machines {
-            if !machine.agent.as_ref().is_some_and(|agent| agent.adopted) {
+            if !machine.agent.as_ref().is_some_and(|agent| agent.has_recovered) {
                 lacking.push(format!("{host} has no session"));
             }
             lacking.extend(self.lacking_change(host));

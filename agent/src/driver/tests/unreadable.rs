@@ -36,12 +36,12 @@ async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once
 }
 
 #[tokio::test]
-async fn taking_stock_leaves_alone_what_a_migration_may_bring_for_a_node_whose_record_cannot_be_read() {
+async fn discovery_leaves_alone_what_a_migration_may_bring_for_a_node_whose_record_cannot_be_read() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     let reported = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
     rig.write(&Key::Facts(me()), encode(&reported));
-    for (adopting, record, left) in [
+    for (recovering, record, left) in [
         (true, b"{\"newer\": true}".to_vec(), true),
         (true, encode(&record(None)), false),
         // A new session: what ran in the old one is over.
@@ -53,10 +53,10 @@ async fn taking_stock_leaves_alone_what_a_migration_may_bring_for_a_node_whose_r
         rig.write(&Key::Node(node()), record);
         let parts = &rig.driver.parts;
         let driver = &rig.driver;
-        let records = if adopting { driver.records_of(1) } else { driver.records_before(Some(1)) };
+        let records = if recovering { driver.records_of(1) } else { driver.records_before(Some(1)) };
         let found = recover_guarded(parts, &records, &Default::default()).unwrap();
         assert!(found.is_empty(), "{found:?}");
-        assert_eq!(running(&rig.hypervisor).contains(&one), left, "adopting: {adopting}");
+        assert_eq!(running(&rig.hypervisor).contains(&one), left, "recovering: {recovering}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Owns the model of how the daemon does what its lease's state machine asks for, and of the taking of stock when a lease
+//! Owns the model of how the daemon does what its lease's state machine asks for, and of the discovery when a lease
 //! is opened or goes on.
 
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ pub(crate) enum LeaseRequest {
 }
 
 /// What an agent found when it looked at its host: what goes on, and which process of each instance it watches.
-pub(crate) type Stock = (BTreeMap<InstanceId, Local>, BTreeMap<InstanceId, Pid>);
+pub(crate) type Discovered = (BTreeMap<InstanceId, Local>, BTreeMap<InstanceId, Pid>);
 
 impl Agent {
     /// The lease's own thread: what is due is done to the moment, whatever else the agent is at.
@@ -51,9 +51,9 @@ impl Agent {
         // What goes on is looked at as soon as it can be.
         if self.recovers && self.cache.is_some() {
             let number = self.number;
-            if let Some(stock) = self.take_stock(world, me, Some(number), true) {
+            if let Some(discovered) = self.discover(world, me, Some(number), true) {
                 self.recovers = false;
-                self.adopt(world, me, stock);
+                self.finish_recovery(world, me, discovered);
             }
         }
     }
@@ -121,15 +121,15 @@ impl Agent {
                 return self.open(world, me, attempt, session_of(known));
             }
             (LeaseRequest::Open { record, sent }, Answer::Applied(revision)) => {
-                (self.number, self.revision, self.adopted) = (record.number, revision, false);
+                (self.number, self.revision, self.has_recovered) = (record.number, revision, false);
                 world.note(format!("{me} opens session {}", record.number));
-                let stock = self.cleared.take().unwrap_or_default();
-                self.adopt(world, me, stock);
+                let discovered = self.cleared.take().unwrap_or_default();
+                self.finish_recovery(world, me, discovered);
                 LeaseAnswer::Opened { number: record.number, sent, acknowledged: None }
             }
             (LeaseRequest::Resume { number, sent, acknowledged }, Answer::Applied(_)) => {
                 world.note(format!("{me} opens session {number}"));
-                (self.number, self.adopted, self.recovers) = (number, false, true);
+                (self.number, self.has_recovered, self.recovers) = (number, false, true);
                 LeaseAnswer::Opened { number, sent, acknowledged: Some(acknowledged) }
             }
             (LeaseRequest::Renew, Answer::Applied(_)) => LeaseAnswer::Renewed,
@@ -146,7 +146,7 @@ impl Agent {
         world.note(format!("{me} has lost session {}: every member ends", self.number));
         world.machine_mut(me).kill_registered();
         self.inform(world, me, Input::LeaseLost);
-        (self.adopted, self.recovers) = (false, false);
+        (self.has_recovered, self.recovers) = (false, false);
     }
 
     /// Goes on with the open lease of this very boot, else makes sure that nothing of an earlier one runs, then opens the
@@ -176,7 +176,7 @@ impl Agent {
                 return self.lease_is_unavailable(world, me, attempt);
             }
             Opening::Next { record, previous } => {
-                self.cleared = self.take_stock(world, me, previous, false);
+                self.cleared = self.discover(world, me, previous, false);
                 if self.cleared.is_none() {
                     return self.lease_is_unavailable(world, me, attempt);
                 }
@@ -191,13 +191,13 @@ impl Agent {
     }
 
     /// What goes on, by core's word; the rest is destroyed, or else nothing goes on and all of it is tried again.
-    fn take_stock(
+    fn discover(
         &mut self,
         world: &mut World,
         me: &HostId,
         previous: Option<u64>,
         resumed: bool,
-    ) -> Option<Stock> {
+    ) -> Option<Discovered> {
         let machine = world.machine(me);
         let hypervisor = machine.hypervisor.clone();
         let here = hypervisor.instances().ok()?;
@@ -244,10 +244,10 @@ impl Agent {
         Some((goes_on, processes))
     }
 
-    /// A process that has ended since stock was taken is found dead at the next look.
-    fn adopt(&mut self, world: &mut World, me: &HostId, (found, processes): Stock) {
+    /// A process that has ended since the discovery is found dead at the next look.
+    fn finish_recovery(&mut self, world: &mut World, me: &HostId, (found, processes): Discovered) {
         self.watched = processes;
-        self.adopted = true;
+        self.has_recovered = true;
         self.dirty = true;
         self.inform(world, me, Input::Recovered { session: self.number, found });
     }
