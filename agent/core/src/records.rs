@@ -167,7 +167,7 @@ pub struct Incident {
     pub epoch: Epoch,
     /// What failed.
     pub cause: Death,
-    /// The step of the ladder that was taken, and where.
+    /// The step of the fallback order that was taken, and where.
     pub action: String,
     /// What was kept.
     pub state: StateKept,

@@ -122,7 +122,7 @@ fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
             (Member { host, session, instance: None, origin: Origin::Reserved }, reason)
         }),
         Choice::On(host) => {
-            leader.seat_on(node, record, &host).map(|(member, action)| (member, format!("backup: {action}")))
+            leader.allocate(node, record, &host).map(|(member, action)| (member, format!("backup: {action}")))
         }
     };
     let Some((member, reason)) = member else { return false };

@@ -1,4 +1,4 @@
-//! Owns the ladders: who becomes primary when there is none, or when the old one is known dead.
+//! Owns the fallback orders: who becomes primary when there is none, or when the old one is known dead.
 //!
 //! ```text
 //! display, unprotected execution      protected execution
@@ -81,7 +81,7 @@ pub(super) struct Successor {
     pub(super) checkpoint: Option<CheckpointRecord>,
 }
 
-/// What the first step of the ladder gives.
+/// What the first step of the fallback order gives.
 pub(super) enum Step {
     Found(Box<Successor>),
     /// It may give one soon, and the next step would lose the state.
@@ -133,7 +133,7 @@ fn from_pool(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<
     let found = match choose(leader, node, Purpose::Primary) {
         Choice::Asked => None,
         Choice::On(host) => {
-            let found = leader.seat_on(node, record, &host);
+            let found = leader.allocate(node, record, &host);
             if let Some((member, _)) = &found {
                 leader.chosen(node, &member.host);
             }
@@ -162,12 +162,12 @@ fn from_reserved_place(leader: &mut Leader, node: &NodeId, record: &NodeRecord) 
     };
     let host = record.backups.iter().rev().find(gives_way)?.host.clone();
     leader.change_quietly(node, |record| record.backups.retain(|backup| backup.host != host));
-    leader.seat_on(node, record, &host)
+    leader.allocate(node, record, &host)
 }
 
 impl Leader {
     /// Takes an idle instance of the host, else a new one there.
-    pub(super) fn seat_on(
+    pub(super) fn allocate(
         &self,
         node: &NodeId,
         record: &NodeRecord,

@@ -1,4 +1,4 @@
-//! Tables of both ladders.
+//! Tables of both fallback orders.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ fn a_display_without_a_ready_backup_takes_an_idle_instance_then_a_new_one() {
 }
 
 #[test]
-fn an_unprotected_execution_node_climbs_the_same_ladder_and_says_that_its_state_is_lost() {
+fn an_unprotected_execution_node_follows_the_same_fallback_order_and_says_that_its_state_is_lost() {
     let mut cluster = Cluster::of(3);
     cluster.add(&["alice/exec-1"]);
     cluster.edit("alice/exec-1", |record| record.spec.protected = false);
