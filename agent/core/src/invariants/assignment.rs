@@ -98,8 +98,9 @@ impl Change<'_> {
             );
             broken.push(Broken::new(Invariant::KnownDead, detail));
         }
-        if !moved && !self.rests_on(&old.host) {
-            let detail = format!("{} does not rest on the end of the session of {}", self.node, old.host);
+        if !moved && !self.is_conditional_on(&old.host) {
+            let detail =
+                format!("{} is not conditional on the end of the session of {}", self.node, old.host);
             broken.push(Broken::new(Invariant::KnownDead, detail));
         }
         if let Some(migration) = self.before.migration.as_ref().filter(|_| !moved) {
@@ -110,9 +111,9 @@ impl Change<'_> {
                 );
                 broken.push(Broken::new(Invariant::Migration, detail));
             }
-            if !self.rests_on(&migration.to) {
+            if !self.is_conditional_on(&migration.to) {
                 let detail =
-                    format!("{} does not rest on the end of the session of {}", self.node, migration.to);
+                    format!("{} is not conditional on the end of the session of {}", self.node, migration.to);
                 broken.push(Broken::new(Invariant::Migration, detail));
             }
         }
@@ -120,7 +121,7 @@ impl Change<'_> {
     }
 
     /// A death that is the end of a session counts only if that end still stands when the decision is written.
-    fn rests_on(&self, host: &HostId) -> bool {
+    fn is_conditional_on(&self, host: &HostId) -> bool {
         self.view.hosts.get(host).is_none_or(|seen| {
             seen.is_open() || self.assignment.sessions.contains(&(host.clone(), seen.session.revision))
         })

@@ -194,8 +194,8 @@ impl Leader {
         self.report.notes.entry(node.clone()).or_default().push(text.into());
     }
 
-    /// Makes an assignment rest on the end of a host's session, where it has ended.
-    pub(super) fn rest_on_session(&mut self, node: &NodeId, host: &HostId) {
+    /// Makes an assignment conditional on the end of a host's session, where it has ended.
+    pub(super) fn condition_on_session(&mut self, node: &NodeId, host: &HostId) {
         let ended =
             self.view.hosts.get(host).filter(|host| !host.is_open()).map(|host| host.session.revision);
         if let Some(revision) = ended {

@@ -37,7 +37,7 @@ pub enum Outcome {
 pub struct Decisions {
     /// Sessions to end.
     pub endings: Vec<SessionEnding>,
-    /// Nodes to write, in this order as far as they are not written side by side: none rests on another.
+    /// Nodes to write, in this order as far as they are not written side by side: none is conditional on another.
     pub assignments: Vec<Assignment>,
     /// What to ask.
     pub questions: Vec<Question>,

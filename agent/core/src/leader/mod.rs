@@ -85,7 +85,7 @@ pub struct Assignment {
     pub record: NodeRecord,
     /// Its checkpoint.
     pub checkpoint: CheckpointChange,
-    /// Sessions that must still be as they were: the ended ones that the assignment rests on.
+    /// Sessions that must still be as they were: the ended ones that the assignment is conditional on.
     pub sessions: Vec<(HostId, u64)>,
     /// Why, for people.
     pub reasons: Vec<String>,
@@ -94,7 +94,7 @@ pub struct Assignment {
 /// All that there is to write at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Sessions to end. What rests on them is planned once that is written.
+    /// Sessions to end. What is conditional on them is planned once that is written.
     pub endings: Vec<SessionEnding>,
     /// Nodes to write.
     pub assignments: Vec<Assignment>,

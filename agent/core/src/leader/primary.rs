@@ -210,7 +210,7 @@ fn install(
     death: Option<Found>,
 ) {
     if let Some(old) = &before.primary {
-        leader.rest_on_session(node, &old.host.clone());
+        leader.condition_on_session(node, &old.host.clone());
     }
     let now = leader.now.wall;
     let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());

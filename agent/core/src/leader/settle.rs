@@ -42,7 +42,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
             arrive(leader, node, primary, migration);
         }
         (Liveness::Dead { .. }, Liveness::Dead { .. }) => {
-            leader.rest_on_session(node, &migration.to);
+            leader.condition_on_session(node, &migration.to);
             leader.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
         (Liveness::Dead { cause, .. }, Liveness::Alive) => {
@@ -53,7 +53,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
         }
         // Nothing of it can run there any more, so that the source alone has the word again.
         (Liveness::Alive, Liveness::Dead { cause, .. }) => {
-            leader.rest_on_session(node, &migration.to);
+            leader.condition_on_session(node, &migration.to);
             let cause = CooldownCause::Died { death: cause, epoch: migration.epoch };
             let cooldown = Cooldown { host: migration.to.clone(), cause, at: leader.now.wall };
             let to = &migration.to;

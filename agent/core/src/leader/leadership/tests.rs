@@ -72,7 +72,7 @@ fn a_vacant_leadership_is_bid_for_and_no_other() {
     }
 }
 
-/// Another stands in line: without renewals nobody's silence is known, and a bid or an end could rest on none.
+/// Another stands in line: without renewals nobody's silence is known, and a bid or an expiry could be conditional on none.
 #[test]
 fn an_agent_that_does_not_follow_renewals_neither_bids_nor_decides() {
     let mut rig = Rig::new();

@@ -274,7 +274,7 @@ fn a_checkpoint_of_an_earlier_life_is_never_restored() {
 }
 
 #[test]
-fn a_silent_session_is_ended_first_and_the_promotion_rests_on_that_very_end() {
+fn a_silent_session_is_ended_first_and_the_promotion_is_conditional_on_that_very_end() {
     let mut cluster = Cluster::of(3).with(&["alice/display"]);
     let at = cluster.primary_host("alice/display");
     let revision = cluster.seen(&at).session.revision;

@@ -179,7 +179,7 @@ fn an_end_whose_text_reads_like_a_move_is_no_move() {
 }
 
 #[test]
-fn both_sessions_ended_are_both_rested_on() {
+fn both_sessions_ended_are_both_conditions() {
     let (mut cluster, from, to, _) = leaving(3);
     cluster.lose(from.as_str());
     cluster.step();

@@ -39,7 +39,7 @@ type Disks = BTreeMap<HostId, BTreeSet<CheckpointId>>;
 struct World {
     rig: Rig,
     disks: Disks,
-    /// Writes on their way to the store, with the revisions that they rest on.
+    /// Writes on their way to the store, with the revisions that they are conditional on.
     writes: Vec<(u64, Option<u64>, CheckpointRecord)>,
     busy_since: Option<Boottime>,
 }
@@ -88,7 +88,7 @@ impl World {
         }
     }
 
-    /// The store takes the oldest write that is on its way, if what it rests on stands.
+    /// The store takes the oldest write that is on its way, if what it is conditional on stands.
     fn write(&mut self, answers: bool) {
         if self.writes.is_empty() {
             return;
