@@ -37,7 +37,7 @@ pub enum Weakness {
     DeadGuard,
     /// A job lets run what it made after its session was lost, and the guard takes it.
     JobsOutliveSessions,
-    /// A destination lets run what has arrived before the source has let go.
+    /// A destination lets run what has arrived before the source has released it.
     EagerDestination,
     /// A host takes copies of checkpoints for nodes of which it does not know itself as a backup.
     CarelessReceiver,

@@ -205,8 +205,8 @@ pub enum HostAction {
         uri: String,
         data_uri: Option<String>,
     },
-    /// Take this instance in, in steps of [`MigrationStep`]. Once all of it is here and [`source_let_go`] it runs. When the
-    /// migration is abandoned or over, or its source has let go and nothing is here or on its way, nothing of it stays; only
+    /// Take this instance in, in steps of [`MigrationStep`]. Once all of it is here and [`source_released`] it runs. When the
+    /// migration is abandoned or over, or its source has released it and nothing is here or on its way, nothing of it stays; only
     /// the latter is reported, as its death in this epoch.
     Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
     /// Save the state of this instance, to be sent to these hosts. `revision` is the node's record that this was decided
@@ -327,7 +327,7 @@ fn keep_first_per_lane(actions: Vec<HostAction>) -> Vec<HostAction> {
 /// known dead. Until then both ends may have all of it, and the source may go on. A migration that failed or was
 /// abandoned brings nothing any more.
 #[must_use]
-pub fn source_let_go(view: &View, node: &NodeId, instance: InstanceId) -> bool {
+pub fn source_released(view: &View, node: &NodeId, instance: InstanceId) -> bool {
     let Some(record) = view.nodes.get(node).map(|known| &known.value) else { return false };
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return false };
     let facts = view.hosts.get(&migration.from).and_then(|from| from.facts.as_ref());

@@ -101,7 +101,7 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
             // With no permit nothing comes any more: saying so is the second of the two deaths (SAFE-7).
             Some(if migration.abandoned { missing() } else { accept(named, migration) })
         }
-        // It has left, and its new host has the word as long as it can speak.
+        // It has left, and its new host is authoritative as long as it can speak.
         (Part::Primary, Some(migration)) if &migration.from == situation.me => {
             // A host whose record cannot be read may speak, and is not heard.
             (!situation.unreadable && !may_speak(situation, instance, migration)).then(missing)

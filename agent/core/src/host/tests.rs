@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{HostAction, Lane, Local, orphaned, reconcile, source_let_go};
+use super::{HostAction, Lane, Local, orphaned, reconcile, source_released};
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, HostId, InstanceId};
 use crate::records::{Origin, Phase, WindowsSent};
@@ -195,7 +195,11 @@ fn what_has_left_is_never_made_again_at_its_source() {
     let (mut cluster, from, to, instance) = leaving();
     assert_eq!(cluster.record("alice/exec-1").primary.as_ref().unwrap().origin, Origin::Created);
     let (gone, rest) = (Locals::new(), fresh(&cluster));
-    assert_eq!(actions(&cluster, from.as_str(), &gone, &rest), Vec::new(), "the destination has the word");
+    assert_eq!(
+        actions(&cluster, from.as_str(), &gone, &rest),
+        Vec::new(),
+        "the destination is authoritative"
+    );
     let after_fail = |cluster: &Cluster| letters(&actions(cluster, from.as_str(), &gone, &rest));
     let missing = fact(dead("is not on this host"), None, Epoch(2));
     let mut died = cluster.clone();
@@ -239,9 +243,9 @@ fn the_destination_gives_up_an_abandoned_migration_and_says_so() {
 }
 
 #[test]
-fn the_destination_lets_it_run_only_once_the_source_has_let_go() {
+fn the_destination_lets_it_run_only_once_the_source_has_released_it() {
     let (cluster, from, to, instance) = leaving();
-    let go = |cluster: &Cluster| source_let_go(&cluster.view, &node("alice/exec-1"), instance);
+    let go = |cluster: &Cluster| source_released(&cluster.view, &node("alice/exec-1"), instance);
     assert!(!go(&cluster));
     let mut gone = cluster.clone();
     gone.facts(from.as_str()).instances.remove(&instance);

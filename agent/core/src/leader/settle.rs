@@ -51,7 +51,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
                 abandon(leader, node, migration, reason, None);
             }
         }
-        // Nothing of it can run there any more, so that the source alone has the word again.
+        // Nothing of it can run there any more, so that the source alone is authoritative again.
         (Liveness::Alive, Liveness::Dead { cause, .. }) => {
             leader.condition_on_session(node, &migration.to);
             let cause = CooldownCause::Died { death: cause, epoch: migration.epoch };

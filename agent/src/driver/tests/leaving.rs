@@ -29,7 +29,7 @@ fn leaves(rig: &mut Rig, abandoned: bool) {
 }
 
 #[tokio::test]
-async fn a_try_that_finds_it_gone_leaves_the_word_to_the_destination() {
+async fn a_try_that_finds_it_gone_leaves_the_decision_to_the_destination() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     leaves(&mut rig, false);

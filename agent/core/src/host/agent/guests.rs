@@ -2,7 +2,7 @@
 //! that nobody knows.
 //!
 //! Promises: a guest that cannot go on is destroyed, idle or not, and so is one that stopped while nobody heard; a job that
-//! knows more of an end has the word on it, and where it has none after all the end is looked for; what no record names and
+//! knows more of an end is authoritative for it, and where it knows nothing after all the end is looked for; what no record names and
 //! nothing here knows does not stay (LIVE-4). Must not do: ask the hypervisor.
 
 use std::collections::BTreeMap;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::{Landed, MigrationAnswer, MigrationStep, Next, Presence};
 use crate::host::input::{Job, Outcome};
-use crate::host::{HostAction, Records, source_let_go};
+use crate::host::{HostAction, Records, source_released};
 use crate::ids::{HostId, NodeId};
 use crate::records::NodeRecord;
 use crate::units::{Boottime, Vcpus};
@@ -203,7 +203,7 @@ impl Arrival {
     }
 
     fn is_released(&self, view: &View) -> bool {
-        source_let_go(view, &self.node, self.job.instance)
+        source_released(view, &self.node, self.job.instance)
     }
 }
 

@@ -105,7 +105,7 @@ fn an_older_failure_says_nothing_of_this_migration() {
 }
 
 #[test]
-fn with_the_source_dead_the_destination_has_the_word_and_nothing_is_promoted() {
+fn with_the_source_dead_the_destination_is_authoritative_and_nothing_is_promoted() {
     let (mut cluster, ..) = leaving(3);
     cluster.kill_primary("alice/exec-1");
     let plan = cluster.step();
@@ -194,7 +194,7 @@ fn both_sessions_ended_are_both_conditions() {
 }
 
 #[test]
-fn with_the_destination_lost_the_living_source_has_the_word_again() {
+fn with_the_destination_lost_the_living_source_is_authoritative_again() {
     let (mut cluster, from, to, _) = leaving(3);
     cluster.lose(to.as_str());
     let plan = cluster.step();
