@@ -431,7 +431,7 @@ impl Cluster {
             local,
             busy: &rest.busy,
             images: &rest.images,
-            taken: &rest.taken,
+            last_checkpoint: &rest.last_checkpoint,
             resting: &rest.resting,
             loaded: &rest.loaded,
             checkpoint_interval: self.bounds.checkpoint_interval,
@@ -456,7 +456,7 @@ impl Cluster {
 pub(crate) struct Rest {
     pub(crate) busy: std::collections::BTreeSet<(InstanceId, crate::host::Lane)>,
     pub(crate) images: std::collections::BTreeSet<NodeId>,
-    pub(crate) taken: BTreeMap<NodeId, Boottime>,
+    pub(crate) last_checkpoint: BTreeMap<NodeId, Boottime>,
     pub(crate) resting: std::collections::BTreeSet<(NodeId, HostId)>,
     pub(crate) loaded: BTreeMap<InstanceId, crate::host::Loaded>,
     pub(crate) pool: PoolSettings,
@@ -468,7 +468,7 @@ impl Default for Rest {
         Self {
             busy: Default::default(),
             images: Default::default(),
-            taken: BTreeMap::new(),
+            last_checkpoint: BTreeMap::new(),
             resting: Default::default(),
             loaded: BTreeMap::new(),
             pool: PoolSettings { idle: 0, memory: MEMBER, vcpus: Vcpus(1) },

@@ -6,7 +6,7 @@ mod checkpoints;
 mod destroys;
 mod facts;
 mod guests;
-mod leaving;
+mod migrating_out;
 mod recovery;
 mod unreadable;
 

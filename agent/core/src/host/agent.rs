@@ -272,7 +272,7 @@ impl HostAgent {
             local: &self.local,
             busy: &busy,
             images: &self.images,
-            taken: &self.checkpoints.taken,
+            last_checkpoint: &self.checkpoints.last_checkpoint,
             resting: &resting,
             loaded: &self.loaded,
             checkpoint_interval: self.settings.bounds.checkpoint_interval,

@@ -61,7 +61,10 @@ pub(super) fn due(
 ) -> Option<HostAction> {
     let moving = situation.draining || situation.is_moving();
     let interval = situation.checkpoint_interval * if moving { WHILE_MOVING } else { 1 };
-    let due = situation.taken.get(node).is_none_or(|taken| situation.now.boottime.since(*taken) >= interval);
+    let due = situation
+        .last_checkpoint
+        .get(node)
+        .is_none_or(|taken| situation.now.boottime.since(*taken) >= interval);
     if !record.spec.protected || record.migration.is_some() || local.paused || !due {
         return None;
     }
@@ -95,7 +98,7 @@ struct Trouble {
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
     /// When the last one of each node was begun here.
-    pub(super) taken: BTreeMap<NodeId, Boottime>,
+    pub(super) last_checkpoint: BTreeMap<NodeId, Boottime>,
     sequences: BTreeMap<NodeId, (Epoch, u64)>,
     under_way: BTreeMap<NodeId, Copying>,
     troubles: BTreeMap<(NodeId, HostId), Trouble>,
@@ -129,7 +132,7 @@ impl Checkpoints {
         to: Vec<Destination>,
         now: Boottime,
     ) -> Option<Effect> {
-        let before = self.taken.insert(node.clone(), now);
+        let before = self.last_checkpoint.insert(node.clone(), now);
         let copying = Copying::new(instance, id, revision, to, (before, now));
         let old = self.under_way.insert(node.clone(), copying);
         old.map(|old| Effect::Discard { node: node.clone(), id: old.id })
@@ -160,11 +163,11 @@ impl Checkpoints {
         }
         for (node, how) in over {
             let Some(copying) = self.under_way.remove(&node) else { continue };
-            match (how, copying.taken_before) {
+            match (how, copying.checkpoint_before) {
                 (Over::Taken | Over::NotTaken | Over::NotSaved, _) => {}
                 // Nothing came of it, and it is no reason to wait for the next.
-                (Over::Void, Some(before)) => drop(self.taken.insert(node.clone(), before)),
-                (Over::Void, None) => drop(self.taken.remove(&node)),
+                (Over::Void, Some(before)) => drop(self.last_checkpoint.insert(node.clone(), before)),
+                (Over::Void, None) => drop(self.last_checkpoint.remove(&node)),
             }
             self.judge(&node, &copying, bounds, now);
             reviewed.over.push((copying.instance, how));
@@ -214,8 +217,10 @@ impl Checkpoints {
     /// is tried again.
     pub(super) fn due(&self, bounds: &Bounds) -> impl Iterator<Item = Boottime> {
         let interval = bounds.checkpoint_interval;
-        let next =
-            self.taken.values().flat_map(move |taken| [*taken + interval, *taken + interval * WHILE_MOVING]);
+        let next = self
+            .last_checkpoint
+            .values()
+            .flat_map(move |taken| [*taken + interval, *taken + interval * WHILE_MOVING]);
         let under_way = self.under_way.values().flat_map(move |copying| copying.due(interval));
         next.chain(under_way).chain(self.troubles.values().filter_map(|trouble| trouble.rests_until))
     }

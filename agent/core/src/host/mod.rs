@@ -103,7 +103,7 @@ pub struct Situation<'a> {
     /// Nodes of which this host keeps checkpoint images.
     pub images: &'a BTreeSet<NodeId>,
     /// When the last checkpoint of each node was taken here.
-    pub taken: &'a BTreeMap<NodeId, Boottime>,
+    pub last_checkpoint: &'a BTreeMap<NodeId, Boottime>,
     /// Backups' hosts to which no copies of a node are sent for now.
     pub resting: &'a BTreeSet<(NodeId, HostId)>,
     /// Instances that are restored and wait, paused.

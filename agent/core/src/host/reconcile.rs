@@ -204,7 +204,7 @@ fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Loca
             Some(migration) if local.fact.epoch < migration.epoch => vec![accept(named, migration)],
             Some(_) | None => Vec::new(),
         },
-        Phase::Ready if local.fact.epoch < epoch && !is_leaving(situation, record) => vec![guard()],
+        Phase::Ready if local.fact.epoch < epoch && !is_migrating_out(situation, record) => vec![guard()],
         Phase::Ready => {
             let mut actions: Vec<HostAction> = leave(situation, named, local).into_iter().collect();
             match (node.role(), part) {
@@ -230,7 +230,7 @@ fn gave_up(named: &Named<'_>, local: &Local) -> bool {
             .is_some_and(|migration| migration.abandoned && local.fact.epoch < migration.epoch)
 }
 
-fn is_leaving(situation: &Situation<'_>, record: &NodeRecord) -> bool {
+fn is_migrating_out(situation: &Situation<'_>, record: &NodeRecord) -> bool {
     record.migration.as_ref().is_some_and(|migration| &migration.from == situation.me)
 }
 

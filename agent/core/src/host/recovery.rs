@@ -84,7 +84,7 @@ pub enum Naming {
     /// A migration brings it here.
     Arriving,
     /// A migration takes it away.
-    Leaving {
+    MigratingOut {
         /// Where to.
         to: HostId,
     },
@@ -155,7 +155,7 @@ pub fn names<'a>(
         if &migration.to == me {
             names.insert(instance, Naming::Arriving);
         } else if &migration.from == me && migration.stands(fact) {
-            names.insert(instance, Naming::Leaving { to: migration.to.clone() });
+            names.insert(instance, Naming::MigratingOut { to: migration.to.clone() });
         }
     }
     names
@@ -197,13 +197,13 @@ impl Discovery<'_> {
         // It may be named again under the same id, to be restored: what was reported of it is of an earlier life then.
         let outdated = |fact: &&InstanceFact| match self.names.get(&instance) {
             Some(Naming::Member { since, .. }) => fact.phase.is_dead() && fact.epoch < *since,
-            Some(Naming::Earlier | Naming::Arriving | Naming::Leaving { .. }) | None => false,
+            Some(Naming::Earlier | Naming::Arriving | Naming::MigratingOut { .. }) | None => false,
         };
         let fact =
             self.facts().and_then(|facts| facts.instances.get(&instance)).filter(|fact| !outdated(fact));
         match (self.names.get(&instance), fact) {
             (Some(Naming::Arriving), _) => Recovery::Leave,
-            (Some(Naming::Leaving { .. }), _) if found.seen == Seen::Incoming => Recovery::Leave,
+            (Some(Naming::MigratingOut { .. }), _) if found.seen == Seen::Incoming => Recovery::Leave,
             // libvirt's word that there is no process is no proof of it.
             (_, Some(fact)) if found.seen == Seen::Off || fact.phase.is_dead() => Recovery::Destroy {
                 reason: "it is dead, and something is left of it",
@@ -213,7 +213,7 @@ impl Discovery<'_> {
             (Some(Naming::Member { node, since, origin }), None) => {
                 self.named(instance, found, (node, *since, *origin))
             }
-            (Some(Naming::Leaving { .. }), None) => Recovery::Leave,
+            (Some(Naming::MigratingOut { .. }), None) => Recovery::Leave,
             (Some(Naming::Earlier) | None, None) => self.unnamed(instance, found),
         }
     }
@@ -226,7 +226,7 @@ impl Discovery<'_> {
         naming: Option<&Naming>,
     ) -> Recovery {
         let local = |fact: InstanceFact| Local { fact, paused: false };
-        let is_named = matches!(naming, Some(Naming::Member { .. } | Naming::Leaving { .. }));
+        let is_named = matches!(naming, Some(Naming::Member { .. } | Naming::MigratingOut { .. }));
         match &fact.phase {
             Phase::Ready => alive(found.seen, local(fact.clone())),
             // Nobody counts on it: one that stands still is more easily made anew.
@@ -303,7 +303,7 @@ impl Discovery<'_> {
             return fact.clone();
         }
         let death = match self.names.get(&instance) {
-            Some(Naming::Leaving { to }) => Death::MaybeMoved { to: to.clone() },
+            Some(Naming::MigratingOut { to }) => Death::MaybeMoved { to: to.clone() },
             Some(Naming::Member { .. } | Naming::Earlier | Naming::Arriving) | None => {
                 Death::Exited { detail: "found dead when the agent started".to_owned() }
             }

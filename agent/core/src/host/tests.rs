@@ -28,8 +28,9 @@ fn on_primary(cluster: &Cluster, name: &str) -> Vec<HostAction> {
 
 /// No checkpoint is due.
 fn fresh(cluster: &Cluster) -> Rest {
-    let taken = cluster.view.nodes.keys().map(|node| (node.clone(), cluster.now.boottime)).collect();
-    Rest { taken, ..Rest::default() }
+    let last_checkpoint =
+        cluster.view.nodes.keys().map(|node| (node.clone(), cluster.now.boottime)).collect();
+    Rest { last_checkpoint, ..Rest::default() }
 }
 
 fn letters(actions: &[HostAction]) -> Vec<String> {
@@ -158,7 +159,7 @@ fn a_named_instance_that_is_not_here_is_missing_unless_it_was_never_made() {
 }
 
 /// `alice/exec-1` is leaving a draining host.
-fn leaving() -> (Cluster, HostId, HostId, InstanceId) {
+fn migrating_out() -> (Cluster, HostId, HostId, InstanceId) {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let (from, instance) = cluster.primary("alice/exec-1");
     cluster.seen(from.as_str()).intent.drain = true;
@@ -169,7 +170,7 @@ fn leaving() -> (Cluster, HostId, HostId, InstanceId) {
 
 #[test]
 fn the_source_moves_it_and_does_not_guard_it_anew_meanwhile() {
-    let (mut cluster, _, to, _) = leaving();
+    let (mut cluster, _, to, _) = migrating_out();
     for name in ["host1", "host2", "host3"] {
         cluster.facts(name).migration_data_uri = Some(format!("tcp://{name}.storage"));
     }
@@ -185,14 +186,14 @@ fn the_source_moves_it_and_does_not_guard_it_anew_meanwhile() {
 
 #[test]
 fn a_failed_migration_is_not_tried_again_under_the_same_epoch() {
-    let (mut cluster, ..) = leaving();
+    let (mut cluster, ..) = migrating_out();
     cluster.report_primary("alice/exec-1", |fact| fact.migration_failed = Some((Epoch(2), "no".to_owned())));
     assert_eq!(on_primary(&cluster, "alice/exec-1"), Vec::new());
 }
 
 #[test]
 fn what_has_left_is_never_made_again_at_its_source() {
-    let (mut cluster, from, to, instance) = leaving();
+    let (mut cluster, from, to, instance) = migrating_out();
     assert_eq!(cluster.record("alice/exec-1").primary.as_ref().unwrap().origin, Origin::Created);
     let (gone, rest) = (Locals::new(), fresh(&cluster));
     assert_eq!(
@@ -214,7 +215,7 @@ fn what_has_left_is_never_made_again_at_its_source() {
 
 #[test]
 fn the_destination_accepts_only_in_the_session_that_was_chosen() {
-    let (mut cluster, from, to, instance) = leaving();
+    let (mut cluster, from, to, instance) = migrating_out();
     let rest = fresh(&cluster);
     let accept = HostAction::Accept { node: node("alice/exec-1"), instance, epoch: Epoch(2), from };
     assert_eq!(actions(&cluster, to.as_str(), &Locals::new(), &rest), std::slice::from_ref(&accept));
@@ -228,7 +229,7 @@ fn the_destination_accepts_only_in_the_session_that_was_chosen() {
 
 #[test]
 fn the_destination_gives_up_an_abandoned_migration_and_says_so() {
-    let (mut cluster, _, to, instance) = leaving();
+    let (mut cluster, _, to, instance) = migrating_out();
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     let rest = fresh(&cluster);
@@ -244,7 +245,7 @@ fn the_destination_gives_up_an_abandoned_migration_and_says_so() {
 
 #[test]
 fn the_destination_lets_it_run_only_once_the_source_has_released_it() {
-    let (cluster, from, to, instance) = leaving();
+    let (cluster, from, to, instance) = migrating_out();
     let go = |cluster: &Cluster| source_released(&cluster.view, &node("alice/exec-1"), instance);
     assert!(!go(&cluster));
     let mut gone = cluster.clone();

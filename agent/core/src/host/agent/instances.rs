@@ -261,7 +261,7 @@ impl HostAgent {
         let source = self.records.view.hosts.get(from).and_then(|host| host.facts.as_ref());
         let reported = source.and_then(|facts| facts.instances.get(&instance)).cloned();
         // Its newest checkpoint is good for it still: the next one is due as after one that was taken here.
-        self.checkpoints.taken.insert(node.clone(), self.now.boottime);
+        self.checkpoints.last_checkpoint.insert(node.clone(), self.now.boottime);
         let fact = InstanceFact {
             phase: Phase::Ready,
             node: Some(node),

@@ -3,7 +3,7 @@
 mod arriving;
 mod destroying;
 mod due;
-mod leaving;
+mod migrating_out;
 mod orphans;
 mod refusing;
 mod restoring;
@@ -51,7 +51,7 @@ impl Rig {
         rig.say(Input::Listed(None));
         // No checkpoint is due.
         let nodes: Vec<NodeId> = rig.cluster.view.nodes.keys().cloned().collect();
-        rig.agent.checkpoints.taken =
+        rig.agent.checkpoints.last_checkpoint =
             nodes.into_iter().map(|node| (node, rig.cluster.now.boottime)).collect();
         rig
     }

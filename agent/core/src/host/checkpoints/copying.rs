@@ -50,7 +50,7 @@ pub(super) struct Copying {
     pub(super) instance: InstanceId,
     pub(super) id: CheckpointId,
     /// When the one before it was begun.
-    pub(super) taken_before: Option<Boottime>,
+    pub(super) checkpoint_before: Option<Boottime>,
     begun: Boottime,
     /// The node's record that it was decided from.
     revision: u64,
@@ -95,13 +95,13 @@ impl Copying {
         id: CheckpointId,
         revision: u64,
         to: Vec<Destination>,
-        (taken_before, begun): (Option<Boottime>, Boottime),
+        (checkpoint_before, begun): (Option<Boottime>, Boottime),
     ) -> Self {
         let accepts = |to| (to, State::Accepts { begun, bytes: 0, last: begun });
         Self {
             instance,
             id,
-            taken_before,
+            checkpoint_before,
             begun,
             revision,
             to: to.into_iter().map(accepts).collect(),

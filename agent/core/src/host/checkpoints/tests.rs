@@ -184,7 +184,7 @@ fn where_no_host_takes_it_the_record_stays_and_the_next_one_is_due_after_the_int
     }
     assert!(!rig.took("Record"));
     assert_eq!(rig.over, [Over::NotTaken]);
-    assert_eq!(rig.machine.taken[&node(NODE)], began);
+    assert_eq!(rig.machine.last_checkpoint[&node(NODE)], began);
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn nothing_is_recorded_and_nothing_sent_on_once_the_nodes_record_has_changed() {
         assert!(rig.seen.contains(&Effect::Discard { node: node(NODE), id: rig.id }));
         assert!(!rig.took("Record"));
         assert_eq!(rig.over, [Over::Void]);
-        assert_eq!(rig.machine.taken.get(&node(NODE)), None, "the next one is due at once");
+        assert_eq!(rig.machine.last_checkpoint.get(&node(NODE)), None, "the next one is due at once");
         assert!(rig.machine.troubles.is_empty());
     }
     let mut rig = Rig::begun();

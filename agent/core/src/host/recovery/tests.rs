@@ -182,7 +182,7 @@ fn what_a_migration_brings_or_an_unreadable_record_may_bring_is_left() {
         assert_eq!(word(Case { seen: Some(seen), unreadable_node: true, ..CASE }), "left");
         assert_eq!(word(Case { seen: Some(seen), ..CASE }), "destroyed", "no record names it");
     }
-    let leaving = Some(Naming::Leaving { to: host("host2") });
+    let leaving = Some(Naming::MigratingOut { to: host("host2") });
     let source = |seen| Case { phase: Some(Phase::Ready), seen, naming: leaving.clone(), ..CASE };
     assert_eq!(word(source(Some(Seen::Running))), "goes on ready");
     assert_eq!(word(source(Some(Seen::Incoming))), "left", "both ends may have all of it");

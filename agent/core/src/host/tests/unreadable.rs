@@ -1,7 +1,7 @@
 //! What a host leaves alone while a record cannot be read.
 
 use super::super::{Local, orphaned};
-use super::{Locals, actions, fresh, leaving, letters};
+use super::{Locals, actions, fresh, letters, migrating_out};
 use crate::fixture::{Cluster, Rest, dead, fact, host, node};
 use crate::ids::{Epoch, InstanceId};
 use crate::records::Phase;
@@ -37,7 +37,7 @@ fn while_a_record_cannot_be_read_nothing_is_ended_or_deleted_for_want_of_a_name(
 
 #[test]
 fn while_a_record_cannot_be_read_what_left_is_not_called_missing_and_anothers_is_left_alone() {
-    let (mut cluster, from, to, _) = leaving();
+    let (mut cluster, from, to, _) = migrating_out();
     cluster.view.hosts.remove(&to);
     let mut rest = fresh(&cluster);
     let gone =

@@ -6,7 +6,7 @@ use crate::leader::Plan;
 use crate::records::{Origin, Phase};
 
 /// `alice/exec-1` leaves a draining host: the migration is written.
-fn leaving(hosts: usize) -> (Cluster, HostId, HostId, InstanceId) {
+fn migrating_out(hosts: usize) -> (Cluster, HostId, HostId, InstanceId) {
     let mut cluster = Cluster::of(hosts).with(&["alice/exec-1"]);
     let (from, instance) = cluster.primary("alice/exec-1");
     cluster.seen(from.as_str()).intent.drain = true;
@@ -26,7 +26,7 @@ fn is_promotion(plan: &Plan) -> bool {
 
 #[test]
 fn a_migration_is_written_before_anything_moves_and_raises_the_epoch_alone() {
-    let (cluster, from, to, instance) = leaving(3);
+    let (cluster, from, to, instance) = migrating_out(3);
     let record = cluster.record("alice/exec-1");
     let migration = record.migration.as_ref().unwrap();
     assert_ne!(from, to);
@@ -37,7 +37,7 @@ fn a_migration_is_written_before_anything_moves_and_raises_the_epoch_alone() {
 
 #[test]
 fn it_is_primary_on_its_new_host_once_that_host_reports_it_under_the_epoch() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     arrive(&mut cluster, &to, instance, Epoch(1));
     assert!(!cluster.plan().assignments.iter().any(|one| one.record.migration.is_none()), "older epoch");
     arrive(&mut cluster, &to, instance, Epoch(2));
@@ -52,7 +52,7 @@ fn it_is_primary_on_its_new_host_once_that_host_reports_it_under_the_epoch() {
 
 #[test]
 fn what_arrived_in_a_later_session_of_the_destination_has_not_arrived() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     cluster.reopen(to.as_str());
     arrive(&mut cluster, &to, instance, Epoch(2));
     let plan = cluster.step();
@@ -63,7 +63,7 @@ fn what_arrived_in_a_later_session_of_the_destination_has_not_arrived() {
 
 #[test]
 fn a_failed_migration_is_over_once_the_destination_gave_up_and_another_host_is_tried() {
-    let (mut cluster, from, to, instance) = leaving(4);
+    let (mut cluster, from, to, instance) = migrating_out(4);
     cluster.report_primary("alice/exec-1", |fact| {
         fact.migration_failed = Some((Epoch(2), "no route".to_owned()));
     });
@@ -85,7 +85,7 @@ fn a_failed_migration_is_over_once_the_destination_gave_up_and_another_host_is_t
 
 #[test]
 fn a_source_that_dies_after_its_migration_failed_is_not_replaced_before_the_destination_gave_up() {
-    let (mut cluster, ..) = leaving(3);
+    let (mut cluster, ..) = migrating_out(3);
     cluster.report_primary("alice/exec-1", |fact| {
         fact.migration_failed = Some((Epoch(2), "the end of it was not heard".to_owned()));
     });
@@ -97,7 +97,7 @@ fn a_source_that_dies_after_its_migration_failed_is_not_replaced_before_the_dest
 
 #[test]
 fn an_older_failure_says_nothing_of_this_migration() {
-    let (mut cluster, ..) = leaving(3);
+    let (mut cluster, ..) = migrating_out(3);
     cluster.report_primary("alice/exec-1", |fact| {
         fact.migration_failed = Some((Epoch(1), "long ago".to_owned()));
     });
@@ -106,7 +106,7 @@ fn an_older_failure_says_nothing_of_this_migration() {
 
 #[test]
 fn with_the_source_dead_the_destination_is_authoritative_and_nothing_is_promoted() {
-    let (mut cluster, ..) = leaving(3);
+    let (mut cluster, ..) = migrating_out(3);
     cluster.kill_primary("alice/exec-1");
     let plan = cluster.step();
     assert!(!is_promotion(&plan));
@@ -117,7 +117,7 @@ fn with_the_source_dead_the_destination_is_authoritative_and_nothing_is_promoted
 
 #[test]
 fn dead_at_both_ends_it_is_restored() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     let missing = fact(dead("is not on this host"), None, Epoch(2));
@@ -131,7 +131,7 @@ fn dead_at_both_ends_it_is_restored() {
 
 #[test]
 fn a_death_on_the_destination_in_an_older_epoch_is_not_the_second_death() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     let older = fact(dead("another life"), None, Epoch(1));
     cluster.facts(to.as_str()).instances.insert(instance, older);
     cluster.kill_primary("alice/exec-1");
@@ -141,7 +141,7 @@ fn a_death_on_the_destination_in_an_older_epoch_is_not_the_second_death() {
 
 #[test]
 fn it_may_arrive_after_it_was_abandoned() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     arrive(&mut cluster, &to, instance, Epoch(2));
@@ -153,7 +153,7 @@ fn it_may_arrive_after_it_was_abandoned() {
 
 #[test]
 fn a_source_that_says_it_has_moved_abandons_nothing() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     cluster.report_primary("alice/exec-1", |fact| fact.phase = moved(&to));
     assert!(cluster.step().is_empty(), "the destination is about to report it");
     let missing = fact(dead("qemu ended"), None, Epoch(2));
@@ -167,7 +167,7 @@ fn a_source_that_says_it_has_moved_abandons_nothing() {
 /// What qemu or an operator writes of an end may read like a move.
 #[test]
 fn an_end_whose_text_reads_like_a_move_is_no_move() {
-    let (mut cluster, _, to, instance) = leaving(3);
+    let (mut cluster, _, to, instance) = migrating_out(3);
     cluster.report_primary("alice/exec-1", |fact| fact.phase = dead("moved away from its disk, says qemu"));
     cluster.step();
     assert!(cluster.record("alice/exec-1").migration.as_ref().unwrap().abandoned);
@@ -180,7 +180,7 @@ fn an_end_whose_text_reads_like_a_move_is_no_move() {
 
 #[test]
 fn both_sessions_ended_are_both_conditions() {
-    let (mut cluster, from, to, _) = leaving(3);
+    let (mut cluster, from, to, _) = migrating_out(3);
     cluster.lose(from.as_str());
     cluster.step();
     assert!(cluster.record("alice/exec-1").migration.as_ref().unwrap().abandoned);
@@ -195,7 +195,7 @@ fn both_sessions_ended_are_both_conditions() {
 
 #[test]
 fn with_the_destination_lost_the_living_source_is_authoritative_again() {
-    let (mut cluster, from, to, _) = leaving(3);
+    let (mut cluster, from, to, _) = migrating_out(3);
     cluster.lose(to.as_str());
     let plan = cluster.step();
     assert!(!is_promotion(&plan));
@@ -239,7 +239,7 @@ fn one_instance_at_a_time_leaves_a_host() {
 fn a_backup_gives_way_where_only_its_host_is_left() {
     let before = Cluster::of(2).with(&["alice/exec-1"]);
     assert_eq!(before.record("alice/exec-1").backups.len(), 1, "what is to give way is there");
-    let (cluster, from, to, _) = leaving(2);
+    let (cluster, from, to, _) = migrating_out(2);
     let record = cluster.record("alice/exec-1");
     assert_eq!(record.backups, Vec::new());
     assert_ne!(from, to);

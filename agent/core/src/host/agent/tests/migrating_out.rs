@@ -4,7 +4,7 @@ use super::*;
 use crate::host::migration::Presence;
 
 /// alice's execution node leaves its host, and its agent has begun to move it.
-fn leaving() -> (Rig, InstanceId, HostId) {
+fn migrating_out() -> (Rig, InstanceId, HostId) {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let (me, instance) = cluster.primary("alice/exec-1");
     cluster.seen(me.as_str()).intent.drain = true;
@@ -18,7 +18,7 @@ fn leaving() -> (Rig, InstanceId, HostId) {
 
 /// It was seen to be here, and libvirt moves it.
 fn moving() -> (Rig, InstanceId, HostId) {
-    let (mut rig, instance, to) = leaving();
+    let (mut rig, instance, to) = migrating_out();
     rig.answer(MigrationAnswer::Seen(Presence::Running));
     assert!(matches!(rig.steps().as_slice(), [MigrationStep::Transfer { .. }]));
     (rig, instance, to)
@@ -80,7 +80,7 @@ fn a_death_while_it_moves_is_the_jobs_to_read_and_is_looked_for_when_the_job_can
 
 #[test]
 fn what_was_looked_for_and_is_there_lives_on() {
-    let (mut rig, instance, _) = leaving();
+    let (mut rig, instance, _) = migrating_out();
     rig.answer(MigrationAnswer::Seen(Presence::Running));
     rig.exits(instance);
     stays(&mut rig);
@@ -91,7 +91,7 @@ fn what_was_looked_for_and_is_there_lives_on() {
 
 #[test]
 fn a_source_that_is_gone_when_asked_may_have_moved() {
-    let (mut rig, instance, to) = leaving();
+    let (mut rig, instance, to) = migrating_out();
     rig.answer(MigrationAnswer::Seen(Presence::Gone));
     assert_eq!(rig.death(instance), Some(Death::MaybeMoved { to }));
 }
