@@ -280,7 +280,7 @@ fn certificates_that_cannot_be_used_end_it_with_3_and_are_reported_by_file() {
 
 /// An agent that is started again while a role disk is damaged must not leave its host without one.
 #[test]
-fn a_missing_or_damaged_role_disk_is_reported_until_it_is_whole_and_does_not_end_it() {
+fn a_missing_or_damaged_role_disk_is_reported_until_it_is_whole_and_does_not_end_the_agent() {
     let home = Home::new();
     let role = home.path("role.erofs");
     fs::remove_file(&role).unwrap();

@@ -2,7 +2,7 @@
 //! from.
 //!
 //! Promises: it is what the store held at one revision; a record that cannot be read is left as it was last read, if
-//! it was, and reported, and never taken for a deleted one: its node is quarantined, so that nothing is planned for it, and no host ends or
+//! it was, and reported, and never taken for a deleted one: its node is quarantined, so that nothing is planned for it, and no host destroys or
 //! deletes for want of a name what it may name. Must not do: decide, talk to the store.
 //!
 //! Cost, with N records: a change O(log N) and the reading of its records, the view of all of it O(1). A renewal is not read.
@@ -132,10 +132,12 @@ impl StoreCache {
         let reported = |(key, fault): (&String, &String)| {
             let follows = match Hidden::by(key) {
                 Hidden::Node(node) => format!(
-                    "until then nothing is planned for {node}, no idle instance is given out, and this host ends and \
+                    "until then nothing is planned for {node}, no idle instance is given out, and this host destroys and \
                      deletes nothing for want of a name"
                 ),
-                Hidden::Host => "until then this host ends and deletes nothing for want of a name".to_owned(),
+                Hidden::Host => {
+                    "until then this host destroys and deletes nothing for want of a name".to_owned()
+                }
                 Hidden::Nothing => "until then it counts as it was last read".to_owned(),
             };
             format!(

@@ -34,7 +34,7 @@ impl World {
             let machine = self.machine_mut(&host);
             machine.holds_until = until;
             machine.hypervisor.set_all_unkillable(true);
-            self.note(format!("libvirtd of {host} ends nothing"));
+            self.note(format!("libvirtd of {host} destroys nothing"));
         }
         if self.libvirtd_rng.below(100_000) < LIBVIRTD_WEIGHT
             && let Some(host) = self.libvirtd_rng.pick(&hosts).cloned()

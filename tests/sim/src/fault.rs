@@ -103,7 +103,7 @@ impl Swarm {
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
             Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
             Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),
-            Weakness::TrustsEnds => (&[(Kind::KillInstance, 100)], 0),
+            Weakness::TrustsDestroys => (&[(Kind::KillInstance, 100)], 0),
             Weakness::ForgetsUnread => (&[(Kind::AgentCrash, 400)], 0),
             Weakness::TrustsCopies => (&[(Kind::KillInstance, 100)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),

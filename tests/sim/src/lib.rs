@@ -50,7 +50,7 @@ pub enum Weakness {
     /// An agent takes the refusal of a set of policies for the last word.
     GivesUpSets,
     /// A destroy says that it is done when it is not.
-    TrustsEnds,
+    TrustsDestroys,
     /// An agent takes a record that it cannot read for none.
     ForgetsUnread,
 }
@@ -61,7 +61,7 @@ impl Weakness {
     pub fn breaks(self) -> &'static str {
         match self {
             Self::EagerDestination => "SAFE-1",
-            Self::DeadGuard | Self::JobsOutliveSessions | Self::TrustsEnds => "SAFE-2",
+            Self::DeadGuard | Self::JobsOutliveSessions | Self::TrustsDestroys => "SAFE-2",
             Self::CarelessReceiver | Self::TrustsCopies | Self::ForgetsUnread => "SAFE-3",
             Self::BlindWrites => "SAFE-4",
             Self::LeadsWithoutSet => "SETS",

@@ -68,7 +68,7 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
     for seed in 1..=count() {
         let outcome = run_or_panic(seed, options);
         let events = [
-            "ends nothing",
+            "destroys nothing",
             "an operator wants a failover",
             "an agent that cannot read",
             "refused before it had begun",
@@ -82,7 +82,7 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
     // A host refuses only what it was given a moment before its libvirtd went away.
     let enough = counts.iter().zip([100, 100, 100, 30, 100, 100]).all(|(count, least)| *count > least);
     assert!(enough, "{counts:?}");
-    for weakness in [Weakness::TrustsEnds, Weakness::ForgetsUnread, Weakness::TrustsCopies] {
+    for weakness in [Weakness::TrustsDestroys, Weakness::ForgetsUnread, Weakness::TrustsCopies] {
         let weak = Options { weakness: Some(weakness), hosts: Some(3), ..options };
         let named = |why: &String| why.contains(weakness.breaks());
         let noticed = (1..=30).filter_map(|seed| run(seed, weak).failure).find(named);

@@ -81,7 +81,7 @@ fn a_new_member_is_created_guarded_deployed_and_then_left_alone() {
 }
 
 #[test]
-fn what_was_deployed_for_another_node_is_ended_and_not_taken_for_this_one() {
+fn what_was_deployed_for_another_node_is_destroyed_and_not_taken_for_this_one() {
     let mut cluster = Cluster::of(1);
     cluster.idle("host1", 1);
     cluster.add(&["alice/display"]);
@@ -418,7 +418,7 @@ fn the_pool_is_filled_one_by_one_where_there_is_room_and_emptied_on_a_draining_h
 }
 
 #[test]
-fn a_draining_host_ends_its_idle_instances_once_its_primaries_have_left() {
+fn a_draining_host_destroys_its_idle_instances_once_its_primaries_have_left() {
     let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
     let me = cluster.primary_host("alice/exec-1");
     cluster.idle(&me, 1);

@@ -154,7 +154,7 @@ fn a_death_is_reported_in_milliseconds_and_libvirtds_own_is_none_of_an_instances
 
 #[test]
 #[ignore = "needs a host"]
-fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
+fn a_process_that_libvirt_has_lost_is_seen_and_destroyed() {
     inside("one", "real::a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy", |host| {
         let hv = host.libvirt();
         let instance = host.boot(&hv, 1);
@@ -175,7 +175,7 @@ fn a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy() {
 
 #[test]
 #[ignore = "needs a host"]
-fn an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone() {
+fn an_instance_is_destroyed_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone() {
     let name =
         "real::an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone";
     inside("one", name, |host| {

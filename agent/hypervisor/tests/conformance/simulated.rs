@@ -133,7 +133,7 @@ fn in_the_double_a_lost_answer_is_not_a_failure_and_a_stopped_libvirtd_not_a_dea
 }
 
 #[test]
-fn in_the_double_an_instance_is_ended_without_libvirt_by_its_process_and_else_nothing_is_known() {
+fn in_the_double_an_instance_is_destroyed_without_libvirt_by_its_process_and_else_nothing_is_known() {
     let site = Site::default();
     let host = site.host("fake://1", Vcpus(4), MiB(4096));
     host.create(&spec(1)).unwrap();

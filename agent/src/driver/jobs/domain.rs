@@ -1,4 +1,4 @@
-//! Owns making, restoring and ending instances.
+//! Owns creating, restoring and destroying instances.
 //!
 //! Promises: nothing starts without a permit of the deciding epoch; an instance that could not be made whole is ended;
 //! after a restore the order is: paused with its link down, guard, link up, resume, clock; when is for core to say. Must not
@@ -107,7 +107,7 @@ pub(super) fn withdraw(parts: &Parts, instance: InstanceId) -> Outcome {
 }
 
 pub(super) fn destroy(parts: &Parts, instance: InstanceId, death: &Death) -> Outcome {
-    tracing::info!(%instance, reason = %death, "ending an instance");
+    tracing::info!(%instance, reason = %death, "destroying an instance");
     // What is being made of it may not have come to its start: that is refused from here on.
     if let Err(error) = parts.permits.revoke(instance) {
         tracing::warn!(%instance, error = %chain(&error), "cannot take the permit back; it lapses by itself");

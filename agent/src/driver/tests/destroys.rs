@@ -7,7 +7,7 @@ use understudy_core::records::Phase;
 use super::{Rig, died, instance, node, running};
 
 #[tokio::test]
-async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_until_it_is_gone() {
+async fn a_member_whose_deployment_failed_and_that_cannot_be_destroyed_is_not_dead_until_it_is_gone() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Idle, None);
     rig.name(one);
@@ -15,7 +15,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
     rig.recover();
     rig.hypervisor.set_libvirt_up(false);
     rig.hypervisor.set_unkillable(one, true);
-    rig.until("it was tried to end it", |driver| !driver.conditions.is_empty()).await;
+    rig.until("it was tried to destroy it", |driver| !driver.conditions.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
     let reported = rig.conditions();
     for part in [&one.to_string(), "deployment failed", "may run on", "systemctl status libvirtd"] {
@@ -34,7 +34,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_ended_is_not_dead_u
 }
 
 #[tokio::test]
-async fn an_end_that_failed_is_tried_again() {
+async fn a_destroy_that_failed_is_tried_again() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);

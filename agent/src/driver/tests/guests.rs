@@ -16,7 +16,7 @@ const FATAL: [(Fault, &str); 3] = [
 ];
 
 #[tokio::test]
-async fn a_member_that_cannot_go_on_is_ended_and_dead_for_that() {
+async fn a_member_that_cannot_go_on_is_destroyed_and_dead_for_that() {
     for (fault, reason) in FATAL {
         let (mut rig, one) = (Rig::new(), instance(1));
         rig.runs(one, Phase::Ready, Some(node()));
@@ -30,7 +30,7 @@ async fn a_member_that_cannot_go_on_is_ended_and_dead_for_that() {
 
 /// A failover may be given it at any time, and takes it for one that is booted and waits.
 #[tokio::test]
-async fn an_idle_instance_that_cannot_go_on_is_ended_and_another_is_made() {
+async fn an_idle_instance_that_cannot_go_on_is_destroyed_and_another_is_made() {
     for (fault, reason) in FATAL {
         let (mut rig, one) = (Rig::with_pool(1), instance(1));
         rig.runs(one, Phase::Idle, None);

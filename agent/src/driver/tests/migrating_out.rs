@@ -39,7 +39,7 @@ async fn a_try_that_finds_it_gone_leaves_the_decision_to_the_destination() {
 }
 
 #[tokio::test]
-async fn so_does_an_end_before_the_first_try_and_one_that_a_new_agent_finds() {
+async fn so_does_a_destroy_before_the_first_try_and_one_that_a_new_agent_finds() {
     for (abandoned, moved) in [(false, true), (true, false)] {
         let (mut rig, one) = (Rig::new(), instance(1));
         rig.runs(one, Phase::Ready, Some(node()));

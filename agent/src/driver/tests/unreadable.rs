@@ -12,7 +12,7 @@ use super::{Rig, instance, me, node, record, running};
 use crate::keys::{ALL, Key, encode};
 
 #[tokio::test]
-async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_ended_once_nobody_names_it() {
+async fn an_instance_whose_nodes_record_cannot_be_read_runs_on_and_is_destroyed_once_nobody_names_it() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);

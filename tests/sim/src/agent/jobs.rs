@@ -174,7 +174,7 @@ impl Agent {
             HostAction::Resume { .. } => self.resume(world, me, job),
             HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
             HostAction::Destroy { .. } | HostAction::Missing { .. } => match withdraw(world, me, instance) {
-                Err(why) if world.weakness != Some(Weakness::TrustsEnds) => Outcome::Failed(why),
+                Err(why) if world.weakness != Some(Weakness::TrustsDestroys) => Outcome::Failed(why),
                 Ok(()) | Err(_) => Outcome::Done,
             },
             // Taken step by step, or nothing that a job does.

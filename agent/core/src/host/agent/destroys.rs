@@ -1,7 +1,7 @@
 //! Owns the destroying of instances: each is tried until the instance is known to be gone.
 //!
 //! Promises: an instance that is to be destroyed stays what it was until the hypervisor or its process says that it is gone
-//! (SAFE-2), and until nothing brings it to life any more; it is never forgotten before; what keeps it from ending is a
+//! (SAFE-2), and until nothing brings it to life any more; it is never forgotten before; what keeps it from being destroyed is a
 //! condition. Must not do: decide who is to be destroyed.
 
 use std::collections::btree_map::Entry;
@@ -79,7 +79,7 @@ impl HostAgent {
     }
 
     /// A try to destroy it is over.
-    pub(super) fn destroy_ended(&mut self, instance: InstanceId, outcome: Outcome) {
+    pub(super) fn destroy_finished(&mut self, instance: InstanceId, outcome: Outcome) {
         match outcome {
             // Its process was seen to end; what libvirt has of it still is no instance.
             Outcome::Failed(failure) if !self.exited.contains(&instance) => {

@@ -75,7 +75,7 @@ impl HostAgent {
     fn concluded(&mut self, job: Job, outcome: Outcome) {
         let instance = job.instance;
         match (job.action, outcome) {
-            (HostAction::Destroy { .. }, outcome) => self.destroy_ended(instance, outcome),
+            (HostAction::Destroy { .. }, outcome) => self.destroy_finished(instance, outcome),
             // It is to be destroyed, which says more than what became of its making.
             (HostAction::Create { .. } | HostAction::Restore { .. } | HostAction::Resume { .. }, _)
                 if self.destroys.contains_key(&instance) => {}

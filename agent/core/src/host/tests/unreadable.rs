@@ -9,7 +9,7 @@ use crate::units::MiB;
 
 /// What no record that can be read names may be named by one that cannot.
 #[test]
-fn while_a_record_cannot_be_read_nothing_is_ended_or_deleted_for_want_of_a_name() {
+fn while_a_record_cannot_be_read_nothing_is_destroyed_or_deleted_for_want_of_a_name() {
     let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
     let at = cluster.primary_host("alice/exec-1");
     let mut rest = Rest { images: [node("alice/exec-1"), node("bob/exec-1")].into(), ..fresh(&cluster) };

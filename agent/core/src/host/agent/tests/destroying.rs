@@ -82,7 +82,7 @@ fn an_idle_instance_that_was_not_made_whole_and_cannot_be_destroyed_stays_counte
 }
 
 #[test]
-fn a_deployment_for_nobody_any_more_is_ended_beside_its_job() {
+fn a_deployment_for_nobody_any_more_is_destroyed_beside_its_job() {
     let mut cluster = Cluster::of(1);
     cluster.idle("host1", 1);
     cluster.add(&["alice/display"]);
@@ -107,7 +107,7 @@ fn a_deployment_for_nobody_any_more_is_ended_beside_its_job() {
 }
 
 #[test]
-fn a_disk_error_is_reported_as_long_as_the_instance_is_known_and_ends_a_guest_that_stands_still() {
+fn a_disk_error_is_reported_as_long_as_the_instance_is_known_and_destroys_a_guest_that_stands_still() {
     for paused in [false, true] {
         let (mut rig, instance) = Rig::with_execution_node(2);
         let device = "vdb".to_owned();
