@@ -43,7 +43,7 @@ pub struct Metrics {
     checkpoint_pause: HistogramVec,
     checkpoint_bytes: IntGaugeVec,
     checkpoints: IntCounterVec,
-    session_remaining: Gauge,
+    lease_remaining: Gauge,
     leader: IntGauge,
     /// Those of the sites' policies.
     pub policies: PolicyMetrics,
@@ -88,11 +88,11 @@ impl Metrics {
             registry.register(Box::new(histogram.clone()))?;
             prometheus::Result::Ok(histogram)
         };
-        let session_remaining = Gauge::new(
-            "session_remaining_seconds",
+        let lease_remaining = Gauge::new(
+            "lease_remaining_seconds",
             "How long primaries may still run on this host without another renewal",
         )?;
-        registry.register(Box::new(session_remaining.clone()))?;
+        registry.register(Box::new(lease_remaining.clone()))?;
         let checkpoint_age = GaugeVec::new(
             Opts::new(
                 "checkpoint_age_seconds",
@@ -151,7 +151,7 @@ impl Metrics {
             )?,
             checkpoint_bytes: gauges(&["node"], "checkpoint_bytes", "Size of the newest checkpoint")?,
             checkpoints: counters(&["node"], "checkpoints_total", "Complete checkpoints")?,
-            session_remaining,
+            lease_remaining,
             leader: gauge("leader", "1 where this agent leads")?,
             policies: PolicyMetrics::register(&registry)?,
             invariants: counters(
@@ -232,11 +232,11 @@ impl Metrics {
         view: &View,
         report: &Report,
         leading: bool,
-        session_remaining: Option<Duration>,
+        lease_remaining: Option<Duration>,
         facts: &HostFacts,
     ) {
         self.leader.set(i64::from(leading));
-        self.session_remaining.set(session_remaining.unwrap_or_default().as_secs_f64());
+        self.lease_remaining.set(lease_remaining.unwrap_or_default().as_secs_f64());
         self.nodes_without_primary.set(count(report.lacks.values().filter(|lack| lack.primary)));
         self.nodes_waiting_for_state.set(count(report.lacks.values().filter(|lack| lack.state)));
         self.backup_deficit.set(report.lacks.values().map(|lack| i64::from(lack.backups)).sum());

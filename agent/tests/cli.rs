@@ -96,8 +96,8 @@ fn the_bounds_are_printed_with_their_derivation() {
         let rows = rows.as_array().unwrap();
         rows.iter().find(|row| row["name"] == name).unwrap()["seconds"].as_f64().unwrap()
     };
-    let sum = seconds("session_ttl") + seconds("session_margin");
-    assert!((seconds("session_end_after") - sum).abs() < 1e-9);
+    let sum = seconds("lease_ttl") + seconds("lease_margin");
+    assert!((seconds("lease_expire_after") - sum).abs() < 1e-9);
     assert_eq!(understudy(&["bounds", "--profile", "hasty"]).status.code(), Some(2));
 }
 

@@ -1,7 +1,7 @@
 //! Owns the time bounds: every one is named and derived here, and nowhere else.
 //!
-//! Promises: `session_ttl + session_margin` of silence seen by a leader means that nothing of that host's
-//! session runs any more. Must not do: read a clock.
+//! Promises: `lease_ttl + lease_margin` of silence seen by a leader means that nothing of that host's
+//! lease runs any more. Must not do: read a clock.
 //!
 //! Derivation. An agent counts its deadline from before a renewal was *sent*; a leader counts from the moment
 //! that it *saw* the renewal, which is later. So the host's deadline `sent + ttl` always lies before the
@@ -80,12 +80,12 @@ pub enum Profile {
 /// The time bounds that all agents of a cluster share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Between two renewals of a host's session.
-    pub session_renew: Duration,
+    /// Between two renewals of a host's lease.
+    pub lease_renew: Duration,
     /// A host's instances die this long after its last successful renewal was sent.
-    pub session_ttl: Duration,
-    /// How much longer than `session_ttl` a leader waits.
-    pub session_margin: Duration,
+    pub lease_ttl: Duration,
+    /// How much longer than `lease_ttl` a leader waits.
+    pub lease_margin: Duration,
     /// Longest wait for one request to the store.
     pub store_request: Duration,
     /// Between two checkpoints of a protected execution member.
@@ -107,9 +107,9 @@ impl Profile {
             Self::Fast => (250, 1_500, 500, 500),
         };
         Bounds {
-            session_renew: Duration::from_millis(renew),
-            session_ttl: Duration::from_millis(ttl),
-            session_margin: Duration::from_millis(margin),
+            lease_renew: Duration::from_millis(renew),
+            lease_ttl: Duration::from_millis(ttl),
+            lease_margin: Duration::from_millis(margin),
             store_request: Duration::from_millis(request),
             checkpoint_interval: Duration::from_secs(5),
             cooldown: Duration::from_secs(30),
@@ -121,32 +121,32 @@ impl Profile {
 }
 
 impl Bounds {
-    /// How long a leader must see a session unchanged before it may end it.
+    /// How long a leader must see a lease unchanged before it may expire it.
     #[must_use]
-    pub fn session_end_after(&self) -> Duration {
-        self.session_ttl + self.session_margin
+    pub fn lease_expire_after(&self) -> Duration {
+        self.lease_ttl + self.lease_margin
     }
 
     /// The rules between the bounds that must hold, each as a sentence when it does not.
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.session_ttl < self.session_renew * 3 {
+        if self.lease_ttl < self.lease_renew * 3 {
             faults.push(format!(
-                "session_ttl ({:?}) must be at least three times session_renew ({:?}), so that two lost renewals end nothing",
-                self.session_ttl, self.session_renew
+                "lease_ttl ({:?}) must be at least three times lease_renew ({:?}), so that two lost renewals end nothing",
+                self.lease_ttl, self.lease_renew
             ));
         }
-        if self.session_margin < self.session_ttl * 21 / 1_000 + Duration::from_millis(100) {
+        if self.lease_margin < self.lease_ttl * 21 / 1_000 + Duration::from_millis(100) {
             faults.push(format!(
-                "session_margin ({:?}) must cover 2.1 % of drift between two clocks over session_ttl and 100 ms for the kill",
-                self.session_margin
+                "lease_margin ({:?}) must cover 2.1 % of drift between two clocks over lease_ttl and 100 ms for the kill",
+                self.lease_margin
             ));
         }
-        if self.store_request * 2 > self.session_ttl {
+        if self.store_request * 2 > self.lease_ttl {
             faults.push(format!(
-                "store_request ({:?}) must fit twice into session_ttl ({:?})",
-                self.store_request, self.session_ttl
+                "store_request ({:?}) must fit twice into lease_ttl ({:?})",
+                self.store_request, self.lease_ttl
             ));
         }
         faults
@@ -156,13 +156,13 @@ impl Bounds {
     #[must_use]
     pub fn table(&self) -> Vec<(&'static str, Duration, &'static str)> {
         vec![
-            ("session_renew", self.session_renew, "between two renewals of a host's session"),
-            ("session_ttl", self.session_ttl, "instances die this long after the last good renewal was sent"),
-            ("session_margin", self.session_margin, "kill lateness, clock drift, process exit"),
+            ("lease_renew", self.lease_renew, "between two renewals of a host's lease"),
+            ("lease_ttl", self.lease_ttl, "instances die this long after the last good renewal was sent"),
+            ("lease_margin", self.lease_margin, "kill lateness, clock drift, process exit"),
             (
-                "session_end_after",
-                self.session_end_after(),
-                "silence after which a leader ends a session (ttl + margin)",
+                "lease_expire_after",
+                self.lease_expire_after(),
+                "silence after which a leader expires a lease (ttl + margin)",
             ),
             ("store_request", self.store_request, "longest wait for one request to the store"),
             (
@@ -204,13 +204,13 @@ mod tests {
 
     #[test]
     fn a_margin_without_room_for_the_kill_is_named() {
-        let bounds = Bounds { session_margin: Duration::from_millis(50), ..Profile::Safe.bounds() };
-        assert!(bounds.faults().iter().any(|fault| fault.contains("session_margin")));
+        let bounds = Bounds { lease_margin: Duration::from_millis(50), ..Profile::Safe.bounds() };
+        assert!(bounds.faults().iter().any(|fault| fault.contains("lease_margin")));
         // Enough for one clock that is wrong by 1 %, and not for two.
         let ttl = Duration::from_secs(60);
         for (margin, enough) in [(1_359, false), (1_360, true)] {
-            let session_margin = Duration::from_millis(margin);
-            let bounds = Bounds { session_ttl: ttl, session_margin, ..Profile::Safe.bounds() };
+            let lease_margin = Duration::from_millis(margin);
+            let bounds = Bounds { lease_ttl: ttl, lease_margin, ..Profile::Safe.bounds() };
             assert_eq!(bounds.faults().is_empty(), enough, "{margin} ms: {:?}", bounds.faults());
         }
     }

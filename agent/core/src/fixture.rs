@@ -12,8 +12,8 @@ use crate::invariants::{broken_by, broken_in};
 use crate::leader::{CheckpointChange, Plan, Question, Reply, Report, plan_asking};
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 use crate::records::{
-    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, NodeRecord, NodeSpec,
-    Phase, Screen, SessionEnd, SessionRecord,
+    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, LeaseExpiry, LeaseRecord,
+    NodeRecord, NodeSpec, Phase, Screen,
 };
 use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use crate::view::{Answer, HostView, Versioned, View};
@@ -113,7 +113,7 @@ pub(crate) fn moved(to: &HostId) -> Phase {
 }
 
 impl Cluster {
-    /// `count` hosts named `host1`… with open sessions and room for eight members each.
+    /// `count` hosts named `host1`… with open leases and room for eight members each.
     pub(crate) fn of(count: usize) -> Self {
         let now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_000_000) };
         let view = View::default();
@@ -132,21 +132,21 @@ impl Cluster {
     }
 
     pub(crate) fn add_host(&mut self, name: &str, memory: MiB) {
-        let session = SessionRecord {
+        let lease = LeaseRecord {
             boot: BootId("boot".to_owned()),
             machine: Default::default(),
             number: 1,
-            ended: None,
+            expired: None,
         };
         let facts = HostFacts {
-            session: 1,
+            lease: 1,
             capacity: Capacity { vcpus: Vcpus(16), memory },
             migration_uri: format!("qemu://{name}"),
             ..HostFacts::default()
         };
         let seen = HostView {
             facts: Some(facts.into()),
-            session: Versioned { value: session, revision: self.bump() },
+            lease: Versioned { value: lease, revision: self.bump() },
             renewed: 0,
             silent_since: Some(self.now.boottime),
             intent: HostIntent::default(),
@@ -219,26 +219,26 @@ impl Cluster {
         self.report_primary(name, |fact| fact.phase = dead("killed"));
     }
 
-    /// The host falls silent and its session is ended.
+    /// The host falls silent and its lease is expired.
     pub(crate) fn lose(&mut self, name: &str) {
         let revision = self.bump();
         let at = self.now.wall;
-        let session = &mut self.seen(name).session;
-        session.revision = revision;
-        session.value.ended =
-            Some(SessionEnd { reason: "silent".to_owned(), silent_since: UnixMillis(at.0 - 7_000), at });
+        let lease = &mut self.seen(name).lease;
+        lease.revision = revision;
+        lease.value.expired =
+            Some(LeaseExpiry { reason: "silent".to_owned(), silent_since: UnixMillis(at.0 - 7_000), at });
     }
 
-    /// The host opens its next session, with nothing running.
+    /// The host opens its next lease, with nothing running.
     pub(crate) fn reopen(&mut self, name: &str) {
         let revision = self.bump();
         let seen = self.seen(name);
-        seen.session.revision = revision;
-        seen.session.value.number += 1;
-        seen.session.value.ended = None;
-        let number = seen.session.value.number;
+        seen.lease.revision = revision;
+        seen.lease.value.number += 1;
+        seen.lease.value.expired = None;
+        let number = seen.lease.value.number;
         let facts = Arc::make_mut(seen.facts.as_mut().unwrap());
-        facts.session = number;
+        facts.lease = number;
         facts.instances.clear();
     }
 
@@ -281,11 +281,11 @@ impl Cluster {
     }
 
     pub(crate) fn apply(&mut self, plan: &Plan) {
-        for ending in &plan.endings {
+        for expiry in &plan.expiries {
             let revision = self.bump();
-            let session = &mut self.seen(ending.host.as_str()).session;
-            assert_eq!(session.revision, ending.revision);
-            *session = Versioned { value: ending.record.clone(), revision };
+            let lease = &mut self.seen(expiry.host.as_str()).lease;
+            assert_eq!(lease.revision, expiry.revision);
+            *lease = Versioned { value: expiry.record.clone(), revision };
         }
         for assignment in &plan.assignments {
             let revision = self.bump();
@@ -328,7 +328,7 @@ impl Cluster {
             let mut kept = BTreeMap::new();
             for (id, known) in &nodes {
                 for member in known.value.members().filter(|member| &member.host == name) {
-                    let Some(instance) = member.instance.filter(|_| member.session == facts.session) else {
+                    let Some(instance) = member.instance.filter(|_| member.lease == facts.lease) else {
                         continue;
                     };
                     let known_fact = facts.instances.get(&instance).filter(|fact| !fact.phase.is_dead());
@@ -422,7 +422,7 @@ impl Cluster {
     ) -> Situation<'a> {
         Situation {
             me,
-            session: Some(self.view.hosts[me].session.value.number),
+            lease: Some(self.view.hosts[me].lease.value.number),
             draining: self.view.hosts[me].intent.drain,
             nodes: &self.view.nodes,
             hosts: &self.view.hosts,

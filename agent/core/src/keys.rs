@@ -4,7 +4,7 @@
 //! talk to the store.
 //!
 //! ```text
-//! v2/renewals/HOST               the last renewal of a host's lease   once a second (`session_renew`)
+//! v2/renewals/HOST               the last renewal of a host's lease   once a second (`lease_renew`)
 //! v2/cluster/leader              who leads                            at a change of leader
 //! v2/cluster/hosts/HOST/lease    a host's lease: opened, expired      at a start, and at a loss
 //! v2/cluster/hosts/HOST/facts    what a host reports                  when an instance or a condition changes
@@ -41,9 +41,9 @@ pub enum Key {
     Leader,
     /// What a host reports.
     Facts(HostId),
-    /// A host's session.
-    Session(HostId),
-    /// The last renewal of a host's session.
+    /// A host's lease.
+    Lease(HostId),
+    /// The last renewal of a host's lease.
     Renewal(HostId),
     /// What the operator wants of a host.
     Intent(HostId),
@@ -90,7 +90,7 @@ impl Key {
                 let host = host.parse().ok()?;
                 match record {
                     "facts" => Some(Self::Facts(host)),
-                    "lease" => Some(Self::Session(host)),
+                    "lease" => Some(Self::Lease(host)),
                     "intent" => Some(Self::Intent(host)),
                     _ => None,
                 }
@@ -106,7 +106,7 @@ impl std::fmt::Display for Key {
         match self {
             Self::Leader => f.write_str(LEADER),
             Self::Facts(host) => write!(f, "{CLUSTER}hosts/{host}/facts"),
-            Self::Session(host) => write!(f, "{CLUSTER}hosts/{host}/lease"),
+            Self::Lease(host) => write!(f, "{CLUSTER}hosts/{host}/lease"),
             Self::Renewal(host) => write!(f, "{RENEWALS}{host}"),
             Self::Intent(host) => write!(f, "{CLUSTER}hosts/{host}/intent"),
             Self::Terminal(terminal) => write!(f, "{CLUSTER}terminals/{terminal}"),
@@ -156,7 +156,7 @@ mod tests {
         for key in [
             Key::Leader,
             Key::Facts(host.clone()),
-            Key::Session(host.clone()),
+            Key::Lease(host.clone()),
             Key::Renewal(host.clone()),
             Key::Intent(host),
             Key::Terminal("alice".parse().unwrap()),

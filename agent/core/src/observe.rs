@@ -1,6 +1,6 @@
-//! Owns the measuring of silence: how long each session has been seen unchanged, on this host's own clock.
+//! Owns the measuring of silence: how long each lease has been seen unchanged, on this host's own clock.
 //!
-//! Promises: a session that was never seen, or that was seen while this agent was cut off from the store, counts
+//! Promises: a lease that was never seen, or that was seen while this agent was cut off from the store, counts
 //! as silent from the moment that it is seen (again), never from earlier. Must not do: read a clock, end anything.
 
 use std::collections::BTreeMap;
@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use crate::ids::HostId;
 use crate::units::Boottime;
 
-/// When each host's session was last seen to change.
+/// When each host's lease was last seen to change.
 #[derive(Debug, Clone, Default)]
 pub struct Observer {
     seen: BTreeMap<HostId, (u64, Boottime)>,
 }
 
 impl Observer {
-    /// Takes note of the revision of a host's session.
+    /// Takes note of the revision of a host's lease.
     pub fn saw(&mut self, host: &HostId, revision: u64, now: Boottime) {
         match self.seen.get_mut(host) {
             Some((known, _)) if *known == revision => {}
@@ -33,7 +33,7 @@ impl Observer {
         }
     }
 
-    /// Since when the session of `host` has been unchanged; from `now` on when it was never seen.
+    /// Since when the lease of `host` has been unchanged; from `now` on when it was never seen.
     #[must_use]
     pub fn silent_since(&self, host: &HostId, now: Boottime) -> Boottime {
         self.seen.get(host).map_or(now, |(_, since)| *since)

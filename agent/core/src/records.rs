@@ -116,8 +116,8 @@ pub enum Origin {
 pub struct Member {
     /// Its host.
     pub host: HostId,
-    /// The number of the host's session when it was assigned: what an earlier session ran is gone.
-    pub session: u64,
+    /// The number of the host's lease when it was assigned: what an earlier lease ran is gone.
+    pub lease: u64,
     /// The instance; none for a reserved place.
     pub instance: Option<InstanceId>,
     /// Where it came from.
@@ -132,8 +132,8 @@ pub struct Migration {
     pub from: HostId,
     /// The host that it goes to.
     pub to: HostId,
-    /// The number of `to`'s session when it was chosen.
-    pub to_session: u64,
+    /// The number of `to`'s lease when it was chosen.
+    pub to_lease: u64,
     /// The epoch that the migration was decided in.
     pub epoch: Epoch,
     /// It failed, or its source is dead: the destination gives up whatever has arrived and says so.
@@ -217,37 +217,37 @@ pub struct NodeRecord {
 /// both, and a renewal exclude each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SessionRecord {
+pub struct LeaseRecord {
     /// The boot that opened it.
     pub boot: BootId,
     /// The machine that opened it.
     #[serde(default)]
     pub machine: MachineId,
-    /// Counts the host's sessions.
+    /// Counts the host's leases.
     pub number: u64,
-    /// Why the leader ended it; none while it is open.
-    pub ended: Option<SessionEnd>,
+    /// Why the leader expired it; none while it is open.
+    pub expired: Option<LeaseExpiry>,
 }
 
-/// The last renewal of a host's session. What counts is that it was written; its content is for people.
+/// The last renewal of a host's lease. What counts is that it was written; its content is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RenewalRecord {
-    /// The number of the session.
+    /// The number of the lease.
     pub number: u64,
     /// When it was sent, by the host's clock.
     pub at: UnixMillis,
 }
 
-/// The end of a session, and from when on nothing of it runs.
+/// The expiry of a lease, and from when on nothing of it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SessionEnd {
+pub struct LeaseExpiry {
     /// Why, for people.
     pub reason: String,
     /// When the silence began, as the leader saw it.
     pub silent_since: UnixMillis,
-    /// When it was ended.
+    /// When it was expired.
     pub at: UnixMillis,
 }
 
@@ -350,13 +350,13 @@ pub struct InstanceFact {
     pub migration_failed: Option<(Epoch, String)>,
 }
 
-/// What a host's agent reports of its host. The default is that of a host that never opened a session: fixtures name what
+/// What a host's agent reports of its host. The default is that of a host that never opened a lease: fixtures name what
 /// they are about, the agent names every field.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostFacts {
-    /// The session in which these facts hold.
-    pub session: u64,
+    /// The lease in which these facts hold.
+    pub lease: u64,
     /// What the host has for instances.
     pub capacity: Capacity,
     /// Labels, read by policies.

@@ -58,7 +58,7 @@ pub struct RefusedSet {
     pub reason: String,
     /// When.
     pub at: UnixMillis,
-    /// The hosts that it was refused for, each with its session at that moment; none of a host that was not open.
+    /// The hosts that it was refused for, each with its lease at that moment; none of a host that was not open.
     #[serde(default)]
     pub refusers: BTreeMap<HostId, Option<u64>>,
 }
@@ -181,8 +181,7 @@ impl PolicySets {
             Verdict::Refuse(RefusedSet { generation, by: candidate.by.clone(), reason, at: now, refusers })
         };
         let open = || hosts.iter().filter(|(_, seen)| seen.is_open());
-        let session =
-            |(host, seen): (&HostId, &Arc<HostView>)| (host.clone(), Some(seen.session.value.number));
+        let lease = |(host, seen): (&HostId, &Arc<HostView>)| (host.clone(), Some(seen.lease.value.number));
         let fault = |seen: &HostView| {
             seen.current_facts().and_then(|facts| facts.policies.faults.get(&generation)).cloned()
         };
@@ -194,7 +193,7 @@ impl PolicySets {
         if let Some(reason) = first {
             return Some(refuse(
                 reason,
-                open().filter(|(_, seen)| unusable(seen).is_some()).map(session).collect(),
+                open().filter(|(_, seen)| unusable(seen).is_some()).map(lease).collect(),
             ));
         }
         let waits: Vec<HostId> =
@@ -204,7 +203,7 @@ impl PolicySets {
             let gone = (candidate.by.clone(), None);
             refuse(
                 format!("no open host has its components, and {} is gone with them", candidate.by),
-                std::iter::once(gone).chain(open().map(session)).collect(),
+                std::iter::once(gone).chain(open().map(lease)).collect(),
             )
         } else if waits.is_empty() && open().next().is_some() {
             Verdict::Activate(self.activated(candidate))

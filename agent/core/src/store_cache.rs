@@ -17,7 +17,7 @@ use crate::ids::{Epoch, HostId, NodeId};
 use crate::keys::{Key, Unreadable, decode};
 use crate::observe::Observer;
 use crate::records::{
-    CheckpointRecord, FailoverRequest, HostFacts, HostIntent, LeaderRecord, NodeRecord, SessionRecord,
+    CheckpointRecord, FailoverRequest, HostFacts, HostIntent, LeaderRecord, LeaseRecord, NodeRecord,
 };
 use crate::sets::PolicySets;
 use crate::units::Boottime;
@@ -49,8 +49,8 @@ struct HostRecords {
     facts: Option<Arc<HostFacts>>,
     /// When the facts were written, whether they can be read or not.
     facts_at: Option<u64>,
-    session: Option<Versioned<SessionRecord>>,
-    /// When the session was renewed last; 0 as long as that was not seen.
+    lease: Option<Versioned<LeaseRecord>>,
+    /// When the lease was renewed last; 0 as long as that was not seen.
     renewed: u64,
     intent: HostIntent,
 }
@@ -176,10 +176,10 @@ impl StoreCache {
         self.unreadable.keys().filter_map(node).collect()
     }
 
-    /// The session of a host.
+    /// The lease of a host.
     #[must_use]
-    pub fn session(&self, host: &HostId) -> Option<&Versioned<SessionRecord>> {
-        self.hosts.get(host)?.session.as_ref()
+    pub fn lease(&self, host: &HostId) -> Option<&Versioned<LeaseRecord>> {
+        self.hosts.get(host)?.lease.as_ref()
     }
 
     /// What the operator wants of a host.
@@ -216,15 +216,15 @@ impl StoreCache {
         &self.view
     }
 
-    /// Brings the view of a host to what its records say. One that never opened a session is not in it.
+    /// Brings the view of a host to what its records say. One that never opened a lease is not in it.
     fn show_host(&mut self, host: HostId, now: Boottime) {
         let records = self.hosts.entry(host.clone()).or_default();
-        let Some(session) = records.session.clone() else {
+        let Some(lease) = records.lease.clone() else {
             self.view.hosts.remove(&host);
             return;
         };
         let (facts, renewed, intent) = (records.facts.clone(), records.renewed, records.intent);
-        let mut shown = HostView { facts, session, renewed, silent_since: None, intent };
+        let mut shown = HostView { facts, lease, renewed, silent_since: None, intent };
         if self.follows {
             self.observer.saw(&host, shown.heard(), now);
             shown.silent_since = Some(self.observer.silent_since(&host, now));
@@ -254,9 +254,9 @@ impl StoreCache {
                 let facts = Arc::new(read(entry)?);
                 self.change_host(host, now, |records| records.facts = Some(facts));
             }
-            Key::Session(host) => {
-                let session = versioned(entry)?;
-                self.change_host(host, now, |records| records.session = Some(session));
+            Key::Lease(host) => {
+                let lease = versioned(entry)?;
+                self.change_host(host, now, |records| records.lease = Some(lease));
             }
             // That it was written is all that it says.
             Key::Renewal(host) => {
@@ -293,7 +293,7 @@ impl StoreCache {
             Some(Key::Facts(host)) => self.change_host(host, now, |records| {
                 (records.facts, records.facts_at) = (None, None);
             }),
-            Some(Key::Session(host)) => self.change_host(host, now, |records| records.session = None),
+            Some(Key::Lease(host)) => self.change_host(host, now, |records| records.lease = None),
             Some(Key::Renewal(host)) => self.change_host(host, now, |records| records.renewed = 0),
             Some(Key::Intent(host)) => {
                 self.change_host(host, now, |records| records.intent = HostIntent::default());
@@ -345,7 +345,7 @@ impl Hidden {
     fn by(key: &str) -> Self {
         match Key::parse(key) {
             Some(Key::Node(node) | Key::Checkpoint(node)) => Self::Node(node),
-            Some(Key::Facts(_) | Key::Session(_)) => Self::Host,
+            Some(Key::Facts(_) | Key::Lease(_)) => Self::Host,
             Some(
                 Key::Leader
                 | Key::Renewal(_)
@@ -404,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_renewal_is_no_change_and_everything_else_is() {
-        let lease = |number: u64| format!(r#"{{"boot":"b","machine":"m","number":{number},"ended":null}}"#);
+        let lease = |number: u64| format!(r#"{{"boot":"b","machine":"m","number":{number},"expired":null}}"#);
         let put = |cache: &mut StoreCache, key: &str, value: &str| {
             let (before, revision) = (cache.changes(), cache.revision + 1);
             cache.apply(revision, [Change::Put(Stored { key, value: value.as_bytes(), revision })], NOW);
@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn silence_is_known_where_renewals_are_followed_and_counts_from_the_last_one() {
         let host: HostId = "host2".parse().unwrap();
-        let lease = r#"{"boot":"b","machine":"m","number":1,"ended":null}"#;
+        let lease = r#"{"boot":"b","machine":"m","number":1,"expired":null}"#;
         let records = |revision: u64| {
             let stored = move |key, value: &'static str| Stored { key, value: value.as_bytes(), revision };
             [stored("v2/cluster/hosts/host2/lease", lease), stored("v2/renewals/host2", "{}")]

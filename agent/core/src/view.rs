@@ -19,8 +19,8 @@ use imbl::ordmap::DiffItem;
 use crate::death::Death;
 use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::records::{
-    CheckpointRecord, HostFacts, HostIntent, InstanceFact, Member, NodeRecord, NodeSpec, Phase,
-    SessionRecord, TerminalRecord,
+    CheckpointRecord, HostFacts, HostIntent, InstanceFact, LeaseRecord, Member, NodeRecord, NodeSpec, Phase,
+    TerminalRecord,
 };
 use crate::units::{Boottime, MiB, UnixMillis, Vcpus};
 
@@ -62,11 +62,11 @@ pub type Checkpoints = OrdMap<NodeId, Arc<Versioned<CheckpointRecord>>>;
 pub struct HostView {
     /// What its agent reported last; none when it never did.
     pub facts: Option<Arc<HostFacts>>,
-    /// Its session.
-    pub session: Versioned<SessionRecord>,
-    /// The revision of the session's last renewal; 0 before the first that was seen.
+    /// Its lease.
+    pub lease: Versioned<LeaseRecord>,
+    /// The revision of the lease's last renewal; 0 before the first that was seen.
     pub renewed: u64,
-    /// Since when this agent has seen neither the session nor its renewal change, on its own clock; none where it does not
+    /// Since when this agent has seen neither the lease nor its renewal change, on its own clock; none where it does not
     /// follow renewals, and so cannot know.
     pub silent_since: Option<Boottime>,
     /// What the operator wants.
@@ -85,7 +85,7 @@ pub enum Answer<T> {
 /// Everything that a plan is made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
-    /// Every host that ever opened a session.
+    /// Every host that ever opened a lease.
     pub hosts: Hosts,
     /// Every terminal.
     pub terminals: OrdMap<TerminalId, Arc<TerminalRecord>>,
@@ -117,35 +117,35 @@ pub enum Liveness {
 pub struct Place<'a> {
     /// The host.
     pub host: &'a HostId,
-    /// The host's session that ran it.
-    pub session: u64,
+    /// The host's lease that ran it.
+    pub lease: u64,
     /// What is reported of an older epoch is of an earlier life.
     pub since: Epoch,
 }
 
 impl HostView {
-    /// Whether the host may run anything: its session is open.
+    /// Whether the host may run anything: its lease is open.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.session.value.ended.is_none()
+        self.lease.value.expired.is_none()
     }
 
-    /// How long the session has been seen without a renewal; not at all where renewals are not followed.
+    /// How long the lease has been seen without a renewal; not at all where renewals are not followed.
     #[must_use]
     pub fn silent_for(&self, now: Boottime) -> Duration {
         self.silent_since.map_or(Duration::ZERO, |since| now.since(since))
     }
 
-    /// The revision of the last sign of life: the session's own, or its renewal's.
+    /// The revision of the last sign of life: the lease's own, or its renewal's.
     #[must_use]
     pub fn heard(&self) -> u64 {
-        self.session.revision.max(self.renewed)
+        self.lease.revision.max(self.renewed)
     }
 
-    /// The facts, if they were reported in the session that is open now.
+    /// The facts, if they were reported in the lease that is open now.
     #[must_use]
     pub fn current_facts(&self) -> Option<&HostFacts> {
-        self.facts.as_deref().filter(|facts| self.is_open() && facts.session == self.session.value.number)
+        self.facts.as_deref().filter(|facts| self.is_open() && facts.lease == self.lease.value.number)
     }
 
     /// Whether it has reported, and nothing that it needs for its part is away.
@@ -160,7 +160,7 @@ impl HostView {
         self.is_able() && !self.intent.drain
     }
 
-    /// What the host reports of an instance in its open session.
+    /// What the host reports of an instance in its open lease.
     #[must_use]
     pub fn instance(&self, instance: InstanceId) -> Option<&InstanceFact> {
         self.current_facts().and_then(|facts| facts.instances.get(&instance))
@@ -172,21 +172,21 @@ impl View {
     #[must_use]
     pub fn liveness(&self, node: &NodeRecord, member: &Member) -> Liveness {
         let since = node.since(member);
-        self.liveness_at(Place { host: &member.host, session: member.session, since }, member.instance)
+        self.liveness_at(Place { host: &member.host, lease: member.lease, since }, member.instance)
     }
 
     /// Whether `instance` is known dead at `place`. A host that is not in the view proves nothing.
     #[must_use]
     pub fn liveness_at(&self, place: Place<'_>, instance: Option<InstanceId>) -> Liveness {
         let Some(host) = self.hosts.get(place.host) else { return Liveness::Alive };
-        let (record, session) = (&host.session.value, place.session);
-        if record.number == session
-            && let Some(end) = &record.ended
+        let (record, lease) = (&host.lease.value, place.lease);
+        if record.number == lease
+            && let Some(end) = &record.expired
         {
             return Liveness::Dead { cause: Death::HostLost { reason: end.reason.clone() }, found: end.at };
         }
-        if record.number > session {
-            let found = record.ended.as_ref().map_or_else(UnixMillis::default, |end| end.at);
+        if record.number > lease {
+            let found = record.expired.as_ref().map_or_else(UnixMillis::default, |end| end.at);
             return Liveness::Dead { cause: Death::HostReturned, found };
         }
         let fact =
@@ -247,7 +247,7 @@ impl View {
         Vcpus(facts.capacity.vcpus.0.saturating_sub(taken))
     }
 
-    /// What a host reports in its open session.
+    /// What a host reports in its open lease.
     #[must_use]
     pub fn current_facts(&self, host: &HostId) -> Option<&HostFacts> {
         self.hosts.get(host).and_then(|seen| seen.current_facts())

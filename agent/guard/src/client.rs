@@ -107,8 +107,8 @@ impl Client {
     ///
     /// Repeating it changes nothing; a newer epoch of the same process replaces the older.
     pub fn register(&mut self, registration: &Registration<'_>) -> Result<(), ClientError> {
-        let Registration { uuid, epoch, session, pid, pidfd, class } = *registration;
-        self.call(&Request::Register { uuid, epoch, session, pid, class }, Some(pidfd.as_raw_fd())).map(drop)
+        let Registration { uuid, epoch, lease, pid, pidfd, class } = *registration;
+        self.call(&Request::Register { uuid, epoch, lease, pid, class }, Some(pidfd.as_raw_fd())).map(drop)
     }
 
     /// Takes an instance out of the table: it is no primary any more. `epoch` is the one in which that was decided; one
@@ -117,7 +117,7 @@ impl Client {
         self.call(&Request::Forget { uuid, epoch }, None).map(drop)
     }
 
-    /// Moves the deadline. To be acknowledged before the session is renewed again.
+    /// Moves the deadline. To be acknowledged before the lease is renewed again.
     pub fn set_deadline(&mut self, deadline: Deadline) -> Result<(), ClientError> {
         self.call(&Request::Deadline(deadline), None).map(drop)
     }

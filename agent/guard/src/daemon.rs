@@ -4,7 +4,7 @@
 //! is overdue, then everything else; a renewal that waits in the socket when its deadline passes is too late.
 //!
 //! SIGTERM and SIGINT end the loop and leave the table as it is: the primaries go on, and a successor enforces what
-//! was acknowledged. Until there is one, the agent pauses its primaries at the deadline, and no session is renewed.
+//! was acknowledged. Until there is one, the agent pauses its primaries at the deadline, and no lease is renewed.
 
 use std::fmt;
 use std::io;
@@ -343,8 +343,8 @@ impl Daemon {
         self.primaries.enforce(now_ns);
         match request {
             Request::Hello | Request::Status => Ok(()),
-            Request::Register { uuid, epoch, session, pid, class } => {
-                let wanted = Wanted { uuid, epoch, session, pid, class };
+            Request::Register { uuid, epoch, lease, pid, class } => {
+                let wanted = Wanted { uuid, epoch, lease, pid, class };
                 self.primaries.register(&self.epoll, &wanted, fd, now_ns).inspect_err(|refusal| {
                     warning!("registration refused uuid={} epoch={epoch} reason={refusal}", Uuid(uuid));
                 })
@@ -356,7 +356,7 @@ impl Daemon {
 
     fn set_deadline(&mut self, deadline: Deadline, now_ns: u64) -> Result<(), Refusal> {
         self.primaries.set_deadline(deadline, now_ns).inspect_err(|refusal| {
-            warning!("deadline refused session={} reason={refusal}", deadline.session);
+            warning!("deadline refused lease={} reason={refusal}", deadline.lease);
         })?;
         // The beat enforces it a second late at worst if the timer cannot be set; that is not what was asked for.
         self.arm().map_err(|errno| {

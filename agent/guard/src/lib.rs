@@ -7,8 +7,8 @@
 //! * what it acknowledged is in a mapped table that a successor enforces before it answers anyone;
 //! * at the deadline every registered process gets SIGKILL through its pidfd, whatever agent, libvirtd or the store
 //!   are doing; a pid that was taken over by another process is never signalled;
-//! * an older epoch, an older session and a deadline that moves backwards are refused (SAFE-4);
-//! * a session that has expired, or was followed by another, is never extended, nor is anything that it left.
+//! * an older epoch, an older lease and a deadline that moves backwards are refused (SAFE-4);
+//! * a lease that has expired, or was followed by another, is never extended, nor is anything that it left.
 //!
 //! It must not start, stop or judge anything before the deadline, and it depends on nothing but `nix`.
 

@@ -76,7 +76,7 @@ fn print_status(status: &Status) {
             let millis = (i128::from(deadline.boottime_ns) - i128::from(status.now_ns)) / 1_000_000;
             let when =
                 if millis > 0 { format!("in {millis} ms") } else { format!("passed {} ms ago", -millis) };
-            println!("deadline    {when}, session {}", deadline.session);
+            println!("deadline    {when}, lease {}", deadline.lease);
         }
     }
     println!("kills       {}", status.kills);

@@ -19,7 +19,7 @@ use crate::wire::{Class, Deadline, Entry, Fired, Refusal};
 pub(crate) struct Wanted {
     pub(crate) uuid: [u8; 16],
     pub(crate) epoch: u64,
-    pub(crate) session: u64,
+    pub(crate) lease: u64,
     pub(crate) pid: u32,
     pub(crate) class: Class,
 }
@@ -100,7 +100,7 @@ impl Primaries {
         pidfd: Option<OwnedFd>,
         now_ns: u64,
     ) -> Result<(), Refusal> {
-        rules::asking(self.table.deadline(), wanted.session, now_ns)?;
+        rules::asking(self.table.deadline(), wanted.lease, now_ns)?;
         let pidfd = pidfd.ok_or(Refusal::WrongPidfd)?;
         if process::is_dead(pidfd.as_fd()) {
             return Err(Refusal::Dead);
@@ -138,13 +138,12 @@ impl Primaries {
         Ok(())
     }
 
-    /// The first deadline of a newer session closes the one before for good: what was registered under that does not run
+    /// The first deadline of a newer lease closes the one before for good: what was registered under that does not run
     /// on under this.
     pub(crate) fn set_deadline(&mut self, asked: Deadline, now_ns: u64) -> Result<(), Refusal> {
         let current = self.table.deadline();
         rules::deadline(current, asked, now_ns)?;
-        if let Some(older) = current.filter(|current| current.session < asked.session && self.registered > 0)
-        {
+        if let Some(older) = current.filter(|current| current.lease < asked.lease && self.registered > 0) {
             if !rules::expired(Some(older), now_ns) {
                 self.table.set_deadline(Deadline { boottime_ns: now_ns, ..older });
             }
@@ -154,8 +153,8 @@ impl Primaries {
         if current != Some(asked) {
             self.table.set_deadline(asked);
         }
-        if current.is_none_or(|current| current.session != asked.session) {
-            info!("armed for a new session session={}", asked.session);
+        if current.is_none_or(|current| current.lease != asked.lease) {
+            info!("armed for a new lease lease={}", asked.lease);
         }
         Ok(())
     }

@@ -2,21 +2,21 @@
 
 use crate::wire::{Deadline, Refusal};
 
-/// The furthest a deadline may lie ahead. Sessions last seconds; ten minutes leave room for any profile, and a
+/// The furthest a deadline may lie ahead. Leases last seconds; ten minutes leave room for any profile, and a
 /// deadline in the wrong unit or of another clock, which would disarm the switch, is far beyond it.
 pub(crate) const AHEAD_MAX_NS: u64 = 600 * 1_000_000_000;
 
 /// Whether `asked` may replace `current` at `now`.
 pub(crate) fn deadline(current: Option<Deadline>, asked: Deadline, now_ns: u64) -> Result<(), Refusal> {
     if let Some(current) = current {
-        if asked.session < current.session {
-            return Err(Refusal::OldSession);
+        if asked.lease < current.lease {
+            return Err(Refusal::OldLease);
         }
-        if asked.session == current.session && expired(Some(current), now_ns) {
-            // Its primaries are being killed, and others may have been told so: only another session begins anew.
+        if asked.lease == current.lease && expired(Some(current), now_ns) {
+            // Its primaries are being killed, and others may have been told so: only another lease begins anew.
             return Err(Refusal::Expired);
         }
-        if asked.session == current.session && asked.boottime_ns < current.boottime_ns {
+        if asked.lease == current.lease && asked.boottime_ns < current.boottime_ns {
             return Err(Refusal::Backwards);
         }
     }
@@ -34,14 +34,14 @@ pub(crate) fn expired(current: Option<Deadline>, now_ns: u64) -> bool {
     current.is_some_and(|deadline| deadline.boottime_ns <= now_ns)
 }
 
-/// Whether a job of `session` may still bring a primary to life at `now`: not after the deadline, and not once another
-/// session was acknowledged, because what it was decided from is out of date.
-pub(crate) fn asking(current: Option<Deadline>, session: u64, now_ns: u64) -> Result<(), Refusal> {
+/// Whether a job of `lease` may still bring a primary to life at `now`: not after the deadline, and not once another
+/// lease was acknowledged, because what it was decided from is out of date.
+pub(crate) fn asking(current: Option<Deadline>, lease: u64, now_ns: u64) -> Result<(), Refusal> {
     match current {
         Some(current) if expired(Some(current), now_ns) => Err(Refusal::Expired),
-        Some(current) if session < current.session => Err(Refusal::OldSession),
+        Some(current) if lease < current.lease => Err(Refusal::OldLease),
         // Its deadline was never acknowledged: nothing would end what it starts.
-        Some(current) if session > current.session => Err(Refusal::NewSession),
+        Some(current) if lease > current.lease => Err(Refusal::NewLease),
         Some(_) | None => Ok(()),
     }
 }

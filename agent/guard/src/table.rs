@@ -9,7 +9,7 @@
 //! ```text
 //! header   0 magic+version | 1,2 boot id | 3 capacity | 4 checksum of 0..=3
 //! counters 6 kills | 10 fired deadline | 11 signals sent | 12 all gone      (for status only; each word by itself)
-//! deadline 16.. and 24..: two slots, the newer valid one counts: sequence | session | deadline | checksum
+//! deadline 16.. and 24..: two slots, the newer valid one counts: sequence | lease | deadline | checksum
 //! entries  64 + 8 i: state | pid + class << 32 | start time | uuid | uuid | epoch | inode | checksum of 1..=6
 //! ```
 //! Magic and state are written last and taken away first; a deadline goes into the slot that does not count. The file
@@ -193,7 +193,7 @@ impl<W: Words> Table<W> {
 
     pub(crate) fn deadline(&self) -> Option<Deadline> {
         let (at, _) = self.newest_slot()?;
-        Some(Deadline { session: self.load(at + 1), boottime_ns: self.load(at + 2) })
+        Some(Deadline { lease: self.load(at + 1), boottime_ns: self.load(at + 2) })
     }
 
     /// Writes a deadline over the slot that does not count. Until its checksum is there the older one, which is the
@@ -201,7 +201,7 @@ impl<W: Words> Table<W> {
     pub(crate) fn set_deadline(&self, deadline: Deadline) {
         let newest = self.newest_slot();
         let at = DEADLINES[usize::from(newest.is_some_and(|(at, _)| at == DEADLINES[0]))];
-        let words = [newest.map_or(1, |(_, sequence)| sequence + 1), deadline.session, deadline.boottime_ns];
+        let words = [newest.map_or(1, |(_, sequence)| sequence + 1), deadline.lease, deadline.boottime_ns];
         self.store(at + 3, 0);
         for (offset, value) in words.iter().enumerate() {
             self.store(at + offset, *value);

@@ -13,7 +13,7 @@ use nix::libc::O_NONBLOCK;
 use crate::log::{error, info, warning};
 use crate::sys;
 
-/// Long enough for a restart of the guard by systemd, short against the sessions of the safe profile.
+/// Long enough for a restart of the guard by systemd, short against the leases of the safe profile.
 const TIMEOUT_SECONDS: i32 = 10;
 
 pub(crate) struct Watchdog {

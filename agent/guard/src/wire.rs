@@ -13,14 +13,14 @@
 //! | 8 | 4 | tag, returned in the reply | all |
 //! | 12 | 4 | pid, as the guard sees it | register |
 //! | 16 | 16 | uuid of the instance | register, forget |
-//! | 32 | 8 | epoch (register, forget) or session (deadline) | |
-//! | 40 | 8 | deadline, ns of `CLOCK_BOOTTIME` (deadline), or the session that asks (register) | |
+//! | 32 | 8 | epoch (register, forget) or lease (deadline) | |
+//! | 40 | 8 | deadline, ns of `CLOCK_BOOTTIME` (deadline), or the lease that asks (register) | |
 //! | 48 | 16 | zero | |
 //!
 //! `register` carries exactly one descriptor by `SCM_RIGHTS`: the pidfd of that pid.
 //!
 //! Reply, 96 bytes: `USG1`, operation, code (0 done, else a [`Refusal`]), armed (0 or 1), zero, tag `u32`, entries
-//! `u32`, capacity `u32`, pid of the guard `u32`, then as `u64`: now, session, deadline, kills since the table was
+//! `u32`, capacity `u32`, pid of the guard `u32`, then as `u64`: now, lease, deadline, kills since the table was
 //! begun, and of the last firing its deadline, when the signals were sent and when the last process was gone, then
 //! when this guard started, then zero. The reply to `status` is followed by 48 bytes per entry: uuid, epoch `u64`,
 //! start time `u64`, pid `u32`, class, dying (0 or 1), zero.
@@ -67,8 +67,8 @@ pub struct Registration<'fd> {
     pub uuid: [u8; 16],
     /// The epoch of its node in which it became primary.
     pub epoch: u64,
-    /// The host's session under which that was decided: one that is over may start nothing any more.
-    pub session: u64,
+    /// The host's lease under which that was decided: one that is over may start nothing any more.
+    pub lease: u64,
     /// Its qemu process, in the PID namespace of the guard.
     pub pid: u32,
     /// A pidfd of that process.
@@ -82,8 +82,8 @@ pub struct Registration<'fd> {
 pub struct Deadline {
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     pub boottime_ns: u64,
-    /// The host's session; within one session a deadline only moves forward, and not at all once it has passed.
-    pub session: u64,
+    /// The host's lease; within one lease a deadline only moves forward, and not at all once it has passed.
+    pub lease: u64,
 }
 
 /// Why the guard did not do as asked. Nothing was changed.
@@ -98,13 +98,13 @@ pub enum Refusal {
     Busy = 3,
     /// The epoch is older than the registered one.
     OldEpoch = 4,
-    /// The session is older than the last one acknowledged.
-    OldSession = 5,
-    /// The deadline lies before the one acknowledged in this session.
+    /// The lease is older than the last one acknowledged.
+    OldLease = 5,
+    /// The deadline lies before the one acknowledged in this lease.
     Backwards = 6,
     /// The deadline has passed already.
     PastDeadline = 7,
-    /// The deadline is further ahead than any session lasts: a wrong unit or clock.
+    /// The deadline is further ahead than any lease lasts: a wrong unit or clock.
     TooFar = 8,
     /// The host's deadline has passed: nothing may run before a new one is acknowledged.
     Expired = 9,
@@ -118,9 +118,9 @@ pub enum Refusal {
     OtherProcess = 13,
     /// The guard could not watch the process.
     Failed = 14,
-    /// The session has no acknowledged deadline yet.
-    NewSession = 15,
-    /// Primaries of the session before are being killed: ask again once they are gone.
+    /// The lease has no acknowledged deadline yet.
+    NewLease = 15,
+    /// Primaries of the lease before are being killed: ask again once they are gone.
     Closing = 16,
 }
 
@@ -130,7 +130,7 @@ impl Refusal {
         Self::NotRoot,
         Self::Busy,
         Self::OldEpoch,
-        Self::OldSession,
+        Self::OldLease,
         Self::Backwards,
         Self::PastDeadline,
         Self::TooFar,
@@ -140,7 +140,7 @@ impl Refusal {
         Self::Dead,
         Self::OtherProcess,
         Self::Failed,
-        Self::NewSession,
+        Self::NewLease,
         Self::Closing,
     ];
 
@@ -158,18 +158,18 @@ impl fmt::Display for Refusal {
             Self::NotRoot => "only root may talk to the guard",
             Self::Busy => "too many connections to the guard",
             Self::OldEpoch => "the epoch is older than the registered one",
-            Self::OldSession => "the session is older than the last one acknowledged",
-            Self::Backwards => "the deadline lies before the one acknowledged in this session",
+            Self::OldLease => "the lease is older than the last one acknowledged",
+            Self::Backwards => "the deadline lies before the one acknowledged in this lease",
             Self::PastDeadline => "the deadline has passed already",
-            Self::TooFar => "the deadline is further ahead than any session lasts",
-            Self::Expired => "the host's deadline has passed: open a session first",
+            Self::TooFar => "the deadline is further ahead than any lease lasts",
+            Self::Expired => "the host's deadline has passed: open a lease first",
             Self::Full => "the guard's table is full",
             Self::WrongPidfd => "the descriptor is missing or is no pidfd of that pid",
             Self::Dead => "the process is dead",
             Self::OtherProcess => "another live process is registered for this instance",
             Self::Failed => "the guard could not watch the process: see its log",
-            Self::NewSession => "the session has no acknowledged deadline yet",
-            Self::Closing => "primaries of the session before are being killed and not gone yet",
+            Self::NewLease => "the lease has no acknowledged deadline yet",
+            Self::Closing => "primaries of the lease before are being killed and not gone yet",
         })
     }
 }
@@ -228,7 +228,7 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Hello,
-    Register { uuid: [u8; 16], epoch: u64, session: u64, pid: u32, class: Class },
+    Register { uuid: [u8; 16], epoch: u64, lease: u64, pid: u32, class: Class },
     Forget { uuid: [u8; 16], epoch: u64 },
     Deadline(Deadline),
     Status,
@@ -252,19 +252,19 @@ impl Request {
         bytes[8..12].copy_from_slice(&tag.to_le_bytes());
         match self {
             Self::Hello | Self::Status => {}
-            Self::Register { uuid, epoch, session, pid, class } => {
+            Self::Register { uuid, epoch, lease, pid, class } => {
                 bytes[5] = class.to_byte();
                 bytes[12..16].copy_from_slice(&pid.to_le_bytes());
                 bytes[16..32].copy_from_slice(uuid);
                 bytes[32..40].copy_from_slice(&epoch.to_le_bytes());
-                bytes[40..48].copy_from_slice(&session.to_le_bytes());
+                bytes[40..48].copy_from_slice(&lease.to_le_bytes());
             }
             Self::Forget { uuid, epoch } => {
                 bytes[16..32].copy_from_slice(uuid);
                 bytes[32..40].copy_from_slice(&epoch.to_le_bytes());
             }
             Self::Deadline(deadline) => {
-                bytes[32..40].copy_from_slice(&deadline.session.to_le_bytes());
+                bytes[32..40].copy_from_slice(&deadline.lease.to_le_bytes());
                 bytes[40..48].copy_from_slice(&deadline.boottime_ns.to_le_bytes());
             }
         }
@@ -287,12 +287,12 @@ impl Request {
             2 => Self::Register {
                 uuid,
                 epoch,
-                session: u64_at(bytes, 40),
+                lease: u64_at(bytes, 40),
                 pid: u32_at(bytes, 12),
                 class: Class::from_byte(bytes[5])?,
             },
             3 => Self::Forget { uuid, epoch },
-            4 => Self::Deadline(Deadline { boottime_ns: u64_at(bytes, 40), session: epoch }),
+            4 => Self::Deadline(Deadline { boottime_ns: u64_at(bytes, 40), lease: epoch }),
             5 => Self::Status,
             _ => return None,
         };
@@ -312,7 +312,7 @@ pub(crate) struct ReplyHead {
 pub(crate) fn encode_reply(head: ReplyHead, status: &Status, bytes: &mut [u8]) {
     let words = [
         status.now_ns,
-        status.deadline.map_or(0, |deadline| deadline.session),
+        status.deadline.map_or(0, |deadline| deadline.lease),
         status.deadline.map_or(0, |deadline| deadline.boottime_ns),
         status.kills,
         status.fired.map_or(0, |fired| fired.deadline_ns),
@@ -364,7 +364,7 @@ pub(crate) fn decode_reply(bytes: &[u8]) -> Option<(ReplyHead, Status)> {
         guard_pid: u32_at(head_bytes, 20),
         started_ns: word(7),
         now_ns: word(0),
-        deadline: (head_bytes[6] == 1).then_some(Deadline { session: word(1), boottime_ns: word(2) }),
+        deadline: (head_bytes[6] == 1).then_some(Deadline { lease: word(1), boottime_ns: word(2) }),
         registered: u32_at(head_bytes, 12),
         capacity: u32_at(head_bytes, 16),
         kills: word(3),

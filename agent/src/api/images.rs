@@ -134,7 +134,7 @@ mod tests {
             screen: Screen { width: 1280, height: 720 },
         };
         let host = "host2".parse().unwrap();
-        let backups = vec![Member { host, session: 1, instance: None, origin: Origin::Reserved }];
+        let backups = vec![Member { host, lease: 1, instance: None, origin: Origin::Reserved }];
         let value = NodeRecord { epoch, backups, ..NodeRecord::new(spec, String::new()) };
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
         snapshot.view.nodes.insert("alice/exec-1".parse().unwrap(), Versioned { value, revision: 1 });

@@ -58,7 +58,7 @@ pub struct Status {
     /// Who leads.
     pub leader: Option<String>,
     /// How long primaries may still run on this host without another renewal, in milliseconds.
-    pub session_remaining_ms: Option<u64>,
+    pub lease_remaining_ms: Option<u64>,
     /// What is wrong on this host as its own agent knows it, whether or not the store can be told.
     #[serde(default)]
     pub conditions: Vec<String>,
@@ -77,9 +77,9 @@ pub struct Host {
     pub id: HostId,
     /// `open`, `lost` or `draining`.
     pub state: String,
-    /// The number of its session.
-    pub session: u64,
-    /// How long its session has not been renewed, in milliseconds. Only agents that may lead next follow renewals: others do
+    /// The number of its lease.
+    pub lease: u64,
+    /// How long its lease has not been renewed, in milliseconds. Only agents that may lead next follow renewals: others do
     /// not know it.
     pub silent_ms: Option<u64>,
     /// Memory of instances: free and all, in MiB.
@@ -170,7 +170,7 @@ impl Status {
         Self {
             host: parts.config.host.clone(),
             leader: snapshot.leader.clone(),
-            session_remaining_ms: snapshot.session_remaining.map(millis),
+            lease_remaining_ms: snapshot.lease_remaining.map(millis),
             conditions: snapshot.conditions.clone(),
             policies: PoliciesStatus::of(snapshot, &parts.policies),
             hosts: view.hosts.iter().map(|(id, host)| Host::of(view, id, host, now)).collect(),
@@ -211,7 +211,7 @@ impl Host {
         Self {
             id: id.clone(),
             state: state.to_owned(),
-            session: host.session.value.number,
+            lease: host.lease.value.number,
             silent_ms: host.silent_since.map(|since| millis(now.since(since))),
             memory_free_mib: view.free_memory(id).0,
             memory_mib: facts.map_or(0, |facts| facts.capacity.memory.0),

@@ -17,8 +17,8 @@ fn seconds(ms: u64) -> String {
 pub(super) fn status(status: &Status) -> String {
     let mut text = String::new();
     let leader = status.leader.as_deref().unwrap_or("nobody");
-    let session = status.session_remaining_ms.map_or_else(|| "none".to_owned(), seconds);
-    let _ = writeln!(text, "host {}, leader {leader}, session for another {session}", status.host);
+    let lease = status.lease_remaining_ms.map_or_else(|| "none".to_owned(), seconds);
+    let _ = writeln!(text, "host {}, leader {leader}, lease for another {lease}", status.host);
     for condition in &status.conditions {
         let _ = writeln!(text, "    {condition}");
     }
@@ -36,17 +36,11 @@ pub(super) fn status(status: &Status) -> String {
 }
 
 pub(super) fn hosts(hosts: &[Host]) -> String {
-    let columns = [
-        Left("HOST"),
-        Left("STATE"),
-        Right("SESSION"),
-        Right("IDLE"),
-        Right("MEMBERS"),
-        Right("FREE MEMORY"),
-    ];
+    let columns =
+        [Left("HOST"), Left("STATE"), Right("LEASE"), Right("IDLE"), Right("MEMBERS"), Right("FREE MEMORY")];
     let rows = hosts.iter().map(|host| {
         let memory = format!("{}/{} MiB", host.memory_free_mib, host.memory_mib);
-        let words = [host.id.to_string(), host.state.to_string(), host.session.to_string()];
+        let words = [host.id.to_string(), host.state.to_string(), host.lease.to_string()];
         words.into_iter().chain([host.idle.to_string(), host.members.to_string(), memory]).collect()
     });
     let mut text = String::new();

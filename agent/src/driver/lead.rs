@@ -262,8 +262,8 @@ pub fn trial(parts: &Parts, deciding: &Deciding, view: &View, new: &BTreeMap<Nod
 fn announce(what: &What) {
     match what {
         What::Assign { .. } => {}
-        What::Expire(ending) => {
-            tracing::warn!(host = %ending.host, reason = ?ending.record.ended, "expiring a silent host lease");
+        What::Expire(expiry) => {
+            tracing::warn!(host = %expiry.host, reason = ?expiry.record.expired, "expiring a silent host lease");
         }
         What::Activate(record) => {
             tracing::info!(generation = record.generation, by = %record.by, "every open host has the set of policies: it decides from here on");

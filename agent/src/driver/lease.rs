@@ -73,7 +73,7 @@ impl Driver {
         for (uuid, pidfd) in inherited.members {
             self.parts.members.hold(InstanceId::from_uuid(Uuid::from_bytes(uuid)), pidfd);
         }
-        let inherited = inherited.deadline.map(|deadline| (deadline.session, Boottime(deadline.boottime_ns)));
+        let inherited = inherited.deadline.map(|deadline| (deadline.lease, Boottime(deadline.boottime_ns)));
         let keeping = Keeping {
             host: config.host.clone(),
             identity: Identity { boot: self.parts.boot.clone(), machine: self.parts.machine.clone() },
@@ -127,7 +127,7 @@ impl Driver {
             config.host
         );
         let now = now().boottime;
-        let patience = config.bounds.session_end_after() * 2;
+        let patience = config.bounds.lease_expire_after() * 2;
         let since = *self.taken_since.get_or_insert_with(|| {
             tracing::error!(error = %text, "this host gets no lease");
             now
@@ -142,7 +142,7 @@ impl Driver {
         tracing::info!(lease = number, resumed, "lease opened");
         self.taken_since = None;
         self.clear(NAME);
-        self.session_number = number;
+        self.lease_number = number;
         self.has_recovered = false;
         if resumed {
             self.recovery = Recovery::Due(now().boottime);
@@ -159,12 +159,7 @@ impl Driver {
             Loss::Store => "the store holds another lease, or its end",
             Loss::Guard => "the guard holds that it is over",
         };
-        tracing::error!(
-            lease = self.session_number,
-            killed,
-            why,
-            "the lease is lost: every member was killed"
-        );
+        tracing::error!(lease = self.lease_number, killed, why, "the lease is lost: every member was killed");
         self.inform(Input::LeaseLost);
         self.has_recovered = false;
         self.recovery = Recovery::None;
@@ -209,12 +204,12 @@ impl Driver {
     /// Whether what an earlier agent reported under the lease that goes on is known, and not looked at yet.
     pub(super) fn speaks_for_its_predecessor(&self) -> bool {
         let me = &self.parts.config.host;
-        let reported = self.cache.facts(me).is_some_and(|facts| facts.session == self.session_number);
+        let reported = self.cache.facts(me).is_some_and(|facts| facts.lease == self.lease_number);
         self.recovery != Recovery::None && reported && !self.cache.has_quarantined_facts(me)
     }
 
     fn recover(&self) {
-        let (parts, sender, number) = (self.parts.clone(), self.sender.clone(), self.session_number);
+        let (parts, sender, number) = (self.parts.clone(), self.sender.clone(), self.lease_number);
         let records = self.records_of(number);
         self.parts.tasks.block("recovery", move || {
             let found = recovery::recover(&parts, &records).map_err(|error| chain(&error));
@@ -223,7 +218,7 @@ impl Driver {
     }
 
     pub(super) fn recovered(&mut self, number: u64, found: Result<Vec<Recovered>, String>) {
-        if self.recovery != Recovery::Running || number != self.session_number {
+        if self.recovery != Recovery::Running || number != self.lease_number {
             return;
         }
         match found {

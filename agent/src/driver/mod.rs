@@ -107,7 +107,7 @@ pub struct Snapshot {
     /// What the leader's last plan could not do. Empty on hosts that do not lead.
     pub report: Report,
     /// How long primaries may still run here without another renewal.
-    pub session_remaining: Option<Duration>,
+    pub lease_remaining: Option<Duration>,
     /// What this host reports.
     pub facts: Option<Arc<HostFacts>>,
     /// The sets of policies.
@@ -128,7 +128,7 @@ pub struct Driver {
     /// Whether renewals are to be followed, as the following of the store hears it.
     renewals: watch::Sender<bool>,
     lease: LeaseStatus,
-    session_number: u64,
+    lease_number: u64,
     clear: Option<lease::Clear>,
     cleared: Option<Vec<recovery::Recovered>>,
     recovery: lease::Recovery,
@@ -226,7 +226,7 @@ impl Driver {
             renewals: watch::Sender::new(line.follows()),
             line,
             lease: LeaseStatus::default(),
-            session_number: 0,
+            lease_number: 0,
             clear: None,
             cleared: None,
             recovery: lease::Recovery::None,

@@ -1,6 +1,6 @@
 //! Owns what leaves the driver: the facts for the store, the directory for the gateway, the snapshot for the API.
 //!
-//! Promises: facts carry the session in which they hold; they are written when they changed, over the revision that this agent
+//! Promises: facts carry the lease in which they hold; they are written when they changed, over the revision that this agent
 //! knows of: a write that was not answered may still come, and never comes after a newer one. Store, metrics and snapshot
 //! get the same facts. Must not do: judge.
 //!
@@ -40,7 +40,7 @@ impl Driver {
         let mut facts = self.own_facts();
         let reported = self.cache.facts(&self.parts.config.host);
         if let Some(reported) =
-            reported.filter(|reported| !self.has_recovered && reported.session == facts.session)
+            reported.filter(|reported| !self.has_recovered && reported.lease == facts.lease)
         {
             facts.instances.clone_from(&reported.instances);
             facts.capacity = self.capacity.unwrap_or(reported.capacity);
@@ -53,7 +53,7 @@ impl Driver {
         let last = self.published.as_ref().map_or(0, |published| published.facts.load_milli);
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
         HostFacts {
-            session: self.session_number,
+            lease: self.lease_number,
             capacity: self.capacity.unwrap_or_default(),
             labels: config.labels.clone(),
             api: config.api_advertise.clone(),
@@ -144,7 +144,7 @@ impl Driver {
                 .map(ToString::to_string),
             leading,
             report,
-            session_remaining: remaining,
+            lease_remaining: remaining,
             facts: Some(facts),
             deciding: self.parts.policies.deciding(&self.cache.policies),
             sets: self.cache.policies.clone(),

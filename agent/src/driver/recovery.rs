@@ -181,7 +181,7 @@ impl Driver {
 
     fn records(&self, reported: Option<u64>, number: u64) -> Records {
         let me = &self.parts.config.host;
-        let facts = self.cache.facts(me).filter(|facts| Some(facts.session) == reported);
+        let facts = self.cache.facts(me).filter(|facts| Some(facts.lease) == reported);
         let known = match facts {
             _ if reported.is_none() => Known::Nothing,
             _ if self.cache.has_quarantined_facts(me) => Known::Unreadable,
@@ -198,7 +198,7 @@ impl Driver {
         self.set_clocks(found.iter().filter(|found| found.set_clock).map(|found| found.instance).collect());
         let found = found.into_iter().map(|found| (found.instance, found.local)).collect();
         self.has_recovered = true;
-        self.inform(Input::Recovered { session: self.session_number, found });
+        self.inform(Input::Recovered { lease: self.lease_number, found });
     }
 
     fn set_clocks(&self, instances: Vec<InstanceId>) {

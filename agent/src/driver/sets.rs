@@ -49,7 +49,7 @@ impl Driver {
             .filter_map(|(host, seen)| Some((host.clone(), seen.facts.as_deref().and_then(api)?)))
             .collect();
         let open = view.hosts.iter().filter(|(_, seen)| seen.is_open());
-        let open = open.map(|(host, seen)| (host.clone(), seen.session.value.number)).collect();
+        let open = open.map(|(host, seen)| (host.clone(), seen.lease.value.number)).collect();
         let seen = Seen { synced: true, sets: self.cache.policies.clone(), peers, open };
         self.seen.send_if_modified(|old| {
             let changed = **old != seen;
@@ -63,7 +63,7 @@ impl Driver {
 
 /// What the manager hears of a host.
 fn standing(seen: &HostView) -> (bool, u64, Option<&str>) {
-    (seen.is_open(), seen.session.value.number, seen.facts.as_ref().map(|facts| facts.api.as_str()))
+    (seen.is_open(), seen.lease.value.number, seen.facts.as_ref().map(|facts| facts.api.as_str()))
 }
 
 /// Hosts that a candidate waits for, for status.

@@ -21,7 +21,7 @@ use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Input, Local};
 use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{
-    Capacity, InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionRecord,
+    Capacity, InstanceFact, LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen,
 };
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Site};
@@ -69,7 +69,7 @@ fn instance(number: u128) -> InstanceId {
     InstanceId::from_uuid(Uuid::from_u128(number << 64 | 7))
 }
 
-/// The driver of `host1` in its first session, which is open.
+/// The driver of `host1` in its first lease, which is open.
 struct Rig {
     driver: Driver,
     hypervisor: FakeHypervisor,
@@ -117,23 +117,23 @@ impl Rig {
         let mut driver =
             Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), publisher, snapshots);
         driver.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
-        (driver.session_number, driver.has_recovered) = (1, true);
+        (driver.lease_number, driver.has_recovered) = (1, true);
         let (entries, known) = (Vec::new(), BTreeMap::new());
         let mut rig = Self { driver, hypervisor, entries, known, template, _home: home };
-        let session = SessionRecord {
+        let lease = LeaseRecord {
             boot: BootId("boot".to_owned()),
             machine: Default::default(),
             number: 1,
-            ended: None,
+            expired: None,
         };
-        rig.write(&Key::Session(me()), encode(&session));
+        rig.write(&Key::Lease(me()), encode(&lease));
         rig.recover();
         rig
     }
 
-    /// What was found when the session was opened. Looks are not taken.
+    /// What was found when the lease was opened. Looks are not taken.
     fn recover(&mut self) {
-        let recovered = Input::Recovered { session: 1, found: self.known.clone() };
+        let recovered = Input::Recovered { lease: 1, found: self.known.clone() };
         let _looks = self.driver.agent.handle(recovered, now());
         let _none = self.driver.agent.handle(Input::Listed(None), now());
     }
@@ -254,7 +254,7 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
         environment_labels: Default::default(),
         screen: Screen { width: 1280, height: 720 },
     };
-    let member = |id| Member { host: me(), session: 1, instance: Some(id), origin: Origin::Idle };
+    let member = |id| Member { host: me(), lease: 1, instance: Some(id), origin: Origin::Idle };
     NodeRecord {
         epoch: Epoch(1),
         incarnation: Epoch(1),

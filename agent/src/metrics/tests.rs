@@ -66,7 +66,7 @@ fn facts(phases: &[Phase]) -> HostFacts {
     };
     let named = |(number, phase)| (InstanceId::from_uuid(Uuid::from_u128(number)), fact(phase));
     HostFacts {
-        session: 1,
+        lease: 1,
         capacity: Capacity { vcpus: Vcpus(4), memory: MiB(4096) },
         instances: (1..).zip(phases).map(named).collect(),
         ..HostFacts::default()
@@ -172,7 +172,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         ("backup_deficit", &[" 3"]),
         ("checkpoint_copy_faults", &[" 1"]),
         ("leader", &[" 1"]),
-        ("session_remaining_seconds", &[" 4.5"]),
+        ("lease_remaining_seconds", &[" 4.5"]),
         (
             "instances",
             &[
@@ -188,7 +188,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         ("checkpoint_bytes", &["{node=\"c/exec-1\"} 1048576"]),
         ("checkpoint_pause_seconds_sum", &["{node=\"c/exec-1\"} 0.04"]),
     ]);
-    // It leads no more, has lost its session, its pool is gone, and so is the terminal with the checkpoint.
+    // It leads no more, has lost its lease, its pool is gone, and so is the terminal with the checkpoint.
     metrics.cluster_seen(&View::default(), &Report::default(), false, None, &facts(&[Phase::Ready]));
     for (metric, wanted) in [
         ("nodes_without_primary", &[" 0"][..]),
@@ -196,7 +196,7 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         ("backup_deficit", &[" 0"]),
         ("checkpoint_copy_faults", &[" 0"]),
         ("leader", &[" 0"]),
-        ("session_remaining_seconds", &[" 0"]),
+        ("lease_remaining_seconds", &[" 0"]),
         ("instances{phase=\"idle\"}", &[" 0"]),
         ("checkpoint_age_seconds", &[]),
     ] {

@@ -47,7 +47,7 @@ pub struct Seen {
     pub sets: PolicySets,
     /// `host:port` of the other agents' APIs, of open hosts.
     pub peers: BTreeMap<HostId, String>,
-    /// All open hosts, with their sessions.
+    /// All open hosts, with their leases.
     pub open: OpenHosts,
 }
 

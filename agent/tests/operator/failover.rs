@@ -69,11 +69,11 @@ async fn hosts_terminals_and_the_whole_are_listed_as_text_and_as_json() {
         text(&agent, &["terminal", "list"]).await,
         "TERMINAL NODES PAGE\nalice 3 http://host1:7481/t/alice/\n"
     );
-    let hosts = "HOST STATE SESSION IDLE MEMBERS FREE MEMORY\nhost1 open 1 0 3 15808/16384 MiB\n";
+    let hosts = "HOST STATE LEASE IDLE MEMBERS FREE MEMORY\nhost1 open 1 0 3 15808/16384 MiB\n";
     assert_eq!(text(&agent, &["host", "list"]).await, hosts);
     let status = text(&agent, &["status"]).await;
     let (head, rest) = status.split_once('\n').unwrap();
-    assert!(head.starts_with("host host1, leader host1, session for another "), "{status}");
+    assert!(head.starts_with("host host1, leader host1, lease for another "), "{status}");
     assert!(rest.contains(hosts) && rest.ends_with(&terminal), "{status}");
 
     let whole = json(&agent, &["status"]).await;

@@ -27,7 +27,7 @@ fn instance() -> InstanceId {
 /// A protected node at work on `host2`, whose state `host1` keeps.
 async fn protected(store: &dyn Store, id: &NodeId) {
     let member =
-        |host: &str, instance, origin| Member { host: host.parse().unwrap(), session: 1, instance, origin };
+        |host: &str, instance, origin| Member { host: host.parse().unwrap(), lease: 1, instance, origin };
     let mut record = NodeRecord::new(spec(), "token".to_owned());
     record.spec.protected = true;
     (record.epoch, record.incarnation) = (EPOCH, EPOCH);
@@ -39,7 +39,7 @@ async fn protected(store: &dyn Store, id: &NodeId) {
     write(store, &Key::Node(id.clone()), &record).await;
 }
 
-/// Renews the played host's session, so that it is not taken for lost.
+/// Renews the played host's lease, so that it is not taken for lost.
 fn renewing(store: Arc<dyn Store>) -> JoinHandle<()> {
     tokio::spawn(async move {
         for at in 1.. {

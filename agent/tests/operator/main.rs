@@ -17,7 +17,7 @@ use std::process::{Command, Output};
 use rig::{Agent, wait};
 use understudy_store::MemoryStore;
 
-/// An agent with an open session, and the folder that it lives in.
+/// An agent with an open lease, and the folder that it lives in.
 async fn agent(more: &str) -> (tempfile::TempDir, Agent) {
     let home = tempfile::tempdir().unwrap();
     let agent = Agent::start(home.path(), "host1", &MemoryStore::new(), more).await;

@@ -2,7 +2,7 @@
 
 use understudy::keys::Key;
 use understudy_core::ids::BootId;
-use understudy_core::records::SessionRecord;
+use understudy_core::records::LeaseRecord;
 use understudy_core::sets::SetFacts;
 use understudy_store::MemoryStore;
 
@@ -23,10 +23,10 @@ async fn what_a_host_could_not_load_is_proposed_again_when_it_comes_back() {
 
     // Started anew, with room.
     other.policies = SetFacts { ready: [1, 3].into(), ..SetFacts::default() };
-    other.session = 2;
-    let session =
-        SessionRecord { boot: BootId("c".to_owned()), machine: Default::default(), number: 2, ended: None };
-    write(&store, &Key::Session(host.clone()), &session).await;
+    other.lease = 2;
+    let lease =
+        LeaseRecord { boot: BootId("c".to_owned()), machine: Default::default(), number: 2, expired: None };
+    write(&store, &Key::Lease(host.clone()), &lease).await;
     write(&store, &Key::Facts(host), &other).await;
     generation(&store, 3).await;
     let digest = understudy_policy::Digest::of(&guest("", "2")).to_string();

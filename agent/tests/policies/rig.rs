@@ -23,7 +23,7 @@ use understudy::policies::Policies;
 use understudy::policies::status::PoliciesStatus;
 use understudy_checkpoint::ImageStore;
 use understudy_core::ids::{BootId, HostId};
-use understudy_core::records::{Capacity, HostFacts, SessionRecord};
+use understudy_core::records::{Capacity, HostFacts, LeaseRecord};
 use understudy_core::sets::{PolicySetRecord, RefusedSet, SetFacts};
 use understudy_core::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::Site;
@@ -276,9 +276,9 @@ pub(crate) async fn write<T: serde::Serialize>(store: &dyn Store, key: &Key, val
 /// A host without an agent: its records, renewed by nobody.
 pub(crate) async fn played_host(store: &dyn Store, name: &str, facts: HostFacts) -> HostId {
     let host: HostId = name.parse().unwrap();
-    let session =
-        SessionRecord { boot: BootId("b".to_owned()), machine: Default::default(), number: 1, ended: None };
-    write(store, &Key::Session(host.clone()), &session).await;
+    let lease =
+        LeaseRecord { boot: BootId("b".to_owned()), machine: Default::default(), number: 1, expired: None };
+    write(store, &Key::Lease(host.clone()), &lease).await;
     write(store, &Key::Facts(host.clone()), &facts).await;
     host
 }

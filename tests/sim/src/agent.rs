@@ -1,4 +1,4 @@
-//! Owns the model of the daemon's driver: its store cache, its session, and core's agent of the host, which is the
+//! Owns the model of the daemon's driver: its store cache, its lease, and core's agent of the host, which is the
 //! one that the daemon runs.
 //!
 //! Promises: it decides nothing that core decides; what it does about each effect of core is what the daemon does. A
@@ -95,7 +95,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(world: &mut World, me: &HostId, incarnation: u64) -> Self {
         let guard = &world.machine(me).guard;
-        let inherited = guard.deadline.map(|deadline| (guard.session, deadline));
+        let inherited = guard.deadline.map(|deadline| (guard.lease, deadline));
         Self {
             incarnation,
             cache: None,
@@ -251,7 +251,7 @@ impl Agent {
 
     fn facts(&self, world: &World, me: &HostId) -> HostFacts {
         HostFacts {
-            session: self.number,
+            lease: self.number,
             capacity: Capacity { vcpus: VCPUS, memory: world.machine(me).memory },
             migration_uri: uri(me),
             instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),

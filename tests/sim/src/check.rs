@@ -284,12 +284,12 @@ impl World {
         }
         for key in seen.keys {
             match key {
-                Key::Session(host) => {
-                    let session = self.truth.store().session(&host).map(|known| &known.value);
+                Key::Lease(host) => {
+                    let lease = self.truth.store().lease(&host).map(|known| &known.value);
                     if let Some((number, end)) =
-                        session.and_then(|one| Some((one.number, one.ended.as_ref()?)))
+                        lease.and_then(|one| Some((one.number, one.expired.as_ref()?)))
                     {
-                        self.note(format!("session {number} of {host} is ended: {}", end.reason));
+                        self.note(format!("lease {number} of {host} is expired: {}", end.reason));
                     }
                 }
                 Key::Checkpoint(node) => {
@@ -395,7 +395,7 @@ impl World {
         let staying = self.machines.len() - draining.len();
         for (host, machine) in &self.machines {
             if !machine.agent.as_ref().is_some_and(|agent| agent.has_recovered) {
-                lacking.push(format!("{host} has no session"));
+                lacking.push(format!("{host} has no lease"));
             }
             lacking.extend(self.lacking_change(host));
         }

@@ -1,7 +1,7 @@
 //! Owns what goes wrong: which kinds of fault a run has, how often, and each of them.
 //!
 //! Promises: each seed draws its own weights, and switches most kinds off, so that rare mixes come up. Must not do:
-//! break a bound that the product states (clock drift stays within `session_margin`).
+//! break a bound that the product states (clock drift stays within `lease_margin`).
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ const KINDS: [Kind; 14] = [
     Kind::LabelChange,
 ];
 
-/// The most that clocks may differ: `session_margin` covers 1 % of drift over `session_ttl`.
+/// The most that clocks may differ: `lease_margin` covers 1 % of drift over `lease_ttl`.
 const DRIFT_PPM: u64 = 4_000;
 
 /// How often a set of policies is proposed where they change, in so many of 100 000 steps.
@@ -99,7 +99,7 @@ impl Swarm {
     pub(crate) fn against(weakness: Weakness) -> Self {
         let (kinds, lost_finishes): (&[(Kind, u64)], u64) = match weakness {
             Weakness::DeadGuard => (&[(Kind::AgentCrash, 400), (Kind::CutFromStore, 400)], 0),
-            Weakness::JobsOutliveSessions => (&[(Kind::Freeze, 600), (Kind::KillInstance, 900)], 0),
+            Weakness::JobsOutliveLeases => (&[(Kind::Freeze, 600), (Kind::KillInstance, 900)], 0),
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
             Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
             Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),

@@ -26,7 +26,7 @@ use world::{STEP_MS, World};
 /// The seeds that failed once.
 pub const REGRESSIONS: &str = include_str!("../regressions.txt");
 
-/// The longest that a healed world may take to come to rest, in simulated milliseconds: a session's end, a boot, the
+/// The longest that a healed world may take to come to rest, in simulated milliseconds: a lease's end, a boot, the
 /// longest back-off of a job and of a cooldown, and one migration after another from a full host.
 pub const HEAL_MS_MAX: u64 = 180_000;
 
@@ -35,8 +35,8 @@ pub const HEAL_MS_MAX: u64 = 180_000;
 pub enum Weakness {
     /// The guard kills nothing.
     DeadGuard,
-    /// A job lets run what it made after its session was lost, and the guard takes it.
-    JobsOutliveSessions,
+    /// A job lets run what it made after its lease was lost, and the guard takes it.
+    JobsOutliveLeases,
     /// A destination lets run what has arrived before the source has released it.
     EagerDestination,
     /// A host takes copies of checkpoints for nodes of which it does not know itself as a backup.
@@ -61,7 +61,7 @@ impl Weakness {
     pub fn breaks(self) -> &'static str {
         match self {
             Self::EagerDestination => "SAFE-1",
-            Self::DeadGuard | Self::JobsOutliveSessions | Self::TrustsDestroys => "SAFE-2",
+            Self::DeadGuard | Self::JobsOutliveLeases | Self::TrustsDestroys => "SAFE-2",
             Self::CarelessReceiver | Self::TrustsCopies | Self::ForgetsUnread => "SAFE-3",
             Self::BlindWrites => "SAFE-4",
             Self::LeadsWithoutSet => "SETS",

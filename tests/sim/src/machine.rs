@@ -18,33 +18,33 @@ use crate::guest::Memory;
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
     pub(crate) deadline: Option<Boottime>,
-    pub(crate) session: u64,
+    pub(crate) lease: u64,
     held: BTreeMap<InstanceId, (Pid, Epoch)>,
 }
 
 impl Guard {
-    fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
+    fn confirm(&mut self, deadline: Boottime, lease: u64, now: Boottime) -> bool {
         let over = self.expired(now);
-        let backwards = session < self.session
-            || (session == self.session && (over || self.deadline.is_some_and(|known| deadline < known)));
+        let backwards = lease < self.lease
+            || (lease == self.lease && (over || self.deadline.is_some_and(|known| deadline < known)));
         if backwards || deadline <= now {
             return false;
         }
         self.deadline = Some(deadline);
-        self.session = session;
+        self.lease = lease;
         true
     }
 
-    /// Takes a process under its eyes. A process that an earlier session asked for is refused.
+    /// Takes a process under its eyes. A process that an earlier lease asked for is refused.
     pub(crate) fn register(
         &mut self,
         instance: InstanceId,
         (process, epoch): (Pid, Epoch),
-        session: Option<u64>,
+        lease: Option<u64>,
         now: Boottime,
     ) -> bool {
         let open = self.deadline.is_some_and(|deadline| now < deadline);
-        let current = session.is_none_or(|session| session == self.session);
+        let current = lease.is_none_or(|lease| lease == self.lease);
         let older = self.held.get(&instance).is_some_and(|(known, held)| *known == process && epoch < *held);
         if !open || !current || older {
             return false;
@@ -181,12 +181,12 @@ impl Machine {
         UnixMillis(1_700_000_000_000 + now + self.wall_skew)
     }
 
-    /// The first deadline of a newer session closes the one before.
-    pub(crate) fn confirm(&mut self, deadline: Boottime, session: u64, now: Boottime) -> bool {
-        if session > self.guard.session {
+    /// The first deadline of a newer lease closes the one before.
+    pub(crate) fn confirm(&mut self, deadline: Boottime, lease: u64, now: Boottime) -> bool {
+        if lease > self.guard.lease {
             self.kill_registered();
         }
-        self.guard.confirm(deadline, session, now)
+        self.guard.confirm(deadline, lease, now)
     }
 
     /// Whatever its libvirt ends or not: nothing of it runs on.

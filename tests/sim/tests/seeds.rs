@@ -94,7 +94,7 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
 fn each_protection_that_is_switched_off_is_missed() {
     for weakness in [
         Weakness::DeadGuard,
-        Weakness::JobsOutliveSessions,
+        Weakness::JobsOutliveLeases,
         Weakness::EagerDestination,
         Weakness::CarelessReceiver,
         Weakness::BlindWrites,

@@ -84,7 +84,7 @@ pub struct HostAgent {
     unsettled: bool,
     effects: Vec<Effect>,
     records: Records,
-    session: u64,
+    lease: u64,
     recovered: bool,
     local: BTreeMap<InstanceId, Local>,
     lanes: BTreeMap<(InstanceId, Lane), Busy>,
@@ -124,7 +124,7 @@ impl HostAgent {
             unsettled: false,
             effects: Vec::new(),
             records: Records::default(),
-            session: 0,
+            lease: 0,
             recovered: false,
             local: BTreeMap::new(),
             lanes: BTreeMap::new(),
@@ -154,7 +154,7 @@ impl HostAgent {
         self.now = now;
         match input {
             Input::Records(records) => self.take_records(*records),
-            Input::Recovered { session, found } => self.recovered(session, found),
+            Input::Recovered { lease, found } => self.recovered(lease, found),
             Input::LeaseLost => self.lease_lost(),
             Input::Hypervisor(event) => self.domain_event(event),
             Input::Listed(shown) => self.listed(shown),
@@ -191,8 +191,8 @@ impl HostAgent {
     }
 
     /// What goes on was found; whatever was under way belonged to the lease before.
-    fn recovered(&mut self, session: u64, found: BTreeMap<InstanceId, Local>) {
-        self.session = session;
+    fn recovered(&mut self, lease: u64, found: BTreeMap<InstanceId, Local>) {
+        self.lease = lease;
         self.recovered = true;
         self.local = found;
         self.forget_work();
@@ -263,7 +263,7 @@ impl HostAgent {
         let (view, me) = (&self.records.view, &self.settings.me);
         let situation = Situation {
             me,
-            session: open.then_some(self.session),
+            lease: open.then_some(self.lease),
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
             nodes: &view.nodes,
             hosts: &view.hosts,

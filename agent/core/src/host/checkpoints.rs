@@ -42,7 +42,7 @@ pub struct Destination {
     /// The host.
     pub host: HostId,
     /// The number of its lease: one that has another by now may have lost what it had accepted.
-    pub session: u64,
+    pub lease: u64,
     /// `host:port` of its agent's API.
     pub api: String,
 }
@@ -75,7 +75,7 @@ pub(super) fn due(
         .filter_map(|backup| {
             let facts = situation.hosts.get(&backup.host)?.current_facts()?;
             let (host, api) = (backup.host.clone(), facts.api.clone());
-            Some(Destination { host, session: facts.session, api })
+            Some(Destination { host, lease: facts.lease, api })
         })
         .collect();
     let revision = situation.nodes.get(node)?.revision;
@@ -89,7 +89,7 @@ struct Trouble {
     fault: CopyFault,
     attempts: u32,
     since: Boottime,
-    session: u64,
+    lease: u64,
     /// It counts as one that takes none, and is left alone until then.
     rests_until: Option<Boottime>,
 }
@@ -184,8 +184,8 @@ impl Checkpoints {
                 self.troubles.remove(&key);
                 continue;
             };
-            let (fault, session) = (fault.clone(), to.session);
-            let fresh = Trouble { fault, attempts: 0, since: now, session, rests_until: None };
+            let (fault, lease) = (fault.clone(), to.lease);
+            let fresh = Trouble { fault, attempts: 0, since: now, lease, rests_until: None };
             let trouble = self.troubles.entry(key).or_insert(fresh);
             trouble.attempts = trouble.attempts.saturating_add(1);
             if trouble.attempts >= COPY_ATTEMPTS && now.since(trouble.since) >= COPY_PATIENCE {
@@ -202,8 +202,8 @@ impl Checkpoints {
                 record.primary.as_ref().is_some_and(|primary| &primary.host == me)
                     && record.backups.iter().any(|backup| &backup.host == host)
             };
-            let lease = view.hosts.get(host).map(|seen| seen.session.value.number);
-            record.filter(mine).is_some() && lease == Some(trouble.session)
+            let lease = view.hosts.get(host).map(|seen| seen.lease.value.number);
+            record.filter(mine).is_some() && lease == Some(trouble.lease)
         });
     }
 

@@ -20,7 +20,7 @@ pub enum Input {
     /// A lease is open, and these instances go on under it.
     Recovered {
         /// The lease's number.
-        session: u64,
+        lease: u64,
         /// What was found here, the dead among them.
         found: BTreeMap<InstanceId, Local>,
     },
@@ -327,7 +327,7 @@ pub struct Job {
     /// Its memory, where it is known.
     pub memory: Option<MiB>,
     /// This host's lease when it started: the guard lets nothing run for one that is over.
-    pub session: u64,
+    pub lease: u64,
 }
 
 impl Job {

@@ -6,7 +6,7 @@
 //! and an answer to what was asked for it changes nothing. Must not do: read a clock, talk to the store or the guard.
 //!
 //! ```text
-//!          refused / unavailable: again after `session_renew`
+//!          refused / unavailable: again after `lease_renew`
 //!            ┌────┐
 //!            ▼    │
 //!        Closed ──┴─ opened ──▶ Confirming ── guard acknowledged ──▶ Open
@@ -193,7 +193,7 @@ impl HostLease {
             }
             // Never acknowledged, so that nothing runs under it. To renew it would keep others waiting for nothing.
             State::Confirming { deadline, .. } if now >= deadline => {
-                self.close(now + self.bounds.session_renew);
+                self.close(now + self.bounds.lease_renew);
                 None
             }
             State::Confirming { deadline, ask: Some(ask) } if now >= ask => Some(self.confirm(deadline)),
@@ -213,23 +213,23 @@ impl HostLease {
         match (self.state, answer) {
             (State::Opening, LeaseAnswer::Opened { number, sent, acknowledged }) => {
                 self.status = LeaseStatus { number, until: acknowledged };
-                Some(self.confirm(sent + self.bounds.session_ttl))
+                Some(self.confirm(sent + self.bounds.lease_ttl))
             }
             (State::Opening, LeaseAnswer::Refused | LeaseAnswer::Unavailable) => {
-                self.state = State::Closed { retry: now + self.bounds.session_renew };
+                self.state = State::Closed { retry: now + self.bounds.lease_renew };
                 None
             }
             (State::Renewing { sent }, LeaseAnswer::Renewed) => {
-                Some(self.confirm(sent + self.bounds.session_ttl))
+                Some(self.confirm(sent + self.bounds.lease_ttl))
             }
             (State::Renewing { .. }, LeaseAnswer::Unavailable) => {
-                self.state = State::Open { renew: now + self.bounds.session_renew / 4 };
+                self.state = State::Open { renew: now + self.bounds.lease_renew / 4 };
                 None
             }
             (State::Renewing { .. }, LeaseAnswer::Refused) => Some(self.lose(Loss::Store, now)),
             (State::Confirming { deadline, .. }, LeaseAnswer::GuardAcknowledged) => {
                 self.status.until = Some(deadline);
-                let renew = deadline - self.bounds.session_ttl + self.bounds.session_renew;
+                let renew = deadline - self.bounds.lease_ttl + self.bounds.lease_renew;
                 self.state = State::Open { renew };
                 None
             }

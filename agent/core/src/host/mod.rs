@@ -84,8 +84,8 @@ pub struct PoolSettings {
 pub struct Situation<'a> {
     /// This host.
     pub me: &'a HostId,
-    /// The number of the open session; none while this host may run nothing.
-    pub session: Option<u64>,
+    /// The number of the open lease; none while this host may run nothing.
+    pub lease: Option<u64>,
     /// Everything is to leave.
     pub draining: bool,
     /// Every node, as the store holds it.
@@ -287,7 +287,7 @@ impl HostAction {
 /// The actions that bring this host to what the leader decided.
 #[must_use]
 pub fn reconcile(situation: &Situation<'_>) -> Vec<HostAction> {
-    if situation.session.is_none() {
+    if situation.lease.is_none() {
         return Vec::new();
     }
     let named = reconcile::named_here(situation);
@@ -311,7 +311,7 @@ pub fn orphaned(situation: &Situation<'_>) -> Vec<InstanceId> {
     let deploying = situation.local.iter().filter(|(_, local)| local.fact.phase == Phase::Deploying);
     let mut deploying = deploying.map(|(&instance, _)| instance).peekable();
     // Asked after every event, and most of the time nothing is deployed.
-    if situation.session.is_none() || situation.unreadable || deploying.peek().is_none() {
+    if situation.lease.is_none() || situation.unreadable || deploying.peek().is_none() {
         return Vec::new();
     }
     let named = reconcile::named_here(situation);

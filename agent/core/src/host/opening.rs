@@ -5,7 +5,7 @@
 //! not taken over before the leader has expired it. Must not do: read the store, ask the guard.
 
 use crate::ids::{BootId, MachineId};
-use crate::records::SessionRecord;
+use crate::records::LeaseRecord;
 use crate::units::Boottime;
 
 /// Whose lease is to be opened.
@@ -47,7 +47,7 @@ pub enum Opening {
     /// The next lease, once nothing of an earlier one runs.
     Next {
         /// Its record, to be written over the one that was read.
-        record: SessionRecord,
+        record: LeaseRecord,
         /// The lease of this boot that was open before: what this host reported under it is true of idle instances.
         previous: Option<u64>,
     },
@@ -56,17 +56,17 @@ pub enum Opening {
 /// Decides. `known` is the record that the store holds, at a linearizable read.
 #[must_use]
 pub fn opening(
-    known: Option<&SessionRecord>,
+    known: Option<&LeaseRecord>,
     own: &Identity,
     guard: Option<GuardHolds>,
     now: Boottime,
 ) -> Opening {
-    let open = known.filter(|known| known.ended.is_none());
+    let open = known.filter(|known| known.expired.is_none());
     if let Some(other) = open.filter(|known| known.machine.differs_from(&own.machine)) {
         return Opening::Taken { by: other.machine.clone(), boot: other.boot.clone() };
     }
     let mine = known.filter(|known| known.boot == own.boot);
-    if let (Some(record), Some(holds)) = (mine.filter(|record| record.ended.is_none()), guard)
+    if let (Some(record), Some(holds)) = (mine.filter(|record| record.expired.is_none()), guard)
         && holds.number == record.number
         && now < holds.deadline
     {
@@ -75,14 +75,14 @@ pub fn opening(
     // A store that was set back knows less than the guard, which refuses what lies behind it.
     let last = known.map_or(0, |known| known.number).max(guard.map_or(0, |holds| holds.number));
     let (boot, machine) = (own.boot.clone(), own.machine.clone());
-    let record = SessionRecord { boot, machine, number: last + 1, ended: None };
+    let record = LeaseRecord { boot, machine, number: last + 1, expired: None };
     Opening::Next { record, previous: mine.map(|record| record.number) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::SessionEnd;
+    use crate::records::LeaseExpiry;
     use crate::units::UnixMillis;
 
     fn own() -> Identity {
@@ -93,14 +93,14 @@ mod tests {
         MachineId(name.to_owned())
     }
 
-    fn record(boot: &str, number: u64) -> SessionRecord {
+    fn record(boot: &str, number: u64) -> LeaseRecord {
         let (boot, machine) = (BootId(boot.to_owned()), machine("mine"));
-        SessionRecord { boot, machine, number, ended: None }
+        LeaseRecord { boot, machine, number, expired: None }
     }
 
-    fn ended(record: SessionRecord) -> SessionRecord {
+    fn expired(record: LeaseRecord) -> LeaseRecord {
         let (silent_since, at) = (UnixMillis(1), UnixMillis(2));
-        SessionRecord { ended: Some(SessionEnd { reason: "silent".to_owned(), silent_since, at }), ..record }
+        LeaseRecord { expired: Some(LeaseExpiry { reason: "silent".to_owned(), silent_since, at }), ..record }
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
             ("deadline reached", Some(record("this", 4)), holds(4, 100), Err(5)),
             ("guard knows nothing", Some(record("this", 4)), None, Err(5)),
             ("guard holds an earlier one", Some(record("this", 4)), holds(3, 200), Err(5)),
-            ("expired by the leader", Some(ended(record("this", 4))), holds(4, 200), Err(5)),
+            ("expired by the leader", Some(expired(record("this", 4))), holds(4, 200), Err(5)),
             ("another boot", Some(record("other", 4)), holds(4, 200), Err(5)),
             ("the store was set back", Some(record("this", 4)), holds(9, 200), Err(10)),
         ];
@@ -132,12 +132,12 @@ mod tests {
 
     #[test]
     fn what_another_boot_reported_says_nothing_of_this_one() {
-        let next = |known: SessionRecord| match opening(Some(&known), &own(), None, Boottime(0)) {
+        let next = |known: LeaseRecord| match opening(Some(&known), &own(), None, Boottime(0)) {
             Opening::Next { previous, .. } => previous,
             Opening::Resume { .. } | Opening::Taken { .. } => panic!("{known:?}"),
         };
         assert_eq!(next(record("this", 4)), Some(4));
-        assert_eq!(next(ended(record("this", 4))), Some(4));
+        assert_eq!(next(expired(record("this", 4))), Some(4));
         assert_eq!(next(record("other", 4)), None);
     }
 
@@ -145,13 +145,13 @@ mod tests {
     #[test]
     fn a_lease_of_another_machine_is_not_taken_over_before_it_is_expired() {
         let holds = Some(GuardHolds { number: 4, deadline: Boottime(200) });
-        let of = |boot: &str, name: &str| SessionRecord { machine: machine(name), ..record(boot, 4) };
-        let decided = |known: SessionRecord| opening(Some(&known), &own(), holds, Boottime(100));
+        let of = |boot: &str, name: &str| LeaseRecord { machine: machine(name), ..record(boot, 4) };
+        let decided = |known: LeaseRecord| opening(Some(&known), &own(), holds, Boottime(100));
         for boot in ["other", "this"] {
             let taken = Opening::Taken { by: machine("another"), boot: BootId(boot.to_owned()) };
             assert_eq!(decided(of(boot, "another")), taken, "{boot}");
         }
-        let next = decided(ended(of("other", "another")));
+        let next = decided(expired(of("other", "another")));
         assert!(
             matches!(&next, Opening::Next { record, previous: None } if record.number == 5 && record.machine == machine("mine")),
             "reinstalled: {next:?}"

@@ -54,13 +54,14 @@ impl Named<'_> {
     }
 }
 
-/// All instances that nodes name here, under the session that is open.
+/// All instances that nodes name here, under the lease that is open.
 pub(super) fn named_here<'a>(situation: &Situation<'a>) -> BTreeMap<InstanceId, Named<'a>> {
     let mut named = BTreeMap::new();
     for (node, record) in situation.here() {
-        let arriving = record.migration.as_ref().filter(|migration| {
-            &migration.to == situation.me && Some(migration.to_session) == situation.session
-        });
+        let arriving = record
+            .migration
+            .as_ref()
+            .filter(|migration| &migration.to == situation.me && Some(migration.to_lease) == situation.lease);
         if let (Some(_), Some(instance)) =
             (arriving, record.primary.as_ref().and_then(|primary| primary.instance))
         {
@@ -70,7 +71,7 @@ pub(super) fn named_here<'a>(situation: &Situation<'a>) -> BTreeMap<InstanceId, 
         for (index, member) in record.members().enumerate() {
             let part = if index == 0 && record.primary.is_some() { Part::Primary } else { Part::Backup };
             if &member.host == situation.me
-                && Some(member.session) == situation.session
+                && Some(member.lease) == situation.lease
                 && let Some(instance) = member.instance
             {
                 named.insert(instance, Named { node, record, instance, member: Some(member), part });
@@ -131,7 +132,7 @@ fn may_speak(situation: &Situation<'_>, instance: InstanceId, migration: &Migrat
     situation.hosts.get(&migration.to).is_some_and(|to| {
         let died =
             to.instance(instance).is_some_and(|fact| fact.phase.is_dead() && fact.epoch >= migration.epoch);
-        to.is_open() && to.session.value.number == migration.to_session && !died
+        to.is_open() && to.lease.value.number == migration.to_lease && !died
     })
 }
 
@@ -241,7 +242,7 @@ fn leave(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Option<
         return None;
     }
     let to = situation.hosts.get(&migration.to)?;
-    let facts = to.current_facts().filter(|facts| facts.session == migration.to_session)?;
+    let facts = to.current_facts().filter(|facts| facts.lease == migration.to_lease)?;
     Some(HostAction::MigrateOut {
         node: node.clone(),
         instance,

@@ -142,7 +142,7 @@ pub fn names<'a>(
     for (node, record) in nodes {
         for member in record.members().filter(|member| &member.host == me) {
             let Some(instance) = member.instance else { continue };
-            let naming = if member.session == number {
+            let naming = if member.lease == number {
                 Naming::Member { node: node.clone(), since: record.since(member), origin: member.origin }
             } else {
                 Naming::Earlier

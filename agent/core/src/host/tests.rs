@@ -42,7 +42,7 @@ fn letters(actions: &[HostAction]) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_done_without_a_session() {
+fn nothing_is_done_without_a_lease() {
     let mut cluster = Cluster::of(2);
     cluster.add(&["alice/display"]);
     cluster.step();
@@ -50,7 +50,7 @@ fn nothing_is_done_without_a_session() {
     let (local, rest) = (Locals::new(), Rest::default());
     let mut situation = cluster.situation(&me, &local, &rest);
     assert!(!reconcile(&situation).is_empty());
-    situation.session = None;
+    situation.lease = None;
     assert_eq!(reconcile(&situation), Vec::new());
 }
 
@@ -115,7 +115,7 @@ fn what_is_under_way_is_not_asked_for_again() {
 }
 
 #[test]
-fn a_member_of_an_earlier_session_is_nobodys() {
+fn a_member_of_an_earlier_lease_is_nobodys() {
     let mut cluster = Cluster::of(2).with(&["alice/display"]);
     let at = cluster.primary_host("alice/display");
     let local = cluster.local(&at);
@@ -214,7 +214,7 @@ fn what_has_left_is_never_made_again_at_its_source() {
 }
 
 #[test]
-fn the_destination_accepts_only_in_the_session_that_was_chosen() {
+fn the_destination_accepts_only_in_the_lease_that_was_chosen() {
     let (mut cluster, from, to, instance) = migrating_out();
     let rest = fresh(&cluster);
     let accept = HostAction::Accept { node: node("alice/exec-1"), instance, epoch: Epoch(2), from };
@@ -452,7 +452,7 @@ fn an_instance_that_is_deployed_for_nobody_any_more_is_orphaned() {
         let mut situation = cluster.situation(&me, &local, &rest);
         let seen: Vec<InstanceId> = expected.then_some(instance).into_iter().collect();
         assert_eq!(orphaned(&situation), seen, "{phase:?} {named}");
-        situation.session = None;
+        situation.lease = None;
         assert_eq!(orphaned(&situation), Vec::new());
     }
 }

@@ -50,7 +50,7 @@ impl Change<'_> {
     fn successor(&self) -> Option<&Member> {
         let same = |new: &&Member| {
             self.before.primary.as_ref().is_some_and(|old| {
-                (&old.host, old.session, old.instance) == (&new.host, new.session, new.instance)
+                (&old.host, old.lease, old.instance) == (&new.host, new.lease, new.instance)
                     && self.before.incarnation == self.after.incarnation
             })
         };
@@ -62,8 +62,8 @@ impl Change<'_> {
         let (Some(migration), Some(old)) = (&self.before.migration, &self.before.primary) else {
             return false;
         };
-        let there = (&migration.to, migration.to_session, old.instance, Origin::Migrated);
-        there == (&new.host, new.session, new.instance, new.origin)
+        let there = (&migration.to, migration.to_lease, old.instance, Origin::Migrated);
+        there == (&new.host, new.lease, new.instance, new.origin)
             && self.before.incarnation == self.after.incarnation
     }
 
@@ -100,7 +100,7 @@ impl Change<'_> {
         }
         if !moved && !self.is_conditional_on(&old.host) {
             let detail =
-                format!("{} is not conditional on the end of the session of {}", self.node, old.host);
+                format!("{} is not conditional on the expiry of the lease of {}", self.node, old.host);
             broken.push(Broken::new(Invariant::KnownDead, detail));
         }
         if let Some(migration) = self.before.migration.as_ref().filter(|_| !moved) {
@@ -112,18 +112,20 @@ impl Change<'_> {
                 broken.push(Broken::new(Invariant::Migration, detail));
             }
             if !self.is_conditional_on(&migration.to) {
-                let detail =
-                    format!("{} is not conditional on the end of the session of {}", self.node, migration.to);
+                let detail = format!(
+                    "{} is not conditional on the expiry of the lease of {}",
+                    self.node, migration.to
+                );
                 broken.push(Broken::new(Invariant::Migration, detail));
             }
         }
         broken
     }
 
-    /// A death that is the end of a session counts only if that end still stands when the decision is written.
+    /// A death that is the expiry of a lease counts only if that expiry still stands when the decision is written.
     fn is_conditional_on(&self, host: &HostId) -> bool {
         self.view.hosts.get(host).is_none_or(|seen| {
-            seen.is_open() || self.assignment.sessions.contains(&(host.clone(), seen.session.revision))
+            seen.is_open() || self.assignment.leases.contains(&(host.clone(), seen.lease.revision))
         })
     }
 
@@ -214,7 +216,7 @@ impl Change<'_> {
         let may_be_had = |copy: &CheckpointRecord, host: &HostId| {
             let Some(seen) = self.view.hosts.get(host) else { return false };
             let there = seen.is_open();
-            let facts = seen.facts.as_deref().filter(|facts| facts.session == seen.session.value.number);
+            let facts = seen.facts.as_deref().filter(|facts| facts.lease == seen.lease.value.number);
             let works = facts.is_some_and(|facts| facts.unable.is_empty());
             let has_room = before.backups.iter().any(|backup| &backup.host == host);
             !failed(copy, host) && ((there && (!works || has_room)) || waited < STATE_WAIT)
@@ -293,7 +295,7 @@ impl Change<'_> {
         let (node, before, after) = (self.node, self.before, self.after);
         let wrong = |detail: String| vec![Broken::new(Invariant::Migration, detail)];
         let same = |old: &Migration, new: &Migration| {
-            (&old.from, &old.to, old.epoch, old.to_session) == (&new.from, &new.to, new.epoch, new.to_session)
+            (&old.from, &old.to, old.epoch, old.to_lease) == (&new.from, &new.to, new.epoch, new.to_lease)
         };
         let (old, new) = (before.migration.as_ref(), after.migration.as_ref());
         if let (Some(old), Some(new)) = (old, new)
@@ -321,7 +323,7 @@ impl Change<'_> {
     fn is_over(&self, migration: &Migration) -> bool {
         let Some(primary) = &self.before.primary else { return false };
         let arrived = self.view.hosts.get(&migration.to).is_some_and(|to| {
-            to.session.value.number == migration.to_session
+            to.lease.value.number == migration.to_lease
                 && primary
                     .instance
                     .and_then(|instance| to.instance(instance))
@@ -342,23 +344,23 @@ impl Died<'_> {
         // Under a restored instance's id its host may still report the life that was restored.
         let since =
             if matches!(old.origin, Origin::Restored(_)) { self.record.incarnation } else { Epoch(0) };
-        self.at(&old.host, (old.session, since), old.instance)
+        self.at(&old.host, (old.lease, since), old.instance)
     }
 
     fn at_destination(&self, migration: &Migration) -> bool {
         let instance = self.record.primary.as_ref().and_then(|primary| primary.instance);
-        self.at(&migration.to, (migration.to_session, migration.epoch), instance)
+        self.at(&migration.to, (migration.to_lease, migration.epoch), instance)
     }
 
-    /// The session that ran it is over, or that session's own report says so.
-    fn at(&self, host: &HostId, (session, since): (u64, Epoch), instance: Option<InstanceId>) -> bool {
+    /// The lease that ran it is over, or that lease's own report says so.
+    fn at(&self, host: &HostId, (lease, since): (u64, Epoch), instance: Option<InstanceId>) -> bool {
         let Some(seen) = self.view.hosts.get(host) else { return false };
-        let known = &seen.session.value;
-        let over = known.number > session || (known.number == session && known.ended.is_some());
+        let known = &seen.lease.value;
+        let over = known.number > lease || (known.number == lease && known.expired.is_some());
         let reports = || {
-            let facts = seen.facts.as_deref().filter(|facts| facts.session == session);
+            let facts = seen.facts.as_deref().filter(|facts| facts.lease == lease);
             let fact = facts.and_then(|facts| facts.instances.get(&instance?));
-            let current = known.number == session && known.ended.is_none();
+            let current = known.number == lease && known.expired.is_none();
             current && fact.is_some_and(|fact| fact.phase.is_dead() && fact.epoch >= since)
         };
         over || reports()

@@ -18,7 +18,7 @@ fn decision(cluster: &Cluster, name: &str, edit: impl FnOnce(&mut NodeRecord)) -
         revision: known.revision,
         record,
         checkpoint: CheckpointChange::Keep,
-        sessions: Vec::new(),
+        leases: Vec::new(),
         reasons: Vec::new(),
     }
 }
@@ -70,8 +70,7 @@ fn a_promotion_over_a_living_primary_breaks_safe_2() {
     let at = lost.primary_host("alice/display");
     lost.lose(&at);
     assert_eq!(found(&lost, &assignment), [Invariant::KnownDead], "it must be conditional on that very end");
-    let conditional =
-        Assignment { sessions: vec![(host(&at), lost.seen(&at).session.revision)], ..assignment };
+    let conditional = Assignment { leases: vec![(host(&at), lost.seen(&at).lease.revision)], ..assignment };
     assert_eq!(found(&lost, &conditional), []);
 }
 
@@ -129,7 +128,7 @@ fn a_place_that_cannot_be_had_breaks_safe_5() {
     let cluster = Cluster::of(3).with(&["alice/display"]);
     let free = free_host(&cluster, "alice/display");
     let backup =
-        |host: &HostId| Member { host: host.clone(), session: 1, instance: None, origin: Origin::Reserved };
+        |host: &HostId| Member { host: host.clone(), lease: 1, instance: None, origin: Origin::Reserved };
     let add = |cluster: &Cluster, host: &HostId| {
         let assignment = decision(cluster, "alice/display", |record| record.backups.push(backup(host)));
         found(cluster, &assignment)
@@ -206,7 +205,7 @@ fn a_migration_cut_short_breaks_safe_7() {
         record.migration = Some(Migration {
             from: record.primary.as_ref().unwrap().host.clone(),
             to,
-            to_session: 1,
+            to_lease: 1,
             epoch: record.epoch,
             abandoned: false,
             started: crate::units::UnixMillis(0),
@@ -235,7 +234,7 @@ fn a_death_is_the_end_of_its_lease_or_the_word_of_that_very_lease_about_that_lif
             "dead by the facts of an earlier lease",
             |cluster, at| {
                 cluster.kill_primary("alice/display");
-                cluster.facts(at).session = 0;
+                cluster.facts(at).lease = 0;
             },
             false,
         ),
@@ -255,7 +254,7 @@ fn a_death_is_the_end_of_its_lease_or_the_word_of_that_very_lease_about_that_lif
         edit(&mut cluster, &at);
         let mut assignment = decision(&cluster, "alice/display", promoted);
         if let Some(seen) = cluster.view.hosts.get(&host(&at)) {
-            assignment.sessions.push((host(&at), seen.session.revision));
+            assignment.leases.push((host(&at), seen.lease.revision));
         }
         let reported = found(&cluster, &assignment);
         assert_eq!(!reported.contains(&Invariant::KnownDead), dead, "{what}: {reported:?}");

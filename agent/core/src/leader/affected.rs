@@ -25,9 +25,9 @@ use crate::view::{HostView, SharedNode, View, diff};
 
 /// Whether a host may run anything, and whether it can do its part: a restore may use one that is draining.
 fn standing(seen: &HostView) -> (u64, bool, bool, bool, bool) {
-    let session = &seen.session.value;
-    let (open, able) = (session.ended.is_none(), seen.is_able());
-    (session.number, open, seen.current_facts().is_some(), seen.intent.drain, able)
+    let lease = &seen.lease.value;
+    let (open, able) = (lease.expired.is_none(), seen.is_able());
+    (lease.number, open, seen.current_facts().is_some(), seen.intent.drain, able)
 }
 
 /// Whether policies are to be told of another traffic: each copy has another size, and rows are not worked out anew for a
@@ -88,13 +88,13 @@ impl Leader {
                     self.leases.insert((since, host.clone()));
                 }
                 let stale = |(heard, _): &(u64, _)| *heard != new.heard();
-                if self.ending.get(host).is_some_and(stale) {
-                    self.ending.remove(host);
+                if self.expiring.get(host).is_some_and(stale) {
+                    self.expiring.remove(host);
                     self.rooms.close(host, false);
                 }
             }
             None => {
-                self.ending.remove(host);
+                self.expiring.remove(host);
                 self.rooms.close(host, false);
             }
         }

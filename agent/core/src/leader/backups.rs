@@ -118,8 +118,8 @@ fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
             return false;
         }
         Choice::On(host) if reserved => leader.view.hosts.get(&host).map(|seen| {
-            let (session, reason) = (seen.session.value.number, format!("place reserved on {host}"));
-            (Member { host, session, instance: None, origin: Origin::Reserved }, reason)
+            let (lease, reason) = (seen.lease.value.number, format!("place reserved on {host}"));
+            (Member { host, lease, instance: None, origin: Origin::Reserved }, reason)
         }),
         Choice::On(host) => {
             leader.allocate(node, record, &host).map(|(member, action)| (member, format!("backup: {action}")))

@@ -194,12 +194,11 @@ impl Leader {
         self.report.notes.entry(node.clone()).or_default().push(text.into());
     }
 
-    /// Makes an assignment conditional on the end of a host's session, where it has ended.
-    pub(super) fn condition_on_session(&mut self, node: &NodeId, host: &HostId) {
-        let ended =
-            self.view.hosts.get(host).filter(|host| !host.is_open()).map(|host| host.session.revision);
+    /// Makes an assignment conditional on the expiry of a host's lease, where it has expired.
+    pub(super) fn condition_on_lease(&mut self, node: &NodeId, host: &HostId) {
+        let ended = self.view.hosts.get(host).filter(|host| !host.is_open()).map(|host| host.lease.revision);
         if let Some(revision) = ended {
-            self.drafts.entry(node.clone()).or_default().sessions.push((host.clone(), revision));
+            self.drafts.entry(node.clone()).or_default().leases.push((host.clone(), revision));
         }
     }
 

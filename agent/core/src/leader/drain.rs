@@ -71,12 +71,12 @@ fn target(leader: &mut Leader, node: &NodeId, primary: &Member) -> Target {
 }
 
 fn start(leader: &mut Leader, node: &NodeId, primary: &Member, to: HostId) {
-    let Some(to_session) = leader.view.hosts.get(&to).map(|seen| seen.session.value.number) else { return };
+    let Some(to_lease) = leader.view.hosts.get(&to).map(|seen| seen.lease.value.number) else { return };
     let started = leader.now.wall;
     let from = primary.host.clone();
     leader.change(node, format!("live migration from draining {from} to {to}"), |record| {
         record.epoch = record.epoch.next();
         record.migration =
-            Some(Migration { from, to, to_session, epoch: record.epoch, abandoned: false, started });
+            Some(Migration { from, to, to_lease, epoch: record.epoch, abandoned: false, started });
     });
 }

@@ -14,7 +14,7 @@ use crate::ids::{Epoch, HostId, NodeId};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Draft {
     pub(super) checkpoint: Option<CheckpointChange>,
-    pub(super) sessions: Vec<(HostId, u64)>,
+    pub(super) leases: Vec<(HostId, u64)>,
     pub(super) reasons: Vec<String>,
     flight: Flight,
 }
@@ -67,7 +67,7 @@ impl Leader {
     /// Gives away what is decided and does not wait for an answer.
     pub(super) fn hand_out(&mut self) -> Decisions {
         let mut decisions = Decisions {
-            endings: std::mem::take(&mut self.batch.endings),
+            expiries: std::mem::take(&mut self.batch.expiries),
             assignments: Vec::new(),
             questions: std::mem::take(&mut self.asked.new),
             refusals: std::mem::take(&mut self.batch.refusals),
@@ -107,7 +107,7 @@ impl Leader {
             revision: old.revision,
             record: new.value.clone(),
             checkpoint: draft.checkpoint.clone().unwrap_or(CheckpointChange::Keep),
-            sessions: draft.sessions.clone(),
+            leases: draft.leases.clone(),
             reasons: draft.reasons.clone(),
         })
     }

@@ -1,7 +1,7 @@
 //! Owns what the leader is told, and what it gives back. Plain data.
 
 use super::ask::{Policies, Question, Reply};
-use super::{Assignment, SessionEnding};
+use super::{Assignment, ExpireLease};
 use crate::ids::{HostId, NodeId};
 use crate::policy::{Interface, Judged};
 use crate::view::View;
@@ -17,8 +17,8 @@ pub enum Input {
     Policies(Policies),
     /// What came of an assignment. One whose outcome is not known ends the leadership: a new one begins with a new term.
     Written(NodeId, Outcome),
-    /// What came of the end of a host's session.
-    Ended(HostId, Outcome),
+    /// What came of the expiry of a host's lease.
+    Expired(HostId, Outcome),
     /// Nothing but time.
     Tick,
 }
@@ -35,8 +35,8 @@ pub enum Outcome {
 /// What the leader wants done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decisions {
-    /// Sessions to end.
-    pub endings: Vec<SessionEnding>,
+    /// Leases to expire.
+    pub expiries: Vec<ExpireLease>,
     /// Nodes to write, in this order as far as they are not written side by side: none is conditional on another.
     pub assignments: Vec<Assignment>,
     /// What to ask.
@@ -51,6 +51,6 @@ impl Decisions {
     /// Whether there is nothing to do, nothing to ask and nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.endings.is_empty() && self.assignments.is_empty() && self.questions.is_empty()
+        self.expiries.is_empty() && self.assignments.is_empty() && self.questions.is_empty()
     }
 }

@@ -49,7 +49,7 @@ pub use input::{
     WriteRequest,
 };
 
-use transactions::{activation_txn, assignment_txn, ending_txn, refusal_txn, suspension_txn};
+use transactions::{activation_txn, assignment_txn, expiry_txn, refusal_txn, suspension_txn};
 
 /// Where this agent stands.
 #[derive(Debug, Clone)]
@@ -218,7 +218,7 @@ impl Leadership {
         };
         match cache.view().hosts.get(host) {
             Some(seen) if *host != self.me && seen.is_open() => {
-                seen.silent_since.map(|since| since + self.bounds.session_end_after())
+                seen.silent_since.map(|since| since + self.bounds.lease_expire_after())
             }
             Some(_) | None => at_once,
         }
@@ -276,7 +276,7 @@ impl Leadership {
         };
         match id.subject {
             Subject::Node(node) => leading.take(LeaderInput::Written(node, outcome), now),
-            Subject::Lease(host) => leading.take(LeaderInput::Ended(host, outcome), now),
+            Subject::Lease(host) => leading.take(LeaderInput::Expired(host, outcome), now),
             Subject::Sets => {}
         }
         Vec::new()
@@ -400,7 +400,7 @@ impl Leading {
     fn hand_out(&mut self, decisions: Decisions, now: Now, effects: &mut Vec<Effect>) {
         let term = self.held.value.term;
         let version = self.machine.as_ref().map_or(0, |machine| machine.asked.policies.version);
-        let Decisions { endings, assignments, questions, refusals, judged } = decisions;
+        let Decisions { expiries, assignments, questions, refusals, judged } = decisions;
         let refused = |(interface, reason)| Effect::Notice(Notice::AnswerRefused(interface, reason));
         effects.extend(refusals.into_iter().map(refused));
         if judged != Judged::default() {
@@ -408,9 +408,9 @@ impl Leading {
         }
         let asking = Asking { term, version };
         effects.extend(questions.into_iter().map(|question| Effect::Ask(asking, question)));
-        for ending in endings {
-            let id = WriteId { term: Some(term), subject: Subject::Lease(ending.host.clone()) };
-            effects.push(write(id, ending_txn(&self.held, &ending), What::Expire(ending)));
+        for expiry in expiries {
+            let id = WriteId { term: Some(term), subject: Subject::Lease(expiry.host.clone()) };
+            effects.push(write(id, expiry_txn(&self.held, &expiry), What::Expire(expiry)));
         }
         for assignment in assignments {
             effects.extend(self.assign(assignment, now));

@@ -1,7 +1,7 @@
 //! Owns who follows the renewals of leases: the leader, and those who are next in line to lead.
 //!
 //! ```text
-//!             reads the leader's renewal once in a `session_end_after`
+//!             reads the leader's renewal once in a `lease_expire_after`
 //!                   ┌──────┐
 //!                   ▼      │ it has changed: the line is as long as at first
 //!               Outside ───┘ unchanged, or nobody leads: the line is twice as long
@@ -12,12 +12,12 @@
 //! ```
 //!
 //! Promises: a host alone knows whether it is in the line, from the records that all follow; where leader and line are lost
-//! together, as with a rack, others take their places, after one `session_end_after` for each doubling. Who stands where
+//! together, as with a rack, others take their places, after one `lease_expire_after` for each doubling. Who stands where
 //! follows from a digest of the names, so that neighbours do not stand together. Two who disagree harm nothing: that there is
 //! one leader is the election's promise. Must not do: bid, read.
 //!
-//! Cost, with N hosts: to find one's place N comparisons, at most once in `session_renew`; the line costs the store one read
-//! for each host in a `session_end_after`.
+//! Cost, with N hosts: to find one's place N comparisons, at most once in `lease_renew`; the line costs the store one read
+//! for each host in a `lease_expire_after`.
 
 use uuid::Uuid;
 
@@ -88,22 +88,22 @@ impl Line {
         let other = self.leader.as_ref() != leader || self.ask.is_none();
         if other {
             (self.leader, self.read, self.doubled) = (leader.cloned(), None, 0);
-            self.ask = Some(now + self.bounds.session_end_after());
+            self.ask = Some(now + self.bounds.lease_expire_after());
         }
         // Who came to follow because it did not renew sees that it does again.
         let renewed = leader.and_then(|leader| view.hosts.get(leader)).map_or(0, |seen| seen.renewed);
         if self.follows && self.doubled > 0 && self.read.is_some_and(|read| renewed > read) {
             (self.read, self.doubled, self.look) = (Some(renewed), 0, Boottime(0));
-            self.ask = Some(now + self.bounds.session_end_after());
+            self.ask = Some(now + self.bounds.lease_expire_after());
         }
         if other || now >= self.look {
-            self.look = now + self.bounds.session_renew;
+            self.look = now + self.bounds.lease_renew;
             self.follows = leader == Some(&self.me) || self.is_in_line(view);
         }
         if self.follows || self.ask.is_some_and(|ask| now < ask) {
             return None;
         }
-        self.ask = Some(now + self.bounds.session_end_after());
+        self.ask = Some(now + self.bounds.lease_expire_after());
         if leader.is_none() {
             self.double();
         }
@@ -195,7 +195,7 @@ mod tests {
         let lost = first.iter().find(|host| **host != leader).unwrap().clone();
         cluster.lose(lost.as_str());
         lines.retain(|line| line.me != lost);
-        let later = Boottime(1) + Profile::Safe.bounds().session_renew;
+        let later = Boottime(1) + Profile::Safe.bounds().lease_renew;
         let then = followers(&cluster, &mut lines, Some(&leader), later);
         assert!(then.len() == 3 && then.iter().all(|host| *host != lost), "{then:?}");
     }
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn while_the_leader_renews_its_lease_the_line_stays_and_once_it_does_not_the_line_doubles() {
         let (cluster, mut lines) = lines(40);
-        let (leader, each) = (host("host1"), Profile::Safe.bounds().session_end_after());
+        let (leader, each) = (host("host1"), Profile::Safe.bounds().lease_expire_after());
         let mut now = Boottime(1);
         let mut pass = |revision: Option<u64>, lines: &mut Vec<Line>| {
             now = now + each;
@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_leader_that_renews_again_makes_the_line_short_again() {
         let (mut cluster, mut lines) = lines(40);
-        let (leader, each) = (host("host1"), Profile::Safe.bounds().session_end_after());
+        let (leader, each) = (host("host1"), Profile::Safe.bounds().lease_expire_after());
         cluster.seen("host1").renewed = 9;
         for round in 1..=4 {
             for line in &mut lines {
@@ -265,7 +265,7 @@ mod tests {
         for name in first.iter().filter(|host| **host != leader) {
             cluster.facts(name.as_str()).unable = [crate::records::Service::Libvirtd].into();
         }
-        let later = Boottime(1) + Profile::Safe.bounds().session_renew;
+        let later = Boottime(1) + Profile::Safe.bounds().lease_renew;
         assert_eq!(followers(&cluster, &mut lines, Some(&leader), later).len(), 5, "two more beside them");
     }
 
@@ -273,7 +273,7 @@ mod tests {
     fn a_new_leader_makes_the_line_short_again() {
         let (cluster, mut lines) = lines(40);
         let (old, new) = (host("host1"), host("host2"));
-        let each = Profile::Safe.bounds().session_end_after();
+        let each = Profile::Safe.bounds().lease_expire_after();
         for round in 1..=4 {
             let now = Boottime(1) + each * round;
             for line in &mut lines {
@@ -295,10 +295,10 @@ mod tests {
         let first = followers(&cluster, &mut lines, None, Boottime(1));
         assert_eq!(first.len(), 2);
         lines.retain(|line| !first.contains(&line.me));
-        let each = Profile::Safe.bounds().session_end_after();
+        let each = Profile::Safe.bounds().lease_expire_after();
         assert!(followers(&cluster, &mut lines, None, Boottime(2)).is_empty());
         followers(&cluster, &mut lines, None, Boottime(1) + each);
-        let now = Boottime(1) + each + Profile::Safe.bounds().session_renew;
+        let now = Boottime(1) + each + Profile::Safe.bounds().lease_renew;
         assert_eq!(followers(&cluster, &mut lines, None, now).len(), 2);
     }
 }

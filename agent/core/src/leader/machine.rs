@@ -28,11 +28,11 @@ use super::ask::Asked;
 use super::flight::{Deficits, Draft};
 use super::input::{Decisions, Input, Outcome};
 use super::rooms::Rooms;
-use super::{Report, SessionEnding, backups, drain, primary, restore, settle};
+use super::{ExpireLease, Report, backups, drain, primary, restore, settle};
 use crate::bounds::Bounds;
 use crate::ids::{HostId, NodeId};
 use crate::policy::{Interface, Judged};
-use crate::records::{NodeRecord, SessionEnd, SessionRecord};
+use crate::records::{LeaseExpiry, LeaseRecord, NodeRecord};
 use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use crate::view::{SharedNode, View};
 
@@ -79,7 +79,7 @@ impl Todo {
 /// What one call has come to that is not kept.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Batch {
-    pub(super) endings: Vec<SessionEnding>,
+    pub(super) expiries: Vec<ExpireLease>,
     pub(super) refusals: Vec<(Interface, String)>,
     pub(super) judged: Judged,
     /// Nodes that wait for an answer.
@@ -111,12 +111,12 @@ pub struct Leader {
     cooldowns: BTreeMap<NodeId, UnixMillis>,
     /// When a node whose write was refused is looked at again, whatever happens.
     pub(super) retries: BTreeMap<NodeId, Boottime>,
-    /// Open sessions, by since when they are silent.
+    /// Open leases, by since when they are silent.
     pub(super) leases: BTreeSet<(Boottime, HostId)>,
     /// Hosts that everything is to leave.
     pub(super) draining: BTreeSet<HostId>,
-    /// Sessions whose end is handed out, and when that is tried again if it was refused.
-    pub(super) ending: BTreeMap<HostId, (u64, Option<Boottime>)>,
+    /// Leases whose expiry is handed out, and when that is tried again if it was refused.
+    pub(super) expiring: BTreeMap<HostId, (u64, Option<Boottime>)>,
     /// Hosts that there are, and that take work, as policies were told last.
     hosts: (usize, u32),
     /// When primaries failed.
@@ -145,7 +145,7 @@ impl Leader {
             retries: BTreeMap::new(),
             leases: BTreeSet::new(),
             draining: BTreeSet::new(),
-            ending: BTreeMap::new(),
+            expiring: BTreeMap::new(),
             hosts: (0, 0),
             failures: BTreeSet::new(),
             deficits: Deficits::default(),
@@ -174,13 +174,13 @@ impl Leader {
     /// When something is to be looked at next, whatever happens until then.
     #[must_use]
     pub fn next_due(&self) -> Option<Boottime> {
-        let after = self.bounds.session_end_after();
-        let silent = self.leases.iter().find(|(_, host)| !self.ending.contains_key(host));
+        let after = self.bounds.lease_expire_after();
+        let silent = self.leases.iter().find(|(_, host)| !self.expiring.contains_key(host));
         let lease = silent.map(|(since, _)| *since + after);
-        let ending = self.ending.values().filter_map(|(_, again)| *again).min();
+        let expiry = self.expiring.values().filter_map(|(_, again)| *again).min();
         let cooldown = self.cooldowns.values().min().map(|at| self.now.boottime + at.since(self.now.wall));
         let retry = self.retries.values().min().copied();
-        [lease, ending, cooldown, retry].into_iter().flatten().min()
+        [lease, expiry, cooldown, retry].into_iter().flatten().min()
     }
 
     /// The first of the times at which nodes that wait are looked at again.
@@ -212,13 +212,13 @@ impl Leader {
                 }
             }
             Input::Written(node, outcome) => self.written(&node, outcome),
-            Input::Ended(host, Outcome::Refused) => {
-                if let Some(ending) = self.ending.get_mut(&host) {
-                    ending.1 = Some(now.boottime + RETRY);
+            Input::Expired(host, Outcome::Refused) => {
+                if let Some(expiry) = self.expiring.get_mut(&host) {
+                    expiry.1 = Some(now.boottime + RETRY);
                     self.rooms.close(&host, false);
                 }
             }
-            Input::Ended(_, Outcome::Applied(_)) | Input::Tick => {}
+            Input::Expired(_, Outcome::Applied(_)) | Input::Tick => {}
         }
         self.look_at_due();
     }
@@ -226,7 +226,7 @@ impl Leader {
     /// Decides whatever can be decided without another answer.
     pub(super) fn decide(&mut self) {
         self.batch.suspended.clear();
-        self.end_silent_sessions();
+        self.expire_silent_leases();
         self.refresh();
         let hosts = (self.view.hosts.len(), self.rooms.accepting());
         if std::mem::replace(&mut self.hosts, hosts) != hosts && self.asked.policies.backup_count {
@@ -353,31 +353,31 @@ impl Leader {
         }
     }
 
-    fn end_silent_sessions(&mut self) {
-        let after = self.bounds.session_end_after();
+    fn expire_silent_leases(&mut self) {
+        let after = self.bounds.lease_expire_after();
         let silent = self.leases.iter().take_while(|(since, _)| self.now.boottime.since(*since) >= after);
         let silent: Vec<(Boottime, HostId)> = silent.cloned().collect();
         for (since, host) in silent {
             let Some(seen) = self.before.hosts.get(&host) else { continue };
             let heard = seen.heard();
             let again = |again: Option<Boottime>| again.is_some_and(|again| again <= self.now.boottime);
-            let out = self.ending.get(&host);
+            let out = self.expiring.get(&host);
             if out.is_some_and(|(of, retry)| *of == heard && !again(*retry)) {
                 continue;
             }
             let silent = self.now.boottime.since(since).as_millis();
             let silent = u64::try_from(silent).unwrap_or(u64::MAX);
-            let end = SessionEnd {
-                reason: format!("session not renewed for {silent} ms"),
+            let end = LeaseExpiry {
+                reason: format!("lease not renewed for {silent} ms"),
                 silent_since: UnixMillis(self.now.wall.0.saturating_sub(silent)),
                 at: self.now.wall,
             };
-            let record = SessionRecord { ended: Some(end), ..seen.session.value.clone() };
-            let (revision, renewed) = (seen.session.revision, seen.renewed);
-            self.ending.insert(host.clone(), (heard, None));
+            let record = LeaseRecord { expired: Some(end), ..seen.lease.value.clone() };
+            let (revision, renewed) = (seen.lease.revision, seen.renewed);
+            self.expiring.insert(host.clone(), (heard, None));
             // Nothing new is put on a host that is about to be called lost.
             self.rooms.close(&host, true);
-            self.batch.endings.push(SessionEnding { host, revision, renewed, record });
+            self.batch.expiries.push(ExpireLease { host, revision, renewed, record });
         }
     }
 

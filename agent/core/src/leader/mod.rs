@@ -38,7 +38,7 @@ use imbl::OrdMap;
 use crate::death::Cooldown;
 use crate::ids::{HostId, NodeId};
 use crate::policy::{Interface, Judged};
-use crate::records::{CheckpointRecord, NodeRecord, SessionRecord};
+use crate::records::{CheckpointRecord, LeaseRecord, NodeRecord};
 use crate::units::UnixMillis;
 
 pub use admission::{Admission, Trial};
@@ -48,17 +48,17 @@ pub use input::{Decisions, Input, Outcome};
 pub use machine::Leader;
 pub use plan::{plan, plan_asking};
 
-/// Ends a silent session, by compare-and-swap on the very revisions that were silent.
+/// Expires a silent lease, by compare-and-swap on the very revisions that were silent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionEnding {
+pub struct ExpireLease {
     /// The host.
     pub host: HostId,
-    /// The session's revision.
+    /// The lease's revision.
     pub revision: u64,
     /// The revision of its last renewal; 0 where there must be none.
     pub renewed: u64,
     /// The record that replaces it.
-    pub record: SessionRecord,
+    pub record: LeaseRecord,
 }
 
 /// What becomes of a node's checkpoint record together with an assignment.
@@ -85,8 +85,8 @@ pub struct Assignment {
     pub record: NodeRecord,
     /// Its checkpoint.
     pub checkpoint: CheckpointChange,
-    /// Sessions that must still be as they were: the ended ones that the assignment is conditional on.
-    pub sessions: Vec<(HostId, u64)>,
+    /// Leases that must still be as they were: the expired ones that the assignment is conditional on.
+    pub leases: Vec<(HostId, u64)>,
     /// Why, for people.
     pub reasons: Vec<String>,
 }
@@ -94,8 +94,8 @@ pub struct Assignment {
 /// All that there is to write at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Sessions to end. What is conditional on them is planned once that is written.
-    pub endings: Vec<SessionEnding>,
+    /// Leases to expire. What is conditional on them is planned once that is written.
+    pub expiries: Vec<ExpireLease>,
     /// Nodes to write.
     pub assignments: Vec<Assignment>,
 }
@@ -139,7 +139,7 @@ impl Plan {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.endings.is_empty() && self.assignments.is_empty()
+        self.expiries.is_empty() && self.assignments.is_empty()
     }
 }
 

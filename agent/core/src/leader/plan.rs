@@ -49,8 +49,8 @@ impl Leader {
             }
             self.decide();
         }
-        let Decisions { endings, assignments, questions: _, refusals, judged } = self.hand_out();
+        let Decisions { expiries, assignments, questions: _, refusals, judged } = self.hand_out();
         let report = Report { refusals, judged, ..self.report.clone() };
-        (Plan { endings, assignments }, report)
+        (Plan { expiries, assignments }, report)
     }
 }

@@ -182,8 +182,8 @@ impl Leader {
                 (instance, Origin::Created, format!("new instance on {host} created"))
             }
         };
-        let session = self.view.hosts.get(host)?.session.value.number;
-        Some((Member { host: host.clone(), session, instance: Some(instance), origin }, action))
+        let lease = self.view.hosts.get(host)?.lease.value.number;
+        Some((Member { host: host.clone(), lease, instance: Some(instance), origin }, action))
     }
 
     fn unused_instance(&self, node: &NodeId, record: &NodeRecord, host: &HostId, serial: u64) -> InstanceId {
@@ -210,7 +210,7 @@ fn install(
     death: Option<Found>,
 ) {
     if let Some(old) = &before.primary {
-        leader.condition_on_session(node, &old.host.clone());
+        leader.condition_on_lease(node, &old.host.clone());
     }
     let now = leader.now.wall;
     let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());

@@ -180,7 +180,7 @@ fn restored(
     copy: &CheckpointRecord,
     host: &HostId,
 ) -> Step {
-    let Some(session) = leader.view.hosts.get(host).map(|seen| seen.session.value.number) else {
+    let Some(lease) = leader.view.hosts.get(host).map(|seen| seen.lease.value.number) else {
         return Step::Nothing;
     };
     // What is known to be damaged is forgotten.
@@ -195,7 +195,7 @@ fn restored(
     Step::Found(Box::new(Successor {
         member: Member {
             host: host.clone(),
-            session,
+            lease,
             instance: Some(copy.instance),
             origin: Origin::Restored(copy.id),
         },

@@ -352,7 +352,7 @@ fn hosts<'a>(old: Option<&'a NodeRecord>, new: Option<&'a NodeRecord>) -> Vec<&'
     all
 }
 
-/// What a host reports in its open session.
+/// What a host reports in its open lease.
 fn current(seen: &HostView) -> Option<&Arc<HostFacts>> {
     seen.facts.as_ref().filter(|_| seen.current_facts().is_some())
 }

@@ -22,19 +22,19 @@ pub(super) fn settle(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
 
 fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
     let (Some(migration), Some(primary)) = (&record.migration, &record.primary) else { return };
-    // A later session of that host proves nothing of what came in the one that was chosen.
+    // A later lease of that host proves nothing of what came in the one that was chosen.
     let there = leader
         .view
         .hosts
         .get(&migration.to)
-        .filter(|host| host.session.value.number == migration.to_session)
+        .filter(|host| host.lease.value.number == migration.to_lease)
         .and_then(|host| host.instance(primary.instance?));
     let arrived = there.is_some_and(|fact| fact.phase == Phase::Ready && fact.epoch >= migration.epoch);
     if arrived {
         arrive(leader, node, primary, migration);
         return;
     }
-    let to = Place { host: &migration.to, session: migration.to_session, since: migration.epoch };
+    let to = Place { host: &migration.to, lease: migration.to_lease, since: migration.epoch };
     let to_death = leader.view.liveness_at(to, primary.instance);
     match (leader.view.liveness(record, primary), to_death) {
         // It had left before it died: its end is the destination's.
@@ -42,7 +42,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
             arrive(leader, node, primary, migration);
         }
         (Liveness::Dead { .. }, Liveness::Dead { .. }) => {
-            leader.condition_on_session(node, &migration.to);
+            leader.condition_on_lease(node, &migration.to);
             leader.change(node, "both ends of the migration are dead", |record| record.migration = None);
         }
         (Liveness::Dead { cause, .. }, Liveness::Alive) => {
@@ -53,7 +53,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
         }
         // Nothing of it can run there any more, so that the source alone is authoritative again.
         (Liveness::Alive, Liveness::Dead { cause, .. }) => {
-            leader.condition_on_session(node, &migration.to);
+            leader.condition_on_lease(node, &migration.to);
             let cause = CooldownCause::Died { death: cause, epoch: migration.epoch };
             let cooldown = Cooldown { host: migration.to.clone(), cause, at: leader.now.wall };
             let to = &migration.to;
@@ -105,7 +105,7 @@ fn abandon(
 fn arrive(leader: &mut Leader, node: &NodeId, primary: &Member, migration: &Migration) {
     let member = Member {
         host: migration.to.clone(),
-        session: migration.to_session,
+        lease: migration.to_lease,
         instance: primary.instance,
         origin: Origin::Migrated,
     };

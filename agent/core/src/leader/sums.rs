@@ -216,7 +216,7 @@ impl Weight {
 /// What is taken of a host and moves there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Sums {
-    /// What the host reports in its open session, as it is counted.
+    /// What the host reports in its open lease, as it is counted.
     facts: Option<Arc<HostFacts>>,
     said: Both<Said>,
     /// Taken by instances that do not give way.

@@ -11,7 +11,7 @@ use super::RefusedSet;
 use crate::ids::HostId;
 use crate::units::Boottime;
 
-/// Open hosts, each with the number of its session.
+/// Open hosts, each with the number of its lease.
 pub type OpenHosts = BTreeMap<HostId, u64>;
 
 /// The first wait and the longest after a sign: a host that comes and goes costs a proposal a minute.
@@ -49,7 +49,7 @@ impl Refusal {
     /// From when on it may be proposed again, as things stand.
     #[must_use]
     pub fn due(&self, active: u64, open: &OpenHosts) -> Boottime {
-        let other = |(host, session): (&HostId, &Option<u64>)| open.get(host) != session.as_ref();
+        let other = |(host, lease): (&HostId, &Option<u64>)| open.get(host) != lease.as_ref();
         let sign = self.passes || self.active != active || self.refusers.iter().any(other);
         let (first, longest) = if sign { SIGN } else { NO_SIGN };
         let doublings = self.times.min(16);

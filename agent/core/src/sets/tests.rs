@@ -57,9 +57,9 @@ fn a_candidate_becomes_active_only_when_every_open_host_has_it_ready() {
     ready(&mut cluster, "host2", &[1]);
     ready(&mut cluster, "host3", &[2]);
     assert_eq!(judge(&cluster), hosts(&["host2"]));
-    // A host that has not reported in its open session is one that may lead in a moment.
+    // A host that has not reported in its open lease is one that may lead in a moment.
     ready(&mut cluster, "host2", &[1, 2]);
-    cluster.facts("host3").session = 0;
+    cluster.facts("host3").lease = 0;
     assert_eq!(judge(&cluster), hosts(&["host3"]));
     // One that is lost has to catch up before it may lead.
     cluster.lose("host3");
@@ -259,7 +259,7 @@ fn records_read_back_as_they_were_written() {
 const SECOND: Duration = Duration::from_secs(1);
 
 fn open(pairs: &[(&str, u64)]) -> OpenHosts {
-    pairs.iter().map(|&(name, session)| (host(name), session)).collect()
+    pairs.iter().map(|&(name, lease)| (host(name), lease)).collect()
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_refused_change_is_proposed_again_soon_after_a_sign_and_seldom_without() {
         by: host("host1"),
         reason: "host2: no room".to_owned(),
         at: NOW,
-        refusers: refusers.iter().map(|&(name, session)| (host(name), session)).collect(),
+        refusers: refusers.iter().map(|&(name, lease)| (host(name), lease)).collect(),
     };
     let loaded = [("host2", Some(3))];
     let lost = [("host1", None), ("host2", Some(3))];

@@ -157,7 +157,7 @@ mod tests {
 
         let before = cluster.view.clone();
         cluster.facts("host1").load_milli = 7;
-        cluster.seen("host2").session.revision += 1;
+        cluster.seen("host2").lease.revision += 1;
         assert!(!cluster.view.moved_gateways(&before), "a report and a renewal");
         cluster.lose("host2");
         assert!(cluster.view.moved_gateways(&before));

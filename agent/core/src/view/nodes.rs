@@ -253,7 +253,7 @@ mod tests {
         let instance = |number: u8| InstanceId::from_uuid(uuid::Uuid::from_u128(number.into()));
         let mut members = members.iter().map(|(at, of)| Member {
             host: name(at),
-            session: 1,
+            lease: 1,
             instance: of.map(instance),
             origin: Origin::Created,
         });
@@ -262,7 +262,7 @@ mod tests {
         record.migration = to.map(|to| Migration {
             from: host("host0"),
             to: name(&to),
-            to_session: 1,
+            to_lease: 1,
             epoch: Epoch(1),
             abandoned: false,
             started: UnixMillis(0),

@@ -57,14 +57,13 @@ fn the_kill_path_does_not_allocate() {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let pid = child.id();
         sleepers.0.push(child);
-        let wanted = Wanted { uuid: [number; 16], epoch: 1, session: 1, pid, class: Class::RamOnly };
+        let wanted = Wanted { uuid: [number; 16], epoch: 1, lease: 1, pid, class: Class::RamOnly };
         primaries.register(&epoll, &wanted, Some(sys::pidfd_open(pid).unwrap()), 0).unwrap();
     }
-    let extra =
-        Wanted { uuid: [99; 16], epoch: 1, session: 1, pid: sleepers.0[0].id(), class: Class::RamOnly };
+    let extra = Wanted { uuid: [99; 16], epoch: 1, lease: 1, pid: sleepers.0[0].id(), class: Class::RamOnly };
     let pidfd = sys::pidfd_open(extra.pid).unwrap();
     assert_eq!(primaries.register(&epoll, &extra, Some(pidfd), 0), Err(Refusal::Full));
-    primaries.set_deadline(Deadline { boottime_ns: 1_000, session: 1 }, 0).unwrap();
+    primaries.set_deadline(Deadline { boottime_ns: 1_000, lease: 1 }, 0).unwrap();
 
     let before = ALLOCATIONS.get();
     primaries.enforce(999);

@@ -1,26 +1,26 @@
 //! Each rule as a table.
 use super::*;
 
-const fn at(boottime_ns: u64, session: u64) -> Deadline {
-    Deadline { boottime_ns, session }
+const fn at(boottime_ns: u64, lease: u64) -> Deadline {
+    Deadline { boottime_ns, lease }
 }
 
 #[test]
-fn a_deadline_moves_forward_within_a_session_and_sessions_move_forward() {
+fn a_deadline_moves_forward_within_a_lease_and_leases_move_forward() {
     let far = 1_000 + AHEAD_MAX_NS;
     let table = [
         ("first", None, at(2_000, 5), Ok(())),
         ("renewed", Some(at(2_000, 5)), at(3_000, 5), Ok(())),
         ("repeated", Some(at(2_000, 5)), at(2_000, 5), Ok(())),
         ("backwards", Some(at(3_000, 5)), at(2_999, 5), Err(Refusal::Backwards)),
-        ("older session", Some(at(2_000, 5)), at(9_000, 4), Err(Refusal::OldSession)),
-        ("new session may be shorter", Some(at(9_000, 5)), at(2_000, 6), Ok(())),
+        ("older lease", Some(at(2_000, 5)), at(9_000, 4), Err(Refusal::OldLease)),
+        ("new lease may be shorter", Some(at(9_000, 5)), at(2_000, 6), Ok(())),
         ("after the deadline", Some(at(900, 5)), at(2_000, 5), Err(Refusal::Expired)),
         ("at the deadline", Some(at(1_000, 5)), at(2_000, 5), Err(Refusal::Expired)),
         ("repeated after the deadline", Some(at(900, 5)), at(900, 5), Err(Refusal::Expired)),
-        ("new session after the deadline", Some(at(900, 5)), at(2_000, 6), Ok(())),
+        ("new lease after the deadline", Some(at(900, 5)), at(2_000, 6), Ok(())),
         ("already past", None, at(1_000, 5), Err(Refusal::PastDeadline)),
-        ("new session, already past", Some(at(500, 5)), at(900, 6), Err(Refusal::PastDeadline)),
+        ("new lease, already past", Some(at(500, 5)), at(900, 6), Err(Refusal::PastDeadline)),
         ("as far as allowed", None, at(far, 5), Ok(())),
         ("too far", None, at(far + 1, 5), Err(Refusal::TooFar)),
         ("overflowing", None, at(u64::MAX, 5), Err(Refusal::TooFar)),
@@ -38,16 +38,16 @@ fn a_deadline_is_reached_at_its_very_nanosecond() {
 }
 
 #[test]
-fn only_the_session_whose_deadline_stands_brings_a_primary_to_life() {
+fn only_the_lease_whose_deadline_stands_brings_a_primary_to_life() {
     let table = [
         ("nothing acknowledged yet", None, 5, Ok(())),
         ("its own", Some(at(2_000, 5)), 5, Ok(())),
-        ("an older", Some(at(2_000, 5)), 4, Err(Refusal::OldSession)),
-        ("a newer", Some(at(2_000, 5)), 6, Err(Refusal::NewSession)),
+        ("an older", Some(at(2_000, 5)), 4, Err(Refusal::OldLease)),
+        ("a newer", Some(at(2_000, 5)), 6, Err(Refusal::NewLease)),
         ("its own, past", Some(at(1_000, 5)), 5, Err(Refusal::Expired)),
     ];
-    for (name, current, session, expected) in table {
-        assert_eq!(asking(current, session, 1_000), expected, "{name}");
+    for (name, current, lease, expected) in table {
+        assert_eq!(asking(current, lease, 1_000), expected, "{name}");
     }
 }
 

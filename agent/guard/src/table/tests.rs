@@ -64,8 +64,8 @@ fn record(number: u8) -> Record {
     Record { uuid: [number; 16], epoch: u64::MAX - u64::from(number), process, class }
 }
 
-const fn at(boottime_ns: u64, session: u64) -> Deadline {
-    Deadline { boottime_ns, session }
+const fn at(boottime_ns: u64, lease: u64) -> Deadline {
+    Deadline { boottime_ns, lease }
 }
 
 #[test]

@@ -6,9 +6,9 @@ const UUID: [u8; 16] = *b"0123456789abcdef";
 fn requests() -> [Request; 5] {
     [
         Request::Hello,
-        Request::Register { uuid: UUID, epoch: u64::MAX, session: 3, pid: 4711, class: Class::SharedDisk },
+        Request::Register { uuid: UUID, epoch: u64::MAX, lease: 3, pid: 4711, class: Class::SharedDisk },
         Request::Forget { uuid: UUID, epoch: 3 },
-        Request::Deadline(Deadline { boottime_ns: 1 << 60, session: 9 }),
+        Request::Deadline(Deadline { boottime_ns: 1 << 60, lease: 9 }),
         Request::Status,
     ]
 }
@@ -46,7 +46,7 @@ fn a_reply_is_read_as_it_was_written() {
         guard_pid: 1,
         started_ns: 2,
         now_ns: 3,
-        deadline: Some(Deadline { boottime_ns: 4, session: 5 }),
+        deadline: Some(Deadline { boottime_ns: 4, lease: 5 }),
         registered: 1,
         capacity: 1024,
         kills: 8,

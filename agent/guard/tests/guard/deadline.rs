@@ -22,12 +22,12 @@ fn measure_lateness(folder: &Folder, rounds: u64) -> Lateness {
     let mut late = Lateness { deaths: Vec::new(), signals: Vec::new() };
     for round in 1..=rounds {
         let qemus: Vec<Qemu> = (0..4).map(|_| Qemu::start()).collect();
-        // Far enough for four registrations on a busy machine: within a session it cannot be brought nearer.
+        // Far enough for four registrations on a busy machine: within a lease it cannot be brought nearer.
         let deadline = after(1_500 * MS, round);
         client.set_deadline(deadline).unwrap();
         for (number, qemu) in (0..).zip(&qemus) {
-            let session = round;
-            client.register(&Registration { session, ..qemu.registration(number, round) }).unwrap();
+            let lease = round;
+            client.register(&Registration { lease, ..qemu.registration(number, round) }).unwrap();
         }
         for mut qemu in qemus {
             let died = qemu.died_within(LIMIT).expect("killed at the deadline");
@@ -56,7 +56,7 @@ fn report(what: &str, late: &Lateness) {
     }
 }
 
-/// Far above what is measured, far below the margin that a session's end keeps (hundreds of ms).
+/// Far above what is measured, far below the margin that a lease's end keeps (hundreds of ms).
 const SIGNAL_LATE_MEDIAN_US_MAX: u64 = 50_000;
 
 #[test]
@@ -165,7 +165,7 @@ fn a_successor_enforces_a_deadline_that_passed_before_it_answers_anyone() {
     let late = Qemu::start();
     assert_eq!(refusal(client.register(&late.registration(9, 9))), Refusal::Expired);
     client.set_deadline(after(600_000 * MS, 8)).unwrap();
-    client.register(&Registration { session: 8, ..late.registration(9, 9) }).unwrap();
+    client.register(&Registration { lease: 8, ..late.registration(9, 9) }).unwrap();
     wait_for("only the new one in the table", || client.status().unwrap().registered == 1);
     assert!(late.is_alive());
 }
@@ -185,7 +185,7 @@ fn a_frozen_guard_kills_as_soon_as_it_runs_again_and_takes_no_late_renewal() {
     wait_for("the deadline", || boottime_ns() > deadline.boottime_ns + 50 * MS);
     guard.signal(Signal::SIGCONT);
     assert!(qemu.died_within(LIMIT).is_some(), "the deadline counts, not the late renewal");
-    assert_eq!(refusal(renewal.join().unwrap()), Refusal::Expired, "an expired session is never extended");
+    assert_eq!(refusal(renewal.join().unwrap()), Refusal::Expired, "an expired lease is never extended");
 }
 
 #[test]

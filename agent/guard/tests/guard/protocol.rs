@@ -57,7 +57,7 @@ fn a_pidfd_must_be_of_the_live_process_it_claims() {
 }
 
 #[test]
-fn deadlines_and_sessions_only_move_forward() {
+fn deadlines_and_leases_only_move_forward() {
     let folder = Folder::new();
     let guard = Guard::start(&folder);
     let mut client = folder.client();
@@ -65,32 +65,32 @@ fn deadlines_and_sessions_only_move_forward() {
     client.set_deadline(after(minute, 5)).unwrap();
     let acknowledged = client.status().unwrap().deadline;
     assert_eq!(refusal(client.set_deadline(after(minute / 2, 5))), Refusal::Backwards);
-    assert_eq!(refusal(client.set_deadline(after(2 * minute, 4))), Refusal::OldSession);
+    assert_eq!(refusal(client.set_deadline(after(2 * minute, 4))), Refusal::OldLease);
     assert_eq!(refusal(client.set_deadline(after(0, 6))), Refusal::PastDeadline);
     assert_eq!(refusal(client.set_deadline(after(60 * minute, 5))), Refusal::TooFar);
     assert_eq!(client.status().unwrap().deadline, acknowledged, "a refusal changes nothing");
     guard.crash();
     let _successor = Guard::start(&folder);
     let mut client = folder.client();
-    assert_eq!(refusal(client.set_deadline(after(2 * minute, 4))), Refusal::OldSession);
+    assert_eq!(refusal(client.set_deadline(after(2 * minute, 4))), Refusal::OldLease);
     client.set_deadline(after(minute / 2, 6)).unwrap();
 }
 
-/// S17: what a session left cannot run on under the next one, whoever restarts in between.
+/// S17: what a lease left cannot run on under the next one, whoever restarts in between.
 #[test]
-fn a_newer_session_closes_the_one_before_for_good_and_waits_until_nothing_of_it_is_left() {
+fn a_newer_lease_closes_the_one_before_for_good_and_waits_until_nothing_of_it_is_left() {
     let folder = Folder::new();
     let guard = Guard::start(&folder);
     let mut client = folder.client();
     let mut qemu = Qemu::start();
-    let far = |session| after(60_000 * MS, session);
+    let far = |lease| after(60_000 * MS, lease);
     client.set_deadline(far(5)).unwrap();
-    client.register(&Registration { session: 5, ..qemu.registration(1, 1) }).unwrap();
+    client.register(&Registration { lease: 5, ..qemu.registration(1, 1) }).unwrap();
     assert_eq!(refusal(client.set_deadline(far(6))), Refusal::Closing);
     assert_eq!(qemu.signal(), Some(nix::sys::signal::Signal::SIGKILL as i32));
     let late = Qemu::start();
     assert_eq!(
-        refusal(client.register(&Registration { session: 5, ..late.registration(2, 1) })),
+        refusal(client.register(&Registration { lease: 5, ..late.registration(2, 1) })),
         Refusal::Expired
     );
     assert_eq!(refusal(client.set_deadline(far(5))), Refusal::Expired);
@@ -98,21 +98,21 @@ fn a_newer_session_closes_the_one_before_for_good_and_waits_until_nothing_of_it_
     let _successor = Guard::start(&folder);
     let mut client = folder.client();
     assert_eq!(refusal(client.set_deadline(far(5))), Refusal::Expired, "its successor knows too");
-    wait_for("the next session", || client.set_deadline(far(6)).is_ok());
-    client.register(&Registration { session: 6, ..late.registration(2, 1) }).unwrap();
+    wait_for("the next lease", || client.set_deadline(far(6)).is_ok());
+    client.register(&Registration { lease: 6, ..late.registration(2, 1) }).unwrap();
     assert!(late.is_alive());
 }
 
 #[test]
-fn a_job_of_another_session_brings_nothing_to_life() {
+fn a_job_of_another_lease_brings_nothing_to_life() {
     let folder = Folder::new();
     let _guard = Guard::start(&folder);
     let mut client = folder.client();
     let qemu = Qemu::start();
-    let of = |session| Registration { session, ..qemu.registration(1, 1) };
+    let of = |lease| Registration { lease, ..qemu.registration(1, 1) };
     client.set_deadline(after(60_000 * MS, 5)).unwrap();
-    assert_eq!(refusal(client.register(&of(4))), Refusal::OldSession);
-    assert_eq!(refusal(client.register(&of(6))), Refusal::NewSession);
+    assert_eq!(refusal(client.register(&of(4))), Refusal::OldLease);
+    assert_eq!(refusal(client.register(&of(6))), Refusal::NewLease);
     assert_eq!(client.status().unwrap().registered, 0);
     client.register(&of(5)).unwrap();
 }

@@ -70,7 +70,7 @@ impl Qemu {
 
     pub(crate) fn registration(&self, number: u16, epoch: u64) -> Registration<'_> {
         let pidfd = self.pidfd.as_fd();
-        Registration { uuid: uuid(number), epoch, session: 1, pid: self.pid(), pidfd, class: Class::RamOnly }
+        Registration { uuid: uuid(number), epoch, lease: 1, pid: self.pid(), pidfd, class: Class::RamOnly }
     }
 
     /// When it was seen dead, or `None` when it lives on for `limit`.
@@ -177,8 +177,8 @@ pub(crate) fn uuid(number: u16) -> [u8; 16] {
     uuid
 }
 
-pub(crate) fn after(delay_ns: u64, session: u64) -> Deadline {
-    Deadline { boottime_ns: boottime_ns() + delay_ns, session }
+pub(crate) fn after(delay_ns: u64, lease: u64) -> Deadline {
+    Deadline { boottime_ns: boottime_ns() + delay_ns, lease }
 }
 
 pub(crate) fn refusal<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> Refusal {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use understudy_core::bounds::Profile;
 use understudy_core::ids::BootId;
 use understudy_core::leader::{Plan, Question, Reply, Report, plan_asking};
-use understudy_core::records::{HostIntent, SessionRecord};
+use understudy_core::records::{HostIntent, LeaseRecord};
 use understudy_core::units::{Boottime, MiB, Now, UnixMillis};
 use understudy_core::view::{Answer, HostView, Versioned, View};
 use understudy_policy::PolicySet;
@@ -17,15 +17,15 @@ const NOW: Now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1
 
 /// An open host with this much memory.
 pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
-    let session = SessionRecord {
+    let lease = LeaseRecord {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        ended: None,
+        expired: None,
     };
     Arc::new(HostView {
         facts: Some(facts(memory).into()),
-        session: Versioned { value: session, revision: 1 },
+        lease: Versioned { value: lease, revision: 1 },
         renewed: 0,
         silent_since: Some(NOW.boottime),
         intent: HostIntent { drain },

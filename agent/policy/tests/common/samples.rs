@@ -95,9 +95,9 @@ pub(crate) fn fact(phase: Phase, node: Option<&NodeId>, epoch: Epoch) -> Instanc
     }
 }
 
-/// What a host without instances reports in its first session.
+/// What a host without instances reports in its first lease.
 pub(crate) fn facts(memory: MiB) -> HostFacts {
-    HostFacts { session: 1, capacity: Capacity { vcpus: Vcpus(16), memory }, ..HostFacts::default() }
+    HostFacts { lease: 1, capacity: Capacity { vcpus: Vcpus(16), memory }, ..HostFacts::default() }
 }
 
 /// An unprotected node.

@@ -19,7 +19,7 @@ use super::domain::withdraw;
 use crate::exit::chain;
 
 pub(super) fn step(parts: &Parts, job: &Job, step: MigrationStep) -> MigrationAnswer {
-    let whose = (job.instance, job.session);
+    let whose = (job.instance, job.lease);
     match (step, &job.action) {
         (MigrationStep::Look, _) => look(parts, job.instance),
         (MigrationStep::Permit { lasts }, HostAction::Accept { epoch, .. }) => {

@@ -29,14 +29,14 @@ pub(super) use domain::set_clock;
 /// How long the guard may take to answer; it is a local process that does nothing else.
 pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// An instance, and the session of this host under which it is brought to life.
+/// An instance, and the lease of this host under which it is brought to life.
 type Whose = (InstanceId, u64);
 
 /// Starts the job; its end comes as [`Event::Job`].
 pub(super) fn spawn(parts: Arc<Parts>, sender: UnboundedSender<Event>, job: Job) {
     let tasks = parts.tasks.clone();
     tasks.spawn("job", async move {
-        let (task_parts, action, whose) = (parts.clone(), job.action.clone(), (job.instance, job.session));
+        let (task_parts, action, whose) = (parts.clone(), job.action.clone(), (job.instance, job.lease));
         let address = job.address;
         let task = move || run(&task_parts, &action, whose, address);
         let outcome = match tokio::task::spawn_blocking(task).await {
@@ -115,7 +115,7 @@ fn guard(parts: &Parts, whose: Whose, epoch: Epoch, address: Option<Ipv4Addr>) -
     Outcome::Guarded(epoch)
 }
 
-fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(), String> {
+fn register(parts: &Parts, (instance, lease): Whose, epoch: Epoch) -> Result<(), String> {
     let describe = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
     parts
         .permits
@@ -133,7 +133,7 @@ fn register(parts: &Parts, (instance, session): Whose, epoch: Epoch) -> Result<(
     let registration = Registration {
         uuid: *instance.uuid().as_bytes(),
         epoch: epoch.0,
-        session,
+        lease,
         pid,
         pidfd: pidfd.as_fd(),
         class: Class::RamOnly,

@@ -6,7 +6,7 @@
 use tokio::sync::oneshot;
 use understudy_core::host::lease::LeaseAnswer;
 use understudy_core::host::opening::{GuardHolds, Opening, opening};
-use understudy_core::records::{RenewalRecord, SessionRecord};
+use understudy_core::records::{LeaseRecord, RenewalRecord};
 use understudy_core::transaction::Transaction;
 use understudy_core::units::Boottime;
 use understudy_guard::Status;
@@ -21,7 +21,7 @@ use crate::keys::{self, Key};
 /// Takes up the open lease of this very boot, else has the host cleared and opens the next.
 pub(super) async fn open(context: &Context) -> Done {
     let unavailable = || Done { store: Some(true), ..Done::new(LeaseAnswer::Unavailable) };
-    let key = Key::Session(context.host.clone()).to_string();
+    let key = Key::Lease(context.host.clone()).to_string();
     let entry = match context.store.get(&key).await {
         Ok(entry) => entry,
         Err(error) => {
@@ -29,7 +29,7 @@ pub(super) async fn open(context: &Context) -> Done {
             return Done { store: Some(false), ..unavailable() };
         }
     };
-    let known = entry.as_ref().map(|entry| keys::decode::<SessionRecord>(&key, &entry.value)).transpose();
+    let known = entry.as_ref().map(|entry| keys::decode::<LeaseRecord>(&key, &entry.value)).transpose();
     let known = match known {
         Ok(known) => known,
         Err(error) => {
@@ -67,7 +67,7 @@ pub(super) async fn open(context: &Context) -> Done {
 
 fn holds(status: &Status) -> Option<GuardHolds> {
     let deadline = status.deadline?;
-    Some(GuardHolds { number: deadline.session, deadline: Boottime(deadline.boottime_ns) })
+    Some(GuardHolds { number: deadline.lease, deadline: Boottime(deadline.boottime_ns) })
 }
 
 async fn cleared(context: &Context, previous: Option<u64>) -> bool {
@@ -86,7 +86,7 @@ async fn renewal(context: &Context, held: Option<Held>, written: LeaseAnswer) ->
     let Some(held) = held else { return Done::new(LeaseAnswer::Refused) };
     let record = RenewalRecord { number: held.number, at: crate::driver::now().wall };
     let write = Transaction::new()
-        .when(Key::Session(context.host.clone()), Some(held.revision.0))
+        .when(Key::Lease(context.host.clone()), Some(held.revision.0))
         .put(Key::Renewal(context.host.clone()), &record);
     let outcome = match context.store.commit(&write.into()).await {
         Ok(Committed::Applied { .. }) => Written::Yes,
@@ -118,10 +118,10 @@ enum Written {
 /// Opens a lease.
 async fn write(
     context: &Context,
-    record: &SessionRecord,
+    record: &LeaseRecord,
     revision: Option<Revision>,
 ) -> (Written, Option<Held>) {
-    let lease = Key::Session(context.host.clone());
+    let lease = Key::Lease(context.host.clone());
     let key = lease.to_string();
     let write =
         Transaction::new().when(lease.clone(), revision.map(|revision| revision.0)).put(lease, record);
@@ -144,11 +144,11 @@ async fn write(
 }
 
 /// What refuses an opening may be this agent's own earlier one, whose answer was lost.
-async fn look_again(store: &dyn Store, key: &str, record: &SessionRecord) -> (Written, Option<Held>) {
+async fn look_again(store: &dyn Store, key: &str, record: &LeaseRecord) -> (Written, Option<Held>) {
     match store.get(key).await {
-        Ok(Some(entry)) => match keys::decode::<SessionRecord>(key, &entry.value) {
+        Ok(Some(entry)) => match keys::decode::<LeaseRecord>(key, &entry.value) {
             Ok(found)
-                if found.ended.is_none() && found.boot == record.boot && found.number == record.number =>
+                if found.expired.is_none() && found.boot == record.boot && found.number == record.number =>
             {
                 // Ours and open, but written at an unknown earlier time: the next attempt reads it.
                 (Written::Unknown, Some(Held { number: found.number, revision: entry.modified }))

@@ -270,7 +270,7 @@ impl Runner {
                 self.ask(attempt, async move { opening::renew(&context, held).await });
             }
             Some(LeaseEffect::Confirm(attempt, deadline)) => {
-                let asked = Deadline { boottime_ns: deadline.0, session: self.lease.status().number };
+                let asked = Deadline { boottime_ns: deadline.0, lease: self.lease.status().number };
                 let guard = self.context.guard.clone();
                 self.ask(attempt, async move { acknowledged(guard.set_deadline(asked).await) });
             }
@@ -309,7 +309,7 @@ fn acknowledged(answer: Option<Result<(), ClientError>>) -> Done {
         Some(Ok(())) => return Done::new(LeaseAnswer::GuardAcknowledged),
         // Nothing can be run under this lease any more.
         Some(Err(
-            error @ ClientError::Refused(Refusal::Expired | Refusal::OldSession | Refusal::PastDeadline),
+            error @ ClientError::Refused(Refusal::Expired | Refusal::OldLease | Refusal::PastDeadline),
         )) => (LeaseAnswer::GuardRefused, error),
         Some(Err(error)) => (LeaseAnswer::GuardSilent, error),
         None => return Done::new(LeaseAnswer::GuardSilent),

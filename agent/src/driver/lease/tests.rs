@@ -13,7 +13,7 @@ use understudy_core::bounds::Profile;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
 use understudy_core::ids::{BootId, HostId, InstanceId, MachineId};
-use understudy_core::records::SessionRecord;
+use understudy_core::records::LeaseRecord;
 use understudy_core::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Status, pidfd_open};
 use understudy_hypervisor::process::boottime;
@@ -183,8 +183,8 @@ impl Rig {
         entry.map(|entry| entry.modified).unwrap_or_default()
     }
 
-    async fn record(&self) -> SessionRecord {
-        let key = Key::Session(me()).to_string();
+    async fn record(&self) -> LeaseRecord {
+        let key = Key::Lease(me()).to_string();
         let entry = self.store.get(&key).await.unwrap().unwrap();
         decode(&key, &entry.value).unwrap()
     }
@@ -248,8 +248,8 @@ async fn a_lease_that_the_store_ends_is_lost_at_once_and_the_next_one_is_opened(
     let mut rig = Rig::start(memory(), FakeGuard::default(), None);
     rig.opened().await;
     let members = twenty(&rig.members);
-    let key = Key::Session(me()).to_string();
-    let other = SessionRecord { number: 7, boot: BootId("other".to_owned()), ..rig.record().await };
+    let key = Key::Lease(me()).to_string();
+    let other = LeaseRecord { number: 7, boot: BootId("other".to_owned()), ..rig.record().await };
     let txn = understudy_store::Txn::new().put(&key, crate::keys::encode(&other));
     assert!(matches!(rig.store.commit(&txn).await, Ok(understudy_store::Committed::Applied { .. })));
     rig.until("it is lost", |event| matches!(event, LeaseEvent::Lost(Loss::Store, 20))).await;
@@ -266,7 +266,7 @@ async fn an_agent_that_is_restarted_goes_on_with_the_lease_that_its_guard_holds(
     first.opened().await;
     drop(first);
     let held = guard.acknowledged().unwrap();
-    let mut second = Rig::start(store, guard.clone(), Some((held.session, Boottime(held.boottime_ns))));
+    let mut second = Rig::start(store, guard.clone(), Some((held.lease, Boottime(held.boottime_ns))));
     second
         .until("it goes on", |event| matches!(event, LeaseEvent::Opened { number: 1, resumed: true }))
         .await;
@@ -332,9 +332,9 @@ async fn a_second_machine_of_the_same_name_gets_no_lease_until_the_first_ones_is
     // The leader expires it.
     let now = understudy_core::units::UnixMillis(1);
     let end =
-        understudy_core::records::SessionEnd { reason: "silent".to_owned(), silent_since: now, at: now };
-    let key = Key::Session(me()).to_string();
-    let ended = SessionRecord { ended: Some(end), ..record };
+        understudy_core::records::LeaseExpiry { reason: "silent".to_owned(), silent_since: now, at: now };
+    let key = Key::Lease(me()).to_string();
+    let ended = LeaseRecord { expired: Some(end), ..record };
     let txn = understudy_store::Txn::new().put(&key, crate::keys::encode(&ended));
     assert!(store.commit(&txn).await.is_ok());
     let opened = |event: &LeaseEvent| matches!(event, LeaseEvent::Opened { number: 2, resumed: false });

@@ -3,7 +3,7 @@
 use understudy_core::death::Death;
 use understudy_core::host::lease::LeaseStatus;
 use understudy_core::ids::{BootId, Epoch, HostId};
-use understudy_core::records::{HostFacts, Member, Migration, NodeRecord, Origin, Phase, SessionRecord};
+use understudy_core::records::{HostFacts, LeaseRecord, Member, Migration, NodeRecord, Origin, Phase};
 use understudy_core::units::UnixMillis;
 
 use super::{Rig, died, instance, me, node, record};
@@ -12,16 +12,16 @@ use crate::keys::{Key, encode};
 /// alice's display comes from `host2`.
 fn comes(rig: &mut Rig, abandoned: bool) {
     let from: HostId = "host2".parse().unwrap();
-    let session = SessionRecord {
+    let lease = LeaseRecord {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        ended: None,
+        expired: None,
     };
-    rig.write(&Key::Session(from.clone()), encode(&session));
+    rig.write(&Key::Lease(from.clone()), encode(&lease));
     let (host, started) = (from.clone(), UnixMillis(0));
-    let primary = Member { host, session: 1, instance: Some(instance(1)), origin: Origin::Idle };
-    let migration = Migration { from, to: me(), to_session: 1, epoch: Epoch(2), abandoned, started };
+    let primary = Member { host, lease: 1, instance: Some(instance(1)), origin: Origin::Idle };
+    let migration = Migration { from, to: me(), to_lease: 1, epoch: Epoch(2), abandoned, started };
     let record =
         NodeRecord { epoch: Epoch(2), primary: Some(primary), migration: Some(migration), ..record(None) };
     rig.write(&Key::Node(node()), encode(&record));
@@ -34,7 +34,7 @@ fn released(rig: &mut Rig) {
     let mut fact = known.driver.agent.local()[&instance(1)].fact.clone();
     fact.phase = Phase::Dead { death: Death::Moved { to: me() }, at: UnixMillis(0) };
     let instances = [(instance(1), fact)].into();
-    let facts = HostFacts { session: 1, instances, ..rig.driver.facts() };
+    let facts = HostFacts { lease: 1, instances, ..rig.driver.facts() };
     rig.write(&Key::Facts("host2".parse().unwrap()), encode(&facts));
 }
 

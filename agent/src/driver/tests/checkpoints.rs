@@ -72,21 +72,21 @@ impl Rig {
             let host: HostId = format!("host{number}").parse().unwrap();
             let (address, count) = peer(*kind).await;
             asked.push(count);
-            let session = SessionRecord {
+            let lease = LeaseRecord {
                 boot: BootId("boot".to_owned()),
                 machine: Default::default(),
                 number: 1,
-                ended: None,
+                expired: None,
             };
             let facts = HostFacts {
-                session: 1,
+                lease: 1,
                 api: address.to_string(),
                 instances: BTreeMap::new(),
                 ..rig.driver.facts()
             };
-            rig.put(&Key::Session(host.clone()), encode(&session)).await;
+            rig.put(&Key::Lease(host.clone()), encode(&lease)).await;
             rig.put(&Key::Facts(host.clone()), encode(&facts)).await;
-            record.backups.push(Member { host, session: 1, instance: None, origin: Origin::Reserved });
+            record.backups.push(Member { host, lease: 1, instance: None, origin: Origin::Reserved });
         }
         rig.put(&Key::Node(protected()), encode(&record)).await;
         (rig, record, asked)

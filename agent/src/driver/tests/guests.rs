@@ -38,7 +38,7 @@ async fn an_idle_instance_that_cannot_go_on_is_destroyed_and_another_is_made() {
         fault(&rig.hypervisor, one);
         rig.until(reason, |driver| !driver.agent.local().contains_key(&one)).await;
         assert!(!running(&rig.hypervisor).contains(&one), "{reason}");
-        let facts = understudy_core::records::HostFacts { session: 1, ..rig.driver.facts() };
+        let facts = understudy_core::records::HostFacts { lease: 1, ..rig.driver.facts() };
         rig.write(&crate::keys::Key::Facts(super::me()), crate::keys::encode(&facts));
         rig.until("another is made", |driver| {
             driver
@@ -90,9 +90,9 @@ async fn what_stopped_while_libvirt_was_away_is_found_when_it_is_back() {
     }
 }
 
-/// LIVE-4: a managed domain that no record names and no agent knows. Before, it stayed until the next session.
+/// LIVE-4: a managed domain that no record names and no agent knows. Before, it stayed until the next lease.
 #[tokio::test]
-async fn an_orphan_that_nobody_made_known_is_destroyed_while_the_session_goes_on() {
+async fn an_orphan_that_nobody_made_known_is_destroyed_while_the_lease_goes_on() {
     let (mut rig, known, orphan) = (Rig::new(), instance(1), instance(2));
     rig.runs(orphan, Phase::Idle, None);
     rig.known.clear();

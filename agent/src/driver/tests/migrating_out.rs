@@ -1,7 +1,7 @@
 //! What a source says of an instance that is gone in a live migration of which it did not hear the end.
 
 use understudy_core::ids::{BootId, Epoch, HostId};
-use understudy_core::records::{HostFacts, Migration, Phase, SessionRecord};
+use understudy_core::records::{HostFacts, LeaseRecord, Migration, Phase};
 use understudy_core::units::UnixMillis;
 
 use super::super::recovery::recover_guarded;
@@ -11,17 +11,17 @@ use crate::keys::{Key, encode};
 /// alice's display leaves for `host2`.
 fn leaves(rig: &mut Rig, abandoned: bool) {
     let to: HostId = "host2".parse().unwrap();
-    let session = SessionRecord {
+    let lease = LeaseRecord {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        ended: None,
+        expired: None,
     };
-    let facts = HostFacts { session: 1, instances: Default::default(), ..rig.driver.facts() };
-    rig.write(&Key::Session(to.clone()), encode(&session));
+    let facts = HostFacts { lease: 1, instances: Default::default(), ..rig.driver.facts() };
+    rig.write(&Key::Lease(to.clone()), encode(&lease));
     rig.write(&Key::Facts(to.clone()), encode(&facts));
     let migration =
-        Migration { from: me(), to, to_session: 1, epoch: Epoch(2), abandoned, started: UnixMillis(0) };
+        Migration { from: me(), to, to_lease: 1, epoch: Epoch(2), abandoned, started: UnixMillis(0) };
     let record = record(Some(instance(1)));
     let record =
         understudy_core::records::NodeRecord { epoch: Epoch(2), migration: Some(migration), ..record };
@@ -44,7 +44,7 @@ async fn so_does_a_destroy_before_the_first_try_and_one_that_a_new_agent_finds()
         let (mut rig, one) = (Rig::new(), instance(1));
         rig.runs(one, Phase::Ready, Some(node()));
         leaves(&mut rig, abandoned);
-        let reported = HostFacts { session: 1, ..rig.driver.facts() };
+        let reported = HostFacts { lease: 1, ..rig.driver.facts() };
         rig.driver.listen_to_hypervisor();
         rig.hypervisor.kill(one);
         while let Some(event) = rig.driver.receiver.recv().await {

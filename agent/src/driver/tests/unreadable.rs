@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use understudy_core::host::{Effect, Input};
 use understudy_core::ids::NodeId;
-use understudy_core::records::{CheckpointId, HostFacts, Phase, SessionRecord};
+use understudy_core::records::{CheckpointId, HostFacts, LeaseRecord, Phase};
 
 use super::super::recovery::recover_guarded;
 use super::super::{Event, now};
@@ -44,7 +44,7 @@ async fn discovery_leaves_alone_what_a_migration_may_bring_for_a_node_whose_reco
     for (recovering, record, left) in [
         (true, b"{\"newer\": true}".to_vec(), true),
         (true, encode(&record(None)), false),
-        // A new session: what ran in the old one is over.
+        // A new lease: what ran in the old one is over.
         (false, b"{\"newer\": true}".to_vec(), false),
     ] {
         if !running(&rig.hypervisor).contains(&one) {
@@ -89,16 +89,16 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
     for (stands, written) in [(b"{\"newer\": true}".to_vec(), false), (encode(&unplaced), true)] {
         let mut rig = Rig::new();
         let store = rig.driver.parts.store.clone();
-        let session = SessionRecord {
+        let lease = LeaseRecord {
             boot: understudy_core::ids::BootId("boot".to_owned()),
             machine: Default::default(),
             number: 1,
-            ended: None,
+            expired: None,
         };
         let facts = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
         let known = Key::Node(node()).to_string();
         let txn = understudy_store::Txn::new()
-            .put(Key::Session(me()).to_string(), encode(&session))
+            .put(Key::Lease(me()).to_string(), encode(&lease))
             .put(Key::Facts(me()).to_string(), encode(&facts))
             .put(&known, stands);
         assert!(store.commit(&txn).await.is_ok());

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId, TerminalId};
 use understudy_core::records::{
-    HostFacts, InstanceFact, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, SessionEnd, SessionRecord,
+    HostFacts, InstanceFact, LeaseExpiry, LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen,
     TerminalRecord,
 };
 use understudy_core::units::{MiB, UnixMillis, Vcpus};
@@ -21,14 +21,14 @@ pub(crate) fn view(
     lost: &[impl AsRef<str>],
 ) -> View {
     let mut view = View::default();
-    let (mut facts, runner) = (HostFacts { session: 1, ..HostFacts::default() }, id("runner"));
+    let (mut facts, runner) = (HostFacts { lease: 1, ..HostFacts::default() }, id("runner"));
     for &(name, epoch, address) in terminals {
         let terminal: TerminalId = name.parse().expect("a terminal's name");
         let node = NodeId::display(&terminal);
         let instance = InstanceId::derived(&node, Epoch(epoch), &runner, 1);
         facts.instances.insert(instance, fact(&node, epoch, address));
         let member =
-            Member { host: runner.clone(), session: 1, instance: Some(instance), origin: Origin::Created };
+            Member { host: runner.clone(), lease: 1, instance: Some(instance), origin: Origin::Created };
         view.nodes.insert(node.clone(), Versioned { value: record(epoch, member), revision: 1 });
         let record = TerminalRecord {
             id: terminal.clone(),
@@ -42,7 +42,7 @@ pub(crate) fn view(
     view.hosts.insert(runner, host(facts, true).into());
     let open = open.iter().map(|url| (url.as_ref(), true));
     for (number, (url, is_open)) in open.chain(lost.iter().map(|url| (url.as_ref(), false))).enumerate() {
-        let facts = HostFacts { session: 1, gateway: url.to_owned(), ..HostFacts::default() };
+        let facts = HostFacts { lease: 1, gateway: url.to_owned(), ..HostFacts::default() };
         view.hosts.insert(id(&format!("gateway{number}")), host(facts, is_open).into());
     }
     view
@@ -53,16 +53,16 @@ fn id(name: &str) -> HostId {
 }
 
 fn host(facts: HostFacts, is_open: bool) -> HostView {
-    let end = SessionEnd { reason: "silent".to_owned(), silent_since: UnixMillis(1), at: UnixMillis(2) };
-    let session = SessionRecord {
+    let end = LeaseExpiry { reason: "silent".to_owned(), silent_since: UnixMillis(1), at: UnixMillis(2) };
+    let lease = LeaseRecord {
         boot: BootId("boot".to_owned()),
         machine: Default::default(),
         number: 1,
-        ended: (!is_open).then_some(end),
+        expired: (!is_open).then_some(end),
     };
     HostView {
         facts: Some(facts.into()),
-        session: Versioned { value: session, revision: 1 },
+        lease: Versioned { value: lease, revision: 1 },
         renewed: 0,
         silent_since: None,
         intent: Default::default(),

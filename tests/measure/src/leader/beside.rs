@@ -93,7 +93,7 @@ async fn load(store: &dyn Store, cluster: &Cluster) -> Result<()> {
     let at = wall();
     let hosts = cluster.view.hosts.iter().flat_map(|(host, seen)| {
         let facts = seen.facts.as_ref().map(|facts| (Key::Facts(host.clone()), encode(facts.as_ref())));
-        let lease = (Key::Session(host.clone()), encode(&seen.session.value));
+        let lease = (Key::Lease(host.clone()), encode(&seen.lease.value));
         let renewal = (Key::Renewal(host.clone()), encode(&RenewalRecord { number: 1, at }));
         facts.into_iter().chain([lease, renewal])
     });

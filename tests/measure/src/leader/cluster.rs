@@ -13,8 +13,8 @@ use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, Term
 use understudy_core::invariants::broken_by;
 use understudy_core::leader::{Assignment, CheckpointChange};
 use understudy_core::records::{
-    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, Labels, Member,
-    NodeRecord, NodeSpec, Origin, Phase, Screen, SessionEnd, SessionRecord, WindowsSent,
+    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, Labels, LeaseExpiry,
+    LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, WindowsSent,
 };
 use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use understudy_core::view::{HostView, Versioned, View};
@@ -82,9 +82,9 @@ impl Cluster {
         let mut record = NodeRecord::new(spec(node.role()), "00112233445566778899aabbccddeeff".to_owned());
         (record.epoch, record.incarnation) = (EPOCH, EPOCH);
         record.primary =
-            Some(Member { host: at, session: 1, instance: Some(instance), origin: Origin::Created });
+            Some(Member { host: at, lease: 1, instance: Some(instance), origin: Origin::Created });
         record.backups =
-            vec![Member { host: backup.clone(), session: 1, instance: None, origin: Origin::Reserved }];
+            vec![Member { host: backup.clone(), lease: 1, instance: None, origin: Origin::Reserved }];
         let checkpoint = CheckpointRecord {
             id: CheckpointId { epoch: EPOCH, sequence: 7 },
             valid: EPOCH,
@@ -105,7 +105,7 @@ impl Cluster {
     fn add_host(&mut self, number: usize, instances: BTreeMap<InstanceId, InstanceFact>) -> Result<()> {
         let name = host(number)?;
         let facts = HostFacts {
-            session: 1,
+            lease: 1,
             capacity: Capacity { vcpus: Vcpus(128), memory: MiB(MEMORY.0 * MEMBERS_MAX) },
             labels: Labels::from([
                 ("zone".to_owned(), format!("zone-{}", number % 4)),
@@ -119,15 +119,15 @@ impl Cluster {
             version: "0.1.0".to_owned(),
             ..HostFacts::default()
         };
-        let session = SessionRecord {
+        let lease = LeaseRecord {
             boot: BootId(format!("boot-{number}")),
             machine: Default::default(),
             number: 1,
-            ended: None,
+            expired: None,
         };
         let seen = HostView {
             facts: Some(facts.into()),
-            session: Versioned { value: session, revision: self.bump() },
+            lease: Versioned { value: lease, revision: self.bump() },
             renewed: 0,
             silent_since: Some(self.now.boottime),
             intent: HostIntent::default(),
@@ -146,17 +146,17 @@ impl Cluster {
         Ok(Arc::make_mut(seen))
     }
 
-    /// The host's session is ended. The revision of that.
+    /// The host's lease is expired. The revision of that.
     pub(crate) fn lose(&mut self, name: &HostId) -> Result<u64> {
         let (revision, at) = (self.bump(), self.now.wall);
-        let session = &mut self.host_mut(name)?.session;
-        let reason = "session not renewed for 7000 ms".to_owned();
-        session.revision = revision;
-        session.value.ended = Some(SessionEnd { reason, silent_since: UnixMillis(at.0 - 7_000), at });
+        let lease = &mut self.host_mut(name)?.lease;
+        let reason = "lease not renewed for 7000 ms".to_owned();
+        lease.revision = revision;
+        lease.value.expired = Some(LeaseExpiry { reason, silent_since: UnixMillis(at.0 - 7_000), at });
         Ok(revision)
     }
 
-    /// The host renews its session, as it does once a second.
+    /// The host renews its lease, as it does once a second.
     pub(crate) fn renew(&mut self, name: &HostId) -> Result<()> {
         let (revision, since) = (self.bump(), self.now.boottime);
         let seen = self.host_mut(name)?;
@@ -207,8 +207,8 @@ impl Cluster {
             ensure!(primary.host != backup.host, "{node} has both members on {}", primary.host);
             for member in [primary, backup] {
                 let open = self.view.hosts.get(&member.host).filter(|seen| seen.is_open());
-                let session = open.map(|seen| seen.session.value.number);
-                ensure!(session == Some(member.session), "{node} has a member on {}", member.host);
+                let lease = open.map(|seen| seen.lease.value.number);
+                ensure!(lease == Some(member.lease), "{node} has a member on {}", member.host);
                 *members.entry(&member.host).or_default() += 1;
             }
         }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use understudy_core::bounds::Profile;
 use understudy_core::ids::{HostId, NodeId};
 use understudy_core::leader::{Input, Leader, Outcome, Policies, Question, Reply};
-use understudy_core::records::{CheckpointRecord, HostFacts, NodeRecord, SessionRecord};
+use understudy_core::records::{CheckpointRecord, HostFacts, LeaseRecord, NodeRecord};
 use understudy_core::view::{Answer, Versioned, View};
 use understudy_policy::PolicySet;
 
@@ -89,7 +89,7 @@ fn follow(leader: &mut Leader, cluster: &mut Cluster, policy: Option<&PolicySet>
         let start = Instant::now();
         let decisions = leader.handle(input, cluster.now);
         followed.took += start.elapsed();
-        ensure!(decisions.endings.is_empty(), "sessions are ended: {:?}", decisions.endings);
+        ensure!(decisions.expiries.is_empty(), "leases are expired: {:?}", decisions.expiries);
         ensure!(decisions.refusals.is_empty(), "answers are refused: {:?}", decisions.refusals);
         for assignment in decisions.assignments {
             let revision = cluster.write(&assignment, leader.decided_from())?;
@@ -121,7 +121,7 @@ fn answer(policy: Option<&PolicySet>, question: Question) -> Result<Reply> {
 
 /// The records of a view, each a copy of its own.
 struct Copied {
-    hosts: BTreeMap<HostId, (Option<HostFacts>, Versioned<SessionRecord>)>,
+    hosts: BTreeMap<HostId, (Option<HostFacts>, Versioned<LeaseRecord>)>,
     nodes: BTreeMap<NodeId, Versioned<NodeRecord>>,
     checkpoints: BTreeMap<NodeId, Versioned<CheckpointRecord>>,
 }
@@ -131,7 +131,7 @@ fn copy(view: &View) -> Duration {
     let start = Instant::now();
     let hosts = view.hosts.iter().map(|(host, seen)| {
         let facts = seen.facts.as_ref().map(|facts| facts.as_ref().clone());
-        (host.clone(), (facts, seen.session.clone()))
+        (host.clone(), (facts, seen.lease.clone()))
     });
     let nodes = view.nodes.iter().map(|(node, known)| (node.clone(), known.as_ref().clone()));
     let checkpoints = view.checkpoints.iter().map(|(node, known)| (node.clone(), known.as_ref().clone()));

@@ -58,7 +58,7 @@ pub(crate) fn measure(hosts: usize, lost: usize) -> Result<Lost> {
     let bounds = Profile::Safe.bounds();
     while rack.expired() < lost || rack.cluster.check().is_err() {
         ensure!(rack.elapsed() < LIMIT, "not whole after {LIMIT:?}: {:?}", rack.cluster.check());
-        rack.pass(bounds.session_renew)?;
+        rack.pass(bounds.lease_renew)?;
         rack.step()?;
     }
     Ok(Lost { hosts, nodes, lost, steps: rack.steps })
@@ -109,14 +109,14 @@ impl Rack {
 
     fn write(&mut self, decisions: Decisions, inputs: &mut VecDeque<Input>, step: &mut Step) -> Result<()> {
         ensure!(decisions.questions.is_empty(), "somebody is asked: {:?}", decisions.questions);
-        for ending in decisions.endings {
+        for expiry in decisions.expiries {
             ensure!(
-                self.silent.contains(&ending.host),
+                self.silent.contains(&expiry.host),
                 "the lease of {} is expired, which renews it",
-                ending.host
+                expiry.host
             );
-            let revision = self.cluster.lose(&ending.host)?;
-            inputs.push_back(Input::Ended(ending.host, Outcome::Applied(revision)));
+            let revision = self.cluster.lose(&expiry.host)?;
+            inputs.push_back(Input::Expired(expiry.host, Outcome::Applied(revision)));
             step.expired += 1;
         }
         for assignment in decisions.assignments {

@@ -18,7 +18,7 @@ use crate::lost::at_rest;
 
 /// Renewals, or facts, of each size in one run: at 1,000 hosts one of each.
 const CHANGES: usize = 1_000;
-/// Between two of them: as where 1,000 hosts renew their sessions once a second.
+/// Between two of them: as where 1,000 hosts renew their leases once a second.
 const APART: Duration = Duration::from_millis(1);
 /// Admissions in one run.
 const ADMISSIONS: usize = 20;

@@ -300,10 +300,10 @@ impl Agent {
         Outcome::Loaded { address: Some(RESTORED) }
     }
 
-    /// With the protection switched off, a job lets run what it made although its session is over.
+    /// With the protection switched off, a job lets run what it made although its lease is over.
     fn outlive(&self, world: &mut World, me: &HostId, job: &Job, generation: u64) {
         let HostAction::Restore { node, epoch, .. } = &job.of.action else { return };
-        let over = job.of.session != self.number && world.weakness == Some(Weakness::JobsOutliveSessions);
+        let over = job.of.lease != self.number && world.weakness == Some(Weakness::JobsOutliveLeases);
         if over
             && register(world, me, &job.of, *epoch).is_ok()
             && world.machine(me).hypervisor.resume(job.of.instance).is_ok()
@@ -415,15 +415,15 @@ fn guard(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Outcome 
     Outcome::Guarded(epoch)
 }
 
-/// Asks the guard to take a process under its eyes, on behalf of the session that the job belongs to.
+/// Asks the guard to take a process under its eyes, on behalf of the lease that the job belongs to.
 fn register(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Result<(), String> {
     let now = world.now;
-    let session = (world.weakness != Some(Weakness::JobsOutliveSessions)).then_some(of.session);
+    let lease = (world.weakness != Some(Weakness::JobsOutliveLeases)).then_some(of.lease);
     let machine = world.machine_mut(me);
     let process = machine.hypervisor.process_of(of.instance).ok_or("no process runs the instance")?;
     let clock = machine.boottime(now);
     let held = now >= machine.guard_deaf_until
-        && machine.guard.register(of.instance, (process, epoch), session, clock);
+        && machine.guard.register(of.instance, (process, epoch), lease, clock);
     held.then_some(()).ok_or_else(|| "the guard does not acknowledge it".to_owned())
 }
 

@@ -9,7 +9,7 @@ use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen
 use understudy_core::host::{Input, Local};
 use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::keys::{Key, decode, encode};
-use understudy_core::records::{RenewalRecord, Service, SessionRecord};
+use understudy_core::records::{LeaseRecord, RenewalRecord, Service};
 use understudy_core::store_cache::StoreCache;
 use understudy_core::units::Boottime;
 use understudy_core::view::Versioned;
@@ -26,7 +26,7 @@ use crate::world::{Answer, Body, World};
 pub(crate) enum LeaseRequest {
     Read,
     Open {
-        record: SessionRecord,
+        record: LeaseRecord,
         sent: Boottime,
     },
     /// The lease of an earlier agent goes on.
@@ -91,7 +91,7 @@ impl Agent {
     }
 
     fn ask_for_lease(&mut self, world: &mut World, me: &HostId, attempt: Attempt, request: LeaseRequest) {
-        let key = Key::Session(me.clone());
+        let key = Key::Lease(me.clone());
         let put = |of: &Key, record| {
             Body::Commit(Txn::new().when(unchanged(&key, self.revision)).put(of.to_string(), record))
         };
@@ -118,17 +118,17 @@ impl Agent {
     ) {
         let answer = match (request, answer) {
             (LeaseRequest::Read, Answer::Read(known)) => {
-                return self.open(world, me, attempt, session_of(known));
+                return self.open(world, me, attempt, lease_of(known));
             }
             (LeaseRequest::Open { record, sent }, Answer::Applied(revision)) => {
                 (self.number, self.revision, self.has_recovered) = (record.number, revision, false);
-                world.note(format!("{me} opens session {}", record.number));
+                world.note(format!("{me} opens lease {}", record.number));
                 let discovered = self.cleared.take().unwrap_or_default();
                 self.finish_recovery(world, me, discovered);
                 LeaseAnswer::Opened { number: record.number, sent, acknowledged: None }
             }
             (LeaseRequest::Resume { number, sent, acknowledged }, Answer::Applied(_)) => {
-                world.note(format!("{me} opens session {number}"));
+                world.note(format!("{me} opens lease {number}"));
                 (self.number, self.has_recovered, self.recovers) = (number, false, true);
                 LeaseAnswer::Opened { number, sent, acknowledged: Some(acknowledged) }
             }
@@ -143,7 +143,7 @@ impl Agent {
     }
 
     fn kill_members(&mut self, world: &mut World, me: &HostId) {
-        world.note(format!("{me} has lost session {}: every member ends", self.number));
+        world.note(format!("{me} has lost lease {}: every member ends", self.number));
         world.machine_mut(me).kill_registered();
         self.inform(world, me, Input::LeaseLost);
         (self.has_recovered, self.recovers) = (false, false);
@@ -156,13 +156,13 @@ impl Agent {
         world: &mut World,
         me: &HostId,
         attempt: Attempt,
-        known: Option<Versioned<SessionRecord>>,
+        known: Option<Versioned<LeaseRecord>>,
     ) {
         let (known, revision) = known.map_or((None, 0), |known| (Some(known.value), known.revision));
         let machine = world.machine(me);
         let (clock, deaf) = (machine.boottime(world.now), world.now < machine.guard_deaf_until);
         let guard =
-            machine.guard.deadline.map(|deadline| GuardHolds { number: machine.guard.session, deadline });
+            machine.guard.deadline.map(|deadline| GuardHolds { number: machine.guard.lease, deadline });
         let own = Identity { boot: boot_id(world, me), machine: Default::default() };
         self.revision = revision;
         let request = match opening(known.as_ref(), &own, guard, clock) {
@@ -203,7 +203,7 @@ impl Agent {
         let here = hypervisor.instances().ok()?;
         let nothing = StoreCache::default();
         let cache = self.cache.as_deref().unwrap_or(&nothing);
-        let facts = cache.facts(me).filter(|facts| Some(facts.session) == previous);
+        let facts = cache.facts(me).filter(|facts| Some(facts.lease) == previous);
         let nodes = cache.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let number = if resumed { self.number } else { 0 };
         let guarded =
@@ -249,12 +249,12 @@ impl Agent {
         self.watched = processes;
         self.has_recovered = true;
         self.dirty = true;
-        self.inform(world, me, Input::Recovered { session: self.number, found });
+        self.inform(world, me, Input::Recovered { lease: self.number, found });
     }
 }
 
 /// What a read of a host's lease gave.
-fn session_of(entry: Option<Entry>) -> Option<Versioned<SessionRecord>> {
+fn lease_of(entry: Option<Entry>) -> Option<Versioned<LeaseRecord>> {
     let entry = entry?;
     let value = decode(&entry.key, &entry.value).expect("every agent here writes leases of one version");
     Some(Versioned { value, revision: entry.modified.0 })

@@ -35,7 +35,7 @@ fn generation(set: &Option<understudy_core::view::Versioned<PolicySetRecord>>) -
 
 fn open(view: &View) -> OpenHosts {
     let open = view.hosts.iter().filter(|(_, seen)| seen.is_open());
-    open.map(|(host, seen)| (host.clone(), seen.session.value.number)).collect()
+    open.map(|(host, seen)| (host.clone(), seen.lease.value.number)).collect()
 }
 
 impl Agent {

@@ -32,9 +32,9 @@ pub(super) enum Next {
 impl HostAgent {
     pub(super) fn finish(&mut self, job: Job, outcome: Outcome) {
         if job.makes() {
-            self.starting.remove(&(job.instance, job.session));
+            self.starting.remove(&(job.instance, job.lease));
         }
-        if job.session != self.session {
+        if job.lease != self.lease {
             self.outlived(&job, &outcome);
             return;
         }
@@ -144,7 +144,7 @@ impl HostAgent {
         let brings = job.makes()
             || matches!(job.action, HostAction::Accept { .. } | HostAction::Resume { .. }) && !withdrawn;
         if brings && !self.local.contains_key(&job.instance) {
-            self.destroy(job.instance, "it was made under a session that is over");
+            self.destroy(job.instance, "it was made under a lease that is over");
         }
     }
 

@@ -99,7 +99,7 @@ impl HostAgent {
 
     /// The instance of a member that waits to be begun, and of which nothing was begun.
     fn waiting(&self, node: &NodeId, record: &NodeRecord, member: &Member) -> Option<InstanceId> {
-        let instance = member.instance.filter(|_| member.session == self.session)?;
+        let instance = member.instance.filter(|_| member.lease == self.lease)?;
         let running = matches!(self.lanes.get(&(instance, Lane::Domain)), Some(Busy::Running { .. }));
         let occupied = running
             || record.migration.is_some()

@@ -132,7 +132,7 @@ impl HostAgent {
     pub(super) fn job(&self, action: HostAction, instance: InstanceId) -> Job {
         let known = self.local.get(&instance).map(|local| &local.fact);
         let (address, memory) = (known.and_then(|fact| fact.address), known.map(|fact| fact.memory));
-        Job { action, instance, address, sequence: None, memory, session: self.session }
+        Job { action, instance, address, sequence: None, memory, lease: self.lease }
     }
 
     pub(super) fn spawn(&mut self, job: Job) {
@@ -144,7 +144,7 @@ impl HostAgent {
             self.lanes.insert(lane, Busy::Running { tries });
         }
         if job.makes() {
-            self.starting.insert((job.instance, job.session));
+            self.starting.insert((job.instance, job.lease));
         }
         if matches!(job.action, HostAction::Accept { .. } | HostAction::MigrateOut { .. }) {
             self.begin_migration(job);

@@ -45,9 +45,9 @@ impl Rig {
         let mut rig =
             Self { cluster, agent, jobs: Vec::new(), steps: Vec::new(), seen: Vec::new(), sent: Vec::new() };
         let found = rig.cluster.local(me);
-        let session = rig.cluster.view.hosts[&host(me)].session.value.number;
+        let lease = rig.cluster.view.hosts[&host(me)].lease.value.number;
         rig.records();
-        rig.say(Input::Recovered { session, found });
+        rig.say(Input::Recovered { lease, found });
         rig.say(Input::Listed(None));
         // No checkpoint is due.
         let nodes: Vec<NodeId> = rig.cluster.view.nodes.keys().cloned().collect();
@@ -192,12 +192,12 @@ fn an_idle_instance_that_cannot_be_made_is_reported_and_another_is_tried_after_f
 }
 
 #[test]
-fn a_job_of_a_session_that_is_over_changes_nothing_and_what_it_made_goes() {
+fn a_job_of_a_lease_that_is_over_changes_nothing_and_what_it_made_goes() {
     let mut rig = Rig::new(Cluster::of(1), "host1", 1);
     rig.tick();
     let old = rig.jobs.remove(0);
     rig.say(Input::LeaseLost);
-    rig.say(Input::Recovered { session: 2, found: BTreeMap::new() });
+    rig.say(Input::Recovered { lease: 2, found: BTreeMap::new() });
     rig.say(Input::Finished { job: Box::new(old.clone()), outcome: Outcome::Done });
     assert_eq!(rig.under_way(), ["Destroy"]);
     assert_eq!((rig.jobs[0].instance, rig.phase(old.instance)), (old.instance, None));

@@ -285,7 +285,7 @@ impl Copying {
         for (to, state) in &mut self.to {
             let State::Accepts { begun, bytes, last } = &*state else { continue };
             let lease = view.hosts.get(&to.host).filter(|seen| seen.is_open());
-            let there = lease.is_some_and(|seen| seen.session.value.number == to.session);
+            let there = lease.is_some_and(|seen| seen.lease.value.number == to.lease);
             let end = if !there {
                 State::Gone
             } else if *bytes < what.bytes && now.since(*last) >= COPY_STALL {

@@ -56,7 +56,7 @@ impl Rig {
         let revision = self.cluster.view.nodes[&node(NODE)].revision;
         self.id = self.machine.count(&node(NODE), Epoch(1), &self.cluster.view);
         let resting = self.machine.resting(self.cluster.now.boottime);
-        let to = self.backups().map(|host| Destination { session: 1, api: format!("{host}:7000"), host });
+        let to = self.backups().map(|host| Destination { lease: 1, api: format!("{host}:7000"), host });
         let to = to.into_iter().filter(|to| !resting.contains(&(node(NODE), to.host.clone()))).collect();
         let now = self.cluster.now.boottime;
         let old = self.machine.begin(&node(NODE), self.instance, (self.id, revision), to, now);
@@ -255,7 +255,7 @@ fn nothing_is_recorded_and_nothing_sent_on_once_the_nodes_record_has_changed() {
     type Edit = fn(&mut NodeRecord);
     let moves: Edit = |record| {
         let host = host("host9");
-        record.backups[0] = Member { host, session: 1, instance: None, origin: Origin::Reserved };
+        record.backups[0] = Member { host, lease: 1, instance: None, origin: Origin::Reserved };
     };
     let leaves: Edit = |record| record.epoch = record.epoch.next();
     let anything: Edit = |record| record.token = "another".to_owned();

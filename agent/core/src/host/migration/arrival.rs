@@ -183,7 +183,7 @@ impl Arrival {
     /// Whether nothing may come any more: the lease that it was to come under is over, or the node's record does not want it
     /// here under this very decision. A record that cannot be read may want it.
     fn is_over(&self, known: Known<'_>) -> bool {
-        if known.lease != Some(self.job.session) {
+        if known.lease != Some(self.job.lease) {
             return true;
         }
         match known.records.view.nodes.get(&self.node) {
@@ -197,7 +197,7 @@ impl Arrival {
         let of_it = record.primary.as_ref().is_some_and(|primary| primary.instance == Some(*instance));
         of_it
             && record.migration.as_ref().is_some_and(|migration| {
-                let chosen = migration.to == self.me && migration.to_session == self.job.session;
+                let chosen = migration.to == self.me && migration.to_lease == self.job.lease;
                 chosen && migration.epoch == *epoch && !migration.abandoned
             })
     }

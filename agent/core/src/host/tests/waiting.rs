@@ -32,7 +32,7 @@ fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_move
     beside.edit("bob/display", |record| {
         let (from, to) = (host("host9"), host(&me));
         let (epoch, started) = (Epoch(2), UnixMillis(0));
-        record.migration = Some(Migration { from, to, to_session: 1, epoch, abandoned: false, started });
+        record.migration = Some(Migration { from, to, to_lease: 1, epoch, abandoned: false, started });
     });
     assert_eq!(due(&beside), None, "another comes here");
     let mut leaving = cluster.clone();

@@ -3,7 +3,7 @@
 use crate::ids::{HostId, NodeId, Term};
 use crate::invariants::Broken;
 use crate::keys::LEADER;
-use crate::leader::{Assignment, Policies, Question, Reply, SessionEnding};
+use crate::leader::{Assignment, ExpireLease, Policies, Question, Reply};
 use crate::policy::{Interface, Judged};
 use crate::records::LeaderRecord;
 use crate::sets::{PolicySetRecord, RefusedSet, SetFacts};
@@ -156,7 +156,7 @@ pub enum What {
         before: Option<SharedNode>,
     },
     /// It expires a silent lease.
-    Expire(SessionEnding),
+    Expire(ExpireLease),
     /// The candidate becomes the active set.
     Activate(PolicySetRecord),
     /// The candidate is refused.

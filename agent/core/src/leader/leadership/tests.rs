@@ -53,7 +53,7 @@ fn a_vacant_leadership_is_bid_for_and_no_other() {
         ),
         ("its lease is over", Some(("host2", 4)), |rig| rig.expire("host2"), true),
         ("its host is not there", Some(("host9", 4)), nothing, true),
-        ("its host is gone", Some(("host2", 4)), |rig| rig.delete(Key::Session(host("host2"))), true),
+        ("its host is gone", Some(("host2", 4)), |rig| rig.delete(Key::Lease(host("host2"))), true),
         ("silent for too short", Some(("host2", 4)), |rig| rig.pass(Duration::from_millis(6_999)), false),
         ("silent", Some(("host2", 4)), |rig| rig.pass(Duration::from_secs(7)), true),
         ("its own lease is closed", NO_RECORD, |rig| rig.lease_open = false, false),
@@ -368,10 +368,10 @@ fn a_write_is_conditional_on_the_leadership_and_on_all_that_it_was_decided_from(
         (CheckpointChange::Absent, Some(absent(checkpoint))),
     ];
     for (change, more) in changes {
-        let sessions = vec![(host("host2"), 5)];
-        let one = Assignment { sessions, checkpoint: change, ..assignment.clone() };
+        let leases = vec![(host("host2"), 5)];
+        let one = Assignment { leases, checkpoint: change, ..assignment.clone() };
         let expected: Vec<Condition> =
-            known.iter().cloned().chain([condition(Key::Session(host("host2")), 5)]).chain(more).collect();
+            known.iter().cloned().chain([condition(Key::Lease(host("host2")), 5)]).chain(more).collect();
         assert_eq!(assignment_txn(&leading.held, &one).conditions, expected);
     }
 }

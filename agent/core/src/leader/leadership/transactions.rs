@@ -4,7 +4,7 @@
 //! decided from. Must not do: decide what is written.
 
 use crate::keys::Key;
-use crate::leader::{Assignment, CheckpointChange, SessionEnding};
+use crate::leader::{Assignment, CheckpointChange, ExpireLease};
 use crate::records::LeaderRecord;
 use crate::sets::{PolicySetRecord, PolicySets, RefusedSet};
 use crate::transaction::Transaction;
@@ -20,8 +20,8 @@ pub(super) fn assignment_txn(held: &Versioned<LeaderRecord>, assignment: &Assign
     let node = Key::Node(assignment.node.clone());
     let checkpoint = Key::Checkpoint(assignment.node.clone());
     let mut txn = led_by(held).when(node.clone(), Some(assignment.revision)).put(node, &assignment.record);
-    for (host, revision) in &assignment.sessions {
-        txn = txn.when(Key::Session(host.clone()), Some(*revision));
+    for (host, revision) in &assignment.leases {
+        txn = txn.when(Key::Lease(host.clone()), Some(*revision));
     }
     match &assignment.checkpoint {
         CheckpointChange::Keep => txn,
@@ -36,13 +36,13 @@ pub(super) fn assignment_txn(held: &Versioned<LeaderRecord>, assignment: &Assign
 }
 
 /// The end of a silent lease. It excludes a renewal, which is conditional on the lease.
-pub(super) fn ending_txn(held: &Versioned<LeaderRecord>, ending: &SessionEnding) -> Transaction {
-    let key = Key::Session(ending.host.clone());
-    let renewed = (ending.renewed > 0).then_some(ending.renewed);
+pub(super) fn expiry_txn(held: &Versioned<LeaderRecord>, expiry: &ExpireLease) -> Transaction {
+    let key = Key::Lease(expiry.host.clone());
+    let renewed = (expiry.renewed > 0).then_some(expiry.renewed);
     led_by(held)
-        .when(key.clone(), Some(ending.revision))
-        .when(Key::Renewal(ending.host.clone()), renewed)
-        .put(key, &ending.record)
+        .when(key.clone(), Some(expiry.revision))
+        .when(Key::Renewal(expiry.host.clone()), renewed)
+        .put(key, &expiry.record)
 }
 
 /// The candidate takes the active set's place.

@@ -220,14 +220,14 @@ fn a_host_that_takes_no_more_copies_is_restored_from_what_it_took_before() {
 fn the_state_is_not_given_up_while_a_host_that_keeps_it_has_yet_to_report() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
-    cluster.facts(&reserved).session = 0;
+    cluster.facts(&reserved).lease = 0;
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     assert_eq!(cluster.record("alice/exec-1").epoch, Epoch(1));
     let notes = &cluster.report.notes[&node("alice/exec-1")];
     assert!(notes[0].contains("has not reported yet"), "{notes:?}");
     assert!(cluster.report.lacks[&node("alice/exec-1")].primary);
-    cluster.facts(&reserved).session = 1;
+    cluster.facts(&reserved).lease = 1;
     cluster.step();
     let origin = cluster.record("alice/exec-1").primary.as_ref().unwrap().origin;
     assert!(matches!(origin, Origin::Restored(_)), "{origin:?}");
@@ -274,19 +274,19 @@ fn a_checkpoint_of_an_earlier_life_is_never_restored() {
 }
 
 #[test]
-fn a_silent_session_is_ended_first_and_the_promotion_is_conditional_on_that_very_end() {
+fn a_silent_lease_is_expired_first_and_the_promotion_is_conditional_on_that_very_expiry() {
     let mut cluster = Cluster::of(3).with(&["alice/display"]);
     let at = cluster.primary_host("alice/display");
-    let revision = cluster.seen(&at).session.revision;
-    cluster.silence(&at, cluster.bounds.session_end_after() - Duration::from_millis(1));
+    let revision = cluster.seen(&at).lease.revision;
+    cluster.silence(&at, cluster.bounds.lease_expire_after() - Duration::from_millis(1));
     assert!(cluster.plan().is_empty(), "not yet");
-    cluster.silence(&at, cluster.bounds.session_end_after());
+    cluster.silence(&at, cluster.bounds.lease_expire_after());
     let plan = cluster.step();
     assert_eq!(plan.assignments, Vec::new());
-    assert_eq!((&plan.endings[0].host, plan.endings[0].revision), (&host(&at), revision));
-    let ended = cluster.seen(&at).session.revision;
+    assert_eq!((&plan.expiries[0].host, plan.expiries[0].revision), (&host(&at), revision));
+    let ended = cluster.seen(&at).lease.revision;
     let plan = cluster.step();
-    assert_eq!(plan.assignments[0].sessions, vec![(host(&at), ended)]);
+    assert_eq!(plan.assignments[0].leases, vec![(host(&at), ended)]);
     let incident = cluster.record("alice/display").incident.as_ref().unwrap();
     assert!(matches!(incident.cause, Death::HostLost { .. }), "{}", incident.cause);
 }
@@ -320,11 +320,11 @@ fn a_host_that_is_not_known_any_more_proves_nothing() {
 }
 
 #[test]
-fn facts_of_an_earlier_session_prove_nothing() {
+fn facts_of_an_earlier_lease_prove_nothing() {
     let mut cluster = Cluster::of(3).with(&["alice/display"]);
     let at = cluster.primary_host("alice/display");
     cluster.kill_primary("alice/display");
-    cluster.facts(&at).session = 0;
+    cluster.facts(&at).lease = 0;
     assert!(cluster.plan().is_empty());
 }
 

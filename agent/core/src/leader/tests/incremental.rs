@@ -85,7 +85,7 @@ impl Followed {
             Some(_) => plan_asking(&self.cluster.view, &reported, &self.cluster.bounds, now, self.answer()),
             None => plan(&self.cluster.view, &self.cluster.bounds, now),
         };
-        prop_assert_eq!(&followed.endings, &fresh.endings);
+        prop_assert_eq!(&followed.expiries, &fresh.expiries);
         let reported = |plan: &crate::leader::Plan| -> Vec<String> {
             plan.assignments.iter().map(|one| format!("{}: {:?}", one.node, one.reasons)).collect()
         };
@@ -103,12 +103,12 @@ impl Followed {
         sums::check(&self.leader);
         let mut answer = self.answer();
         loop {
-            let Decisions { endings, assignments, questions, .. } = decisions;
+            let Decisions { expiries, assignments, questions, .. } = decisions;
             let (mut outcomes, decided_from) = (Vec::new(), self.leader.decided_from().clone());
-            for ending in &endings {
-                let plan = crate::leader::Plan { endings: vec![ending.clone()], assignments: Vec::new() };
+            for expiry in &expiries {
+                let plan = crate::leader::Plan { expiries: vec![expiry.clone()], assignments: Vec::new() };
                 self.cluster.apply(&plan);
-                outcomes.push(Input::Ended(ending.host.clone(), Outcome::Applied(0)));
+                outcomes.push(Input::Expired(expiry.host.clone(), Outcome::Applied(0)));
             }
             for (number, assignment) in assignments.iter().enumerate() {
                 if refused >> (number % 64) & 1 == 1 {
@@ -117,7 +117,8 @@ impl Followed {
                 }
                 let broken = crate::invariants::broken_by(&decided_from, assignment);
                 assert_eq!(broken, Vec::new(), "{assignment:?}");
-                let plan = crate::leader::Plan { endings: Vec::new(), assignments: vec![assignment.clone()] };
+                let plan =
+                    crate::leader::Plan { expiries: Vec::new(), assignments: vec![assignment.clone()] };
                 self.cluster.apply(&plan);
                 let revision = self.cluster.view.nodes[&assignment.node].revision;
                 outcomes.push(Input::Written(assignment.node.clone(), Outcome::Applied(revision)));
@@ -130,7 +131,7 @@ impl Followed {
             for outcome in outcomes {
                 let more = self.leader.handle(outcome, now);
                 sums::check(&self.leader);
-                decisions.endings.extend(more.endings);
+                decisions.expiries.extend(more.expiries);
                 decisions.assignments.extend(more.assignments);
                 decisions.questions.extend(more.questions);
             }

@@ -51,7 +51,7 @@ fn it_is_primary_on_its_new_host_once_that_host_reports_it_under_the_epoch() {
 }
 
 #[test]
-fn what_arrived_in_a_later_session_of_the_destination_has_not_arrived() {
+fn what_arrived_in_a_later_lease_of_the_destination_has_not_arrived() {
     let (mut cluster, _, to, instance) = migrating_out(3);
     cluster.reopen(to.as_str());
     arrive(&mut cluster, &to, instance, Epoch(2));
@@ -179,14 +179,14 @@ fn an_end_whose_text_reads_like_a_move_is_no_move() {
 }
 
 #[test]
-fn both_sessions_ended_are_both_conditions() {
+fn the_expiries_of_both_leases_are_conditions() {
     let (mut cluster, from, to, _) = migrating_out(3);
     cluster.lose(from.as_str());
     cluster.step();
     assert!(cluster.record("alice/exec-1").migration.as_ref().unwrap().abandoned);
     cluster.lose(to.as_str());
     let plan = cluster.step();
-    let mut hosts: Vec<&HostId> = plan.assignments[0].sessions.iter().map(|(host, _)| host).collect();
+    let mut hosts: Vec<&HostId> = plan.assignments[0].leases.iter().map(|(host, _)| host).collect();
     hosts.sort();
     let mut both = vec![&from, &to];
     both.sort();

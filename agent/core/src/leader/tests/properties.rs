@@ -156,7 +156,7 @@ pub(super) fn apply(cluster: &mut Cluster, event: &Event) {
         }
         Event::Reopen(at) => cluster.reopen(&named(at)),
         Event::Silence(at) => cluster.silence(&named(at), Duration::from_secs(60)),
-        Event::Forget(at) => cluster.facts(&named(at)).session = 0,
+        Event::Forget(at) => cluster.facts(&named(at)).lease = 0,
         Event::Drain(at, drain) => cluster.seen(&named(at)).intent.drain = *drain,
         Event::Quarantine(at, true) => drop(cluster.view.quarantined.insert(node(NODES[*at]))),
         Event::Quarantine(at, false) => drop(cluster.view.quarantined.remove(&node(NODES[*at]))),

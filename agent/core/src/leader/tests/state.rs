@@ -176,7 +176,7 @@ fn a_waiting_node_has_a_due_time() {
         let fresh = plan(&cluster.view, &cluster.bounds, cluster.now).0;
         assert_eq!(decisions.assignments, fresh.assignments);
         let is_written = !decisions.assignments.is_empty();
-        cluster.apply(&Plan { endings: Vec::new(), assignments: decisions.assignments });
+        cluster.apply(&Plan { expiries: Vec::new(), assignments: decisions.assignments });
         if is_written {
             let outcome = Outcome::Applied(cluster.view.nodes[&node(NODE)].revision);
             leader.handle(Input::Written(node(NODE), outcome), cluster.now);

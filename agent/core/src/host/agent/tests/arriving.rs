@@ -117,10 +117,10 @@ fn with_the_lease_goes_what_was_to_come_under_it_and_nothing_else_is_done_to_it_
     rig.answer(MigrationAnswer::Done);
     rig.say(Input::LeaseLost);
     assert_eq!(rig.steps(), [MigrationStep::Withdraw]);
-    rig.say(Input::Recovered { session: 2, found: BTreeMap::new() });
+    rig.say(Input::Recovered { lease: 2, found: BTreeMap::new() });
     let me = rig.agent.settings.me.clone();
     rig.cluster.reopen(me.as_str());
-    rig.cluster.edit("alice/display", |record| record.migration.as_mut().unwrap().to_session = 2);
+    rig.cluster.edit("alice/display", |record| record.migration.as_mut().unwrap().to_lease = 2);
     rig.records();
     rig.tick();
     assert_eq!(rig.steps(), [MigrationStep::Withdraw], "its next permit waits for that");
@@ -135,7 +135,7 @@ fn what_could_not_be_withdrawn_with_its_lease_is_destroyed_under_the_next() {
     let (mut rig, instance, _) = coming();
     rig.answer(MigrationAnswer::Done);
     rig.say(Input::LeaseLost);
-    rig.say(Input::Recovered { session: 2, found: BTreeMap::new() });
+    rig.say(Input::Recovered { lease: 2, found: BTreeMap::new() });
     rig.answer(MigrationAnswer::Failed("no answer".to_owned()));
     assert_eq!((rig.under_way(), rig.jobs[0].instance), (vec!["Destroy".to_owned()], instance));
 }

@@ -149,9 +149,9 @@ impl Rig {
             Happens::LeaseLost => {
                 self.say(Input::LeaseLost);
                 self.tick();
-                let session = self.cluster.view.hosts[&me].session.value.number;
+                let lease = self.cluster.view.hosts[&me].lease.value.number;
                 let found = self.cluster.local(me.as_str());
-                self.say(Input::Recovered { session, found });
+                self.say(Input::Recovered { lease, found });
             }
             Happens::JobEnds(..) | Happens::StepEnds(..) | Happens::Loses(_) => {}
         }

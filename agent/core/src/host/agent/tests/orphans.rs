@@ -47,19 +47,19 @@ fn nothing_is_an_orphan_that_a_record_may_name_or_that_a_job_works_on() {
     let mut rig = Rig::new(cluster, to.as_str(), 0);
     lists(&mut rig, &[instance]);
     assert_eq!(rig.under_way(), [""; 0]);
-    // A job of an older session still makes it: when it ends, what it made goes.
+    // A job of an older lease still makes it: when it ends, what it made goes.
     let mut rig = Rig::new(Cluster::of(1), "host1", 1);
     rig.tick();
     let made = rig.jobs[0].instance;
     rig.say(Input::LeaseLost);
     rig.jobs.clear();
-    rig.say(Input::Recovered { session: 2, found: BTreeMap::new() });
+    rig.say(Input::Recovered { lease: 2, found: BTreeMap::new() });
     lists(&mut rig, &[made]);
     assert_eq!(rig.under_way(), [""; 0]);
 }
 
 #[test]
-fn what_was_found_when_a_session_was_opened_is_looked_for_once_more() {
+fn what_was_found_when_a_lease_was_opened_is_looked_for_once_more() {
     let (mut rig, instance) = Rig::with_execution_node(2);
     assert!(rig.asked(&Effect::LookFor(instance)), "it may have ended before it was known here");
     rig.say(Input::Looked { instance, there: Some(false) });

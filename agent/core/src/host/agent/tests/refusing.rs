@@ -133,7 +133,7 @@ fn what_may_have_begun_stays_whatever_is_away() {
 fn an_idle_instance_that_had_a_name_when_the_agent_started_is_not_refused() {
     let (mut rig, instance) = waiting(true);
     let found = rig.agent.local().clone();
-    rig.say(Input::Recovered { session: 1, found });
+    rig.say(Input::Recovered { lease: 1, found });
     guard(&mut rig, false);
     rig.tick();
     rig.end(failed());

@@ -26,12 +26,12 @@ impl Rig {
         let migration = cluster.record("alice/exec-1").migration.clone().unwrap();
         let epoch = migration.epoch;
         let action = HostAction::Accept { node: node("alice/exec-1"), instance, epoch, from };
-        let session = migration.to_session;
-        let job = Job { action, instance, address: None, sequence: None, memory: None, session };
+        let lease = migration.to_lease;
+        let job = Job { action, instance, address: None, sequence: None, memory: None, lease };
         let now = cluster.now.boottime;
         let (arrival, step) = Arrival::begin(migration.to, job, PATIENCE, now).unwrap();
         assert_eq!(step, MigrationStep::Permit { lasts: PATIENCE });
-        let mut rig = Self { cluster, records: Records::default(), arrival, lease: Some(session) };
+        let mut rig = Self { cluster, records: Records::default(), arrival, lease: Some(lease) };
         rig.read();
         rig
     }
@@ -198,7 +198,7 @@ const ENDS: [Edit; 5] = [
     |record| record.migration.as_mut().unwrap().abandoned = true,
     |record| record.migration = None,
     |record| record.migration.as_mut().unwrap().epoch = Epoch(9),
-    |record| record.migration.as_mut().unwrap().to_session = 9,
+    |record| record.migration.as_mut().unwrap().to_lease = 9,
     |record| record.migration.as_mut().unwrap().to = "host9".parse().unwrap(),
 ];
 

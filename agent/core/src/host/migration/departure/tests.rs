@@ -18,7 +18,7 @@ fn leaves() -> Departure {
         uri: "qemu://host2".to_owned(),
         data_uri: None,
     };
-    let job = Job { action, instance, address: None, sequence: None, memory: None, session: 1 };
+    let job = Job { action, instance, address: None, sequence: None, memory: None, lease: 1 };
     let (departure, step) = Departure::begin(job, PATIENCE).unwrap();
     assert_eq!(step, MigrationStep::Look, "an earlier try may have moved it");
     departure

@@ -279,7 +279,7 @@ fn is_vacant(rig: &Rig) -> bool {
         return true;
     };
     let lease = rig.cache.view().hosts.get(host);
-    let over = lease.is_none_or(|seen| seen.session.value.ended.is_some());
+    let over = lease.is_none_or(|seen| seen.lease.value.expired.is_some());
     let silent = |since| rig.now.boottime.since(since) >= Duration::from_secs(7);
     let silent = lease.and_then(|seen| seen.silent_since).is_some_and(silent);
     *host == me() || over || silent

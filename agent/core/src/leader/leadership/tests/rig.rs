@@ -13,7 +13,7 @@ use crate::leader::leadership::{
     Asking, BidOutcome, Effect, FailedPolicy, Input, Leadership, Seen, WriteOutcome, WriteRequest,
 };
 use crate::leader::{Policies, Question};
-use crate::records::{HostFacts, LeaderRecord, RenewalRecord, SessionEnd, SessionRecord};
+use crate::records::{HostFacts, LeaderRecord, LeaseExpiry, LeaseRecord, RenewalRecord};
 use crate::sets::{PolicySetRecord, SetFacts};
 use crate::store_cache::{Change, StoreCache, Stored};
 use crate::transaction::{Transaction, Write};
@@ -83,7 +83,7 @@ impl Rig {
         };
         rig.list(true);
         for (host, seen) in &cluster.view.hosts {
-            rig.put(Key::Session(host.clone()), &seen.session.value);
+            rig.put(Key::Lease(host.clone()), &seen.lease.value);
             rig.put(Key::Facts(host.clone()), seen.facts.as_deref().unwrap());
         }
         for (node, known) in cluster.view.nodes.iter() {
@@ -189,10 +189,10 @@ impl Rig {
     }
 
     pub(super) fn expire(&mut self, name: &str) {
-        let key = Key::Session(host(name));
-        let mut record: SessionRecord = self.read(&key).unwrap().value;
+        let key = Key::Lease(host(name));
+        let mut record: LeaseRecord = self.read(&key).unwrap().value;
         let at = self.now.wall;
-        record.ended = Some(SessionEnd { reason: "silent".to_owned(), silent_since: at, at });
+        record.expired = Some(LeaseExpiry { reason: "silent".to_owned(), silent_since: at, at });
         self.put(key, &record);
     }
 
