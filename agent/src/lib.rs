@@ -1,18 +1,18 @@
 //! The agent: wiring of the parts into the `understudy` binary.
 
 pub mod api;
-pub mod build;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod connect;
 pub mod driver;
 pub mod exit;
 pub mod gateway;
 pub mod machine;
 pub mod metrics;
-pub mod needs;
 pub mod peers;
 pub mod policies;
+pub mod startup;
 pub mod tasks;
 pub mod telemetry;
 

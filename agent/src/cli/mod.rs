@@ -19,7 +19,7 @@ use crate::api::types::{Status, Terminal, TerminalRequest};
 use crate::client::ask;
 use crate::config::{Config, ConfigError, role_disk_faults, store_file_faults, template_faults};
 use crate::exit::{Exit, Failure, chain};
-use crate::{build, needs, telemetry};
+use crate::{connect, startup, telemetry};
 use print::table::Column::{Left, Right};
 
 /// Keeps a terminal's software running when a VM or a whole host dies.
@@ -155,7 +155,7 @@ impl Cli {
             Verb::Agent { config } => {
                 let config = Config::read(&config).map_err(config_failure)?;
                 telemetry::start(&config.log_filter, config.log_journald)?;
-                runtime(true)?.block_on(build::run(config))
+                runtime(true)?.block_on(startup::run(config))
             }
             Verb::CheckConfig { file, offline } => runtime(false)?.block_on(check_config(&file, offline)),
             Verb::Bounds { profile } => bounds(&profile, self.json),
@@ -190,8 +190,8 @@ async fn check_config(file: &std::path::Path, offline: bool) -> Result<(), Failu
     if !offline {
         let store_files = store_file_faults(&config);
         // Without its certificates etcd cannot be asked: that is one fault, not two.
-        let store = async { if store_files.is_empty() { needs::ask_store(&config).await } else { None } };
-        let (libvirt, store) = tokio::join!(needs::ask_libvirt(&config), store);
+        let store = async { if store_files.is_empty() { connect::ask_store(&config).await } else { None } };
+        let (libvirt, store) = tokio::join!(connect::ask_libvirt(&config), store);
         faults = [template_faults(&config), role_disk_faults(&config), store_files].concat();
         faults.extend(libvirt);
         faults.extend(store);

@@ -19,8 +19,8 @@ use understudy_hypervisor::{
 
 use super::event::Event;
 use super::{Driver, jobs, now};
+use crate::connect;
 use crate::exit::chain;
-use crate::needs;
 
 /// What a condition about the emulation of instances goes under.
 const ACCELERATOR: &str = "accelerator";
@@ -126,7 +126,7 @@ impl Driver {
             }
             EventKind::Emulates { reason } => {
                 self.parts.metrics.emulates();
-                return self.raise(ACCELERATOR, needs::emulation(&self.parts.config, &reason));
+                return self.raise(ACCELERATOR, connect::emulation(&self.parts.config, &reason));
             }
             EventKind::ConnectionLost => DomainEvent::Lost,
             EventKind::ConnectionRegained => DomainEvent::Regained,

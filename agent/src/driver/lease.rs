@@ -28,8 +28,8 @@ pub use runner::{LeaseEvent, OpenStore};
 use super::event::Event;
 use super::recovery::{self, Recovered};
 use super::{Driver, Parts, now};
+use crate::connect;
 use crate::exit::{Exit, Failure, chain};
-use crate::needs;
 use runner::{Keeping, LeaseThread};
 
 /// What a condition about the guard goes under.
@@ -110,7 +110,7 @@ impl Driver {
             LeaseEvent::Store(false) => {
                 let remaining = self.lease.until.map(|deadline| deadline.since(now().boottime));
                 tracing::warn!(?remaining, "the lease could not be renewed");
-                let text = needs::store_silent(&self.parts.config);
+                let text = connect::store_silent(&self.parts.config);
                 self.raise(LEASE, format!("{text}; instances end when the lease does"));
             }
         }

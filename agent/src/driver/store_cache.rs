@@ -13,8 +13,8 @@ use understudy_core::ids::HostId;
 use understudy_store::{StoreError, WatchError};
 
 use super::{Event, Parts};
+use crate::connect;
 use crate::keys::{self, Key};
-use crate::needs;
 
 /// Between two attempts while the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
@@ -63,7 +63,7 @@ struct Follower {
 
 impl Follower {
     fn is_silent(&mut self, error: &StoreError) -> Option<Ended> {
-        let text = needs::store_fault(&self.parts.config, error);
+        let text = connect::store_fault(&self.parts.config, error);
         let sort = std::mem::discriminant(error);
         if self.silent.replace(sort) == Some(sort) {
             tracing::debug!(error = %text, "the store still does not answer");

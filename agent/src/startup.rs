@@ -20,12 +20,12 @@ use understudy_hypervisor::{CapacityError, Template};
 
 use crate::api::{self, ApiState};
 use crate::config::{Config, role_disk_faults, store_file_faults, template_faults};
+use crate::connect;
 use crate::driver::{Driver, Event, Members, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
-use crate::needs;
 use crate::policies::Policies;
 use crate::tasks::Tasks;
 
@@ -76,7 +76,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     watch_load(&parts.tasks, driver.events());
     watch_role_disks(parts.clone(), driver.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
-    let store = Box::pin(needs::lease_store(parts.config.clone(), parts.store.clone()));
+    let store = Box::pin(connect::lease_store(parts.config.clone(), parts.store.clone()));
     driver.run(store, stopping).await?;
     tracing::info!("agent stops, instances are left as they are");
     Ok(())
@@ -100,8 +100,8 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
         .map_err(|error| failed(&format!("cannot make {}", scratch.display()), &error))?;
     let metrics = Arc::new(Metrics::new().map_err(|error| failed("metrics", &error))?);
     let policies = Arc::new(Policies::open(&config, &metrics));
-    let hypervisor = needs::hypervisor(&config)?;
-    let store = needs::store(&config).await?;
+    let hypervisor = connect::hypervisor(&config)?;
+    let store = connect::store(&config).await?;
     let parts = Parts {
         boot,
         machine: machine_id(Path::new("/")),
@@ -150,7 +150,7 @@ fn watch_capacity(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
                     let _ = events.send(Event::Capacity(for_instances(&parts.config, room)));
                     return;
                 }
-                Ok(Err(CapacityError::Read(error))) => needs::libvirt_fault(&parts.config, &error),
+                Ok(Err(CapacityError::Read(error))) => connect::libvirt_fault(&parts.config, &error),
                 Err(error) => return parts.tasks.joined::<()>("capacity", Err(error)),
             };
             if reported.replace(text.clone()).as_ref() != Some(&text) {
