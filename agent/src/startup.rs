@@ -21,12 +21,12 @@ use understudy_hypervisor::{CapacityError, Template};
 use crate::api::{self, ApiState};
 use crate::config::{Config, role_disk_faults, store_file_faults, template_faults};
 use crate::connect;
-use crate::driver::{Driver, Event, Members, Parts, Snapshot};
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
 use crate::policies::Policies;
+use crate::runtime::{Driver, Event, Members, Parts, Snapshot};
 use crate::tasks::Tasks;
 
 /// Between two attempts at something that the agent cannot do without at its start.

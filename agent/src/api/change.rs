@@ -21,9 +21,9 @@ use uuid::Uuid;
 use super::types::{NodeRequest, TerminalRequest};
 use super::{ApiState, Refusal, unknown_terminal};
 use crate::config::{MEMORY_MIB, VCPUS};
-use crate::driver::{Event, admission, now};
 use crate::exit::chain;
 use crate::keys::{Key, encode};
+use crate::runtime::{Event, admission, now};
 
 /// The environment of nodes that name none.
 const ENVIRONMENT: &str = "desktop";

@@ -18,9 +18,9 @@ use understudy_core::host::{Offer, offered};
 use understudy_core::ids::{Epoch, HostId, NodeId};
 
 use super::{ApiState, Refusal};
-use crate::driver::Snapshot;
 use crate::exit::chain;
 use crate::peers::{REVISION_HEADER, SHIPMENT_HEADER, Shipment};
+use crate::runtime::Snapshot;
 
 /// Chunks that may wait for the disk.
 const AHEAD: usize = 8;

@@ -19,8 +19,8 @@ use axum::{Json, Router};
 use tokio::sync::{mpsc, watch};
 use understudy_core::ids::TerminalId;
 
-use crate::driver::{Event, Parts, Snapshot, now};
 use crate::gateway::Counters;
+use crate::runtime::{Event, Parts, Snapshot, now};
 use types::Status;
 
 /// What the handlers work with.

@@ -13,11 +13,11 @@ use understudy_policy::Digest;
 use understudy_store::Committed;
 
 use super::{ApiState, Refusal};
-use crate::driver::now;
 use crate::exit::chain;
 use crate::keys::Key;
 use crate::policies::explain::{Explained, explained};
 use crate::policies::status::PoliciesStatus;
+use crate::runtime::now;
 
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<PoliciesStatus>, Refusal> {
     Ok(Json(PoliciesStatus::of(state.snapshot()?.as_ref(), &state.parts.policies)))

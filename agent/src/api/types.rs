@@ -8,8 +8,8 @@ use understudy_core::records::{Application, CheckpointId, Incident, Labels, Memb
 use understudy_core::units::Boottime;
 use understudy_core::view::{HostView, View};
 
-use crate::driver::{Parts, Snapshot, now};
 use crate::policies::status::PoliciesStatus;
+use crate::runtime::{Parts, Snapshot, now};
 
 /// A terminal to create, as a file or request says it.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -18,8 +18,8 @@ use understudy_policy::{Asked, By, Outcome, PolicyFault, Standing};
 use super::recorder::{Batch, Item};
 use super::records::{Fault, PolicyId, Said};
 use super::{Deciding, Policies, lock};
-use crate::driver::now;
 use crate::exit::chain;
+use crate::runtime::now;
 
 /// A question that was put, with who is to be held to the answer.
 #[derive(Debug)]

@@ -12,10 +12,10 @@ use understudy_core::transaction::Transaction;
 use understudy_policy::{Digest, Library, Limits, PolicySet, SETTINGS_FILE, Settings};
 use understudy_store::Committed;
 
-use crate::driver::Parts;
 use crate::exit::chain;
 use crate::keys::Key;
 use crate::peers::fetch_component;
+use crate::runtime::Parts;
 
 /// What came of a proposal.
 pub(super) enum Proposal {

@@ -19,8 +19,8 @@ use understudy_policy::{Digest, Folder, FolderWatch, LoadFault, PolicySet};
 use super::load::{Proposal, load, propose};
 use super::memory::{Memory, state};
 use super::{FolderStanding, ManagerStatus, Seen, lock};
-use crate::driver::{Event, Parts, now};
 use crate::exit::chain;
+use crate::runtime::{Event, Parts, now};
 
 /// Between two looks at the folder: two of them and the loading of a small policy are well within 2 s.
 const LOOK: Duration = Duration::from_millis(300);

@@ -9,7 +9,7 @@ use understudy_core::sets::RefusedSet;
 
 use super::Policies;
 use super::load::settings;
-use crate::driver::{Snapshot, now, waits};
+use crate::runtime::{Snapshot, now, waits};
 
 /// The policies, as one host sees them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

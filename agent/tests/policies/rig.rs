@@ -15,12 +15,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use understudy::api::{self, ApiState};
 use understudy::config::Config;
-use understudy::driver::{Driver, Parts, Snapshot};
 use understudy::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use understudy::keys::{Key, decode, encode};
 use understudy::metrics::Metrics;
 use understudy::policies::Policies;
 use understudy::policies::status::PoliciesStatus;
+use understudy::runtime::{Driver, Parts, Snapshot};
 use understudy_checkpoint::ImageStore;
 use understudy_core::ids::{BootId, HostId};
 use understudy_core::records::{Capacity, HostFacts, LeaseRecord};
@@ -129,7 +129,7 @@ impl Agent {
         let (stop, stopping) = watch::channel(false);
         let lease_store: Arc<dyn understudy_store::Store> = Arc::new(store.another());
         let running = Some(tokio::spawn(async move {
-            let store: understudy::driver::OpenStore = Box::pin(std::future::ready(lease_store));
+            let store: understudy::runtime::OpenStore = Box::pin(std::future::ready(lease_store));
             driver.run(store, stopping).await.unwrap();
         }));
         Self { folder: home.join("policies"), parts, snapshots, stop, running, home }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use understudy::driver::{admission, trial};
 use understudy::keys::Key;
+use understudy::runtime::{admission, trial};
 use understudy_core::ids::NodeId;
 use understudy_core::records::NodeRecord;
 use understudy_core::units::UnixMillis;

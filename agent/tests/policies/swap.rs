@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use understudy::driver::{admission, trial};
+use understudy::runtime::{admission, trial};
 use understudy_core::ids::NodeId;
 use understudy_core::records::NodeRecord;
 use understudy_core::units::UnixMillis;

@@ -21,7 +21,7 @@ use understudy_core::transaction::Transaction;
 use understudy_store::{Committed, Store};
 
 use super::event::Event;
-use super::{Driver, jobs};
+use super::{Driver, effects};
 use crate::exit::chain;
 use crate::keys::Key;
 use crate::peers::{self, SendError, Shipment};
@@ -117,7 +117,7 @@ impl Driver {
         let image = Arc::new(Outgoing::new(self.parts.scratch.join(name)));
         let goes = Goes { image: image.clone(), sends: BTreeMap::new() };
         self.copies.0.insert((node.clone(), id), goes);
-        jobs::save(self.parts.clone(), self.sender.clone(), image, job);
+        effects::save(self.parts.clone(), self.sender.clone(), image, job);
     }
 
     pub(super) fn send(&mut self, node: NodeId, id: CheckpointId, revision: u64, to: Destination) {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use understudy_guard::{Client, ClientError, Deadline, Status};
 
-use crate::driver::jobs::GUARD_PATIENCE;
+use crate::runtime::effects::GUARD_PATIENCE;
 use crate::tasks::Tasks;
 
 /// What is asked of a guard for the sake of a lease.

@@ -237,7 +237,7 @@ fn wake(parts: &Parts, whose: Whose, epoch: Epoch) -> Result<(), String> {
 }
 
 /// libvirt hears of the agent's channel a moment after the guest went on: until then it refuses to ask.
-pub(in crate::driver) fn set_clock(parts: &Parts, instance: InstanceId) -> Result<(), GuestError> {
+pub(in crate::runtime) fn set_clock(parts: &Parts, instance: InstanceId) -> Result<(), GuestError> {
     let until = Instant::now() + CLOCK;
     loop {
         match parts.hypervisor.guest_set_time(instance) {

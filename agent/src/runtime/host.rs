@@ -18,7 +18,7 @@ use understudy_hypervisor::{
 };
 
 use super::event::Event;
-use super::{Driver, jobs, now};
+use super::{Driver, effects, now};
 use crate::connect;
 use crate::exit::chain;
 
@@ -61,10 +61,10 @@ impl Driver {
             Effect::Start(job) if matches!(job.action, HostAction::Checkpoint { .. }) => self.save(*job),
             Effect::Start(job) => {
                 tracing::debug!(action = ?job.action, "job starts");
-                jobs::spawn(self.parts.clone(), self.sender.clone(), *job);
+                effects::spawn(self.parts.clone(), self.sender.clone(), *job);
             }
             Effect::Step { job, step } => {
-                jobs::take_step(self.parts.clone(), self.sender.clone(), job, step);
+                effects::take_step(self.parts.clone(), self.sender.clone(), job, step);
             }
             Effect::Ended { job, outcome } => log_outcome(&job, &outcome),
             Effect::List => self.look(|hypervisor| Input::Listed(list(hypervisor))),

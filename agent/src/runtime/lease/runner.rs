@@ -29,8 +29,8 @@ use understudy_store::{Revision, Store};
 use super::guard::{GuardCalls, GuardLine};
 use super::members::Members;
 use super::opening;
-use crate::driver::Event;
 use crate::exit::chain;
+use crate::runtime::Event;
 use crate::tasks::Tasks;
 
 /// The store as the lease reaches it: opened on the lease's own thread, so that its connections live there.
@@ -92,7 +92,7 @@ pub(super) struct Keeping {
 
 /// The thread. It gives the lease up, as it is, when this is dropped.
 #[derive(Debug)]
-pub(in crate::driver) struct LeaseThread {
+pub(in crate::runtime) struct LeaseThread {
     _stop: oneshot::Sender<()>,
 }
 

@@ -8,7 +8,7 @@
 mod checkpoint;
 mod domain;
 mod guest;
-mod migrate;
+mod migration;
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -61,7 +61,7 @@ pub(super) fn take_step(
     let tasks = parts.tasks.clone();
     tasks.spawn("step of a migration", async move {
         let taken = job.clone();
-        let task = move || migrate::step(&parts, &taken, step);
+        let task = move || migration::step(&parts, &taken, step);
         let answer = match tokio::task::spawn_blocking(task).await {
             Ok(answer) => answer,
             Err(error) => MigrationAnswer::Failed(format!("the step ended early: {error}")),

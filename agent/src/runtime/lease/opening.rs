@@ -14,9 +14,9 @@ use understudy_hypervisor::process::boottime;
 use understudy_store::{Committed, Revision, Store, StoreError};
 
 use super::runner::{Context, Done, Held, LeaseEvent};
-use crate::driver::Event;
 use crate::exit::chain;
 use crate::keys::{self, Key};
+use crate::runtime::Event;
 
 /// Takes up the open lease of this very boot, else has the host cleared and opens the next.
 pub(super) async fn open(context: &Context) -> Done {
@@ -84,7 +84,7 @@ pub(super) async fn renew(context: &Context, held: Option<Held>) -> Done {
 /// Writes a renewal, on condition that the lease is as it was opened.
 async fn renewal(context: &Context, held: Option<Held>, written: LeaseAnswer) -> Done {
     let Some(held) = held else { return Done::new(LeaseAnswer::Refused) };
-    let record = RenewalRecord { number: held.number, at: crate::driver::now().wall };
+    let record = RenewalRecord { number: held.number, at: crate::runtime::now().wall };
     let write = Transaction::new()
         .when(Key::Lease(context.host.clone()), Some(held.revision.0))
         .put(Key::Renewal(context.host.clone()), &record);

@@ -17,7 +17,7 @@ use understudy_hypervisor::{
 };
 use uuid::Uuid;
 
-use super::jobs::{GUARD_PATIENCE, set_clock};
+use super::effects::{GUARD_PATIENCE, set_clock};
 use super::{Driver, Parts, now};
 
 /// One instance that goes on, or that is known dead.

@@ -23,8 +23,8 @@ use uuid::Uuid;
 use super::guard::GuardCalls;
 use super::runner::{Keeping, LeaseThread};
 use super::{LeaseEvent, Members};
-use crate::driver::Event;
 use crate::keys::{Key, decode};
+use crate::runtime::Event;
 
 /// What nothing here should ever take, on however busy a machine.
 const LIMIT: Duration = Duration::from_secs(60);

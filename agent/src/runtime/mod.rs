@@ -4,9 +4,9 @@
 //! here and nowhere else. Must not do: decide (core does), talk to libvirt, the guard or a guest itself (jobs do).
 
 mod copies;
+mod effects;
 mod event;
 mod host;
-mod jobs;
 mod lead;
 mod lease;
 mod publish;
