@@ -10,7 +10,7 @@ pub mod gateway;
 pub mod machine;
 pub mod metrics;
 pub mod peers;
-pub mod policies;
+pub mod policy_manager;
 pub mod runtime;
 pub mod startup;
 pub mod tasks;

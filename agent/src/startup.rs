@@ -25,7 +25,7 @@ use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
-use crate::policies::Policies;
+use crate::policy_manager::Policies;
 use crate::runtime::{Driver, Event, Members, Parts, Snapshot};
 use crate::tasks::Tasks;
 

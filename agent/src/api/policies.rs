@@ -15,8 +15,8 @@ use understudy_store::Committed;
 use super::{ApiState, Refusal};
 use crate::exit::chain;
 use crate::keys::Key;
-use crate::policies::explain::{Explained, explained};
-use crate::policies::status::PoliciesStatus;
+use crate::policy_manager::explain::{Explained, explained};
+use crate::policy_manager::status::PoliciesStatus;
 use crate::runtime::now;
 
 pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<PoliciesStatus>, Refusal> {

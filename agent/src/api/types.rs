@@ -8,7 +8,7 @@ use understudy_core::records::{Application, CheckpointId, Incident, Labels, Memb
 use understudy_core::units::Boottime;
 use understudy_core::view::{HostView, View};
 
-use crate::policies::status::PoliciesStatus;
+use crate::policy_manager::status::PoliciesStatus;
 use crate::runtime::{Parts, Snapshot, now};
 
 /// A terminal to create, as a file or request says it.

@@ -17,10 +17,10 @@ use understudy_policy::{
 use super::print::policies as print;
 use crate::client::ask;
 use crate::exit::{Exit, Failure, chain};
-use crate::policies::explain::Explained;
-use crate::policies::records;
-use crate::policies::replay::{recorded, replay};
-use crate::policies::status::PoliciesStatus;
+use crate::policy_manager::explain::Explained;
+use crate::policy_manager::records;
+use crate::policy_manager::replay::{recorded, replay};
+use crate::policy_manager::status::PoliciesStatus;
 
 /// Where a daemon keeps its records unless it is configured otherwise.
 const RECORDS: &str = "/var/lib/understudy/policies";

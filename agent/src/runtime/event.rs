@@ -16,7 +16,7 @@ use super::lead::Done;
 use super::publish::Published;
 use super::recovery::Recovered;
 use crate::exit::Failure;
-use crate::policies::ManagerStatus;
+use crate::policy_manager::ManagerStatus;
 
 /// Something happened.
 #[derive(Debug)]

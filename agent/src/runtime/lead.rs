@@ -25,7 +25,7 @@ use super::event::Event;
 use super::{Driver, Parts, now};
 use crate::exit::chain;
 use crate::keys::LEADER;
-use crate::policies::{Deciding, Exchange, Open};
+use crate::policy_manager::{Deciding, Exchange, Open};
 
 /// Assignments that are being written at one time. Each is a round trip to the store and a sync of its log there.
 const WRITES_MAX: usize = 32;

@@ -51,7 +51,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::Publisher;
 use crate::metrics::Metrics;
-use crate::policies::{Deciding, Policies, Seen};
+use crate::policy_manager::{Deciding, Policies, Seen};
 use crate::tasks::{Panicked, Tasks};
 
 /// The longest that the driver sleeps where nothing is due: it feeds systemd's watchdog, and looks at what waits by the wall
@@ -270,7 +270,7 @@ impl Driver {
             .map_err(|error| Failure::new(Exit::Failed, format!("cannot keep a lease: {}", chain(&error))))?;
         store_cache::start(self.parts.clone(), self.sender.clone(), self.renewals.subscribe());
         self.listen_to_hypervisor();
-        crate::policies::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
+        crate::policy_manager::start(self.parts.clone(), self.seen.subscribe(), self.sender.clone());
         self.inform(kept_images(&self.parts.images));
         let mut panics = self.parts.tasks.reports();
         let mut watchdog = Watchdog::of_systemd();

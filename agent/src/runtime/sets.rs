@@ -11,7 +11,7 @@ use understudy_core::units::Now;
 use understudy_core::view::{HostView, View, diff};
 
 use super::Driver;
-use crate::policies::{ManagerStatus, Seen};
+use crate::policy_manager::{ManagerStatus, Seen};
 
 impl Driver {
     /// What the manager reports.

@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::gateway;
 use crate::keys::{Key, encode};
 use crate::metrics::Metrics;
-use crate::policies::Policies;
+use crate::policy_manager::Policies;
 
 /// What nothing here should ever take, on however busy a machine.
 const LIMIT: Duration = Duration::from_secs(60);

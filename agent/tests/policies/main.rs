@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rig::samples::{fact, spec};
 use rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, write};
 use understudy::keys::{Key, decode};
-use understudy::policies::records::{self, Matter};
+use understudy::policy_manager::records::{self, Matter};
 use understudy_core::death::Death;
 use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
 use understudy_core::records::{HostFacts, Member, NodeRecord, Origin, Phase, TerminalRecord};
@@ -384,7 +384,7 @@ async fn a_shadow_is_compared_and_a_replay_tells_the_same_difference() {
     )
     .unwrap();
     let history = records::read(&records, UnixMillis(0)).unwrap();
-    let replayed = understudy::policies::replay::replay(&history, &mut replayer, true).unwrap();
+    let replayed = understudy::policy_manager::replay::replay(&history, &mut replayer, true).unwrap();
     assert_eq!((replayed.questions, replayed.same, replayed.failures), (1, 0, 0), "{replayed:?}");
     let difference = &replayed.differences[0];
     assert_eq!((difference.was.as_str(), difference.would.as_str()), ("host1", "host2"));

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use understudy::policies::records::{
+use understudy::policy_manager::records::{
     self, Asking, Decision, Log, Matter, PolicyId, RecordedPolicy, Said, SetLine, VERSION,
 };
-use understudy::policies::replay::{NoReplay, Replayed, replay};
+use understudy::policy_manager::replay::{NoReplay, Replayed, replay};
 use understudy_core::policy::PlacementVerdict;
 use understudy_core::units::{MiB, UnixMillis};
 use understudy_policy::{FUEL, Limits, Replayer};

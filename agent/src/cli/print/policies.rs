@@ -8,9 +8,9 @@ use understudy_policy::{BenchRow, CheckReport};
 use super::table::Column::{Left, Right};
 use super::table::text as table;
 use crate::exit::chain;
-use crate::policies::explain::{Explained, ExplainedShadow};
-use crate::policies::replay::Replayed;
-use crate::policies::status::{PoliciesStatus, PolicyStatus, ShadowStatus};
+use crate::policy_manager::explain::{Explained, ExplainedShadow};
+use crate::policy_manager::replay::Replayed;
+use crate::policy_manager::status::{PoliciesStatus, PolicyStatus, ShadowStatus};
 
 /// Who decides, and what an operator should look at.
 pub(crate) fn deciding(status: &PoliciesStatus) -> String {

@@ -8,10 +8,10 @@ use understudy_core::sets::RefusedSet;
 use understudy_core::units::{MiB, UnixMillis};
 
 use super::*;
-use crate::policies::explain::{ExplainedHost, ExplainedShadow};
-use crate::policies::records::{Fault, PolicyId, Said};
-use crate::policies::replay::Difference;
-use crate::policies::status::{CandidateStatus, PolicyStatus, ShadowStatus};
+use crate::policy_manager::explain::{ExplainedHost, ExplainedShadow};
+use crate::policy_manager::records::{Fault, PolicyId, Said};
+use crate::policy_manager::replay::Difference;
+use crate::policy_manager::status::{CandidateStatus, PolicyStatus, ShadowStatus};
 
 fn host(name: &str) -> HostId {
     name.parse().unwrap()

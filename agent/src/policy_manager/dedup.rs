@@ -73,7 +73,7 @@ mod tests {
     use understudy_core::policy::{BackupCountQuestion, ClusterRow, CountVerdict};
 
     use super::*;
-    use crate::policies::records::Said;
+    use crate::policy_manager::records::Said;
 
     fn item(node: &str, backups: u32, took_us: u64) -> Item {
         let question = BackupCountQuestion {
