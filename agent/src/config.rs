@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use understudy_core::bounds::{Bounds, Profile};
 use understudy_core::host::PoolSettings;
-use understudy_core::ids::HostId;
-use understudy_core::records::Labels;
-use understudy_core::units::MiB;
+use understudy_core::model::ids::HostId;
+use understudy_core::model::records::Labels;
+use understudy_core::model::units::MiB;
 
 mod check;
 mod look;

@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use understudy_core::ids::MachineId;
+use understudy_core::model::ids::MachineId;
 
 const INSTALLATION: &str = "etc/machine-id";
 const HARDWARE: &str = "sys/class/dmi/id/product_uuid";

@@ -14,11 +14,11 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
-use understudy_core::ids::NodeId;
 use understudy_core::leader::Report;
-use understudy_core::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
-use understudy_core::units::UnixMillis;
-use understudy_core::view::{Checkpoints, View};
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
+use understudy_core::model::units::UnixMillis;
+use understudy_core::model::view::{Checkpoints, View};
 
 pub use policies::PolicyMetrics;
 

@@ -20,9 +20,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use understudy_checkpoint::{Description, Digest};
-use understudy_core::ids::NodeId;
-use understudy_core::records::CheckpointId;
-use understudy_core::units::MiB;
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::CheckpointId;
+use understudy_core::model::units::MiB;
 
 use crate::exit::chain;
 

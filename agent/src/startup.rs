@@ -13,8 +13,8 @@ use axum::serve::ListenerExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use understudy_checkpoint::ImageStore;
-use understudy_core::records::Capacity;
-use understudy_core::units::Vcpus;
+use understudy_core::model::records::Capacity;
+use understudy_core::model::units::Vcpus;
 use understudy_hypervisor::permit::{Permits, boot_id};
 use understudy_hypervisor::{CapacityError, Template};
 

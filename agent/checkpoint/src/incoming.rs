@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use understudy_core::ids::{Epoch, NodeId};
-use understudy_core::records::CheckpointId;
+use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::records::CheckpointId;
 
 use crate::digest::Digest;
 use crate::files::WriteFile;

@@ -10,8 +10,8 @@
 
 use std::path::{Path, PathBuf};
 
-use understudy_core::ids::{Epoch, NodeId};
-use understudy_core::records::CheckpointId;
+use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::records::CheckpointId;
 
 pub(crate) const IMAGE: &str = "image";
 pub(crate) const MANIFEST: &str = "json";

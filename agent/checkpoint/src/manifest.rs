@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use understudy_core::ids::{InstanceId, NodeId};
-use understudy_core::records::CheckpointId;
-use understudy_core::units::{MiB, UnixMillis};
+use understudy_core::model::ids::{InstanceId, NodeId};
+use understudy_core::model::records::CheckpointId;
+use understudy_core::model::units::{MiB, UnixMillis};
 
 use crate::digest::Digest;
 

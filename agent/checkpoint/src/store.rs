@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use understudy_core::ids::{Epoch, NodeId};
-use understudy_core::records::CheckpointId;
+use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::records::CheckpointId;
 
 use crate::digest::{Digest, digest_of};
 use crate::files::{self, Disk, Files};

@@ -7,9 +7,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, HostId};
+use crate::model::ids::{Epoch, HostId};
+use crate::model::units::UnixMillis;
 use crate::service::Service;
-use crate::units::UnixMillis;
 
 /// How an instance died, by the standard of SAFE-2.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

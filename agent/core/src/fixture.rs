@@ -7,16 +7,16 @@ use std::time::Duration;
 use crate::bounds::{Bounds, Profile};
 use crate::death::{CopyFault, Death};
 use crate::host::{Local, PoolSettings, Situation};
-use crate::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
 use crate::invariants::{broken_by, broken_in};
 use crate::leader::{CheckpointChange, Plan, Question, Reply, Report, plan_asking};
-use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
-use crate::records::{
+use crate::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
+use crate::model::records::{
     Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, LeaseExpiry, LeaseRecord,
     NodeRecord, NodeSpec, Phase, Screen,
 };
-use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
-use crate::view::{Answer, HostView, Versioned, View};
+use crate::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use crate::model::view::{Answer, HostView, Versioned, View};
+use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
 
 /// What answers the plan's questions.
 pub(crate) trait Policy {

@@ -13,9 +13,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::NodeRecord;
-use crate::view::View;
+use crate::model::ids::{HostId, InstanceId, NodeId};
+use crate::model::records::NodeRecord;
+use crate::model::view::View;
 
 pub use assignment::broken_by;
 

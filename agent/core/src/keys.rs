@@ -23,7 +23,7 @@
 
 use serde::de::DeserializeOwned;
 
-use crate::ids::{HostId, NodeId, TerminalId};
+use crate::model::ids::{HostId, NodeId, TerminalId};
 
 /// Everything of this product, in its second layout.
 pub const ALL: &str = "v2/";

@@ -10,16 +10,13 @@ pub mod errors;
 #[cfg(test)]
 mod fixture;
 pub mod host;
-pub mod ids;
 pub mod invariants;
 pub mod keys;
 pub mod leader;
+pub mod model;
 pub mod observe;
 pub mod policy;
-pub mod records;
 pub mod service;
 pub mod sets;
 pub mod store_cache;
 pub mod transaction;
-pub mod units;
-pub mod view;

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::ids::HostId;
-use crate::units::Boottime;
+use crate::model::ids::HostId;
+use crate::model::units::Boottime;
 
 /// When each host's lease was last seen to change.
 #[derive(Debug, Clone, Default)]

@@ -13,9 +13,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{HostId, NodeId, Role};
-use crate::records::Labels;
-use crate::units::{MiB, Vcpus};
+use crate::model::ids::{HostId, NodeId, Role};
+use crate::model::records::Labels;
+use crate::model::units::{MiB, Vcpus};
 
 pub use rows::Rows;
 pub use verdict::{BuiltIn, CountVerdict, Judged, PlacementVerdict, RefusedPick, Unusable};

@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::HostId;
-use crate::units::UnixMillis;
-use crate::view::{HostView, Hosts, Versioned};
+use crate::model::ids::HostId;
+use crate::model::units::UnixMillis;
+use crate::model::view::{HostView, Hosts, Versioned};
 
 pub use refusal::{OpenHosts, Refusal};
 

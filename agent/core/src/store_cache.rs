@@ -13,15 +13,15 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::errors::chain;
-use crate::ids::{Epoch, HostId, NodeId};
 use crate::keys::{Key, Unreadable, decode};
-use crate::observe::Observer;
-use crate::records::{
+use crate::model::ids::{Epoch, HostId, NodeId};
+use crate::model::records::{
     CheckpointRecord, FailoverRequest, HostFacts, HostIntent, LeaderRecord, LeaseRecord, NodeRecord,
 };
+use crate::model::units::Boottime;
+use crate::model::view::{HostView, Versioned, View};
+use crate::observe::Observer;
 use crate::sets::PolicySets;
-use crate::units::Boottime;
-use crate::view::{HostView, Versioned, View};
 
 /// A record as the store holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

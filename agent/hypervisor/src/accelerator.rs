@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use crate::event::{EventKind, Hub};
 use crate::ffi;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use crate::error::{
     CapacityError, ControlError, CreateError, DestroyError, GuestError, ListError, MigrateError,

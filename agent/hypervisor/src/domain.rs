@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::{MiB, Vcpus};
 
 use crate::types::{MacAddress, Note};
 use crate::xml::{Element, Node, XmlError};

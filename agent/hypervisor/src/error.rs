@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use crate::process::Pid;
 use crate::refusal::{Refusal, RefusalKind};

@@ -7,8 +7,8 @@
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use understudy_core::ids::InstanceId;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::units::Boottime;
 
 use crate::process::Pid;
 use crate::types::PauseCause;

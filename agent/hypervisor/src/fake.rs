@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use understudy_core::units::{Boottime, MiB, Vcpus};
+use understudy_core::model::units::{Boottime, MiB, Vcpus};
 
 pub use self::guest::{Guest, GuestMemory, Memory};
 pub use self::host::Instance;

@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use nix::libc::{self, c_char, c_int, c_void};
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 use virt::connect::Connect;
 use virt::domain::Domain as VirtDomain;
 use virt::error::Error;

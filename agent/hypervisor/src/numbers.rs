@@ -4,7 +4,7 @@
 //! do: call libvirt.
 
 use nix::libc::c_int;
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 use virt_sys as sys;
 
 use crate::event::{EventKind, Lifecycle, StartCause, StopCause, WatchdogAction};

@@ -14,8 +14,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use understudy_core::ids::{BootId, Epoch, InstanceId};
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::{BootId, Epoch, InstanceId};
+use understudy_core::model::units::Boottime;
 
 /// Where the hook looks.
 pub const FOLDER: &str = "/run/understudy/permits";

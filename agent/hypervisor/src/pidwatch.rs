@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use crate::process::{self, Pid};
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use understudy_core::ids::InstanceId;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::units::Boottime;
 
 use crate::ffi;
 

@@ -72,7 +72,7 @@ fn fit_disk(disk: &mut Element, spec: &RestoreSpec) {
 mod tests {
     use std::sync::Arc;
 
-    use understudy_core::ids::Epoch;
+    use understudy_core::model::ids::Epoch;
 
     use super::*;
     use crate::template::Template;

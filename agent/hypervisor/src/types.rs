@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::{MiB, Vcpus};
 
 use crate::process::Pid;
 use crate::template::Template;

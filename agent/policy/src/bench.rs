@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use understudy_core::ids::{HostId, NodeId, Role};
+use understudy_core::model::ids::{HostId, NodeId, Role};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_core::policy::{
     HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion, Purpose, SiblingMember, Traffic,
 };
-use understudy_core::units::{MiB, Vcpus};
 use wasmtime::component::Component;
 
 use crate::columns;

@@ -16,8 +16,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use understudy_core::model::units::Boottime;
 use understudy_core::policy::Interface;
-use understudy_core::units::Boottime;
 
 use crate::fault::PolicyFault;
 use crate::set::By;

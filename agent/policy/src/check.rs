@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use understudy_core::model::units::MiB;
 use understudy_core::policy::Interface;
-use understudy_core::units::MiB;
 use wasmtime::component::Component;
 
 use crate::engine::Sandbox;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
-use understudy_core::ids::{HostId, Role};
+use understudy_core::model::ids::{HostId, Role};
 use understudy_core::policy::{
     BackupCountQuestion, HostRow, HostState, Part, PlacementQuestion, Purpose, Rows,
 };

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use understudy_core::units::MiB;
+use understudy_core::model::units::MiB;
 use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolConcurrencyLimitError, PoolingAllocationConfig,

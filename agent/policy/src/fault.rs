@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use understudy_core::model::units::MiB;
 use understudy_core::policy::Interface;
-use understudy_core::units::MiB;
 
 use crate::library::LibraryFault;
 use crate::names::Digest;

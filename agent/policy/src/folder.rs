@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::libc::O_NONBLOCK;
-use understudy_core::units::MiB;
+use understudy_core::model::units::MiB;
 
 use crate::fault::{FileFault, LoadFault};
 use crate::inspect::inspect;

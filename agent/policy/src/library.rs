@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use understudy_core::units::MiB;
+use understudy_core::model::units::MiB;
 use wasmtime::component::Component;
 
 use crate::compiled;

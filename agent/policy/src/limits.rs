@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use understudy_core::units::MiB;
+use understudy_core::model::units::MiB;
 
 /// What a policy may use. The deadline and the memory can be set for each policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use understudy_core::model::units::MiB;
 use understudy_core::policy::Interface;
-use understudy_core::units::MiB;
 
 use crate::keys::{self, Faults, Section};
 use crate::limits::Limits;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::ids::{HostId, NodeId, Role};
+use understudy_core::model::ids::{HostId, NodeId, Role};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_core::policy::{
     BackupCountQuestion, ClusterRow, HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion,
     Purpose, SiblingMember, Traffic,
 };
-use understudy_core::units::{MiB, Vcpus};
 
 const TEMPLATE: &str = "standard";
 

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::{Site, chain, component, module, placement_guest, question, settings};
+use understudy_core::model::units::MiB;
 use understudy_core::policy::Interface;
-use understudy_core::units::MiB;
 use understudy_policy::{
     BenchFault, CheckReport, Digest, FUEL, FileFault, Limits, PolicyFault, ReplayFault, Replayer, Wanted,
     bench, built_in, check,

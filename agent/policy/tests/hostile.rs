@@ -10,8 +10,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Site, component, placement_guest, question, settings};
+use understudy_core::model::units::MiB;
 use understudy_core::policy::{Interface, Pick, PlacementAnswer};
-use understudy_core::units::MiB;
 use understudy_policy::{LoadFault, PolicyFault, PolicySet, Settings};
 
 /// Generous: on a busy machine a thread may wait for its turn much longer than a deadline lasts.

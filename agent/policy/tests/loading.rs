@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::{Site, chain, component, placement_guest, question, settings};
+use understudy_core::model::units::MiB;
 use understudy_core::policy::{Interface, PlacementAnswer};
-use understudy_core::units::MiB;
 use understudy_policy::{Digest, Limits, LoadFault, Mode, PolicyFault, Settings};
 
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -8,12 +8,12 @@ use std::time::Duration;
 use common::planning::{host, planned};
 use common::samples::spec;
 use common::{Site, settings};
-use understudy_core::ids::HostId;
 use understudy_core::invariants;
+use understudy_core::model::ids::HostId;
+use understudy_core::model::records::NodeRecord;
+use understudy_core::model::units::MiB;
+use understudy_core::model::view::{Versioned, View};
 use understudy_core::policy::Interface;
-use understudy_core::records::NodeRecord;
-use understudy_core::units::MiB;
-use understudy_core::view::{Versioned, View};
 
 const NODE: &str = "alice/display";
 

@@ -14,11 +14,11 @@ use std::time::Duration;
 use common::planning::{host, planned};
 use common::samples::{count_question, fact, six_hosts, spec};
 use common::{chain, load, question, row};
-use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::records::{NodeRecord, Phase};
+use understudy_core::model::units::MiB;
+use understudy_core::model::view::{Versioned, View};
 use understudy_core::policy::{HostRow, Interface};
-use understudy_core::records::{NodeRecord, Phase};
-use understudy_core::units::MiB;
-use understudy_core::view::{Versioned, View};
 use understudy_policy::{Library, LoadFault, PolicyFault, PolicySet, Settings};
 
 /// A folder with one built policy for each question.

@@ -10,11 +10,11 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use tokio::sync::oneshot;
-use understudy_core::ids::{HostId, NameError, NodeId, TerminalId};
-use understudy_core::records::{
+use understudy_core::model::ids::{HostId, NameError, NodeId, TerminalId};
+use understudy_core::model::records::{
     FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, StateWait, TerminalRecord,
 };
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_store::{Committed, Condition, Revision, Txn};
 use uuid::Uuid;
 
@@ -138,7 +138,7 @@ fn spec(
     labels: &Labels,
     screen: Screen,
 ) -> Result<NodeSpec, Refusal> {
-    let display = node.role() == understudy_core::ids::Role::Display;
+    let display = node.role() == understudy_core::model::ids::Role::Display;
     if display && (!wanted.application.is_empty() || wanted.protected == Some(true)) {
         return Err(bad("display: has no applications and no execution state to protect"));
     }
@@ -296,8 +296,8 @@ fn accepted(node: &NodeId, committed: &Committed) -> Result<StatusCode, Refusal>
 
 #[cfg(test)]
 mod tests {
-    use understudy_core::ids::Role;
-    use understudy_core::units::UnixMillis;
+    use understudy_core::model::ids::Role;
+    use understudy_core::model::units::UnixMillis;
 
     use super::*;
 

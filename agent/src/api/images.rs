@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use understudy_checkpoint::Expected;
 use understudy_core::host::{Offer, offered};
-use understudy_core::ids::{Epoch, HostId, NodeId};
+use understudy_core::model::ids::{Epoch, HostId, NodeId};
 
 use super::{ApiState, Refusal};
 use crate::exit::chain;
@@ -115,9 +115,9 @@ pub(super) async fn receive(
 mod tests {
     use std::task::Poll;
 
-    use understudy_core::records::{Labels, Member, NodeRecord, NodeSpec, Origin, Screen};
-    use understudy_core::units::{MiB, Vcpus};
-    use understudy_core::view::Versioned;
+    use understudy_core::model::records::{Labels, Member, NodeRecord, NodeSpec, Origin, Screen};
+    use understudy_core::model::units::{MiB, Vcpus};
+    use understudy_core::model::view::Versioned;
 
     use super::*;
 

@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use tokio::sync::{mpsc, watch};
-use understudy_core::ids::TerminalId;
+use understudy_core::model::ids::TerminalId;
 
 use crate::gateway::Counters;
 use crate::runtime::{Event, Parts, Snapshot, now};
@@ -107,9 +107,10 @@ async fn terminal(
     State(state): State<ApiState>,
     Path(terminal): Path<String>,
 ) -> Result<Json<types::Terminal>, Refusal> {
-    let terminal: TerminalId = terminal.parse().map_err(|error: understudy_core::ids::NameError| {
-        Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
-    })?;
+    let terminal: TerminalId =
+        terminal.parse().map_err(|error: understudy_core::model::ids::NameError| {
+            Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
+        })?;
     let status = Status::of(state.snapshot()?.as_ref(), &state.parts);
     let found = status.terminals.into_iter().find(|found| found.id == terminal);
     found.map(Json).ok_or_else(|| unknown_terminal(&terminal))

@@ -6,8 +6,8 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use understudy_core::ids::NodeId;
 use understudy_core::leader;
+use understudy_core::model::ids::NodeId;
 use understudy_core::transaction::Transaction;
 use understudy_policy::Digest;
 use understudy_store::Committed;
@@ -49,7 +49,7 @@ pub(super) async fn explain(
     Path((terminal, node)): Path<(String, String)>,
 ) -> Result<Json<Explained>, Refusal> {
     let text = format!("{terminal}/{node}");
-    let node: NodeId = text.parse().map_err(|error: understudy_core::ids::NameError| {
+    let node: NodeId = text.parse().map_err(|error: understudy_core::model::ids::NameError| {
         Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
     })?;
     let snapshot = state.snapshot()?;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use understudy_core::records::{Application, CheckpointId, Incident, Labels, Member, NodeRecord, Origin};
-use understudy_core::units::Boottime;
-use understudy_core::view::{HostView, View};
+use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
+use understudy_core::model::records::{
+    Application, CheckpointId, Incident, Labels, Member, NodeRecord, Origin,
+};
+use understudy_core::model::units::Boottime;
+use understudy_core::model::view::{HostView, View};
 
 use crate::policy_manager::status::PoliciesStatus;
 use crate::runtime::{Parts, Snapshot, now};

@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 use understudy_core::bounds::Profile;
-use understudy_core::ids::{HostId, NodeId, TerminalId};
+use understudy_core::model::ids::{HostId, NodeId, TerminalId};
 
 use crate::api::types::{Status, Terminal, TerminalRequest};
 use crate::client::ask;

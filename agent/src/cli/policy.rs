@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::{Value, json};
-use understudy_core::units::UnixMillis;
+use understudy_core::model::units::UnixMillis;
 use understudy_policy::{
     BENCH_HOSTS, BenchRow, CheckReport, FUEL, Limits, Replayer, Settings, Wanted, bench, built_in, check,
 };

@@ -5,7 +5,7 @@ pub(super) mod table;
 
 use std::fmt::Write;
 
-use understudy_core::records::StateKept;
+use understudy_core::model::records::StateKept;
 
 use crate::api::types::{Host, MemberStatus, Node, Status, Terminal};
 use table::Column::{Left, Right};

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use understudy_core::bounds::Bounds;
 use understudy_core::host::PoolSettings;
-use understudy_core::ids::HostId;
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::HostId;
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_policy::keys::Faults;
 
 use super::{AddressRange, Config, ConfigError, StoreConfig, StoreKind, raw};

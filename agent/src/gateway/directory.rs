@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use understudy_core::ids::{Epoch, TerminalId};
-use understudy_core::view::{Display, Gateways, View, diff};
+use understudy_core::model::ids::{Epoch, TerminalId};
+use understudy_core::model::view::{Display, Gateways, View, diff};
 
 /// A directory and the one who publishes into it. It knows no terminals yet.
 #[must_use]

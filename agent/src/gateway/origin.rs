@@ -7,7 +7,7 @@
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, ORIGIN};
 
-use understudy_core::view::Gateways;
+use understudy_core::model::view::Gateways;
 
 /// Whether a request with `headers` comes from this gateway's own page, from that of another one of the cluster, be its
 /// host lost or not, or from no page at all.

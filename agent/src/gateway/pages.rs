@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use serde::Serialize;
 use tracing::warn;
-use understudy_core::ids::TerminalId;
+use understudy_core::model::ids::TerminalId;
 
 use super::socket::{self, Dialect};
 use super::{GatewayState, assets, origin};

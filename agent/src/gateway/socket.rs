@@ -22,8 +22,8 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info};
-use understudy_core::ids::{Epoch, TerminalId};
-use understudy_core::view::{Display, Gateways};
+use understudy_core::model::ids::{Epoch, TerminalId};
+use understudy_core::model::view::{Display, Gateways};
 
 use super::GatewayState;
 use super::counters::{Counters, End};

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use tokio_tungstenite::tungstenite;
-use understudy_core::view::View;
+use understudy_core::model::view::View;
 
 use self::rig::{BlackHole, Display, Gateway, LOST, Manner, OPEN, alice, ipv4, screen_address, shown, until};
 use self::view::view;

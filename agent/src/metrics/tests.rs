@@ -5,13 +5,13 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use understudy_core::death::{CopyFault, Death};
-use understudy_core::ids::{Epoch, InstanceId};
 use understudy_core::leader::Lack;
-use understudy_core::records::{
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::records::{
     Capacity, CheckpointId, CheckpointRecord, InstanceFact, Labels, NodeSpec, Screen,
 };
-use understudy_core::units::{MiB, Vcpus};
-use understudy_core::view::Versioned;
+use understudy_core::model::units::{MiB, Vcpus};
+use understudy_core::model::view::Versioned;
 use uuid::Uuid;
 
 use super::*;

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::ids::NodeId;
 use understudy_core::leader::{Question, Reply};
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::units::UnixMillis;
+use understudy_core::model::view::Answer;
 use understudy_core::policy::{
     BackupCountQuestion, BuiltIn, CountVerdict, Interface, Judged, PlacementQuestion, PlacementVerdict,
 };
-use understudy_core::units::UnixMillis;
-use understudy_core::view::Answer;
 use understudy_policy::{Asked, By, Outcome, PolicyFault, Standing};
 
 use super::recorder::{Batch, Item};

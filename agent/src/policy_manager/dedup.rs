@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::ids::NodeId;
+use understudy_core::model::ids::NodeId;
 use understudy_core::policy::{Interface, Purpose};
 use understudy_policy::Digest;
 

@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::leader::Explanation;
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::units::MiB;
 use understudy_core::policy::{BuiltIn, HostState, Interface, PlacementAnswer, Purpose, RefusedPick};
-use understudy_core::units::MiB;
 use understudy_policy::By;
 
 use super::Deciding;

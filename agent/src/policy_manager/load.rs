@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use understudy_core::ids::HostId;
+use understudy_core::model::ids::HostId;
 use understudy_core::sets::{PolicySetRecord, PolicySets, SetFault};
 use understudy_core::transaction::Transaction;
 use understudy_policy::{Digest, Library, Limits, PolicySet, SETTINGS_FILE, Settings};

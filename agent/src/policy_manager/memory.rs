@@ -139,9 +139,9 @@ pub(super) fn state(folder: &Folder, before: Option<&FolderState>) -> FolderStat
 
 #[cfg(test)]
 mod tests {
+    use understudy_core::model::units::UnixMillis;
+    use understudy_core::model::view::Versioned;
     use understudy_core::sets::{PolicySetRecord, RefusedSet};
-    use understudy_core::units::UnixMillis;
-    use understudy_core::view::Versioned;
     use understudy_policy::{Digest, FileFault, LoadFault};
 
     use super::*;

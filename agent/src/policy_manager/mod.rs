@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use understudy_core::ids::HostId;
+use understudy_core::model::ids::HostId;
 use understudy_core::policy::Interface;
 use understudy_core::sets::{OpenHosts, PolicySets};
 use understudy_policy::{By, CircuitBreaker, Library, Limits, PolicySet};

@@ -10,11 +10,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use understudy_core::leader::{recount, replace};
+use understudy_core::model::units::{MiB, UnixMillis};
 use understudy_core::policy::{
     BackupCountAnswer, BackupCountQuestion, CountVerdict, Interface, PlacementAnswer, PlacementQuestion,
     PlacementVerdict,
 };
-use understudy_core::units::{MiB, UnixMillis};
 use understudy_policy::{Asked, PolicyFault, PolicySet};
 
 use super::ask::said;

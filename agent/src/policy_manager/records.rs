@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use understudy_core::model::units::{MiB, UnixMillis};
 use understudy_core::policy::{
     BackupCountAnswer, BackupCountQuestion, CountVerdict, Interface, PlacementAnswer, PlacementQuestion,
     PlacementVerdict,
 };
-use understudy_core::units::{MiB, UnixMillis};
 use understudy_policy::{PolicyInfo, PolicySet};
 
 /// The form that is written. Readers pass over others.

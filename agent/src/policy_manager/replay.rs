@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use understudy_core::ids::NodeId;
 use understudy_core::leader::{recount, replace};
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::units::UnixMillis;
 use understudy_core::policy::{BuiltIn, Interface};
-use understudy_core::units::UnixMillis;
 use understudy_policy::{Limits, PolicyFault, ReplayFault, Replayer};
 
 use super::records::{Decision, History, Matter, Said, SetLine};
@@ -112,7 +112,7 @@ fn judged(decision: &Decision, policy: &Replayer) -> Option<(bool, Option<Differ
                 return None;
             }
             let again = replace(&asking.question, &made.eligible, outcome.as_ref().ok());
-            let name = |host: &Option<understudy_core::ids::HostId>| {
+            let name = |host: &Option<understudy_core::model::ids::HostId>| {
                 host.as_ref().map_or_else(|| "no host".to_owned(), ToString::to_string)
             };
             let row = again

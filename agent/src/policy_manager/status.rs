@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use understudy_core::ids::HostId;
+use understudy_core::model::ids::HostId;
 use understudy_core::policy::Interface;
 use understudy_core::sets::RefusedSet;
 

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc::UnboundedSender, watch};
 use tokio::time::Instant;
 use understudy_core::death::CopyFault;
 use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job, Recorded};
-use understudy_core::ids::{HostId, NodeId};
-use understudy_core::records::{CheckpointId, CheckpointRecord};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{CheckpointId, CheckpointRecord};
 use understudy_core::transaction::Transaction;
 use understudy_store::{Committed, Store};
 
@@ -260,6 +260,6 @@ mod tests {
     }
 
     fn id() -> CheckpointId {
-        CheckpointId { epoch: understudy_core::ids::Epoch(1), sequence: 1 }
+        CheckpointId { epoch: understudy_core::model::ids::Epoch(1), sequence: 1 }
     }
 }

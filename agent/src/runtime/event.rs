@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 use understudy_core::host::{Input, Job, MigrationAnswer, MigrationStep, Outcome};
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::leader::Trial;
-use understudy_core::records::{Capacity, NodeRecord};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{Capacity, NodeRecord};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};

@@ -10,8 +10,8 @@ use understudy_core::host::{
     DomainEvent, Effect, HostAction, Input, Job, MigrationAnswer, MigrationStep, Outcome, Records, Saved,
     Shown,
 };
-use understudy_core::ids::{InstanceId, NodeId};
-use understudy_core::units::Now;
+use understudy_core::model::ids::{InstanceId, NodeId};
+use understudy_core::model::units::Now;
 use understudy_hypervisor::{
     CallError, EventKind, Hypervisor, HypervisorEvent, InstanceState, ListError, Liveness, PauseCause,
     WatchdogAction,

@@ -7,17 +7,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use understudy_core::ids::NodeId;
 use understudy_core::leader::leadership::{
     Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, What, WriteOutcome, WriteRequest,
 };
 use understudy_core::leader::{
     Admission, Input as LeaderInput, Leader, Policies as Asked, Question, Reply, Trial,
 };
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::{LeaderRecord, NodeRecord};
+use understudy_core::model::units::Now;
+use understudy_core::model::view::{Versioned, View};
 use understudy_core::policy::Interface;
-use understudy_core::records::{LeaderRecord, NodeRecord};
-use understudy_core::units::Now;
-use understudy_core::view::{Versioned, View};
 use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
 use understudy_store::{Committed, Txn};
 

@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use understudy_core::host::Input;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
-use understudy_core::ids::{BootId, InstanceId, MachineId};
-use understudy_core::records::Service;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::{BootId, InstanceId, MachineId};
+use understudy_core::model::records::Service;
+use understudy_core::model::units::Boottime;
 use uuid::Uuid;
 
 pub use members::Members;

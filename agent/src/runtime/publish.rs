@@ -11,10 +11,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_core::records::HostFacts;
+use understudy_core::model::records::HostFacts;
+use understudy_core::model::units::{Boottime, Now};
+use understudy_core::model::view::View;
 use understudy_core::transaction::Transaction;
-use understudy_core::units::{Boottime, Now};
-use understudy_core::view::View;
 use understudy_store::{Committed, Revision};
 
 use super::event::Event;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use understudy_core::host::recovery::{self, Discovery, Naming, Recovery, Reported, Seen};
 use understudy_core::host::{Input, Local};
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::records::{HostFacts, Phase};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::records::{HostFacts, Phase};
 use understudy_guard::{Client, ClientError};
 use understudy_hypervisor::{
     ControlError, DestroyError, InstanceFact, InstanceState, ListError, Liveness, PauseCause,

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use understudy_core::records::HostFacts;
+use understudy_core::model::records::HostFacts;
+use understudy_core::model::units::Now;
+use understudy_core::model::view::{HostView, View, diff};
 use understudy_core::sets::Verdict;
-use understudy_core::units::Now;
-use understudy_core::view::{HostView, View, diff};
 
 use super::Driver;
 use crate::policy_manager::{ManagerStatus, Seen};

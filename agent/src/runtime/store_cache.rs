@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
-use understudy_core::ids::HostId;
+use understudy_core::model::ids::HostId;
 use understudy_store::{StoreError, WatchError};
 
 use super::{Event, Parts};

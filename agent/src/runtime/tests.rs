@@ -19,11 +19,11 @@ use tokio::sync::watch;
 use understudy_checkpoint::ImageStore;
 use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Input, Local};
-use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{
+use understudy_core::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
+use understudy_core::model::records::{
     Capacity, InstanceFact, LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen,
 };
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Site};
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, InstanceSpec, Note, Template};

@@ -7,11 +7,11 @@
 //! Must not keep time: when a leader counts as gone is decided by the caller, who then names the leadership
 //! that it found gone.
 
-use understudy_core::ids::HostId;
-pub use understudy_core::ids::Term;
 use understudy_core::keys::{decode, encode};
-use understudy_core::records::LeaderRecord;
-use understudy_core::view::Versioned;
+use understudy_core::model::ids::HostId;
+pub use understudy_core::model::ids::Term;
+use understudy_core::model::records::LeaderRecord;
+use understudy_core::model::view::Versioned;
 
 use crate::Store;
 use crate::error::{BoxError, StoreError};

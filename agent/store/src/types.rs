@@ -204,7 +204,7 @@ impl<'a> From<&'a Change> for store_cache::Change<'a> {
 #[cfg(test)]
 mod tests {
     use understudy_core::keys::{Key, encode};
-    use understudy_core::records::HostIntent;
+    use understudy_core::model::records::HostIntent;
 
     use super::*;
 

@@ -3,9 +3,9 @@
 use serde_json::Value;
 use tempfile::TempDir;
 use understudy::keys::{Key, encode};
-use understudy_core::ids::NodeId;
-use understudy_core::records::NodeRecord;
-use understudy_core::units::MiB;
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::NodeRecord;
+use understudy_core::model::units::MiB;
 use understudy_store::{Committed, Txn};
 
 use super::instances::Instances;

@@ -7,9 +7,9 @@ use tokio::task::JoinHandle;
 use understudy::keys::Key;
 use understudy::peers::{SendError, Shipment, send_checkpoint};
 use understudy_checkpoint::{Description, Digest};
-use understudy_core::ids::{Epoch, InstanceId, NodeId};
-use understudy_core::records::{CheckpointId, Member, NodeRecord, Origin, Phase, RenewalRecord};
-use understudy_core::units::{MiB, UnixMillis};
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::records::{CheckpointId, Member, NodeRecord, Origin, Phase, RenewalRecord};
+use understudy_core::model::units::{MiB, UnixMillis};
 use understudy_store::Store;
 
 use super::agent;

@@ -1,8 +1,8 @@
 //! A change that was refused for a host is proposed again when that host is another one, without anybody touching a file.
 
 use understudy::keys::Key;
-use understudy_core::ids::BootId;
-use understudy_core::records::LeaseRecord;
+use understudy_core::model::ids::BootId;
+use understudy_core::model::records::LeaseRecord;
 use understudy_core::sets::SetFacts;
 use understudy_store::MemoryStore;
 

@@ -1,7 +1,7 @@
 //! What a policy is told of a terminal that is made through the interface.
 
-use understudy_core::ids::NodeId;
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::units::UnixMillis;
 use understudy_store::MemoryStore;
 
 use crate::rig::{Agent, wait};

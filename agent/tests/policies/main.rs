@@ -19,10 +19,10 @@ use rig::{Agent, active, candidate, facts, guest, played_host, refused, wait, wr
 use understudy::keys::{Key, decode};
 use understudy::policy_manager::records::{self, Matter};
 use understudy_core::death::Death;
-use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{HostFacts, Member, NodeRecord, Origin, Phase, TerminalRecord};
+use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::model::records::{HostFacts, Member, NodeRecord, Origin, Phase, TerminalRecord};
+use understudy_core::model::units::UnixMillis;
 use understudy_core::sets::{RefusedSet, SetFacts, SetFault};
-use understudy_core::units::UnixMillis;
 use understudy_store::MemoryStore;
 use understudy_store::Store;
 

@@ -1,9 +1,9 @@
 //! A policy that picks nothing, as it may: the built-in rule decides, and it goes on being asked.
 
 use understudy::keys::Key;
-use understudy_core::ids::NodeId;
-use understudy_core::records::NodeRecord;
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::NodeRecord;
+use understudy_core::model::units::UnixMillis;
 use understudy_store::MemoryStore;
 
 use crate::rig::samples::spec;

@@ -6,8 +6,8 @@ use understudy::policy_manager::records::{
     self, Asking, Decision, Log, Matter, PolicyId, RecordedPolicy, Said, SetLine, VERSION,
 };
 use understudy::policy_manager::replay::{NoReplay, Replayed, replay};
+use understudy_core::model::units::{MiB, UnixMillis};
 use understudy_core::policy::PlacementVerdict;
-use understudy_core::units::{MiB, UnixMillis};
 use understudy_policy::{FUEL, Limits, Replayer};
 
 use crate::rig::guest;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use understudy::keys::Key;
 use understudy::runtime::{admission, trial};
-use understudy_core::ids::NodeId;
-use understudy_core::records::NodeRecord;
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::NodeRecord;
+use understudy_core::model::units::UnixMillis;
 use understudy_store::MemoryStore;
 
 use crate::rig::samples::spec;

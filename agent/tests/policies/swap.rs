@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use understudy::runtime::{admission, trial};
-use understudy_core::ids::NodeId;
-use understudy_core::records::NodeRecord;
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::NodeRecord;
+use understudy_core::model::units::UnixMillis;
 use understudy_policy::Digest;
 use understudy_store::MemoryStore;
 

@@ -16,12 +16,12 @@ use std::collections::BTreeMap;
 
 use understudy_core::host::HostAgent;
 use understudy_core::host::lease::{Attempt, HostLease};
-use understudy_core::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::keys::{Key, encode};
 use understudy_core::leader::Report;
 use understudy_core::leader::leadership::{Input, Leadership, WriteId};
 use understudy_core::leader::line::Line;
-use understudy_core::records::{Capacity, CheckpointId, HostFacts};
+use understudy_core::model::ids::{BootId, HostId, InstanceId, NodeId};
+use understudy_core::model::records::{Capacity, CheckpointId, HostFacts};
 use understudy_hypervisor::Pid;
 use understudy_store::{Revision, Txn};
 

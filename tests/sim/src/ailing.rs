@@ -5,9 +5,9 @@
 //! Promises: it draws from generators of its own, so that runs without these faults stay as they are. Must not do: lose
 //! what it hides; a record that cannot be read is there.
 
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::keys::{Key, encode};
-use understudy_core::records::{FailoverRequest, NodeRecord};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{FailoverRequest, NodeRecord};
 
 use crate::world::World;
 

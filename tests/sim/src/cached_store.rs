@@ -11,10 +11,10 @@ use std::ops::Deref;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use understudy_core::ids::NodeId;
 use understudy_core::keys::{ALL, CLUSTER, Key};
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::units::Boottime;
 use understudy_core::store_cache::{Change, StoreCache, Stored};
-use understudy_core::units::Boottime;
 use understudy_store::{Batch, Condition, MemoryStore, Revision, Store, Watch, WatchError};
 
 /// A node's record as another version writes it.

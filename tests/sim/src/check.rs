@@ -8,13 +8,13 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 
 use understudy_core::bounds::COPY_LATE;
-use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId, Role};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
 use understudy_core::keys::Key;
-use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
+use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId, Role};
+use understudy_core::model::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
+use understudy_core::model::units::{Boottime, MiB};
+use understudy_core::model::view::View;
 use understudy_core::store_cache::StoreCache;
-use understudy_core::units::{Boottime, MiB};
-use understudy_core::view::View;
 use understudy_hypervisor::fake::Instance;
 use understudy_store::{Change, MemoryStore};
 

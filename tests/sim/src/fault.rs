@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::ids::{HostId, NodeId, Role, TerminalId};
 use understudy_core::keys::{Key, encode};
 use understudy_core::leader::{Admission, Input, Leader, Trial};
-use understudy_core::records::{HostIntent, NodeRecord, NodeSpec, Screen};
-use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use understudy_core::model::ids::{HostId, NodeId, Role, TerminalId};
+use understudy_core::model::records::{HostIntent, NodeRecord, NodeSpec, Screen};
+use understudy_core::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use understudy_store::{Store, Txn};
 
 use crate::Weakness;
@@ -219,7 +219,7 @@ impl World {
         }
     }
 
-    pub(crate) fn kill(&mut self, host: &HostId, instance: understudy_core::ids::InstanceId) {
+    pub(crate) fn kill(&mut self, host: &HostId, instance: understudy_core::model::ids::InstanceId) {
         let hypervisor = &self.machine(host).hypervisor;
         if let Some(node) = hypervisor.look(instance, |instance| instance.memory().node.clone()) {
             hypervisor.kill(instance);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_core::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
 use understudy_hypervisor::fake::{self, Guest, Instance};
 use understudy_hypervisor::{GuestCommand, GuestOutput, Template};
 

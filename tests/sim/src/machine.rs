@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::ids::{Epoch, InstanceId, NodeId};
-use understudy_core::records::CheckpointId;
-use understudy_core::units::{Boottime, MiB, UnixMillis};
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::records::CheckpointId;
+use understudy_core::model::units::{Boottime, MiB, UnixMillis};
 use understudy_hypervisor::Pid;
 use understudy_hypervisor::fake::FakeHypervisor;
 

@@ -17,8 +17,8 @@
 
 use std::path::{Path, PathBuf};
 
-use understudy_core::ids::{HostId, NodeId};
-use understudy_core::units::MiB;
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::units::MiB;
 
 use crate::fault::Swarm;
 use crate::world::World;

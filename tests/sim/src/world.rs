@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use understudy_core::bounds::{Bounds, Profile};
 use understudy_core::host::PoolSettings;
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::keys::{Key, LEADER};
-use understudy_core::records::NodeRecord;
-use understudy_core::units::{Boottime, MiB, Vcpus};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::NodeRecord;
+use understudy_core::model::units::{Boottime, MiB, Vcpus};
 use understudy_hypervisor::Template;
 use understudy_hypervisor::fake::Site;
 use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};

@@ -4,7 +4,7 @@ use super::*;
 fn manifest() -> Manifest {
     Manifest {
         node: "alice/exec-1".parse().unwrap(),
-        id: CheckpointId { epoch: understudy_core::ids::Epoch(5), sequence: 17 },
+        id: CheckpointId { epoch: understudy_core::model::ids::Epoch(5), sequence: 17 },
         description: Description {
             instance: "11111111-2222-4333-8444-000000000001".parse().unwrap(),
             taken: UnixMillis(1_700_000_000_123),

@@ -2,7 +2,7 @@
 use std::io::Write as _;
 
 use proptest::prelude::*;
-use understudy_core::units::{MiB, UnixMillis};
+use understudy_core::model::units::{MiB, UnixMillis};
 
 use super::*;
 use crate::files::weak_disk::{Fault, WeakDisk};

@@ -35,8 +35,8 @@ use super::migration::{Arrival, Departure};
 use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, orphaned, reconcile};
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::units::{Boottime, MiB, Now};
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::model::units::{Boottime, MiB, Now};
 
 /// What a host's agent is set to.
 #[derive(Debug, Clone)]

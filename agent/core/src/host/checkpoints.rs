@@ -29,10 +29,10 @@ use super::input::{CopyEvent, Effect, Saved};
 use super::{HostAction, Local, Situation};
 use crate::bounds::{Bounds, COPY_ATTEMPTS, COPY_PATIENCE};
 use crate::death::CopyFault;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::records::{CheckpointId, NodeRecord};
-use crate::units::Boottime;
-use crate::view::View;
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointId, NodeRecord};
+use crate::model::units::Boottime;
+use crate::model::view::View;
 use copying::Copying;
 pub(super) use copying::Over;
 

@@ -4,8 +4,8 @@
 //! a host that this record names as a backup: one that is behind may yet hear that it is none, and drop what the store names
 //! by then; what the store cache may just not show yet is put off, not refused. Must not do: look at the image.
 
-use crate::ids::{Epoch, HostId, NodeId};
-use crate::view::View;
+use crate::model::ids::{Epoch, HostId, NodeId};
+use crate::model::view::View;
 
 /// What to do with an image that is offered.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use std::net::Ipv4Addr;
 
 use super::{Destination, HostAction, Local, MigrationAnswer, MigrationStep};
 use crate::death::CopyFault;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
-use crate::units::{MiB, UnixMillis, Vcpus};
-use crate::view::View;
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
+use crate::model::units::{MiB, UnixMillis, Vcpus};
+use crate::model::view::View;
 
 /// Something that a host's agent hears of.
 #[derive(Debug, Clone)]

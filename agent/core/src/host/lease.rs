@@ -21,7 +21,7 @@
 use std::time::Duration;
 
 use crate::bounds::Bounds;
-use crate::units::Boottime;
+use crate::model::units::Boottime;
 
 /// Before a guard that did not answer is asked again. It is a local process that systemd restarts within as much.
 const ASK_GUARD_AGAIN: Duration = Duration::from_millis(100);

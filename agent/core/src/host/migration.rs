@@ -14,7 +14,7 @@ pub(super) use arrival::{Arrival, Known};
 pub(super) use departure::Departure;
 
 use super::input::Outcome;
-use crate::units::{MiB, Vcpus};
+use crate::model::units::{MiB, Vcpus};
 
 /// One step of a side, of the job that it is given with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -34,10 +34,10 @@ pub use input::{
 pub use migration::{Landed, MigrationAnswer, MigrationStep, Presence};
 
 use crate::death::Death;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::records::{CheckpointId, Incident, InstanceFact, NodeRecord, NodeSpec, Phase};
-use crate::units::{Boottime, MiB, Now, Vcpus};
-use crate::view::{Checkpoints, Hosts, Liveness, Nodes, SharedNode, View};
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
+use crate::model::records::{CheckpointId, Incident, InstanceFact, NodeRecord, NodeSpec, Phase};
+use crate::model::units::{Boottime, MiB, Now, Vcpus};
+use crate::model::view::{Checkpoints, Hosts, Liveness, Nodes, SharedNode, View};
 
 /// What of an instance an action occupies. Actions of different lanes go on side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

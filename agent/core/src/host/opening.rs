@@ -4,9 +4,9 @@
 //! that has passed is over, whether or not anybody wrote so. A lease that another machine holds under this host's name is
 //! not taken over before the leader has expired it. Must not do: read the store, ask the guard.
 
-use crate::ids::{BootId, MachineId};
-use crate::records::LeaseRecord;
-use crate::units::Boottime;
+use crate::model::ids::{BootId, MachineId};
+use crate::model::records::LeaseRecord;
+use crate::model::units::Boottime;
 
 /// Whose lease is to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +82,8 @@ pub fn opening(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::LeaseExpiry;
-    use crate::units::UnixMillis;
+    use crate::model::records::LeaseExpiry;
+    use crate::model::units::UnixMillis;
 
     fn own() -> Identity {
         Identity { boot: BootId("this".to_owned()), machine: machine("mine") }

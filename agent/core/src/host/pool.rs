@@ -5,9 +5,9 @@
 
 use super::{HostAction, Local, Situation};
 use crate::death::Death;
-use crate::ids::{Epoch, InstanceId, NodeId};
-use crate::records::Phase;
-use crate::units::MiB;
+use crate::model::ids::{Epoch, InstanceId, NodeId};
+use crate::model::records::Phase;
+use crate::model::units::MiB;
 
 /// What to do about the instances that no node names.
 pub(super) fn unnamed(situation: &Situation<'_>, is_named: impl Fn(InstanceId) -> bool) -> Vec<HostAction> {

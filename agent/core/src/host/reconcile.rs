@@ -10,9 +10,9 @@ use super::windows::{admit, send_windows};
 use super::{HostAction, Local, Situation};
 use crate::bounds::INTAKE;
 use crate::death::Death;
-use crate::ids::{Epoch, InstanceId, NodeId, Role};
-use crate::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
-use crate::units::Boottime;
+use crate::model::ids::{Epoch, InstanceId, NodeId, Role};
+use crate::model::records::{Member, Migration, NodeRecord, NodeSpec, Origin, Phase};
+use crate::model::units::Boottime;
 
 /// How a node names an instance of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,9 +22,9 @@ use std::net::Ipv4Addr;
 
 use super::Local;
 use crate::death::Death;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::records::{HostFacts, InstanceFact, NodeRecord, Origin, Phase};
-use crate::units::{MiB, UnixMillis, Vcpus};
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::model::records::{HostFacts, InstanceFact, NodeRecord, Origin, Phase};
+use crate::model::units::{MiB, UnixMillis, Vcpus};
 
 /// What an instance was seen to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

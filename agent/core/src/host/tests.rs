@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::{HostAction, Lane, Local, orphaned, reconcile, source_released};
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
-use crate::ids::{Epoch, HostId, InstanceId};
-use crate::records::{Origin, Phase, WindowsSent};
-use crate::units::{MiB, UnixMillis};
+use crate::model::ids::{Epoch, HostId, InstanceId};
+use crate::model::records::{Origin, Phase, WindowsSent};
+use crate::model::units::{MiB, UnixMillis};
 
 mod unreadable;
 mod waiting;
@@ -361,7 +361,7 @@ fn windows_are_not_sent_again_after_a_live_migration() {
         cluster.obey();
     }
     let migration = cluster.record("alice/exec-1").migration.clone().unwrap();
-    let arrived = crate::records::InstanceFact { epoch: migration.epoch, ..moved };
+    let arrived = crate::model::records::InstanceFact { epoch: migration.epoch, ..moved };
     cluster.facts(&at).instances.remove(&sender);
     cluster.facts(migration.to.as_str()).instances.insert(sender, arrived);
     cluster.step();

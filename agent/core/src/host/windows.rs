@@ -4,8 +4,8 @@
 //! after a live migration. Must not do: send to a display that has not let the node's epoch in (SAFE-4).
 
 use super::{HostAction, Local, SendWindows, Situation};
-use crate::ids::{Epoch, InstanceId, NodeId, Role};
-use crate::records::{NodeRecord, Phase, WindowsSent};
+use crate::model::ids::{Epoch, InstanceId, NodeId, Role};
+use crate::model::records::{NodeRecord, Phase, WindowsSent};
 
 /// Windows of the terminal's execution nodes are let in by backups too, ahead of time: a promoted display then
 /// accepts them at once.

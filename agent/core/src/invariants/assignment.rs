@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::{Broken, Invariant, broken_in_record};
 use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use crate::death::{CooldownCause, Death};
-use crate::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::leader::{Assignment, CheckpointChange};
-use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Phase};
-use crate::view::{HostView, View};
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Phase};
+use crate::model::view::{HostView, View};
 
 /// What writing `assignment` would break. Run it on every assignment just before it is written, on the view that it was
 /// decided from.

@@ -3,10 +3,10 @@
 use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
 use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use crate::fixture::{Cluster, host, node};
-use crate::ids::{Epoch, HostId};
 use crate::leader::{Assignment, CheckpointChange};
-use crate::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Service};
-use crate::units::MiB;
+use crate::model::ids::{Epoch, HostId};
+use crate::model::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Service};
+use crate::model::units::MiB;
 
 /// A decision that nobody made, about a healthy node.
 fn decision(cluster: &Cluster, name: &str, edit: impl FnOnce(&mut NodeRecord)) -> Assignment {
@@ -208,7 +208,7 @@ fn a_migration_cut_short_breaks_safe_7() {
             to_lease: 1,
             epoch: record.epoch,
             abandoned: false,
-            started: crate::units::UnixMillis(0),
+            started: crate::model::units::UnixMillis(0),
         });
     });
     assert_eq!(found(&healthy, &unwritten), [Invariant::Migration], "without an epoch of its own");

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use super::sums::Side;
 use super::{Leader, Question, Reply};
-use crate::ids::NodeId;
+use crate::model::ids::NodeId;
+use crate::model::records::NodeRecord;
+use crate::model::units::Now;
+use crate::model::view::{SharedNode, Versioned};
 use crate::policy::Judged;
-use crate::records::NodeRecord;
-use crate::units::Now;
-use crate::view::{SharedNode, Versioned};
 
 /// Whether new nodes fit.
 #[derive(Debug, Clone, PartialEq, Eq)]

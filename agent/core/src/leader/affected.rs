@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use super::Leader;
 use super::sums::{Side, pairs};
-use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::{CheckpointRecord, HostFacts, InstanceFact};
-use crate::view::{HostView, SharedNode, View, diff};
+use crate::model::ids::{HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointRecord, HostFacts, InstanceFact};
+use crate::model::view::{HostView, SharedNode, View, diff};
 
 /// Whether a host may run anything, and whether it can do its part: a restore may use one that is draining.
 fn standing(seen: &HostView) -> (u64, bool, bool, bool, bool) {

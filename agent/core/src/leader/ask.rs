@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use super::Leader;
-use crate::ids::NodeId;
+use crate::model::ids::NodeId;
+use crate::model::view::Answer;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, ClusterRow, PlacementAnswer, PlacementQuestion};
-use crate::view::Answer;
 
 /// What the leader wants to know.
 #[derive(Debug, Clone, PartialEq, Eq)]

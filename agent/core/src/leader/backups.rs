@@ -7,12 +7,12 @@
 use super::place::{Choice, choose};
 use super::{DAY, Leader, ask, remember};
 use crate::death::{Cooldown, CooldownCause, CopyFault};
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::{Member, NodeRecord, Origin};
+use crate::model::view::{Answer, HostView, Liveness, SharedNode};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, ClusterRow, CountVerdict, Interface, Purpose,
 };
-use crate::records::{Member, NodeRecord, Origin};
-use crate::view::{Answer, HostView, Liveness, SharedNode};
 
 /// More backups than this for one node are taken for a policy's mistake.
 const BACKUPS_MAX: u32 = 16;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::sums::{Side, Sums, living, promised};
 use super::{CheckpointChange, Leader};
 use crate::death::Cooldown;
-use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::{CheckpointRecord, Member, NodeRecord};
-use crate::units::{MiB, UnixMillis};
-use crate::view::{SharedNode, Versioned};
+use crate::model::ids::{HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointRecord, Member, NodeRecord};
+use crate::model::units::{MiB, UnixMillis};
+use crate::model::view::{SharedNode, Versioned};
 
 impl Leader {
     /// Changes a node's record and says why.

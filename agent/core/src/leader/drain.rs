@@ -6,10 +6,10 @@
 
 use super::Leader;
 use super::place::{Choice, choose};
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::{Member, Migration};
+use crate::model::view::SharedNode;
 use crate::policy::Purpose;
-use crate::records::{Member, Migration};
-use crate::view::SharedNode;
 
 /// Starts the live migration of the node's primary if its host is draining.
 pub(super) fn evacuate(leader: &mut Leader, node: &NodeId, known: &SharedNode) {

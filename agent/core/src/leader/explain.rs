@@ -8,13 +8,13 @@ use super::place::{Order, exclusion, judge};
 use super::question::whole;
 use super::{Input, Leader, backups};
 use crate::bounds::Bounds;
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::units::Now;
+use crate::model::view::{Answer, Liveness, View};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, CountVerdict, HostRow, PlacementAnswer, PlacementQuestion,
     PlacementVerdict, Purpose,
 };
-use crate::units::Now;
-use crate::view::{Answer, Liveness, View};
 
 /// Where the next member of a node could go.
 #[derive(Debug, Clone, PartialEq, Eq)]

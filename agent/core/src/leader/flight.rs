@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::input::{Decisions, Outcome};
 use super::machine::RETRY;
 use super::{Assignment, CheckpointChange, Leader};
-use crate::ids::{Epoch, HostId, NodeId};
+use crate::model::ids::{Epoch, HostId, NodeId};
 
 /// What is decided of a node and not seen written yet.
 #[derive(Debug, Clone, Default)]

@@ -2,9 +2,9 @@
 
 use super::ask::{Policies, Question, Reply};
 use super::{Assignment, ExpireLease};
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::view::View;
 use crate::policy::{Interface, Judged};
-use crate::view::View;
 
 /// What the leader is told.
 #[derive(Debug, Clone)]

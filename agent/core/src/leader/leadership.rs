@@ -34,15 +34,15 @@ use std::time::Duration;
 
 use super::{Assignment, Decisions, Input as LeaderInput, Leader, Outcome, Report};
 use crate::bounds::Bounds;
-use crate::ids::{HostId, Term};
 use crate::invariants::broken_by;
+use crate::model::ids::{HostId, Term};
+use crate::model::records::LeaderRecord;
+use crate::model::units::{Boottime, Now};
+use crate::model::view::Versioned;
 use crate::policy::Judged;
-use crate::records::LeaderRecord;
 use crate::sets::Verdict;
 use crate::store_cache::StoreCache;
 use crate::transaction::Transaction;
-use crate::units::{Boottime, Now};
-use crate::view::Versioned;
 
 pub use input::{
     Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, Subject, What, WriteId, WriteOutcome,

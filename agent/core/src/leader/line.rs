@@ -22,9 +22,9 @@
 use uuid::Uuid;
 
 use crate::bounds::Bounds;
-use crate::ids::HostId;
-use crate::units::Boottime;
-use crate::view::View;
+use crate::model::ids::HostId;
+use crate::model::units::Boottime;
+use crate::model::view::View;
 
 /// How many stand in the line beside the leader, as long as it renews its lease. Hosts that cannot do their part do not count.
 const NEXT: usize = 2;
@@ -263,7 +263,7 @@ mod tests {
         let leader = host("host1");
         let first = followers(&cluster, &mut lines, Some(&leader), Boottime(1));
         for name in first.iter().filter(|host| **host != leader) {
-            cluster.facts(name.as_str()).unable = [crate::records::Service::Libvirtd].into();
+            cluster.facts(name.as_str()).unable = [crate::model::records::Service::Libvirtd].into();
         }
         let later = Boottime(1) + Profile::Safe.bounds().lease_renew;
         assert_eq!(followers(&cluster, &mut lines, Some(&leader), later).len(), 5, "two more beside them");

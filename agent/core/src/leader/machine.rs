@@ -30,11 +30,11 @@ use super::input::{Decisions, Input, Outcome};
 use super::rooms::Rooms;
 use super::{ExpireLease, Report, backups, drain, primary, restore, settle};
 use crate::bounds::Bounds;
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::{LeaseExpiry, LeaseRecord, NodeRecord};
+use crate::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use crate::model::view::{SharedNode, View};
 use crate::policy::{Interface, Judged};
-use crate::records::{LeaseExpiry, LeaseRecord, NodeRecord};
-use crate::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
-use crate::view::{SharedNode, View};
 
 /// Before a write that was refused is decided anew, where nothing that it was decided from is seen to change.
 pub(super) const RETRY: Duration = Duration::from_secs(1);

@@ -36,10 +36,10 @@ use std::time::Duration;
 use imbl::OrdMap;
 
 use crate::death::Cooldown;
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::{CheckpointRecord, LeaseRecord, NodeRecord};
+use crate::model::units::UnixMillis;
 use crate::policy::{Interface, Judged};
-use crate::records::{CheckpointRecord, LeaseRecord, NodeRecord};
-use crate::units::UnixMillis;
 
 pub use admission::{Admission, Trial};
 pub use ask::{Policies, Question, Reply};

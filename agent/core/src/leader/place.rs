@@ -12,13 +12,13 @@ use std::collections::BTreeSet;
 use super::question::{PICKS, whole};
 use super::rooms::Room;
 use super::{Leader, ask};
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::Service;
+use crate::model::view::Answer;
 use crate::policy::{
     BuiltIn, HostRow, Interface, MemberCounts, PlacementAnswer, PlacementQuestion, PlacementVerdict, Purpose,
     RefusedPick, Unusable,
 };
-use crate::records::Service;
-use crate::view::Answer;
 
 /// The outcome of looking for a host.
 pub(super) enum Choice {

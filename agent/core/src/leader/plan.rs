@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use super::{Decisions, Input, Leader, Plan, Policies, Question, Reply, Report};
 use crate::bounds::Bounds;
-use crate::ids::NodeId;
-use crate::units::Now;
-use crate::view::View;
+use crate::model::ids::NodeId;
+use crate::model::units::Now;
+use crate::model::view::View;
 
 /// What to do about the cluster as it is, by the built-in rules.
 #[must_use]

@@ -14,11 +14,11 @@ use super::place::{Choice, choose};
 use super::restore::{from_checkpoint, go_on_waiting};
 use super::{CheckpointChange, Leader, remember, remember_failure};
 use crate::death::{Cooldown, CooldownCause, Death};
-use crate::ids::{HostId, InstanceId, NodeId, Role};
+use crate::model::ids::{HostId, InstanceId, NodeId, Role};
+use crate::model::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
+use crate::model::units::UnixMillis;
+use crate::model::view::{Liveness, SharedNode};
 use crate::policy::Purpose;
-use crate::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
-use crate::units::UnixMillis;
-use crate::view::{Liveness, SharedNode};
 
 /// Gives the node a primary if it has none that may be alive.
 pub(super) fn repair(leader: &mut Leader, node: &NodeId, known: &SharedNode) {

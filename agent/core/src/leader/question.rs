@@ -7,9 +7,9 @@
 
 use super::Leader;
 use super::rooms::TEMPLATE;
-use crate::ids::{HostId, NodeId};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::NodeRecord;
 use crate::policy::{NodeMember, Part, PlacementQuestion, Purpose, SiblingMember};
-use crate::records::NodeRecord;
 
 /// Picks that are asked for at first. Of thousands of hosts a plan takes one, which is among the first of a policy that
 /// knows what the plan looks at, and to rank them all costs such a policy about as much again.

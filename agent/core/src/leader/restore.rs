@@ -25,10 +25,10 @@ use super::Leader;
 use super::primary::{Found, Step, Successor};
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
 use crate::death::{CooldownCause, Death};
-use crate::ids::{HostId, NodeId};
-use crate::records::{CheckpointRecord, Member, NodeRecord, Origin, StateWait};
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::{CheckpointRecord, Member, NodeRecord, Origin, StateWait};
+use crate::model::units::{MiB, UnixMillis};
 use crate::service::Service;
-use crate::units::{MiB, UnixMillis};
 
 /// Why a copy cannot be restored on the host that has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

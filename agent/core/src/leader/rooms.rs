@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sums::{Change, Rated, Said, Side, Sums};
-use crate::ids::{HostId, InstanceId, NodeId};
+use crate::model::ids::{HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointRecord, HostFacts, NodeRecord, NodeSpec};
+use crate::model::units::{MiB, Vcpus};
+use crate::model::view::{HostView, View};
 use crate::policy::{HostRow, HostState, Rows};
-use crate::records::{CheckpointRecord, HostFacts, NodeRecord, NodeSpec};
-use crate::units::{MiB, Vcpus};
-use crate::view::{HostView, View};
 
 /// The one template that pools are filled from.
 pub(super) const TEMPLATE: &str = "default";

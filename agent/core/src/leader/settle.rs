@@ -5,10 +5,10 @@
 
 use super::{Leader, remember};
 use crate::death::{Cooldown, CooldownCause};
-use crate::ids::{Epoch, NodeId, Role};
-use crate::records::{Member, Migration, NodeRecord, Origin, Phase};
-use crate::units::UnixMillis;
-use crate::view::{Liveness, Place, SharedNode};
+use crate::model::ids::{Epoch, NodeId, Role};
+use crate::model::records::{Member, Migration, NodeRecord, Origin, Phase};
+use crate::model::units::UnixMillis;
+use crate::model::view::{Liveness, Place, SharedNode};
 
 /// Brings the record to what has happened.
 pub(super) fn settle(leader: &mut Leader, node: &NodeId, known: &SharedNode) {

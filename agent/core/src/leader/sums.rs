@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ids::{Epoch, HostId, InstanceId, NodeId, Role};
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId, Role};
+use crate::model::records::{CheckpointRecord, HostFacts, InstanceFact, NodeRecord, Phase};
+use crate::model::units::{MiB, Vcpus};
+use crate::model::view::View;
 use crate::policy::{MemberCounts, Traffic};
-use crate::records::{CheckpointRecord, HostFacts, InstanceFact, NodeRecord, Phase};
-use crate::units::{MiB, Vcpus};
-use crate::view::View;
 
 /// Whose word counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

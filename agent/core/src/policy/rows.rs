@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::HostRow;
-use crate::ids::HostId;
+use crate::model::ids::HostId;
 
 /// Rows that are shared together: of 10,000 a replaced row copies 221 pointers instead of all, and counts as many
 /// references, which lie all over memory.

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{BackupCountQuestion, PlacementQuestion};
-use crate::ids::HostId;
+use crate::model::ids::HostId;
 
 /// Why a pick is of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

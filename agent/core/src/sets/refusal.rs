@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::RefusedSet;
-use crate::ids::HostId;
-use crate::units::Boottime;
+use crate::model::ids::HostId;
+use crate::model::units::Boottime;
 
 /// Open hosts, each with the number of its lease.
 pub type OpenHosts = BTreeMap<HostId, u64>;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::{FolderState, OpenHosts, PolicySetRecord, PolicySets, Refusal, RefusedSet, SetFault, Verdict};
 use crate::fixture::{Cluster, host};
-use crate::units::{Boottime, UnixMillis};
-use crate::view::Versioned;
+use crate::model::units::{Boottime, UnixMillis};
+use crate::model::view::Versioned;
 
 const NOW: UnixMillis = UnixMillis(77);
 

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::Boottime;
 
 use super::guest::Memory;
 use super::host::{Host, Instance};

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use crate::types::{GuestCommand, GuestOutput};
 

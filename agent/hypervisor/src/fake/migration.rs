@@ -11,8 +11,8 @@
 
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::units::Boottime;
 
 use super::guest::Memory;
 use super::host::Host;

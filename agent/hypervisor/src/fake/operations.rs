@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
-use understudy_core::units::{Boottime, MiB};
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::units::{Boottime, MiB};
 
 use super::guest::{Guest, Memory};
 use super::host::{Host, Image, Instance};

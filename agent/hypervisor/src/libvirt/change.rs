@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use understudy_core::ids::InstanceId;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::units::Boottime;
 use virt::domain_snapshot::DomainSnapshot;
 use virt_sys as sys;
 

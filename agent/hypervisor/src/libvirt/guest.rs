@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use super::Libvirt;
 use crate::api::Hypervisor;

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 use virt::domain::Domain as VirtDomain;
 use virt_sys as sys;
 

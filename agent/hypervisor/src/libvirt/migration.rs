@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use understudy_core::errors::chain;
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 use virt::domain::MigrateParameters;
 use virt::error::ErrorNumber;
 use virt_sys as sys;

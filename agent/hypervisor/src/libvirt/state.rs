@@ -4,8 +4,8 @@
 //! anything.
 
 use procfs::{Current, Meminfo};
-use understudy_core::ids::InstanceId;
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::units::{MiB, Vcpus};
 use virt::connect::Connect;
 use virt::domain::Domain as VirtDomain;
 use virt::error::{Error, ErrorNumber};

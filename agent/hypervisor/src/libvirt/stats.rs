@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::units::Vcpus;
+use understudy_core::model::units::Vcpus;
 use virt_sys as sys;
 
 use super::Libvirt;

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use procfs::ProcError;
 use procfs::process::{Process, Stat};
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 use super::Pid;
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use understudy_core::ids::Epoch;
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::Epoch;
+use understudy_core::model::units::{MiB, Vcpus};
 
 use super::*;
 use crate::types::Note;

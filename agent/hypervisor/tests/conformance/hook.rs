@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use understudy_core::ids::Epoch;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::Epoch;
+use understudy_core::model::units::Boottime;
 use understudy_hypervisor::permit::{Permits, boot_id};
 use understudy_hypervisor::process::boottime;
 

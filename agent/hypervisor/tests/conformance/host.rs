@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use understudy_core::errors::chain;
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::process::boottime;
 use understudy_hypervisor::{

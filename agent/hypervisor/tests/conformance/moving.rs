@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{Course, FakeHypervisor, Site};
 use understudy_hypervisor::{
     ControlError, GuestCommand, GuestError, Hypervisor, InstanceState, MigrationOutcome, MigrationTarget,

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as UnixPid;
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::MiB;
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::MiB;
 use understudy_hypervisor::process::process_of;
 use understudy_hypervisor::{
     CallError, Deadlines, DestroyError, EventKind, GuestCommand, Hypervisor, InstanceSpec, InstanceState,

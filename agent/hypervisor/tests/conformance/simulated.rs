@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site};
 use understudy_hypervisor::{
     Accelerator, AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, DestroyError,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use understudy_core::ids::{Epoch, InstanceId};
-use understudy_core::units::MiB;
+use understudy_core::model::ids::{Epoch, InstanceId};
+use understudy_core::model::units::MiB;
 use understudy_hypervisor::{
     ControlError, CreateError, EventKind, GuestCommand, GuestError, Hypervisor, InstanceSpec, InstanceState,
     Lifecycle, Liveness, MigrateError, MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreError,

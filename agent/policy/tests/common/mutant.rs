@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use understudy_core::units::MiB;
+use understudy_core::model::units::MiB;
 use understudy_policy::{Library, Limits, PolicySet, Settings, check};
 
 use super::guests::{NOT_TRIAL, component, component_v02, module, module_of, placement_guest};

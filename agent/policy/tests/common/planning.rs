@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use understudy_core::bounds::Profile;
-use understudy_core::ids::BootId;
 use understudy_core::leader::{Plan, Question, Reply, Report, plan_asking};
-use understudy_core::records::{HostIntent, LeaseRecord};
-use understudy_core::units::{Boottime, MiB, Now, UnixMillis};
-use understudy_core::view::{Answer, HostView, Versioned, View};
+use understudy_core::model::ids::BootId;
+use understudy_core::model::records::{HostIntent, LeaseRecord};
+use understudy_core::model::units::{Boottime, MiB, Now, UnixMillis};
+use understudy_core::model::view::{Answer, HostView, Versioned, View};
 use understudy_policy::PolicySet;
 
 use super::samples::facts;

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::ids::{Epoch, NodeId};
+use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::records::{Capacity, HostFacts, InstanceFact, NodeSpec, Phase, Screen};
+use understudy_core::model::units::{MiB, UnixMillis, Vcpus};
 use understudy_core::policy::{
     BackupCountQuestion, ClusterRow, HostRow, HostState, MemberCounts, NodeMember, Part, PlacementQuestion,
     Purpose, Traffic,
 };
-use understudy_core::records::{Capacity, HostFacts, InstanceFact, NodeSpec, Phase, Screen};
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
 
 pub(crate) fn row(name: &str) -> HostRow {
     HostRow {

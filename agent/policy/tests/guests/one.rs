@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use understudy_core::model::units::MiB;
 use understudy_core::policy::{Pick, PlacementQuestion};
-use understudy_core::units::MiB;
 use understudy_policy::{Library, Limits, PolicySet, Settings};
 
 use super::common::chain;

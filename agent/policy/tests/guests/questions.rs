@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_core::policy::{HostState, NodeMember, Part, PlacementQuestion, Purpose, Rows};
-use understudy_core::units::{MiB, Vcpus};
 
 use crate::common::{question, row};
 

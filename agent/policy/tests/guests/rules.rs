@@ -1,7 +1,7 @@
 //! The shipped rules that are not the default: what each is for, seen through the host.
 
+use understudy_core::model::units::MiB;
 use understudy_core::policy::{HostState, NodeMember, Part, PlacementQuestion, Purpose};
-use understudy_core::units::MiB;
 
 use crate::common::{question, row};
 use crate::one::One;

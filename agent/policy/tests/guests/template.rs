@@ -27,7 +27,7 @@ fn a_new_policy_builds_and_decides() {
     let mut asked = question("alice");
     asked.hosts = ["busy", "full", "calm"].map(row).into();
     asked.hosts[0].load_permille = 900;
-    asked.hosts[1].free_vcpus = understudy_core::units::Vcpus(4);
+    asked.hosts[1].free_vcpus = understudy_core::model::units::Vcpus(4);
     assert_eq!(policy.rows(&asked), Ok(vec![2, 1, 0]));
 }
 

@@ -156,7 +156,7 @@ pub(crate) fn explained(shown: &Explained) -> String {
 /// What a policy that decides nothing would have done.
 fn shadow_line(shadow: &ExplainedShadow) -> String {
     let name = shadow.said.policy.as_ref().map_or("", |policy| policy.name.as_str());
-    let hosts: Vec<&str> = shadow.ranked.iter().map(understudy_core::ids::HostId::as_str).collect();
+    let hosts: Vec<&str> = shadow.ranked.iter().map(understudy_core::model::ids::HostId::as_str).collect();
     let order = if hosts.is_empty() { "no host".to_owned() } else { hosts.join(", ") };
     let differs = if shadow.differs { "another first" } else { "the same first" };
     match (&shadow.said.fault, shadow.built_in) {

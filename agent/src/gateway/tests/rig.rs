@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use understudy_core::view::View;
+use understudy_core::model::view::View;
 
 use super::view::view;
 use crate::gateway::{Counters, Directory, GatewayState, Limits, Publisher, directory, router};

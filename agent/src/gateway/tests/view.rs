@@ -3,13 +3,13 @@
 
 use std::net::Ipv4Addr;
 
-use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId, TerminalId};
-use understudy_core::records::{
+use understudy_core::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId, TerminalId};
+use understudy_core::model::records::{
     HostFacts, InstanceFact, LeaseExpiry, LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen,
     TerminalRecord,
 };
-use understudy_core::units::{MiB, UnixMillis, Vcpus};
-use understudy_core::view::{HostView, Versioned, View};
+use understudy_core::model::units::{MiB, UnixMillis, Vcpus};
+use understudy_core::model::view::{HostView, Versioned, View};
 
 const SCREEN: Screen = Screen { width: 1280, height: 800 };
 

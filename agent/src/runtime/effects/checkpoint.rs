@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use understudy_checkpoint::Description;
 use understudy_core::host::{HostAction, Job, Outcome, Saved};
-use understudy_core::records::CheckpointId;
+use understudy_core::model::records::CheckpointId;
 
 use super::super::copies::Outgoing;
 use super::super::event::Event;

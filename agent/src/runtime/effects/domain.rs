@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use understudy_checkpoint::ImageError;
 use understudy_core::death::Death;
 use understudy_core::host::Outcome;
-use understudy_core::ids::{Epoch, InstanceId, NodeId};
-use understudy_core::records::CheckpointId;
-use understudy_core::units::{MiB, Vcpus};
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::records::CheckpointId;
+use understudy_core::model::units::{MiB, Vcpus};
 use understudy_hypervisor::{
     CallError, GuestError, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec, process,
 };

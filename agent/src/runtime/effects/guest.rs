@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use understudy_core::host::{Outcome, SendWindows};
-use understudy_core::ids::{Epoch, InstanceId, NodeId, Role};
-use understudy_core::records::{NodeSpec, WindowsSent};
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId, Role};
+use understudy_core::model::records::{NodeSpec, WindowsSent};
 use understudy_hypervisor::GuestCommand;
 
 use super::super::{Parts, now};

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use understudy_core::host::{HostAction, Job, Landed, MigrationAnswer, MigrationStep, Outcome, Presence};
-use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::model::ids::{Epoch, InstanceId};
 use understudy_hypervisor::{
     InstanceFact, InstanceState, Liveness, MigrationOutcome, MigrationTarget, PauseCause, process,
 };

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 use understudy_core::host::{HostAction, Job, Lane, MigrationAnswer, MigrationStep, Outcome};
-use understudy_core::ids::{Epoch, InstanceId};
+use understudy_core::model::ids::{Epoch, InstanceId};
 use understudy_guard::{Class, Client, Registration};
 use understudy_hypervisor::{Note, process};
 

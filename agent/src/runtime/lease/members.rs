@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use understudy_core::ids::InstanceId;
+use understudy_core::model::ids::InstanceId;
 
 type Held = BTreeMap<InstanceId, OwnedFd>;
 

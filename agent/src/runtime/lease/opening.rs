@@ -6,9 +6,9 @@
 use tokio::sync::oneshot;
 use understudy_core::host::lease::LeaseAnswer;
 use understudy_core::host::opening::{GuardHolds, Opening, opening};
-use understudy_core::records::{LeaseRecord, RenewalRecord};
+use understudy_core::model::records::{LeaseRecord, RenewalRecord};
+use understudy_core::model::units::Boottime;
 use understudy_core::transaction::Transaction;
-use understudy_core::units::Boottime;
 use understudy_guard::Status;
 use understudy_hypervisor::process::boottime;
 use understudy_store::{Committed, Revision, Store, StoreError};

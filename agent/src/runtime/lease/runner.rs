@@ -20,8 +20,8 @@ use understudy_core::host::lease::{
     Attempt, HostLease, LeaseAnswer, LeaseEffect, LeaseInput, LeaseStatus, Loss,
 };
 use understudy_core::host::opening::Identity;
-use understudy_core::ids::{BootId, HostId, MachineId};
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::{BootId, HostId, MachineId};
+use understudy_core::model::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Refusal};
 use understudy_hypervisor::process::boottime;
 use understudy_store::{Revision, Store};

@@ -12,9 +12,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use understudy_core::bounds::Profile;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
-use understudy_core::ids::{BootId, HostId, InstanceId, MachineId};
-use understudy_core::records::LeaseRecord;
-use understudy_core::units::Boottime;
+use understudy_core::model::ids::{BootId, HostId, InstanceId, MachineId};
+use understudy_core::model::records::LeaseRecord;
+use understudy_core::model::units::Boottime;
 use understudy_guard::{ClientError, Deadline, Status, pidfd_open};
 use understudy_hypervisor::process::boottime;
 use understudy_store::{Committed, Entry, Listing, MemoryStore, Revision, Store, StoreError, Txn, Watch};
@@ -330,9 +330,12 @@ async fn a_second_machine_of_the_same_name_gets_no_lease_until_the_first_ones_is
     assert!(record.machine.0 == "one" && renewed > before, "the first keeps it: {record:?}");
     drop(first);
     // The leader expires it.
-    let now = understudy_core::units::UnixMillis(1);
-    let end =
-        understudy_core::records::LeaseExpiry { reason: "silent".to_owned(), silent_since: now, at: now };
+    let now = understudy_core::model::units::UnixMillis(1);
+    let end = understudy_core::model::records::LeaseExpiry {
+        reason: "silent".to_owned(),
+        silent_since: now,
+        at: now,
+    };
     let key = Key::Lease(me()).to_string();
     let ended = LeaseRecord { expired: Some(end), ..record };
     let txn = understudy_store::Txn::new().put(&key, crate::keys::encode(&ended));

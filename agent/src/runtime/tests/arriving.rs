@@ -2,9 +2,9 @@
 
 use understudy_core::death::Death;
 use understudy_core::host::lease::LeaseStatus;
-use understudy_core::ids::{BootId, Epoch, HostId};
-use understudy_core::records::{HostFacts, LeaseRecord, Member, Migration, NodeRecord, Origin, Phase};
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::{BootId, Epoch, HostId};
+use understudy_core::model::records::{HostFacts, LeaseRecord, Member, Migration, NodeRecord, Origin, Phase};
+use understudy_core::model::units::UnixMillis;
 
 use super::{Rig, died, instance, me, node, record};
 use crate::keys::{Key, encode};

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::routing::put;
-use understudy_core::records::{CheckpointRecord, HostFacts};
+use understudy_core::model::records::{CheckpointRecord, HostFacts};
 use understudy_store::{Committed, Txn};
 
 use super::*;

@@ -1,8 +1,8 @@
 //! What cannot be destroyed is not called dead, nor forgotten: core decides so, and is heard here.
 
 use understudy_core::host::{DomainEvent, Input};
-use understudy_core::ids::Epoch;
-use understudy_core::records::Phase;
+use understudy_core::model::ids::Epoch;
+use understudy_core::model::records::Phase;
 
 use super::{Rig, died, instance, node, running};
 

@@ -1,6 +1,6 @@
 //! What this host reports is written over what it knows of, and never over anything newer.
 
-use understudy_core::records::HostFacts;
+use understudy_core::model::records::HostFacts;
 use understudy_core::sets::SetFacts;
 use understudy_store::{Committed, Txn};
 

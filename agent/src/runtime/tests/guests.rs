@@ -1,8 +1,8 @@
 //! What becomes of guests that cannot go on.
 
 use understudy_core::host::{DomainEvent, Input};
-use understudy_core::ids::InstanceId;
-use understudy_core::records::Phase;
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::records::Phase;
 use understudy_hypervisor::fake::FakeHypervisor;
 
 use super::{Rig, died, instance, node, running};
@@ -38,7 +38,7 @@ async fn an_idle_instance_that_cannot_go_on_is_destroyed_and_another_is_made() {
         fault(&rig.hypervisor, one);
         rig.until(reason, |driver| !driver.agent.local().contains_key(&one)).await;
         assert!(!running(&rig.hypervisor).contains(&one), "{reason}");
-        let facts = understudy_core::records::HostFacts { lease: 1, ..rig.driver.facts() };
+        let facts = understudy_core::model::records::HostFacts { lease: 1, ..rig.driver.facts() };
         rig.write(&crate::keys::Key::Facts(super::me()), crate::keys::encode(&facts));
         rig.until("another is made", |driver| {
             driver
@@ -110,7 +110,7 @@ async fn an_orphan_that_nobody_made_known_is_destroyed_while_the_lease_goes_on()
 #[tokio::test]
 async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
     use super::super::LeaseEvent;
-    use understudy_core::records::Service;
+    use understudy_core::model::records::Service;
     let mut rig = Rig::new();
     assert!(rig.driver.facts().unable.is_empty());
     rig.driver.lease_event(LeaseEvent::Guard(Some("connection refused".to_owned())));

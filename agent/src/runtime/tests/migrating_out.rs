@@ -1,8 +1,8 @@
 //! What a source says of an instance that is gone in a live migration of which it did not hear the end.
 
-use understudy_core::ids::{BootId, Epoch, HostId};
-use understudy_core::records::{HostFacts, LeaseRecord, Migration, Phase};
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::{BootId, Epoch, HostId};
+use understudy_core::model::records::{HostFacts, LeaseRecord, Migration, Phase};
+use understudy_core::model::units::UnixMillis;
 
 use super::super::recovery::recover_guarded;
 use super::{Rig, died, instance, me, node, record};
@@ -24,7 +24,7 @@ fn leaves(rig: &mut Rig, abandoned: bool) {
         Migration { from: me(), to, to_lease: 1, epoch: Epoch(2), abandoned, started: UnixMillis(0) };
     let record = record(Some(instance(1)));
     let record =
-        understudy_core::records::NodeRecord { epoch: Epoch(2), migration: Some(migration), ..record };
+        understudy_core::model::records::NodeRecord { epoch: Epoch(2), migration: Some(migration), ..record };
     rig.write(&Key::Node(node()), encode(&record));
 }
 

@@ -1,7 +1,7 @@
 //! An agent's restart costs no healthy instance (S8): what core decides of it, done over the hypervisor's double.
 
-use understudy_core::ids::Epoch;
-use understudy_core::records::Phase;
+use understudy_core::model::ids::Epoch;
+use understudy_core::model::records::Phase;
 use understudy_hypervisor::{Hypervisor, InstanceState};
 
 use super::super::LeaseEvent;
@@ -92,8 +92,8 @@ async fn before_the_next_lease_no_member_is_left_and_libvirtd_is_waited_for() {
 async fn a_name_that_another_machine_holds_is_reported_with_both_and_ends_the_agent_after_a_while() {
     let mut rig = Rig::new();
     let taken = || {
-        let by = understudy_core::ids::MachineId("another".to_owned());
-        LeaseEvent::Taken { by, boot: understudy_core::ids::BootId("their-boot".to_owned()) }
+        let by = understudy_core::model::ids::MachineId("another".to_owned());
+        LeaseEvent::Taken { by, boot: understudy_core::model::ids::BootId("their-boot".to_owned()) }
     };
     rig.driver.lease_event(taken());
     let reported = rig.conditions();

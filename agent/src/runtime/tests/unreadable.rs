@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use understudy_core::host::{Effect, Input};
-use understudy_core::ids::NodeId;
-use understudy_core::records::{CheckpointId, HostFacts, LeaseRecord, Phase};
+use understudy_core::model::ids::NodeId;
+use understudy_core::model::records::{CheckpointId, HostFacts, LeaseRecord, Phase};
 
 use super::super::recovery::recover_guarded;
 use super::super::{Event, now};
@@ -64,7 +64,7 @@ async fn discovery_leaves_alone_what_a_migration_may_bring_for_a_node_whose_reco
 async fn images_of_a_node_are_kept_while_its_checkpoints_record_cannot_be_read() {
     let mut rig = Rig::new();
     let node: NodeId = "alice/exec-1".parse().unwrap();
-    let id = CheckpointId { epoch: understudy_core::ids::Epoch(1), sequence: 1 };
+    let id = CheckpointId { epoch: understudy_core::model::ids::Epoch(1), sequence: 1 };
     rig.driver.parts.images.saw_epoch(&node, id.epoch).unwrap();
     rig.driver.inform(Input::Images([node.clone()].into()));
     for unreadable in ["cut o", "{}"] {
@@ -90,7 +90,7 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
         let mut rig = Rig::new();
         let store = rig.driver.parts.store.clone();
         let lease = LeaseRecord {
-            boot: understudy_core::ids::BootId("boot".to_owned()),
+            boot: understudy_core::model::ids::BootId("boot".to_owned()),
             machine: Default::default(),
             number: 1,
             expired: None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use understudy_core::ids::HostId;
+use understudy_core::model::ids::HostId;
 
 use super::{LIMIT, Rig, applied, get, list, put, refused};
 use crate::election::{Bid, ElectionError, Term, lead, observe, resign};

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use axum::serve::ListenerExt;
 use tokio::sync::oneshot;
 use understudy::gateway::{GatewayState, Limits, Publisher, directory, router};
-use understudy_core::view::View;
+use understudy_core::model::view::View;
 use understudy_e2e::browser::picture::Colour;
 
 #[path = "../../../../agent/src/gateway/tests/view.rs"]

@@ -13,10 +13,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use tokio::sync::Mutex;
-use understudy_core::ids::HostId;
 use understudy_core::keys::{Key, encode};
-use understudy_core::records::RenewalRecord;
-use understudy_core::units::UnixMillis;
+use understudy_core::model::ids::HostId;
+use understudy_core::model::records::RenewalRecord;
+use understudy_core::model::units::UnixMillis;
 use understudy_store::{Committed, Etcd, EtcdConfig, Store, Txn};
 
 use crate::cluster::{Cluster, host};

@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use understudy_core::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
 use understudy_core::invariants::broken_by;
 use understudy_core::leader::{Assignment, CheckpointChange};
-use understudy_core::records::{
+use understudy_core::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
+use understudy_core::model::records::{
     Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, Labels, LeaseExpiry,
     LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, WindowsSent,
 };
-use understudy_core::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
-use understudy_core::view::{HostView, Versioned, View};
+use understudy_core::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
+use understudy_core::model::view::{HostView, Versioned, View};
 
 /// Nodes of which a host has the primary, and of which it has the backup.
 pub(crate) const NODES: usize = 20;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use understudy_core::bounds::Profile;
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::leader::{Input, Leader, Outcome, Policies, Question, Reply};
-use understudy_core::records::{CheckpointRecord, HostFacts, LeaseRecord, NodeRecord};
-use understudy_core::view::{Answer, Versioned, View};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{CheckpointRecord, HostFacts, LeaseRecord, NodeRecord};
+use understudy_core::model::view::{Answer, Versioned, View};
 use understudy_policy::PolicySet;
 
 use crate::cluster::{Cluster, NODES, host};

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use understudy_core::bounds::Profile;
-use understudy_core::ids::HostId;
 use understudy_core::leader::{Decisions, Input, Leader, Outcome, Policies};
+use understudy_core::model::ids::HostId;
 
 use crate::cluster::{Cluster, host};
 use crate::lost::at_rest;

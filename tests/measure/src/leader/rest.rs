@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use understudy_core::ids::{HostId, NodeId, TerminalId};
 use understudy_core::leader::{Admission, Input, Leader, Policies, Trial};
-use understudy_core::records::NodeRecord;
+use understudy_core::model::ids::{HostId, NodeId, TerminalId};
+use understudy_core::model::records::NodeRecord;
 
 use crate::cluster::{Cluster, host, spec};
 use crate::lost::at_rest;

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use understudy_core::death::CopyFault;
 use understudy_core::host::{CopyEvent, Destination, Input, Offer, Recorded};
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::keys::{Key, encode};
-use understudy_core::records::{CheckpointId, CheckpointRecord};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{CheckpointId, CheckpointRecord};
 use understudy_store::Txn;
 
 use super::{Agent, Tag};

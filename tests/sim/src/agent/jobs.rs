@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use understudy_core::errors::chain;
 use understudy_core::host::{HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
-use understudy_core::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::records::{CheckpointId, Origin, WindowsSent};
-use understudy_core::units::{MiB, Vcpus};
-use understudy_core::view::View;
+use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use understudy_core::model::records::{CheckpointId, Origin, WindowsSent};
+use understudy_core::model::units::{MiB, Vcpus};
+use understudy_core::model::view::View;
 use understudy_hypervisor::fake::{Fault, Operation};
 use understudy_hypervisor::{
     CallError, Hypervisor, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec,

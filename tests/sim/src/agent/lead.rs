@@ -4,15 +4,15 @@
 //! Promises: the leadership is the one that ships; what it wants written is written as it wants it, unless the run is to show
 //! what comes of less (`BlindWrites`, `LeadsWithoutSet`). Must not do: decide.
 
-use understudy_core::ids::HostId;
 use understudy_core::keys::LEADER;
 use understudy_core::leader::leadership::{
     BidOutcome, Effect, Input, Notice, Seen, Subject, What, WriteId, WriteOutcome, WriteRequest,
 };
 use understudy_core::leader::{Policies, Question, Reply};
+use understudy_core::model::ids::HostId;
+use understudy_core::model::units::Now;
+use understudy_core::model::view::Answer as Said;
 use understudy_core::policy::{BackupCountAnswer, Pick, PlacementAnswer};
-use understudy_core::units::Now;
-use understudy_core::view::Answer as Said;
 use understudy_store::Txn;
 use understudy_store::election::{Bid, Leadership};
 

@@ -7,12 +7,12 @@ use understudy_core::host::lease::{Attempt, LeaseAnswer, LeaseEffect, LeaseInput
 use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
 use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
 use understudy_core::host::{Input, Local};
-use understudy_core::ids::{HostId, InstanceId};
 use understudy_core::keys::{Key, decode, encode};
-use understudy_core::records::{LeaseRecord, RenewalRecord, Service};
+use understudy_core::model::ids::{HostId, InstanceId};
+use understudy_core::model::records::{LeaseRecord, RenewalRecord, Service};
+use understudy_core::model::units::Boottime;
+use understudy_core::model::view::Versioned;
 use understudy_core::store_cache::StoreCache;
-use understudy_core::units::Boottime;
-use understudy_core::view::Versioned;
 use understudy_hypervisor::{Hypervisor, InstanceFact, InstanceState, LifeSign, PauseCause, Pid};
 use understudy_store::{Entry, Txn};
 

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use understudy_core::ids::HostId;
 use understudy_core::keys::{Key, encode};
+use understudy_core::model::ids::HostId;
+use understudy_core::model::units::Boottime;
+use understudy_core::model::view::View;
 use understudy_core::sets::{OpenHosts, PolicySetRecord, PolicySets, Refusal, SetFacts, SetFault};
-use understudy_core::units::Boottime;
-use understudy_core::view::View;
 use understudy_store::Txn;
 
 use super::Agent;
@@ -29,7 +29,7 @@ pub(crate) struct Sets {
 /// How long after it is due a refused change is looked for in vain before that is a fault: some looks of an agent.
 const OVERDUE: Duration = Duration::from_secs(5);
 
-fn generation(set: &Option<understudy_core::view::Versioned<PolicySetRecord>>) -> u64 {
+fn generation(set: &Option<understudy_core::model::view::Versioned<PolicySetRecord>>) -> u64 {
     set.as_ref().map_or(0, |set| set.value.generation)
 }
 

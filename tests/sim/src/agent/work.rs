@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use understudy_core::host::{DomainEvent, Effect, HostSettings, Input, Records, Shown};
-use understudy_core::ids::{HostId, InstanceId};
-use understudy_core::units::Now;
-use understudy_core::view::View;
+use understudy_core::model::ids::{HostId, InstanceId};
+use understudy_core::model::units::Now;
+use understudy_core::model::view::View;
 use understudy_hypervisor::{Hypervisor, LifeSign};
 use uuid::Uuid;
 

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use understudy_core::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use understudy_core::death::Death;
-use understudy_core::ids::{HostId, NodeId};
 use understudy_core::keys::Key;
-use understudy_core::records::{CheckpointId, CheckpointRecord, NodeRecord, Origin, Phase};
-use understudy_core::view::SharedNode;
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{CheckpointId, CheckpointRecord, NodeRecord, Origin, Phase};
+use understudy_core::model::view::SharedNode;
 use understudy_store::Revision;
 
 use crate::world::{World, millis};

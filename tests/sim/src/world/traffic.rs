@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use understudy_core::host::{Offer, SendWindows, offered};
-use understudy_core::ids::{HostId, InstanceId, NodeId};
-use understudy_core::records::CheckpointId;
+use understudy_core::model::ids::{HostId, InstanceId, NodeId};
+use understudy_core::model::records::CheckpointId;
 use understudy_hypervisor::fake::Instance;
 
 use super::World;

@@ -11,7 +11,7 @@ use super::{Condition, HostAction, HostAgent, HostId, Job, Lane, NodeId, Outcome
 use crate::death::CopyFault;
 use crate::host::checkpoints::Over;
 use crate::host::input::CopyEvent;
-use crate::records::CheckpointId;
+use crate::model::records::CheckpointId;
 
 impl HostAgent {
     /// The backups' hosts that take no copies from here, by node: to be reported.

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use super::{Boottime, Busy, HostAgent};
 use crate::bounds::INTAKE;
 use crate::host::windows_wait;
-use crate::ids::TerminalId;
+use crate::model::ids::TerminalId;
 
 impl HostAgent {
     /// When a tick may have something to do, as things stand after the last one.

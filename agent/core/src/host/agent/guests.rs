@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::{Boottime, Busy, Condition, Death, Effect, HostAgent, InstanceId, Lane, RETRY};
 use crate::bounds::LOOK;
 use crate::host::input::{DomainEvent, Shown};
-use crate::records::{NodeRecord, Phase, Service};
+use crate::model::records::{NodeRecord, Phase, Service};
 
 /// What a disk is called whose failure was not told but found.
 const SOME_DISK: &str = "of which libvirt does not say the name";

@@ -12,9 +12,9 @@ use super::{
     Retry,
 };
 use crate::bounds::{FILL_RETRY, RESTORE_PATIENCE};
-use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::{InstanceFact, Phase};
-use crate::units::{MiB, Vcpus};
+use crate::model::ids::{HostId, InstanceId, NodeId};
+use crate::model::records::{InstanceFact, Phase};
+use crate::model::units::{MiB, Vcpus};
 
 /// How often in a row an image may be refused without a word on whether it is damaged, before it counts as damaged: a
 /// hypervisor that restarts refuses too, and is back within the waits between these.

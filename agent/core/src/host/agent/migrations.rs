@@ -8,7 +8,7 @@
 
 use super::{Effect, HostAction, HostAgent, Job};
 use crate::host::migration::{Arrival, Departure, Known, MigrationAnswer, MigrationStep, Next};
-use crate::ids::InstanceId;
+use crate::model::ids::InstanceId;
 
 impl HostAgent {
     /// Begins this host's side of a live migration.

@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Busy, HostAgent, Lane, Local};
 use crate::bounds::REFUSE;
 use crate::death::Death;
-use crate::ids::{Epoch, InstanceId, NodeId};
-use crate::records::{Member, NodeRecord, Origin, Phase, Service};
-use crate::units::Boottime;
+use crate::model::ids::{Epoch, InstanceId, NodeId};
+use crate::model::records::{Member, NodeRecord, Origin, Phase, Service};
+use crate::model::units::Boottime;
 
 /// What of this host does not answer, since when; and which members were begun, in which epoch of their nodes.
 #[derive(Debug, Default)]

@@ -9,9 +9,9 @@ use std::net::Ipv4Addr;
 use uuid::Uuid;
 
 use super::{Busy, Condition, Death, Effect, HostAction, HostAgent, Job, Lane, Local, PoolSettings};
-use crate::ids::{Epoch, InstanceId, NodeId};
-use crate::records::{InstanceFact, Phase};
-use crate::units::{MiB, UnixMillis, Vcpus};
+use crate::model::ids::{Epoch, InstanceId, NodeId};
+use crate::model::records::{InstanceFact, Phase};
+use crate::model::units::{MiB, UnixMillis, Vcpus};
 
 impl HostAgent {
     pub(super) fn start(&mut self, action: HostAction) {

@@ -17,9 +17,9 @@ use super::*;
 use crate::fixture::{Cluster, MEMBER, host, node};
 use crate::host::input::DomainEvent;
 use crate::host::migration::{MigrationAnswer, MigrationStep};
-use crate::ids::Epoch;
-use crate::records::Phase;
-use crate::units::Vcpus;
+use crate::model::ids::Epoch;
+use crate::model::records::Phase;
+use crate::model::units::Vcpus;
 
 /// A host's agent with a cluster around it, and the jobs and the steps of migrations that are not over.
 struct Rig {
@@ -217,11 +217,11 @@ fn no_checkpoint_is_taken_while_windows_are_sent() {
 
 #[test]
 fn a_death_clears_what_is_known_of_its_windows_and_a_move_keeps_it() {
-    let sent = crate::records::WindowsSent {
+    let sent = crate::model::records::WindowsSent {
         display: InstanceId::derived(&node("alice/display"), Epoch(1), &host("host1"), 0),
         display_incarnation: Epoch(1),
         incarnation: Epoch(1),
-        at: crate::units::UnixMillis(1),
+        at: crate::model::units::UnixMillis(1),
     };
     for moves in [false, true] {
         let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);

@@ -10,10 +10,10 @@ use super::Destination;
 use crate::bounds::{Bounds, COPY_LATE, COPY_RATE, COPY_STALL, COPY_TOGETHER, RETRY};
 use crate::death::CopyFault;
 use crate::host::input::{CopyEvent, Effect, Recorded, Saved};
-use crate::ids::{HostId, InstanceId, NodeId};
-use crate::records::{CheckpointId, CheckpointRecord};
-use crate::units::Boottime;
-use crate::view::{SharedNode, View};
+use crate::model::ids::{HostId, InstanceId, NodeId};
+use crate::model::records::{CheckpointId, CheckpointRecord};
+use crate::model::units::Boottime;
+use crate::model::view::{SharedNode, View};
 
 /// How a checkpoint ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

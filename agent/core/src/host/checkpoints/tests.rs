@@ -8,10 +8,10 @@ use super::*;
 use crate::bounds::{COPY_LATE, COPY_RATE, COPY_STALL, COPY_TOGETHER};
 use crate::fixture::{Cluster, host, node};
 use crate::host::input::Recorded;
-use crate::ids::InstanceId;
-use crate::records::{CheckpointRecord, Member, Origin};
-use crate::units::UnixMillis;
-use crate::view::Versioned;
+use crate::model::ids::InstanceId;
+use crate::model::records::{CheckpointRecord, Member, Origin};
+use crate::model::units::UnixMillis;
+use crate::model::view::Versioned;
 
 const NODE: &str = "alice/exec-1";
 const BYTES: u64 = 64 << 20;

@@ -21,10 +21,10 @@ use std::time::Duration;
 use super::{Landed, MigrationAnswer, MigrationStep, Next, Presence};
 use crate::host::input::{Job, Outcome};
 use crate::host::{HostAction, Records, source_released};
-use crate::ids::{HostId, NodeId};
-use crate::records::NodeRecord;
-use crate::units::{Boottime, Vcpus};
-use crate::view::View;
+use crate::model::ids::{HostId, NodeId};
+use crate::model::records::NodeRecord;
+use crate::model::units::{Boottime, Vcpus};
+use crate::model::view::View;
 
 /// Between two looks at what the source has released.
 const LOOK: Duration = Duration::from_millis(5);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fixture::{Cluster, fact, host, node};
-use crate::records::CheckpointId;
+use crate::model::records::CheckpointId;
 
 const NOW: UnixMillis = UnixMillis(2_000_000);
 

@@ -3,9 +3,9 @@
 use super::super::{Local, orphaned};
 use super::{Locals, actions, fresh, letters, migrating_out};
 use crate::fixture::{Cluster, Rest, dead, fact, host, node};
-use crate::ids::{Epoch, InstanceId};
-use crate::records::Phase;
-use crate::units::MiB;
+use crate::model::ids::{Epoch, InstanceId};
+use crate::model::records::Phase;
+use crate::model::units::MiB;
 
 /// What no record that can be read names may be named by one that cannot.
 #[test]

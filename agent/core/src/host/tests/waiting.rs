@@ -1,7 +1,7 @@
 //! Tables of what waits for something else: checkpoints for their time, repairs for the windows.
 
 use super::*;
-use crate::records::Migration;
+use crate::model::records::Migration;
 
 #[test]
 fn a_checkpoint_is_due_after_the_interval_for_live_backups_and_not_while_it_moves() {

@@ -1,15 +1,15 @@
 //! Owns what the leadership takes, and what it gives back. Plain data.
 
-use crate::ids::{HostId, NodeId, Term};
 use crate::invariants::Broken;
 use crate::keys::LEADER;
 use crate::leader::{Assignment, ExpireLease, Policies, Question, Reply};
+use crate::model::ids::{HostId, NodeId, Term};
+use crate::model::records::LeaderRecord;
+use crate::model::view::{SharedNode, Versioned};
 use crate::policy::{Interface, Judged};
-use crate::records::LeaderRecord;
 use crate::sets::{PolicySetRecord, RefusedSet, SetFacts};
 use crate::store_cache::StoreCache;
 use crate::transaction::Transaction;
-use crate::view::{SharedNode, Versioned};
 
 /// What happened.
 #[derive(Debug)]

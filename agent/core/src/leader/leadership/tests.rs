@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::fixture::{host, node};
-use crate::ids::Epoch;
 use crate::keys::Key;
 use crate::leader::{CheckpointChange, Policies, Reply};
+use crate::model::ids::Epoch;
 use crate::transaction::Condition;
 use rig::{Rig, me, set};
 

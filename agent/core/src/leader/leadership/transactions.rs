@@ -5,10 +5,10 @@
 
 use crate::keys::Key;
 use crate::leader::{Assignment, CheckpointChange, ExpireLease};
-use crate::records::LeaderRecord;
+use crate::model::records::LeaderRecord;
+use crate::model::view::Versioned;
 use crate::sets::{PolicySetRecord, PolicySets, RefusedSet};
 use crate::transaction::Transaction;
-use crate::view::Versioned;
 
 /// Holds as long as this leadership stands.
 fn led_by(held: &Versioned<LeaderRecord>) -> Transaction {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::fixture::{BuiltIn, Cluster, node, reply, spec};
-use crate::ids::NodeId;
 use crate::leader::{Admission, Input, Leader, Policies, Reply, Trial};
-use crate::records::NodeRecord;
-use crate::units::{MiB, Vcpus};
+use crate::model::ids::NodeId;
+use crate::model::records::NodeRecord;
+use crate::model::units::{MiB, Vcpus};
 
 fn terminal(name: &str) -> BTreeMap<NodeId, NodeRecord> {
     ["display", "exec-1"]

@@ -1,8 +1,8 @@
 //! Tables of the backups' repair.
 
 use crate::fixture::{Cluster, deploy_failed, fact, host, node};
-use crate::records::{Origin, Phase};
-use crate::units::MiB;
+use crate::model::records::{Origin, Phase};
+use crate::model::units::MiB;
 
 #[test]
 fn a_dead_backup_is_replaced_and_a_failed_deployment_held_against_its_host() {

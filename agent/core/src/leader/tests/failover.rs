@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::death::Death;
 use crate::fixture::{Cluster, dead, deploy_failed, fact, host, node};
-use crate::ids::Epoch;
 use crate::leader::CheckpointChange;
-use crate::records::{CheckpointRecord, Origin, Phase, StateKept};
-use crate::units::{MiB, UnixMillis};
+use crate::model::ids::Epoch;
+use crate::model::records::{CheckpointRecord, Origin, Phase, StateKept};
+use crate::model::units::{MiB, UnixMillis};
 
 #[test]
 fn primary_and_backups_are_assigned_together() {
@@ -487,7 +487,7 @@ fn a_failover_is_over_when_the_successor_is_ready_and_every_window_is_back() {
         (cluster.primary("alice/display").1, cluster.record("alice/display").incarnation);
     let at = UnixMillis(cluster.now.wall.0 + 100);
     cluster.report_primary("alice/exec-1", |fact| {
-        let sent = crate::records::WindowsSent {
+        let sent = crate::model::records::WindowsSent {
             display: screen,
             display_incarnation: incarnation,
             incarnation: Epoch(1),

@@ -6,8 +6,8 @@ use super::properties::{Event, NODES, apply, event};
 use super::sums;
 use crate::fixture::{BuiltIn, Cluster, Policy, reply};
 use crate::leader::{Decisions, Input, Leader, Outcome, Policies, Question, Reply, plan, plan_asking};
+use crate::model::view::Answer;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
-use crate::view::Answer;
 
 /// A policy of which the answer follows from the node and the purpose alone, so that it does not matter who asks when.
 #[derive(Clone, Copy)]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::fixture::{Cluster, Policy, node};
+use crate::model::view::Answer;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, PlacementAnswer, PlacementQuestion};
-use crate::view::Answer;
 
 /// Keeps the questions, and says how many backups there are to be.
 #[derive(Default)]

@@ -1,9 +1,9 @@
 //! Tables of drains and migrations.
 
 use crate::fixture::{Cluster, dead, fact, host, moved, node};
-use crate::ids::{Epoch, HostId, InstanceId};
 use crate::leader::Plan;
-use crate::records::{Origin, Phase};
+use crate::model::ids::{Epoch, HostId, InstanceId};
+use crate::model::records::{Origin, Phase};
 
 /// `alice/exec-1` leaves a draining host: the migration is written.
 fn migrating_out(hosts: usize) -> (Cluster, HostId, HostId, InstanceId) {

@@ -2,11 +2,11 @@
 
 use crate::fixture::{Cluster, Policy, host};
 use crate::leader::{explain, recount, replace};
+use crate::model::view::Answer;
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn, Interface, Pick, PlacementAnswer, PlacementQuestion,
     PlacementVerdict, Purpose, Unusable,
 };
-use crate::view::Answer;
 
 /// Always the same answer.
 struct Says {
@@ -49,7 +49,7 @@ fn an_answer_without_a_usable_pick_is_refused_counted_and_done_without() {
     for (case, picks, why) in cases {
         let mut cluster = Cluster::of(4);
         cluster.seen("host2").intent.drain = true;
-        cluster.facts("host3").capacity.memory = crate::units::MiB(100);
+        cluster.facts("host3").capacity.memory = crate::model::units::MiB(100);
         cluster.lose("host4");
         cluster.add(&["alice/display"]);
         let plan = cluster.plan_with(&mut Says { picks, count: Some((1, 0)) });
@@ -202,7 +202,7 @@ fn an_idle_instance_that_is_too_small_is_not_counted_for_a_question() {
     let mut cluster = Cluster::of(2);
     cluster.idle("host2", 1);
     cluster.add(&["alice/display", "alice/exec-1"]);
-    cluster.edit("alice/display", |record| record.spec.memory = crate::units::MiB(4_000));
+    cluster.edit("alice/display", |record| record.spec.memory = crate::model::units::MiB(4_000));
     cluster.plan_with(&mut Says { picks: vec![0, 1], count: Some((1, 0)) });
     for (question, verdict) in &cluster.report.judged.placements {
         let large = question.node == crate::fixture::node("alice/display");
@@ -221,7 +221,7 @@ fn explain_shows_the_question_of_the_next_member_and_each_host_with_its_verdict(
     let free: Vec<String> =
         (1..=5).map(|n| format!("host{n}")).filter(|h| *h != primary && *h != backup).collect();
     cluster.seen(&free[0]).intent.drain = true;
-    cluster.facts(&free[1]).capacity.memory = crate::units::MiB(100);
+    cluster.facts(&free[1]).capacity.memory = crate::model::units::MiB(100);
     let id = crate::fixture::node("alice/exec-1");
     let shown = explain(&cluster.view, &id, &cluster.bounds, cluster.now).unwrap();
     assert_eq!((shown.question.purpose, shown.question.reasons), (Purpose::HeldBackup, true));

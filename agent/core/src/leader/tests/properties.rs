@@ -8,15 +8,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::fixture::{BuiltIn, Cluster, Policy, dead, deploy_failed, fact, host, moved, node};
-use crate::ids::{Epoch, HostId, NodeId};
 use crate::leader::plan;
+use crate::model::ids::{Epoch, HostId, NodeId};
+use crate::model::records::{Phase, Service};
+use crate::model::units::{MiB, UnixMillis};
+use crate::model::view::{Answer, View};
 use crate::policy::{
     BackupCountAnswer, BackupCountQuestion, BuiltIn as Rule, HostState, Pick, PlacementAnswer,
     PlacementQuestion, Unusable,
 };
-use crate::records::{Phase, Service};
-use crate::units::{MiB, UnixMillis};
-use crate::view::{Answer, View};
 
 pub(super) const NODES: [&str; 5] =
     ["alice/display", "alice/exec-1", "alice/exec-2", "bob/display", "bob/exec-1"];
@@ -174,7 +174,11 @@ pub(super) fn apply(cluster: &mut Cluster, event: &Event) {
     }
 }
 
-fn edit_primary(cluster: &mut Cluster, at: usize, edit: impl FnOnce(&mut crate::records::InstanceFact)) {
+fn edit_primary(
+    cluster: &mut Cluster,
+    at: usize,
+    edit: impl FnOnce(&mut crate::model::records::InstanceFact),
+) {
     let Some(primary) = cluster.record(NODES[at]).primary.clone() else { return };
     let facts = cluster.facts(primary.host.as_str());
     if let Some(fact) = facts.instances.get_mut(&primary.instance.unwrap()) {

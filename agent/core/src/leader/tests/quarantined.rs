@@ -1,7 +1,7 @@
 //! Nodes of which a record could not be read.
 
 use crate::fixture::{Cluster, node};
-use crate::records::Origin;
+use crate::model::records::Origin;
 
 #[test]
 fn no_idle_instance_is_given_out_while_an_unread_record_may_name_it() {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
 use crate::death::{Cooldown, CooldownCause, Death};
 use crate::fixture::{Cluster, deploy_failed, died, fact, host, node};
-use crate::ids::{Epoch, HostId};
 use crate::leader::{Input, Leader, Outcome, Plan, plan};
-use crate::records::{CheckpointId, Origin, Service, StateKept, StateWait};
-use crate::units::{MiB, UnixMillis};
+use crate::model::ids::{Epoch, HostId};
+use crate::model::records::{CheckpointId, Origin, Service, StateKept, StateWait};
+use crate::model::units::{MiB, UnixMillis};
 
 const NODE: &str = "alice/exec-1";
 

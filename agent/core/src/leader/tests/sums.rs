@@ -1,13 +1,13 @@
 //! What a leader keeps as sums is what a walk over everything comes to: checked after every input of the histories in
 //! `incremental`, where writes are refused and come late.
 
-use crate::ids::{Epoch, HostId, Role};
 use crate::leader::Leader;
 use crate::leader::sums::{Amount, Side};
+use crate::model::ids::{Epoch, HostId, Role};
+use crate::model::records::Phase;
+use crate::model::units::{MiB, Vcpus};
+use crate::model::view::View;
 use crate::policy::{MemberCounts, Traffic};
-use crate::records::Phase;
-use crate::units::{MiB, Vcpus};
-use crate::view::View;
 
 /// Every figure of every host.
 pub(super) fn check(leader: &Leader) {

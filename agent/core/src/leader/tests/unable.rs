@@ -2,8 +2,8 @@
 
 use crate::death::Death;
 use crate::fixture::{Cluster, died, fact, node};
-use crate::ids::Epoch;
-use crate::records::{Origin, Service};
+use crate::model::ids::Epoch;
+use crate::model::records::{Origin, Service};
 
 /// S2: a host whose guard or libvirtd is away keeps what it has and gets nothing, and the report names it.
 #[test]

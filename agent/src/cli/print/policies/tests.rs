@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use understudy_core::ids::HostId;
+use understudy_core::model::ids::HostId;
+use understudy_core::model::units::{MiB, UnixMillis};
 use understudy_core::policy::{BuiltIn, HostState, Interface, RefusedPick, Unusable};
 use understudy_core::sets::RefusedSet;
-use understudy_core::units::{MiB, UnixMillis};
 
 use super::*;
 use crate::policy_manager::explain::{ExplainedHost, ExplainedShadow};

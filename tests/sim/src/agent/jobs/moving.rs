@@ -10,7 +10,7 @@ use understudy_core::errors::chain;
 use understudy_core::host::{
     HostAction, Input, Job as CoreJob, Landed, MigrationAnswer, MigrationStep, Presence,
 };
-use understudy_core::ids::{HostId, InstanceId};
+use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_hypervisor::fake::Course;
 use understudy_hypervisor::{
     Hypervisor, InstanceState, LifeSign, MigrationOutcome, MigrationTarget, PauseCause,

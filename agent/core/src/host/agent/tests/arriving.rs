@@ -3,7 +3,7 @@
 use super::*;
 use crate::fixture::moved;
 use crate::host::migration::{Landed, Presence};
-use crate::records::Migration;
+use crate::model::records::Migration;
 
 /// alice's display leaves a draining host, seen from where it goes to. Its permit is asked for.
 fn coming() -> (Rig, InstanceId, Migration) {

@@ -6,7 +6,7 @@ use super::*;
 use crate::death::CopyFault;
 use crate::host::input::{CopyEvent, Recorded, Saved, Shown};
 use crate::host::migration::Presence;
-use crate::records::{CheckpointId, Service};
+use crate::model::records::{CheckpointId, Service};
 
 /// What happens, each drawn from the numbers that come with it.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,7 @@ fn outcome(job: &Job, how: usize) -> Outcome {
         HostAction::Guard { epoch, .. } => Outcome::Guarded(*epoch),
         HostAction::Restore { .. } => Outcome::Loaded { address: None },
         HostAction::Checkpoint { .. } => {
-            Outcome::Saved(Saved { taken: crate::units::UnixMillis(0), pause_ms: 5, bytes: 1 << 20 })
+            Outcome::Saved(Saved { taken: crate::model::units::UnixMillis(0), pause_ms: 5, bytes: 1 << 20 })
         }
         _ => Outcome::Done,
     };

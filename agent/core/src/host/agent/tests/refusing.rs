@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bounds::REFUSE;
-use crate::records::{Origin, Service};
+use crate::model::records::{Origin, Service};
 
 const WAIT: u64 = 3_000;
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fixture::{Cluster, MEMBER, moved, node};
-use crate::ids::Epoch;
+use crate::model::ids::Epoch;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -153,7 +153,7 @@ fn what_is_not_whole_is_looked_at_again_after_five_milliseconds_and_what_libvirt
 #[test]
 fn it_arrives_with_what_the_hypervisor_says_of_it_or_else_its_node() {
     let landed =
-        Landed { memory: crate::units::MiB(7), vcpus: Vcpus(3), address: Some([10, 0, 0, 7].into()) };
+        Landed { memory: crate::model::units::MiB(7), vcpus: Vcpus(3), address: Some([10, 0, 0, 7].into()) };
     for (came, memory, vcpus, address) in
         [(Some(landed), landed.memory, landed.vcpus, landed.address), (None, MEMBER, Vcpus(1), None)]
     {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::ids::{Epoch, InstanceId};
+use crate::model::ids::{Epoch, InstanceId};
 use MigrationAnswer::{Done, Moved, Seen};
 
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -6,13 +6,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::rig::{Rig, me, set};
-use crate::ids::Term;
 use crate::keys::Key;
 use crate::leader::leadership::{BidOutcome, Effect, Input, Notice, Subject, WriteOutcome, WriteRequest};
 use crate::leader::{Policies, Reply};
-use crate::records::LeaderRecord;
+use crate::model::ids::Term;
+use crate::model::records::LeaderRecord;
+use crate::model::view::Versioned;
 use crate::sets::PolicySetRecord;
-use crate::view::Versioned;
 
 #[derive(Debug, Clone)]
 enum Happens {

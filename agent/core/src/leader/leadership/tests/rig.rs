@@ -7,18 +7,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::fixture::{Cluster, host};
-use crate::ids::{HostId, Term};
 use crate::keys::{CLUSTER, Key, decode, encode};
 use crate::leader::leadership::{
     Asking, BidOutcome, Effect, FailedPolicy, Input, Leadership, Seen, WriteOutcome, WriteRequest,
 };
 use crate::leader::{Policies, Question};
-use crate::records::{HostFacts, LeaderRecord, LeaseExpiry, LeaseRecord, RenewalRecord};
+use crate::model::ids::{HostId, Term};
+use crate::model::records::{HostFacts, LeaderRecord, LeaseExpiry, LeaseRecord, RenewalRecord};
+use crate::model::units::Now;
+use crate::model::view::Versioned;
 use crate::sets::{PolicySetRecord, SetFacts};
 use crate::store_cache::{Change, StoreCache, Stored};
 use crate::transaction::{Transaction, Write};
-use crate::units::Now;
-use crate::view::Versioned;
 
 const HOSTS: [&str; 3] = ["host1", "host2", "host3"];
 

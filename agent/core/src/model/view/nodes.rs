@@ -12,8 +12,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::Versioned;
-use crate::ids::{HostId, InstanceId, NodeId, TerminalId};
-use crate::records::NodeRecord;
+use crate::model::ids::{HostId, InstanceId, NodeId, TerminalId};
+use crate::model::records::NodeRecord;
 
 /// One node's record, shared by all copies of the view that hold it unchanged.
 pub type SharedNode = Arc<Versioned<NodeRecord>>;
@@ -242,9 +242,9 @@ mod tests {
 
     use super::*;
     use crate::fixture::{host, node, spec};
-    use crate::ids::{Epoch, Role};
-    use crate::records::{Member, Migration, Origin};
-    use crate::units::UnixMillis;
+    use crate::model::ids::{Epoch, Role};
+    use crate::model::records::{Member, Migration, Origin};
+    use crate::model::units::UnixMillis;
 
     /// A primary, backups and perhaps a migration, on hosts and with instances that few numbers name.
     fn record(members: &[(u8, Option<u8>)], to: Option<u8>) -> Versioned<NodeRecord> {

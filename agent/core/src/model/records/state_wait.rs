@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::STATE_WAIT_STEP;
-use crate::units::UnixMillis;
+use crate::model::units::UnixMillis;
 
 /// How long a node without a primary has waited for its state. The time is added up in steps: of what a wall clock says has
 /// gone by since the last one, a step counts and no more, and what lies ahead was written by another clock and counts as

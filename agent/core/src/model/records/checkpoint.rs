@@ -6,8 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Epoch, HostId, InstanceId};
-use crate::units::UnixMillis;
+use crate::model::ids::{Epoch, HostId, InstanceId};
+use crate::model::units::UnixMillis;
 
 /// Names one checkpoint of a node. Later ones are greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -17,12 +17,12 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use crate::death::Death;
-use crate::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
-use crate::records::{
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
+use crate::model::records::{
     CheckpointRecord, HostFacts, HostIntent, InstanceFact, LeaseRecord, Member, NodeRecord, NodeSpec, Phase,
     TerminalRecord,
 };
-use crate::units::{Boottime, MiB, UnixMillis, Vcpus};
+use crate::model::units::{Boottime, MiB, UnixMillis, Vcpus};
 
 pub use display::{Display, Gateways};
 pub use nodes::{Nodes, SharedNode};

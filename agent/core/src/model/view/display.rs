@@ -9,8 +9,8 @@
 use std::net::Ipv4Addr;
 
 use super::{HostView, View, diff};
-use crate::ids::{Epoch, NodeId, TerminalId};
-use crate::records::Phase;
+use crate::model::ids::{Epoch, NodeId, TerminalId};
+use crate::model::records::Phase;
 
 /// Where a terminal's screen is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +78,8 @@ fn gateway(host: &HostView) -> Option<(bool, &str)> {
 mod tests {
     use super::*;
     use crate::fixture::{Cluster, host, node};
-    use crate::records::{Screen, TerminalRecord};
-    use crate::units::UnixMillis;
+    use crate::model::records::{Screen, TerminalRecord};
+    use crate::model::units::UnixMillis;
 
     fn terminal(name: &str) -> TerminalId {
         name.parse().unwrap()

@@ -12,10 +12,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::death::{Cooldown, CopyFault, Death};
-use crate::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, Term, TerminalId};
+use crate::model::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, Term, TerminalId};
+use crate::model::units::{MiB, UnixMillis, Vcpus};
 pub use crate::service::Service;
 use crate::sets::SetFacts;
-use crate::units::{MiB, UnixMillis, Vcpus};
 
 pub use checkpoint::{CheckpointId, CheckpointRecord};
 pub use state_wait::StateWait;
