@@ -17,3 +17,5 @@ mod sources;
 mod tree;
 #[cfg(test)]
 mod units;
+#[cfg(test)]
+mod words;

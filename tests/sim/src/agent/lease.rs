@@ -13,7 +13,7 @@ use understudy_core::model::records::{LeaseRecord, RenewalRecord, Service};
 use understudy_core::model::units::Boottime;
 use understudy_core::model::view::Versioned;
 use understudy_core::store_cache::StoreCache;
-use understudy_hypervisor::{Hypervisor, InstanceFact, InstanceState, LifeSign, PauseCause, Pid};
+use understudy_hypervisor::{Hypervisor, InstanceFact, InstanceState, Liveness, PauseCause, Pid};
 use understudy_store::{Entry, Txn};
 
 use super::jobs::ipv4;
@@ -209,8 +209,9 @@ impl Agent {
         let guarded =
             here.iter().filter_map(|fact| Some((fact.id, machine.guard.epoch_of(fact.id, fact.pid?)?)));
         let reported = facts.into_iter().flat_map(|facts| facts.instances.keys().copied());
-        let gone =
-            |instance: &InstanceId| hypervisor.life(*instance).is_ok_and(|life| life == LifeSign::Gone);
+        let gone = |instance: &InstanceId| {
+            hypervisor.liveness(*instance).is_ok_and(|liveness| liveness == Liveness::Gone)
+        };
         let discovery = Discovery {
             resumed,
             reported: facts.map_or(Reported::Nothing, Reported::Facts),

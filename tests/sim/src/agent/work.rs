@@ -8,7 +8,7 @@ use understudy_core::host::{DomainEvent, Effect, HostSettings, Input, Records, S
 use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_core::model::units::Now;
 use understudy_core::model::view::View;
-use understudy_hypervisor::{Hypervisor, LifeSign};
+use understudy_hypervisor::{Hypervisor, Liveness};
 use uuid::Uuid;
 
 use super::{Agent, jobs::Job};
@@ -43,8 +43,8 @@ impl Agent {
                 Some(Input::Listed(shown))
             }
             Effect::LookFor(instance) => {
-                let life = world.machine(me).hypervisor.life(instance);
-                Some(Input::Looked { instance, there: life.ok().map(|life| life != LifeSign::Gone) })
+                let life = world.machine(me).hypervisor.liveness(instance);
+                Some(Input::Looked { instance, there: life.ok().map(|life| life != Liveness::Gone) })
             }
             Effect::Send { node, id, revision, to } => {
                 self.copies.begin(world, (node, id), revision, to);

@@ -13,7 +13,7 @@ use understudy_core::host::{
 use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_hypervisor::fake::Course;
 use understudy_hypervisor::{
-    Hypervisor, InstanceState, LifeSign, MigrationOutcome, MigrationTarget, PauseCause,
+    Hypervisor, InstanceState, Liveness, MigrationOutcome, MigrationTarget, PauseCause,
 };
 
 use super::{ipv4, register, withdraw};
@@ -151,14 +151,14 @@ fn done(result: Result<(), String>) -> MigrationAnswer {
 
 /// On the way in libvirt calls it paused for migration; once its state is complete, paused as asked.
 fn look(world: &World, me: &HostId, instance: InstanceId) -> MigrationAnswer {
-    MigrationAnswer::Seen(match world.machine(me).hypervisor.life(instance) {
+    MigrationAnswer::Seen(match world.machine(me).hypervisor.liveness(instance) {
         Err(error) => return MigrationAnswer::Failed(chain(&error)),
-        Ok(LifeSign::Gone) => Presence::Gone,
-        Ok(LifeSign::ProcessOnly(_)) => Presence::Process,
-        Ok(LifeSign::Known(InstanceState::Running)) => Presence::Running,
-        Ok(LifeSign::Known(InstanceState::Paused(PauseCause::Asked))) => Presence::Paused,
-        Ok(LifeSign::Known(InstanceState::Paused(_))) => Presence::Held,
-        Ok(LifeSign::Known(_)) => Presence::Other,
+        Ok(Liveness::Gone) => Presence::Gone,
+        Ok(Liveness::ProcessOnly(_)) => Presence::Process,
+        Ok(Liveness::Known(InstanceState::Running)) => Presence::Running,
+        Ok(Liveness::Known(InstanceState::Paused(PauseCause::Asked))) => Presence::Paused,
+        Ok(Liveness::Known(InstanceState::Paused(_))) => Presence::Held,
+        Ok(Liveness::Known(_)) => Presence::Other,
     })
 }
 
