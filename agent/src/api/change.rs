@@ -15,6 +15,7 @@ use understudy_core::model::records::{
     FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, StateWait, TerminalRecord,
 };
 use understudy_core::model::units::{MiB, Vcpus};
+use understudy_core::model::view::Liveness;
 use understudy_store::{Committed, Condition, Revision, Txn};
 use uuid::Uuid;
 
@@ -262,7 +263,13 @@ pub(super) async fn start_afresh(
     let node: NodeId = named(&format!("{terminal}/{node}"))?;
     let snapshot = state.snapshot()?;
     let known = snapshot.view.nodes.get(&node).ok_or_else(|| unknown_node(&terminal, &node))?;
-    let record = without_waiting(&known.value).ok_or_else(|| {
+    // One that is being restored does not wait any more: should that fail, the operator is asked again.
+    let lives = known
+        .value
+        .primary
+        .as_ref()
+        .is_some_and(|primary| matches!(snapshot.view.liveness(&known.value, primary), Liveness::Alive));
+    let record = without_waiting(&known.value).filter(|_| !lives).ok_or_else(|| {
         let text = format!("{node} does not wait for its state: see `understudy status`");
         Refusal::new(StatusCode::CONFLICT, text)
     })?;

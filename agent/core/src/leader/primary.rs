@@ -11,11 +11,11 @@
 //! migrating (SAFE-7); each change raises the epoch. Must not do: take care of backups.
 
 use super::place::{Choice, choose};
-use super::restore::{from_checkpoint, go_on_waiting};
+use super::restore::{Wait, from_checkpoint, go_on_waiting};
 use super::{CheckpointChange, Leader, remember, remember_failure};
 use crate::death::{Cooldown, CooldownCause, Death};
 use crate::model::ids::{HostId, InstanceId, NodeId, Role};
-use crate::model::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept};
+use crate::model::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept, StateWait};
 use crate::model::units::UnixMillis;
 use crate::model::view::{Liveness, SharedNode};
 use crate::policy::Purpose;
@@ -85,7 +85,7 @@ pub(super) struct Successor {
 pub(super) enum Step {
     Found(Box<Successor>),
     /// It may give one soon, and the next step would lose the state.
-    Wait(String),
+    Wait(Wait),
     Nothing,
 }
 
@@ -102,10 +102,10 @@ fn successor(
     };
     match first {
         Step::Found(successor) => Some(*successor),
-        Step::Wait(why) => {
-            go_on_waiting(leader, node, record, &why);
+        Step::Wait(wait) => {
+            go_on_waiting(leader, node, record, &wait);
             leader.report.lacks.entry(node.clone()).or_default().state = true;
-            leader.note(node, why);
+            leader.note(node, wait.why);
             None
         }
         Step::Nothing => from_pool(leader, node, record),
@@ -248,7 +248,9 @@ fn install(
         }
         record.primary = Some(taken);
         // One that is restored is not there yet: should it fail, the wait goes on where it was.
-        record.state_wait = record.state_wait.filter(|_| restored);
+        // An operator's word was about what could not be had then.
+        let wait = record.state_wait.filter(|_| restored);
+        record.state_wait = wait.map(|wait| StateWait { given_up: false, ..wait });
     });
 }
 

@@ -60,6 +60,14 @@ impl fmt::Display for Hindrance {
     }
 }
 
+/// What a node waits for.
+pub(super) struct Wait {
+    /// In words, with what to do.
+    pub(super) why: String,
+    /// Whether it has an end.
+    counts: bool,
+}
+
 /// A copy that is undamaged as far as anybody knows, and cannot be restored at present.
 struct Hindered<'a> {
     copy: &'a CheckpointRecord,
@@ -86,7 +94,7 @@ pub(super) fn from_checkpoint(
             let newer = newer.filter(|_| waits.has_time(NEWER_STATE));
             return newer.map_or_else(
                 || restored(leader, record, &known.value, copy, host),
-                |_| Step::Wait(waits.until(NEWER_STATE, &hindered)),
+                |_| Step::Wait(Wait { why: waits.until(NEWER_STATE, &hindered), counts: false }),
             );
         }
         hindered.extend(hindrances(leader, node, record, copy));
@@ -98,9 +106,9 @@ pub(super) fn from_checkpoint(
     if waits.is_given_up() || hindered.is_empty() {
         Step::Nothing
     } else if hindered.iter().any(|one| one.why.is_there()) {
-        Step::Wait(waits.without_end(&hindered))
+        Step::Wait(Wait { why: waits.without_end(&hindered), counts: false })
     } else if waits.has_time(STATE_WAIT) {
-        Step::Wait(waits.until(STATE_WAIT, &hindered))
+        Step::Wait(Wait { why: waits.until(STATE_WAIT, &hindered), counts: true })
     } else {
         Step::Nothing
     }
@@ -224,7 +232,7 @@ impl Waits<'_> {
     }
 
     fn until(&self, longest: std::time::Duration, hindered: &[Hindered<'_>]) -> String {
-        let wait = self.wait.unwrap_or_else(|| StateWait::incarnation(self.leader.now.wall));
+        let wait = self.wait.unwrap_or_else(|| StateWait::started(self.leader.now.wall));
         self.text(&format!(" until {}", time_of_day(wait.ends(longest))), hindered)
     }
 
@@ -255,15 +263,24 @@ fn time_of_day(at: UnixMillis) -> String {
     format!("{:02}:{:02}:{:02} UTC", seconds / 3_600, seconds / 60 % 60, seconds % 60)
 }
 
-/// Writes down that a node waits, and how long it has: once at first, then a step at a time.
-pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRecord, why: &str) {
+/// Writes down that a node waits, and how long it has for hosts that are lost or full: once at first, then a step at a time.
+/// A host that is there is waited for without end: the time of that does not count, and what has gone by before is no part of
+/// a wait for the next loss, which may be the reboot that mends it.
+pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wait: &Wait) {
     let now = leader.now.wall;
     match record.state_wait {
-        None => leader.change(node, why, |record| record.state_wait = Some(StateWait::incarnation(now))),
-        Some(wait) if wait.waited(now) < STATE_WAIT && wait.is_due(now) => {
-            let wait = wait.counted(now);
-            let reason = format!("has waited {} s for its state", wait.waited(now).as_secs());
-            leader.change(node, reason, |record| record.state_wait = Some(wait));
+        None => {
+            leader
+                .change(node, wait.why.as_str(), |record| record.state_wait = Some(StateWait::started(now)));
+        }
+        Some(known) if !wait.counts && known.waited_ms > 0 => {
+            let reason = "a host with its state is there again, and is waited for";
+            leader.change(node, reason, |record| record.state_wait = Some(known.anew(now)));
+        }
+        Some(known) if wait.counts && known.waited(now) < STATE_WAIT && known.is_due(now) => {
+            let known = known.counted(now);
+            let reason = format!("has waited {} s for its state", known.waited(now).as_secs());
+            leader.change(node, reason, |record| record.state_wait = Some(known));
         }
         Some(_) => {}
     }

@@ -16,8 +16,8 @@ use crate::model::ids::{HostId, InstanceId, NodeId};
 use crate::model::records::{InstanceFact, Phase};
 use crate::model::units::{MiB, Vcpus};
 
-/// How often in a row an image may be refused without a word on whether it is damaged, before it counts as damaged: a
-/// hypervisor that restarts refuses too, and is back within the waits between these.
+/// How often in a row, and for [`RESTORE_PATIENCE`] at least, an image may be refused without a word on whether it is
+/// damaged, before it counts as damaged: a hypervisor that restarts refuses too, and so does one without its bridge yet.
 const REFUSALS: u32 = 4;
 
 /// What comes after a job on its lane.
@@ -194,7 +194,7 @@ impl HostAgent {
             Outcome::Damaged(detail) | Outcome::Died(detail) => {
                 return self.dead_in_epoch(instance, Some(node), epoch, Death::DeployFailed { detail });
             }
-            Outcome::Refused(detail) if refusals + 1 >= REFUSALS => {
+            Outcome::Refused(detail) if refusals + 1 >= REFUSALS && now.since(since) >= RESTORE_PATIENCE => {
                 return self.dead_in_epoch(instance, Some(node), epoch, Death::DeployFailed { detail });
             }
             Outcome::Refused(reason) => (reason, refusals + 1),

@@ -54,7 +54,7 @@ fn until_decided(cluster: &mut Cluster, longest: Duration) -> Option<u64> {
 fn a_lost_host_with_the_only_copy_is_waited_for_and_its_return_ends_the_wait() {
     let (mut cluster, held) = waiting();
     assert_eq!(cluster.record(NODE).epoch, Epoch(1), "nothing is given up");
-    assert_eq!(cluster.record(NODE).state_wait, Some(StateWait::incarnation(cluster.now.wall)));
+    assert_eq!(cluster.record(NODE).state_wait, Some(StateWait::started(cluster.now.wall)));
     assert!(cluster.report.lacks[&node(NODE)].state);
     for part in [
         // The fixture's clock stands at 00:16:40.
@@ -109,6 +109,30 @@ fn a_host_that_is_there_is_waited_for_without_end_where_nobody_else_has_a_copy()
     cluster.edit(NODE, |record| record.state_wait.as_mut().unwrap().given_up = true);
     cluster.step();
     assert_eq!((cluster.record(NODE).epoch, restored(&cluster)), (Epoch(2), None));
+}
+
+/// Its reboot is what mends it: the time of before is no part of the wait for that.
+#[test]
+fn a_host_that_was_waited_for_without_end_is_waited_for_anew_once_it_is_lost() {
+    for lost_before in [false, true] {
+        let mut cluster = Cluster::of(3).with(&[NODE]);
+        let held = cluster.backup_hosts(NODE)[0].clone();
+        let closed = cluster.seen(&held).lease.clone();
+        if lost_before {
+            cluster.lose(&held);
+        }
+        cluster.kill_primary(NODE);
+        if lost_before {
+            assert_eq!(until_decided(&mut cluster, STATE_WAIT / 2), None);
+            cluster.seen(&held).lease = closed;
+        }
+        cluster.facts(&held).unable.insert(Service::Guard);
+        assert_eq!(until_decided(&mut cluster, STATE_WAIT * 2), None, "it is there");
+        cluster.lose(&held);
+        // One step may be counted that was none.
+        let waited = until_decided(&mut cluster, STATE_WAIT * 2).unwrap();
+        assert!((270..=300).contains(&waited), "{waited} s, lost before: {lost_before}");
+    }
 }
 
 #[test]

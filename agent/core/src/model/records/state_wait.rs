@@ -31,7 +31,7 @@ impl StateWait {
 
     /// A wait that begins.
     #[must_use]
-    pub fn incarnation(at: UnixMillis) -> Self {
+    pub fn started(at: UnixMillis) -> Self {
         Self { waited_ms: 0, at, given_up: false }
     }
 
@@ -45,6 +45,12 @@ impl StateWait {
     #[must_use]
     pub fn ends(&self, longest: Duration) -> UnixMillis {
         self.at + longest.saturating_sub(Duration::from_millis(self.waited_ms))
+    }
+
+    /// The same wait, of which nothing has gone by: whoever is waited for is there again.
+    #[must_use]
+    pub fn anew(&self, now: UnixMillis) -> Self {
+        Self { waited_ms: 0, at: now, ..*self }
     }
 
     /// Whether it is to be written anew.
@@ -73,7 +79,7 @@ mod tests {
 
     #[test]
     fn time_is_added_up_step_by_step() {
-        let mut wait = StateWait::incarnation(START);
+        let mut wait = StateWait::started(START);
         for seconds in 1..=120 {
             let now = later(seconds);
             assert_eq!(wait.waited(now), Duration::from_secs(seconds));
