@@ -312,14 +312,23 @@ impl Driver {
         if !self.synced {
             return None;
         }
-        let host = self.agent.due().filter(|_| self.works());
         let recovery = match self.recovery {
             lease::Recovery::Due(at) => Some(at),
             lease::Recovery::None | lease::Recovery::Running => None,
         };
+        // Nothing else is looked at before then: what is due would be due for ever.
+        if !self.has_begun(now) {
+            return recovery;
+        }
+        let host = self.agent.due().filter(|_| self.works());
         let later = [Some(self.publish_after), self.lease.until].into_iter().flatten().filter(|at| *at > now);
         let decided = [host, recovery, self.leadership.due(&self.cache), self.line.due()];
         decided.into_iter().flatten().chain(later).min()
+    }
+
+    /// Without libvirt and without a lease that goes on there is nothing to show but what is missing.
+    fn has_begun(&self, now: Boottime) -> bool {
+        self.capacity.is_some() || self.lease.is_open(now)
     }
 
     /// Whether the host's agent hears of the time.
@@ -425,9 +434,7 @@ impl Driver {
     fn advance(&mut self) {
         let now = now();
         self.advance_lease(now.boottime);
-        // Without libvirt and without a lease that goes on there is nothing to show but what is missing.
-        let has_begun = self.capacity.is_some() || self.lease.is_open(now.boottime);
-        if self.synced && has_begun {
+        if self.synced && self.has_begun(now.boottime) {
             let view = self.cache.view().clone();
             self.keep_in_line(&view, now.boottime);
             self.notify_manager(&view);

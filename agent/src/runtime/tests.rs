@@ -8,6 +8,7 @@ mod facts;
 mod guests;
 mod migrating_out;
 mod recovery;
+mod resting;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
