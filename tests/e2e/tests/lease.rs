@@ -52,7 +52,7 @@ fn wait_expired(stage: &Stage, host: &str) -> Result<Instant> {
         let asked = Instant::now();
         let record: Value =
             serde_json::from_str(&stage.cluster().etcdctl(&["get", "--print-value-only", &key])?)?;
-        if !record["ended"].is_null() {
+        if !record["expired"].is_null() {
             return Ok(open);
         }
         open = asked;

@@ -46,8 +46,7 @@ pub(crate) struct Truth {
     recorded: BTreeMap<NodeId, u64>,
     /// Copies of which a host has said that they cannot be restored.
     failed_copies: BTreeSet<(NodeId, HostId, CheckpointId)>,
-    /// Since when a node waits for its state.
-    waits_since: BTreeMap<NodeId, u64>,
+    waits_for_state_since: BTreeMap<NodeId, u64>,
     pub(crate) failovers: u64,
     pub(crate) restores: u64,
     pub(crate) migrations: u64,
@@ -63,7 +62,7 @@ impl Truth {
             clear_since: BTreeMap::new(),
             recorded: BTreeMap::new(),
             failed_copies: BTreeSet::new(),
-            waits_since: BTreeMap::new(),
+            waits_for_state_since: BTreeMap::new(),
             failovers: 0,
             restores: 0,
             migrations: 0,
@@ -105,7 +104,7 @@ impl Truth {
         self.newest.remove(node);
         self.recorded.remove(node);
         self.failed_copies.retain(|(of, ..)| of != node);
-        self.waits_since.remove(node);
+        self.waits_for_state_since.remove(node);
         self.clear_since.retain(|(of, _), _| of != node);
     }
 }
@@ -331,9 +330,9 @@ impl World {
             self.check_fresh_start(node, (before, &after), copies);
         }
         if after.state_wait.is_some() {
-            self.truth.waits_since.entry(node.clone()).or_insert(self.now);
+            self.truth.waits_for_state_since.entry(node.clone()).or_insert(self.now);
         } else {
-            self.truth.waits_since.remove(node);
+            self.truth.waits_for_state_since.remove(node);
         }
         if let Some(before) = before {
             if after.epoch < before.epoch || after.incarnation < before.incarnation {

@@ -99,7 +99,7 @@ fn start_libvirtd() {
 fn a_death_is_reported_in_milliseconds_and_libvirtds_own_is_none_of_an_instances() {
     inside(
         "one",
-        "real::a_death_is_told_in_milliseconds_and_libvirtds_own_is_none_of_an_instances",
+        "real::a_death_is_reported_in_milliseconds_and_libvirtds_own_is_none_of_an_instances",
         |host| {
             let hv = host.libvirt();
             let (one, two) = (host.boot(&hv, 1), host.boot(&hv, 2));
@@ -155,7 +155,7 @@ fn a_death_is_reported_in_milliseconds_and_libvirtds_own_is_none_of_an_instances
 #[test]
 #[ignore = "needs a host"]
 fn a_process_that_libvirt_has_lost_is_seen_and_destroyed() {
-    inside("one", "real::a_process_that_libvirt_has_lost_is_seen_and_ended_by_destroy", |host| {
+    inside("one", "real::a_process_that_libvirt_has_lost_is_seen_and_destroyed", |host| {
         let hv = host.libvirt();
         let instance = host.boot(&hv, 1);
         // A libvirtd that forgot: its notes on running domains are gone when it starts again.
@@ -177,7 +177,7 @@ fn a_process_that_libvirt_has_lost_is_seen_and_destroyed() {
 #[ignore = "needs a host"]
 fn an_instance_is_destroyed_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone() {
     let name =
-        "real::an_instance_is_ended_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone";
+        "real::an_instance_is_destroyed_while_libvirtd_is_down_and_one_without_a_process_is_not_called_gone";
     inside("one", name, |host| {
         let hv = host.libvirt();
         let (one, two) = (host.boot(&hv, 1), host.boot(&hv, 2));
@@ -285,7 +285,7 @@ fn qemus_monitor_takes_an_open_file() {
 #[test]
 #[ignore = "needs a host"]
 fn a_panic_and_a_wrong_address_are_reported() {
-    inside("one", "real::a_panic_and_a_wrong_address_are_told", |host| {
+    inside("one", "real::a_panic_and_a_wrong_address_are_reported", |host| {
         for uri in ["foo:///system", "qemu:///sistem"] {
             let started = Libvirt::start(LibvirtConfig { uri: uri.to_owned(), ..LibvirtConfig::local() });
             assert!(matches!(started, Err(StartError::Uri { .. })), "{uri}");

@@ -45,7 +45,7 @@ impl World {
             return;
         }
         // Leaders with other clocks may each count a step that was none.
-        let waited = self.truth.waits_since.get(node).map_or(0, |since| self.now - since);
+        let waited = self.truth.waits_for_state_since.get(node).map_or(0, |since| self.now - since);
         if waited + 2 * millis(STATE_WAIT_STEP) >= millis(STATE_WAIT) {
             return;
         }
