@@ -132,12 +132,7 @@ impl Cluster {
     }
 
     pub(crate) fn add_host(&mut self, name: &str, memory: MiB) {
-        let lease = LeaseRecord {
-            boot: BootId("boot".to_owned()),
-            machine: Default::default(),
-            number: 1,
-            expired: None,
-        };
+        let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
         let facts = HostFacts {
             lease: 1,
             capacity: Capacity { vcpus: Vcpus(16), memory },

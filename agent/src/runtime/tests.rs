@@ -121,12 +121,7 @@ impl Rig {
         (driver.lease_number, driver.has_recovered) = (1, true);
         let (entries, known) = (Vec::new(), BTreeMap::new());
         let mut rig = Self { driver, hypervisor, entries, known, template, _home: home };
-        let lease = LeaseRecord {
-            boot: BootId("boot".to_owned()),
-            machine: Default::default(),
-            number: 1,
-            expired: None,
-        };
+        let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
         rig.write(&Key::Lease(me()), encode(&lease));
         rig.recover();
         rig

@@ -24,8 +24,7 @@ async fn what_a_host_could_not_load_is_proposed_again_when_it_comes_back() {
     // Started anew, with room.
     other.policies = SetFacts { ready: [1, 3].into(), ..SetFacts::default() };
     other.lease = 2;
-    let lease =
-        LeaseRecord { boot: BootId("c".to_owned()), machine: Default::default(), number: 2, expired: None };
+    let lease = LeaseRecord::open(BootId("c".to_owned()), Default::default(), 2);
     write(&store, &Key::Lease(host.clone()), &lease).await;
     write(&store, &Key::Facts(host), &other).await;
     generation(&store, 3).await;

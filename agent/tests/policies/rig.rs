@@ -276,8 +276,7 @@ pub(crate) async fn write<T: serde::Serialize>(store: &dyn Store, key: &Key, val
 /// A host without an agent: its records, renewed by nobody.
 pub(crate) async fn played_host(store: &dyn Store, name: &str, facts: HostFacts) -> HostId {
     let host: HostId = name.parse().unwrap();
-    let lease =
-        LeaseRecord { boot: BootId("b".to_owned()), machine: Default::default(), number: 1, expired: None };
+    let lease = LeaseRecord::open(BootId("b".to_owned()), Default::default(), 1);
     write(store, &Key::Lease(host.clone()), &lease).await;
     write(store, &Key::Facts(host.clone()), &facts).await;
     host

@@ -75,7 +75,7 @@ pub fn opening(
     // A store that was set back knows less than the guard, which refuses what lies behind it.
     let last = known.map_or(0, |known| known.number).max(guard.map_or(0, |holds| holds.number));
     let (boot, machine) = (own.boot.clone(), own.machine.clone());
-    let record = LeaseRecord { boot, machine, number: last + 1, expired: None };
+    let record = LeaseRecord::open(boot, machine, last + 1);
     Opening::Next { record, previous: mine.map(|record| record.number) }
 }
 
@@ -95,7 +95,7 @@ mod tests {
 
     fn record(boot: &str, number: u64) -> LeaseRecord {
         let (boot, machine) = (BootId(boot.to_owned()), machine("mine"));
-        LeaseRecord { boot, machine, number, expired: None }
+        LeaseRecord::open(boot, machine, number)
     }
 
     fn expired(record: LeaseRecord) -> LeaseRecord {

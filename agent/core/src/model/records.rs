@@ -229,6 +229,14 @@ pub struct LeaseRecord {
     pub expired: Option<LeaseExpiry>,
 }
 
+impl LeaseRecord {
+    /// A lease that is open.
+    #[must_use]
+    pub fn open(boot: BootId, machine: MachineId, number: u64) -> Self {
+        Self { boot, machine, number, expired: None }
+    }
+}
+
 /// The last renewal of a host's lease. What counts is that it was written; its content is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

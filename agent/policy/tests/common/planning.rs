@@ -17,12 +17,7 @@ const NOW: Now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1
 
 /// An open host with this much memory.
 pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
-    let lease = LeaseRecord {
-        boot: BootId("boot".to_owned()),
-        machine: Default::default(),
-        number: 1,
-        expired: None,
-    };
+    let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
     Arc::new(HostView {
         facts: Some(facts(memory).into()),
         lease: Versioned { value: lease, revision: 1 },

@@ -12,12 +12,7 @@ use crate::keys::{Key, encode};
 /// alice's display comes from `host2`.
 fn comes(rig: &mut Rig, abandoned: bool) {
     let from: HostId = "host2".parse().unwrap();
-    let lease = LeaseRecord {
-        boot: BootId("boot".to_owned()),
-        machine: Default::default(),
-        number: 1,
-        expired: None,
-    };
+    let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
     rig.write(&Key::Lease(from.clone()), encode(&lease));
     let (host, started) = (from.clone(), UnixMillis(0));
     let primary = Member { host, lease: 1, instance: Some(instance(1)), origin: Origin::Idle };

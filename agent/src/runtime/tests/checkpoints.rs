@@ -72,12 +72,7 @@ impl Rig {
             let host: HostId = format!("host{number}").parse().unwrap();
             let (address, count) = peer(*kind).await;
             asked.push(count);
-            let lease = LeaseRecord {
-                boot: BootId("boot".to_owned()),
-                machine: Default::default(),
-                number: 1,
-                expired: None,
-            };
+            let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
             let facts = HostFacts {
                 lease: 1,
                 api: address.to_string(),

@@ -11,12 +11,7 @@ use crate::keys::{Key, encode};
 /// alice's display leaves for `host2`.
 fn leaves(rig: &mut Rig, abandoned: bool) {
     let to: HostId = "host2".parse().unwrap();
-    let lease = LeaseRecord {
-        boot: BootId("boot".to_owned()),
-        machine: Default::default(),
-        number: 1,
-        expired: None,
-    };
+    let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
     let facts = HostFacts { lease: 1, instances: Default::default(), ..rig.driver.facts() };
     rig.write(&Key::Lease(to.clone()), encode(&lease));
     rig.write(&Key::Facts(to.clone()), encode(&facts));

@@ -89,12 +89,8 @@ async fn nothing_is_written_for_a_node_whose_record_cannot_be_read() {
     for (stands, written) in [(b"{\"newer\": true}".to_vec(), false), (encode(&unplaced), true)] {
         let mut rig = Rig::new();
         let store = rig.driver.parts.store.clone();
-        let lease = LeaseRecord {
-            boot: understudy_core::model::ids::BootId("boot".to_owned()),
-            machine: Default::default(),
-            number: 1,
-            expired: None,
-        };
+        let lease =
+            LeaseRecord::open(understudy_core::model::ids::BootId("boot".to_owned()), Default::default(), 1);
         let facts = HostFacts { instances: BTreeMap::new(), ..rig.driver.facts() };
         let known = Key::Node(node()).to_string();
         let txn = understudy_store::Txn::new()

@@ -119,12 +119,7 @@ impl Cluster {
             version: "0.1.0".to_owned(),
             ..HostFacts::default()
         };
-        let lease = LeaseRecord {
-            boot: BootId(format!("boot-{number}")),
-            machine: Default::default(),
-            number: 1,
-            expired: None,
-        };
+        let lease = LeaseRecord::open(BootId(format!("boot-{number}")), Default::default(), 1);
         let seen = HostView {
             facts: Some(facts.into()),
             lease: Versioned { value: lease, revision: self.bump() },
