@@ -15,8 +15,9 @@ use understudy_core::model::records::{
     FailoverRequest, HostIntent, Labels, NodeRecord, NodeSpec, Screen, StateWait, TerminalRecord,
 };
 use understudy_core::model::units::{MiB, Vcpus};
-use understudy_core::model::view::Liveness;
-use understudy_store::{Committed, Condition, Revision, Txn};
+use understudy_core::model::view::{Liveness, SharedNode};
+use understudy_core::transaction::Transaction;
+use understudy_store::{Committed, Condition, Txn};
 use uuid::Uuid;
 
 use super::types::{NodeRequest, TerminalRequest};
@@ -24,7 +25,7 @@ use super::{ApiState, Refusal, unknown_terminal};
 use crate::config::{MEMORY_MIB, VCPUS};
 use crate::exit::chain;
 use crate::keys::{Key, encode};
-use crate::runtime::{Event, admission, now};
+use crate::runtime::{Event, Snapshot, admission, now};
 
 /// The environment of nodes that name none.
 const ENVIRONMENT: &str = "desktop";
@@ -241,18 +242,17 @@ pub(super) async fn failover(
     State(state): State<ApiState>,
     Path((terminal, node)): Path<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
-    let node: NodeId = named(&format!("{terminal}/{node}"))?;
     let snapshot = state.snapshot()?;
-    let known = snapshot.view.nodes.get(&node).ok_or_else(|| unknown_node(&terminal, &node))?;
+    let (node, known) = known_node(&snapshot, &terminal, &node)?;
     if known.value.primary.is_none() || known.value.migration.is_some() {
         let text = format!("{node} has no primary, or is moving at this moment: see `understudy status`");
         return Err(Refusal::new(StatusCode::CONFLICT, text));
     }
     let request = FailoverRequest { epoch: known.value.epoch };
-    let txn = Txn::new()
-        .when(Condition::Unchanged(Key::Node(node.clone()).to_string(), Revision(known.revision)))
-        .put(Key::Failover(node.clone()).to_string(), encode(&request));
-    accepted(&node, &commit(&state, &txn).await?)
+    let write = Transaction::new()
+        .when(Key::Node(node.clone()), Some(known.revision))
+        .put(Key::Failover(node.clone()), &request);
+    accepted(&node, &commit(&state, &write.into()).await?)
 }
 
 /// Ends a node's wait for its state: what can be had at once is taken, an older copy or nothing.
@@ -260,9 +260,8 @@ pub(super) async fn start_afresh(
     State(state): State<ApiState>,
     Path((terminal, node)): Path<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
-    let node: NodeId = named(&format!("{terminal}/{node}"))?;
     let snapshot = state.snapshot()?;
-    let known = snapshot.view.nodes.get(&node).ok_or_else(|| unknown_node(&terminal, &node))?;
+    let (node, known) = known_node(&snapshot, &terminal, &node)?;
     // One that is being restored does not wait any more: should that fail, the operator is asked again.
     let lives = known
         .value
@@ -273,9 +272,9 @@ pub(super) async fn start_afresh(
         let text = format!("{node} does not wait for its state: see `understudy status`");
         Refusal::new(StatusCode::CONFLICT, text)
     })?;
-    let key = Key::Node(node.clone()).to_string();
-    let unchanged = Condition::Unchanged(key.clone(), Revision(known.revision));
-    let committed = commit(&state, &Txn::new().when(unchanged).put(key, encode(&record))).await?;
+    let key = Key::Node(node.clone());
+    let write = Transaction::new().when(key.clone(), Some(known.revision)).put(key, &record);
+    let committed = commit(&state, &write.into()).await?;
     tracing::warn!(%node, "an operator ends its wait for its state");
     accepted(&node, &committed)
 }
@@ -286,9 +285,20 @@ fn without_waiting(known: &NodeRecord) -> Option<NodeRecord> {
     Some(NodeRecord { state_wait: Some(wait), ..known.clone() })
 }
 
-fn unknown_node(terminal: &str, node: &NodeId) -> Refusal {
-    let text = format!("there is no node '{node}': see `understudy terminal show {terminal}`");
-    Refusal::new(StatusCode::NOT_FOUND, text)
+/// The node that a path names, and its record.
+fn known_node<'a>(
+    snapshot: &'a Snapshot,
+    terminal: &str,
+    node: &str,
+) -> Result<(NodeId, &'a SharedNode), Refusal> {
+    let node: NodeId = named(&format!("{terminal}/{node}"))?;
+    match snapshot.view.nodes.get(&node) {
+        Some(known) => Ok((node, known)),
+        None => {
+            let text = format!("there is no node '{node}': see `understudy terminal show {terminal}`");
+            Err(Refusal::new(StatusCode::NOT_FOUND, text))
+        }
+    }
 }
 
 fn accepted(node: &NodeId, committed: &Committed) -> Result<StatusCode, Refusal> {
