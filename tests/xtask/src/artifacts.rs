@@ -67,19 +67,12 @@ pub(crate) fn all(root: &Path, profile: Profile, guests: Guests) -> Result<Artif
 
 /// Builds what the benchmarks of policies need: agent and guard, the program that measures, the policies.
 pub(crate) fn measured_policies(root: &Path, python: bool) -> Result<Subjects> {
-    println!("building agent, guard and what measures policies");
-    assets::ensure(root)?;
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--release"]).current_dir(root);
-    for package in ["understudy", "understudy-guard", "understudy-measure"] {
-        build.args(["--package", package]);
-    }
-    run(&mut build)?;
+    let binaries = measured_daemon(root)?;
     println!("building the policies");
     policies(root)?;
     let python = python.then(|| languages::build(root, Language::Python)).transpose()?;
     Ok(Subjects {
-        binaries: target(root).join("release"),
+        binaries,
         policies: root.join(POLICIES),
         python,
         template: root.join("config/guest/template.xml"),
@@ -87,9 +80,9 @@ pub(crate) fn measured_policies(root: &Path, python: bool) -> Result<Subjects> {
     })
 }
 
-/// Builds agent and guard, and what the other hosts are made by.
-pub(crate) fn measured_scale(root: &Path) -> Result<scale::Subjects> {
-    println!("building agent, guard and what other hosts are made by");
+/// Builds agent, guard and the programs that measure; the folder that they are in.
+fn measured_daemon(root: &Path) -> Result<PathBuf> {
+    println!("building agent, guard and what measures");
     assets::ensure(root)?;
     let mut build = cargo();
     build.args(["build", "--quiet", "--release"]).current_dir(root);
@@ -97,8 +90,13 @@ pub(crate) fn measured_scale(root: &Path) -> Result<scale::Subjects> {
         build.args(["--package", package]);
     }
     run(&mut build)?;
+    Ok(target(root).join("release"))
+}
+
+/// Builds agent and guard, and what the other hosts are made by.
+pub(crate) fn measured_scale(root: &Path) -> Result<scale::Subjects> {
     Ok(scale::Subjects {
-        binaries: target(root).join("release"),
+        binaries: measured_daemon(root)?,
         template: root.join("config/guest/template.xml"),
         scratch: target(root).join("bench"),
     })

@@ -53,7 +53,7 @@ pub(crate) fn measure(hosts: usize, runs: usize, policy: Option<&PolicySet>) -> 
         let mut leader = at_rest(&cluster, policies)?;
         let copied = copy(&cluster.view);
         cluster.lose(&host(hosts * (run + 1) / (runs + 2))?)?;
-        let followed = follow(&mut leader, &mut cluster, policy)?;
+        let followed = follow(&mut leader, &mut cluster, policy, |_| false)?;
         cluster.check()?;
         ensure!(followed.decided == 2 * NODES, "{} nodes were decided about", followed.decided);
         ensure!(policy.is_none() || followed.asked >= 2 * NODES, "{} questions were asked", followed.asked);
@@ -66,15 +66,26 @@ pub(crate) fn measure(hosts: usize, runs: usize, policy: Option<&PolicySet>) -> 
     Ok(lost)
 }
 
-struct Followed {
-    took: Duration,
-    decided: usize,
+/// What the leader wanted, and what that took it.
+#[derive(Default)]
+pub(crate) struct Followed {
+    pub(crate) took: Duration,
+    /// The longest of its turns.
+    pub(crate) longest: Duration,
+    pub(crate) expired: usize,
+    pub(crate) decided: usize,
     asked: usize,
 }
 
-/// Shows the leader the cluster, and has done what it wants, until it wants nothing more.
-fn follow(leader: &mut Leader, cluster: &mut Cluster, policy: Option<&PolicySet>) -> Result<Followed> {
-    let mut followed = Followed { took: Duration::ZERO, decided: 0, asked: 0 };
+/// Shows the leader the cluster, and has done what it wants, until it wants nothing more at this moment. The leases of those
+/// hosts alone may be expired that are `silent`.
+pub(crate) fn follow(
+    leader: &mut Leader,
+    cluster: &mut Cluster,
+    policy: Option<&PolicySet>,
+    silent: impl Fn(&HostId) -> bool,
+) -> Result<Followed> {
+    let mut followed = Followed::default();
     let mut inputs = VecDeque::from([Input::View(cluster.view.clone())]);
     let mut unseen = false;
     loop {
@@ -88,9 +99,17 @@ fn follow(leader: &mut Leader, cluster: &mut Cluster, policy: Option<&PolicySet>
         };
         let start = Instant::now();
         let decisions = leader.handle(input, cluster.now);
-        followed.took += start.elapsed();
-        ensure!(decisions.expiries.is_empty(), "leases are expired: {:?}", decisions.expiries);
+        let took = start.elapsed();
+        followed.took += took;
+        followed.longest = followed.longest.max(took);
         ensure!(decisions.refusals.is_empty(), "answers are refused: {:?}", decisions.refusals);
+        for expiry in decisions.expiries {
+            ensure!(silent(&expiry.host), "the lease of {} is expired, which renews it", expiry.host);
+            let revision = cluster.lose(&expiry.host)?;
+            inputs.push_back(Input::Expired(expiry.host, Outcome::Applied(revision)));
+            unseen = true;
+            followed.expired += 1;
+        }
         for assignment in decisions.assignments {
             let revision = cluster.write(&assignment, leader.decided_from())?;
             inputs.push_back(Input::Written(assignment.node, Outcome::Applied(revision)));

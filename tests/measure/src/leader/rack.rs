@@ -4,23 +4,23 @@
 //! written, under the conditions that it names; at the end every node has a primary and a backup on open hosts. Must not
 //! do: decide.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use understudy_core::bounds::Profile;
-use understudy_core::leader::{Decisions, Input, Leader, Outcome, Policies};
+use understudy_core::leader::{Leader, Policies};
 use understudy_core::model::ids::HostId;
 
 use crate::cluster::{Cluster, host};
-use crate::lost::at_rest;
+use crate::lost::{Followed, at_rest, follow};
 
 /// Until every node is whole again: longer than any wait of the leader's.
 const LIMIT: Duration = Duration::from_secs(3_600);
 
 /// What is decided at one moment, until nothing more follows from what was written.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Step {
     /// Since the rack fell silent, as the cluster's clocks go.
     after_s: f64,
@@ -44,7 +44,7 @@ struct Rack {
     cluster: Cluster,
     leader: Leader,
     silent: BTreeSet<HostId>,
-    incarnation: Duration,
+    begun: Duration,
     steps: Vec<Step>,
 }
 
@@ -53,8 +53,8 @@ pub(crate) fn measure(hosts: usize, lost: usize) -> Result<Lost> {
     let cluster = Cluster::of(hosts)?;
     let leader = at_rest(&cluster, Policies::default())?;
     let silent = (0..lost).map(host).collect::<Result<BTreeSet<HostId>>>()?;
-    let (nodes, incarnation) = (cluster.view.nodes.len(), Duration::from_nanos(cluster.now.boottime.0));
-    let mut rack = Rack { cluster, leader, silent, incarnation, steps: Vec::new() };
+    let (nodes, begun) = (cluster.view.nodes.len(), Duration::from_nanos(cluster.now.boottime.0));
+    let mut rack = Rack { cluster, leader, silent, begun, steps: Vec::new() };
     let bounds = Profile::Safe.bounds();
     while rack.expired() < lost || rack.cluster.check().is_err() {
         ensure!(rack.elapsed() < LIMIT, "not whole after {LIMIT:?}: {:?}", rack.cluster.check());
@@ -66,7 +66,7 @@ pub(crate) fn measure(hosts: usize, lost: usize) -> Result<Lost> {
 
 impl Rack {
     fn elapsed(&self) -> Duration {
-        Duration::from_nanos(self.cluster.now.boottime.0).saturating_sub(self.incarnation)
+        Duration::from_nanos(self.cluster.now.boottime.0).saturating_sub(self.begun)
     }
 
     fn expired(&self) -> usize {
@@ -82,47 +82,14 @@ impl Rack {
         open.iter().try_for_each(|host| self.cluster.renew(host))
     }
 
-    /// Shows the leader the cluster, and has done what it wants, until it wants nothing more at this moment.
     fn step(&mut self) -> Result<()> {
-        let mut step = Step { after_s: self.elapsed().as_secs_f64(), ..Step::default() };
-        let mut inputs = VecDeque::from([Input::View(self.cluster.view.clone()), Input::Tick]);
-        loop {
-            let before = step.expired + step.assigned;
-            while let Some(input) = inputs.pop_front() {
-                let start = Instant::now();
-                let decisions = self.leader.handle(input, self.cluster.now);
-                let took = start.elapsed().as_secs_f64() * 1e3;
-                step.took_ms += took;
-                step.longest_ms = step.longest_ms.max(took);
-                self.write(decisions, &mut inputs, &mut step)?;
-            }
-            if step.expired + step.assigned == before {
-                break;
-            }
-            inputs.push_back(Input::View(self.cluster.view.clone()));
-        }
-        if step.expired + step.assigned > 0 {
-            self.steps.push(step);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, decisions: Decisions, inputs: &mut VecDeque<Input>, step: &mut Step) -> Result<()> {
-        ensure!(decisions.questions.is_empty(), "somebody is asked: {:?}", decisions.questions);
-        for expiry in decisions.expiries {
-            ensure!(
-                self.silent.contains(&expiry.host),
-                "the lease of {} is expired, which renews it",
-                expiry.host
-            );
-            let revision = self.cluster.lose(&expiry.host)?;
-            inputs.push_back(Input::Expired(expiry.host, Outcome::Applied(revision)));
-            step.expired += 1;
-        }
-        for assignment in decisions.assignments {
-            let revision = self.cluster.write(&assignment, self.leader.decided_from())?;
-            inputs.push_back(Input::Written(assignment.node, Outcome::Applied(revision)));
-            step.assigned += 1;
+        let after_s = self.elapsed().as_secs_f64();
+        let Self { cluster, leader, silent, .. } = self;
+        let followed = follow(leader, cluster, None, |host| silent.contains(host))?;
+        let Followed { took, longest, expired, decided: assigned, .. } = followed;
+        if expired + assigned > 0 {
+            let (took_ms, longest_ms) = (took.as_secs_f64() * 1e3, longest.as_secs_f64() * 1e3);
+            self.steps.push(Step { after_s, expired, assigned, took_ms, longest_ms });
         }
         Ok(())
     }
