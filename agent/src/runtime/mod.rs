@@ -150,8 +150,8 @@ pub struct Driver {
     shown: Option<(u64, bool)>,
     /// The count of changes that the policies' manager was notified of last.
     notified: Option<u64>,
-    /// The hosts that it was told of.
-    told_of: Hosts,
+    /// The hosts that it was notified of last.
+    notified_hosts: Hosts,
     /// The checkpoints that the image store was told of last.
     named: Checkpoints,
     conditions: BTreeMap<&'static str, String>,
@@ -243,7 +243,7 @@ impl Driver {
             publish_after: Boottime::default(),
             shown: None,
             notified: None,
-            told_of: Hosts::default(),
+            notified_hosts: Hosts::default(),
             named: Checkpoints::default(),
             conditions: BTreeMap::new(),
             load_milli: 0,

@@ -30,7 +30,7 @@ impl Driver {
             return;
         }
         self.parts.policies.apply_restores(&self.cache.policies);
-        let before = std::mem::replace(&mut self.told_of, view.hosts.clone());
+        let before = std::mem::replace(&mut self.notified_hosts, view.hosts.clone());
         let moved = diff(&before, &view.hosts)
             .any(|(_, was, is)| was.map(|seen| standing(seen)) != is.map(|seen| standing(seen)));
         let same_sets = {

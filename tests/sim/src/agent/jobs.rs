@@ -47,7 +47,7 @@ pub(super) struct Job {
     patience: u64,
     fails: bool,
     /// How that went which it does first, of what takes time afterwards.
-    incarnation: Result<(), String>,
+    begun: Result<(), String>,
 }
 
 impl Job {
@@ -71,8 +71,8 @@ impl Job {
         };
         let until = world.now + world.duration(least, most);
         let (patience, fails) = (world.now + BOOT_MS, world.work_fails());
-        let incarnation = begin(world, me, agent, &of);
-        Self { id, fails, of, until, patience, incarnation }
+        let begun = begin(world, me, agent, &of);
+        Self { id, fails, of, until, patience, begun }
     }
 }
 
@@ -188,7 +188,7 @@ impl Agent {
     fn booted(&mut self, world: &mut World, me: &HostId, job: &mut Job) -> Option<Outcome> {
         let instance = job.of.instance;
         let hypervisor = &world.machine(me).hypervisor;
-        let why = match std::mem::replace(&mut job.incarnation, Ok(())) {
+        let why = match std::mem::replace(&mut job.begun, Ok(())) {
             Err(why) => why,
             Ok(()) => match hypervisor.guest_ping(instance, PATIENCE) {
                 Ok(()) if job.fails => "the guest's agent does not answer".to_owned(),
@@ -343,7 +343,7 @@ impl Agent {
     }
 
     /// What it has read of the store, and which checkpoint of a node that names here.
-    pub(crate) fn told_of(&self, node: &NodeId, me: &HostId) -> Option<(&View, Option<CheckpointId>)> {
+    pub(crate) fn read_of(&self, node: &NodeId, me: &HostId) -> Option<(&View, Option<CheckpointId>)> {
         let view = self.cache.as_ref()?.view();
         let named = view.checkpoints.get(node).and_then(|known| known.value.on(me)).map(|copy| copy.id);
         Some((view, named))
@@ -351,7 +351,7 @@ impl Agent {
 
     fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {
         let HostAction::Checkpoint { node, epoch, .. } = &job.of.action else { return Outcome::Done };
-        if let Err(why) = std::mem::replace(&mut job.incarnation, Ok(())) {
+        if let Err(why) = std::mem::replace(&mut job.begun, Ok(())) {
             return Outcome::Failed(why);
         }
         self.copies.keep(node.clone(), checkpoint_id(&job.of, *epoch));

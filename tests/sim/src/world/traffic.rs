@@ -40,7 +40,7 @@ impl World {
     ) -> Offer {
         let (now, careless) = (self.now, self.weakness == Some(Weakness::CarelessReceiver));
         let machine = self.machine(to);
-        let Some((view, named)) = machine.agent.as_ref().and_then(|agent| agent.told_of(node, to)) else {
+        let Some((view, named)) = machine.agent.as_ref().and_then(|agent| agent.read_of(node, to)) else {
             return Offer::NotYet(format!("{to} has not read the store yet"));
         };
         let offer = offered(view, to, node, (id.epoch, Some(revision)));

@@ -30,7 +30,7 @@ struct Step {
     until: u64,
     fails: bool,
     /// The number of the migration that it has begun.
-    incarnation: Option<u64>,
+    begun: Option<u64>,
 }
 
 /// All steps under way.
@@ -66,7 +66,7 @@ impl Agent {
             MigrationStep::Withdraw => (25, 100),
         };
         let until = world.now + world.duration(least, most);
-        let mut step = Step { of, step, until, fails: world.work_fails(), incarnation: None };
+        let mut step = Step { of, step, until, fails: world.work_fails(), begun: None };
         let answer = if until == world.now { self.take_step(world, me, &mut step) } else { None };
         if answer.is_none() {
             self.steps.under_way.push(step);
@@ -167,7 +167,7 @@ fn transfer(world: &mut World, me: &HostId, step: &mut Step, lasts: Duration) ->
     let HostAction::MigrateOut { uri, data_uri, .. } = &step.of.action else {
         return Some(MigrationAnswer::Done);
     };
-    let Some(incarnation) = step.incarnation else {
+    let Some(begun) = step.begun else {
         let (opens, takes) = (world.duration(25, 300), world.duration(1_000, 4_000));
         let loses_end = world.rng.chance(world.swarm.lost_finishes);
         let (opens, takes) = (Duration::from_millis(opens), Duration::from_millis(takes));
@@ -181,14 +181,14 @@ fn transfer(world: &mut World, me: &HostId, step: &mut Step, lasts: Duration) ->
         let course = Course { opens, takes, loses_end };
         let hypervisor = &world.machine(me).hypervisor;
         return match hypervisor.begin_migration(step.of.instance, &target, lasts, course) {
-            Ok(incarnation) => {
-                step.incarnation = Some(incarnation);
+            Ok(begun) => {
+                step.begun = Some(begun);
                 None
             }
             Err(error) => Some(MigrationAnswer::Failed(chain(&error))),
         };
     };
-    Some(match world.machine(me).hypervisor.migration(incarnation)? {
+    Some(match world.machine(me).hypervisor.migration(begun)? {
         // What became of it is not known here: the next try finds out.
         MigrationOutcome::Moved { .. } | MigrationOutcome::StayedHere { .. } if step.fails => {
             MigrationAnswer::Failed("the connection to libvirtd broke".to_owned())
