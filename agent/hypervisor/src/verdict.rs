@@ -1,8 +1,10 @@
 //! Owns what is made of a live migration's end and of what both sides have afterwards.
 //!
-//! Promises: `StayedHere` and `Moved` are said only when both sides were seen to agree, or when the call has ended and what
-//! the destination has stands still: nobody lets that run before this host has let go. While the call itself hangs, the move
-//! may still happen, whatever the sides look like. Must not do: look.
+//! Promises: `Moved` is said only when both sides were seen to agree, `StayedHere` only once the call has ended, nothing is
+//! under way any more and the instance is here: whatever the destination has of it stands still then, for nobody lets it run
+//! before this host has let go, and grows old beside a source that runs on. That is why a destination that does not answer is
+//! no reason to leave it open: should the source end before the next look, that copy would be let run. While the call itself
+//! hangs, the move may still happen, whatever the sides look like. Must not do: look.
 
 use std::time::Duration;
 
@@ -52,6 +54,15 @@ pub(crate) fn judge(end: &End, here: &Side, there: &Side, took: Duration) -> Mig
         ) => {
             MigrationOutcome::StayedHere { why: format!("{why}; the destination has a copy that never ran") }
         }
+        (
+            End::Refused(why),
+            Side::Has(InstanceState::Running | InstanceState::Paused(_)),
+            Side::Silent(silence),
+        ) => MigrationOutcome::StayedHere {
+            why: format!(
+                "{why}; the destination, which may have a copy that never ran, does not answer: {silence}"
+            ),
+        },
         (End::Refused(_), Side::Has(_), Side::Has(_)) => unknown("both sides have the instance"),
         (End::Refused(_), Side::Nothing, Side::Nothing) => unknown("neither side has the instance"),
         (End::Refused(_), _, Side::Silent(_)) => unknown("the destination does not answer"),
@@ -79,12 +90,17 @@ mod tests {
         let (refused, silent) = (End::Refused("no".to_owned()), Side::Silent("gone".to_owned()));
         let (running, paused) =
             (Side::Has(InstanceState::Running), Side::Has(InstanceState::Paused(PauseCause::Migration)));
+        let off = Side::Has(InstanceState::Off);
         for (end, here, there, want) in [
             (&End::Well, &Side::Nothing, &Side::Nothing, "moved"),
             (&End::Well, &running, &paused, "unknown, here"),
             (&refused, &running, &Side::Nothing, "stayed"),
             (&refused, &paused, &Side::Nothing, "stayed"),
-            (&refused, &running, &silent, "unknown, here"),
+            (&refused, &running, &silent, "stayed"),
+            (&refused, &paused, &silent, "stayed"),
+            (&refused, &off, &silent, "unknown, here"),
+            (&refused, &silent, &silent, "unknown, here"),
+            (&End::Well, &running, &silent, "unknown, here"),
             (&refused, &running, &paused, "stayed"),
             (&refused, &paused, &paused, "stayed"),
             (&refused, &running, &running, "unknown, here"),

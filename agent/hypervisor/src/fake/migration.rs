@@ -38,6 +38,8 @@ pub struct Course {
     pub takes: Duration,
     /// The source does not hear of the end and goes on: both sides have the instance.
     pub loses_end: bool,
+    /// The same, and libvirt leaves the source standing still, as one does that restarts in the last step.
+    pub left_paused: bool,
 }
 
 pub(super) struct Migration {
@@ -263,6 +265,11 @@ impl<G: Memory> World<G> {
         there.instances.insert(id, arrived);
         there.tell_change(clock, id, Lifecycle::Suspended(PauseCause::Asked));
         if migration.course.loses_end {
+            if migration.course.left_paused {
+                let here = self.here(&migration.from);
+                here.instances.get_mut(&id).into_iter().for_each(|left| left.pause(PauseCause::Migration));
+                here.tell_change(clock, id, Lifecycle::Suspended(PauseCause::Migration));
+            }
             return End::Refused("the end of it was not heard".to_owned());
         }
         self.here(&migration.from).end(clock, id, StopCause::Migrated);

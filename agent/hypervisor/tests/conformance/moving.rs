@@ -14,7 +14,8 @@ use crate::host::id;
 use crate::simulated::{SOON, spec, target};
 use crate::suite::{Pair, moves, state};
 
-const COURSE: Course = Course { opens: SOON, takes: Duration::from_secs(3), loses_end: false };
+const COURSE: Course =
+    Course { opens: SOON, takes: Duration::from_secs(3), loses_end: false, left_paused: false };
 const LONG: Duration = Duration::from_secs(60);
 const KEEPALIVE: Duration = Duration::from_secs(7);
 
@@ -136,10 +137,15 @@ fn a_migration_goes_on_by_itself_and_what_has_come_in_part_does_not_run() {
 
 #[test]
 fn who_does_not_hear_of_the_end_says_that_it_has_stayed() {
-    let (two, number) = Two::moving(Course { loses_end: true, ..COURSE });
-    stayed(two.after(COURSE.takes, number), "never ran");
-    assert_eq!(two.here_is(), Some(InstanceState::Running));
-    assert_eq!(two.there_is(), Some(InstanceState::Paused(PauseCause::Asked)));
+    for (left_paused, left) in
+        [(false, InstanceState::Running), (true, InstanceState::Paused(PauseCause::Migration))]
+    {
+        let (two, number) = Two::moving(Course { loses_end: true, left_paused, ..COURSE });
+        stayed(two.after(COURSE.takes, number), "never ran");
+        assert_eq!(two.here_is(), Some(left));
+        assert_eq!(two.there_is(), Some(InstanceState::Paused(PauseCause::Asked)));
+        two.here.resume(id(1)).unwrap();
+    }
 }
 
 #[test]
@@ -152,7 +158,7 @@ fn a_broken_connection_ends_it_and_a_side_that_stands_still_holds_it_up() {
     }
     two.site.set_reach("fake://1", "fake://2", false);
     assert_eq!(two.after(KEEPALIVE / 2, number), None, "less than a keepalive is none");
-    is_unknown(two.after(KEEPALIVE, number), true);
+    stayed(two.after(KEEPALIVE, number), "does not answer");
     assert_eq!((two.here_is(), two.there_is()), (Some(InstanceState::Running), None));
 }
 
@@ -173,7 +179,7 @@ fn a_side_that_ends_it_ends_the_migration() {
     assert_eq!(two.there_is(), None);
     let (two, number) = Two::moving(COURSE);
     two.there.power_off();
-    is_unknown(two.after(SOON, number), true);
+    stayed(two.after(SOON, number), "does not answer");
 }
 
 #[test]

@@ -420,11 +420,18 @@ fn a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on() {
         assert!(matches!(stayed, MigrationOutcome::StayedHere { .. }), "{stayed:?}");
         assert_eq!(state(&hv, instance.id), Some(InstanceState::Running));
         assert_eq!(state(&there, instance.id), None);
-        // A destination that is cut off: the answer is that nothing can be known, and the instance runs on.
+        // A destination that is cut off: it has stayed, or the call hangs and nothing can be known; the instance runs on.
         let status = Command::new("ip").args(["link", "set", "eth0", "down"]).status().unwrap();
         assert!(status.success());
-        let unknown = hv.migrate(instance.id, &target(None), Duration::from_secs(3)).unwrap();
-        assert!(matches!(unknown, MigrationOutcome::Unknown { still_here: true, .. }), "{unknown:?}");
+        let cut = hv.migrate(instance.id, &target(None), Duration::from_secs(3)).unwrap();
+        eprintln!("figure: cut off: {cut:?}");
+        assert!(
+            matches!(
+                cut,
+                MigrationOutcome::StayedHere { .. } | MigrationOutcome::Unknown { still_here: true, .. }
+            ),
+            "{cut:?}"
+        );
         assert_eq!(hv.liveness(instance.id).unwrap(), Liveness::Known(InstanceState::Running));
         hv.guest_ping(instance.id, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
         hv.destroy(instance.id).unwrap();

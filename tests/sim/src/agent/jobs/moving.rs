@@ -19,7 +19,7 @@ use understudy_hypervisor::{
 use super::{ipv4, register, withdraw};
 use crate::Weakness;
 use crate::agent::Agent;
-use crate::world::World;
+use crate::world::{STEP_MS, World};
 
 /// One step under way.
 #[derive(Debug)]
@@ -178,7 +178,9 @@ fn transfer(world: &mut World, me: &HostId, step: &mut Step, lasts: Duration) ->
             data_uri: data_uri.clone(),
             bandwidth: None,
         };
-        let course = Course { opens, takes, loses_end };
+        // Not drawn: the seeds that failed once stay what they were.
+        let left_paused = (world.now / STEP_MS).is_multiple_of(3);
+        let course = Course { opens, takes, loses_end, left_paused };
         let hypervisor = &world.machine(me).hypervisor;
         return match hypervisor.begin_migration(step.of.instance, &target, lasts, course) {
             Ok(begun) => {
