@@ -161,12 +161,13 @@ pub enum CooldownCause {
 }
 
 impl CooldownCause {
-    /// Whether a restore there is no better: what kept copies from coming in says nothing about those that are there.
+    /// Whether a restore there is no better: what kept copies or a live migration from coming in says nothing about the
+    /// copies that are there.
     #[must_use]
     pub fn bars_a_restore(&self) -> bool {
         match self {
-            Self::Died { .. } | Self::MigrationFailed { .. } => true,
-            Self::NoCopies { .. } => false,
+            Self::Died { .. } => true,
+            Self::MigrationFailed { .. } | Self::NoCopies { .. } => false,
         }
     }
 }

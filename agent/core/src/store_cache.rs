@@ -90,7 +90,7 @@ impl StoreCache {
         let changes = self.changes + 1;
         *self = Self { revision, observer, changes, follows, ..Self::default() };
         let faults = records.into_iter().filter_map(|record| self.put(record, now).err()).collect();
-        self.view.quarantined = self.quarantined();
+        self.show_unread();
         faults
     }
 
@@ -109,7 +109,7 @@ impl StoreCache {
                 Change::Deleted(key) => self.delete(key, now),
             }
         }
-        self.view.quarantined = self.quarantined();
+        self.show_unread();
         faults
     }
 
@@ -165,6 +165,20 @@ impl StoreCache {
     #[must_use]
     pub fn has_quarantined_nodes(&self) -> bool {
         self.unreadable.keys().any(|key| matches!(Key::parse(key), Some(Key::Node(_))))
+    }
+
+    fn show_unread(&mut self) {
+        self.view.quarantined = self.quarantined();
+        self.view.unread_hosts = self.unread_hosts();
+    }
+
+    /// Hosts whose lease cannot be read.
+    fn unread_hosts(&self) -> BTreeSet<HostId> {
+        let host = |key: &String| match Key::parse(key) {
+            Some(Key::Lease(host)) => Some(host),
+            _ => None,
+        };
+        self.unreadable.keys().filter_map(host).collect()
     }
 
     /// Nodes of which a record cannot be read: nothing may be planned for them.

@@ -214,6 +214,9 @@ impl HostAgent {
         let before = std::mem::replace(&mut self.records, records);
         self.review_checkpoints();
         self.review_arrivals();
+        if !self.restores.is_empty() {
+            self.show_restores();
+        }
         let checkpoints = &self.records.view.checkpoints;
         if before.view.checkpoints.ptr_eq(checkpoints) {
             return;

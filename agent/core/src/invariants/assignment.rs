@@ -214,12 +214,11 @@ impl Change<'_> {
             })
         };
         let may_be_had = |copy: &CheckpointRecord, host: &HostId| {
-            let Some(seen) = self.view.hosts.get(host) else { return false };
-            let there = seen.is_open();
-            let facts = seen.facts.as_deref().filter(|facts| facts.lease == seen.lease.value.number);
-            let works = facts.is_some_and(|facts| facts.unable.is_empty());
-            let has_room = before.backups.iter().any(|backup| &backup.host == host);
-            !failed(copy, host) && ((there && (!works || has_room)) || waited < STATE_WAIT)
+            // What cannot be read is no proof of a loss.
+            let known = self.view.hosts.get(host);
+            let there = known.map_or(self.view.unread_hosts.contains(host), |seen| seen.is_open());
+            let lost = known.is_some() && !there;
+            !failed(copy, host) && (there || lost && waited < STATE_WAIT)
         };
         let copies = self.view.checkpoints.get(node)?.value.copies();
         let mut copies = copies.filter(|copy| copy.valid >= before.incarnation);

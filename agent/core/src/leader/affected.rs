@@ -7,6 +7,7 @@
 //! |---|---|
 //! | a renewal | nobody |
 //! | whether a host is open, has reported, is draining, can do its part | nodes on it, nodes that wait |
+//! | whether a host's lease can be read | nodes that wait |
 //! | one instance | the nodes that it belongs to; where its phase or windows changed, their terminals |
 //! | a host takes no copies of a node's checkpoints, or does again | that node |
 //! | a host has more room than before | nodes that wait |
@@ -62,6 +63,10 @@ impl Leader {
             self.quarantine_changed(&old.quarantined, &new.quarantined);
         }
         self.view.quarantined.clone_from(&new.quarantined);
+        if old.unread_hosts != new.unread_hosts {
+            self.look_at_waiting();
+        }
+        self.view.unread_hosts.clone_from(&new.unread_hosts);
         if self.refresh() {
             self.look_at_waiting();
         }

@@ -5,8 +5,10 @@
 //! the newest can be restored somewhere ──────────────────────────────▶ it is
 //! an older one can ── the newest is on a host that is there ─────────▶ NEWER_STATE for the newest, then the older one
 //!                 └── the newest is on a host that is lost, or damaged ──────────────────────────▶ the older one
-//! none can ── one is on a host that is there, for want of a service ─▶ waits for that host
-//!         ├── one is on a host that is lost, or has no room ─────────▶ STATE_WAIT, then a fresh start
+//! none can ── one is on a host that is there, for want of a service
+//!         │                                                or of room ─▶ waits for that host
+//!         ├── one is on a host whose lease cannot be read ───────────▶ the same
+//!         ├── one is on a host that is lost ─────────────────────────▶ STATE_WAIT, then a fresh start
 //!         └── all are damaged, or on hosts that nobody knows ────────▶ a fresh start
 //! ```
 //!
@@ -36,15 +38,28 @@ enum Hindrance {
     Lost,
     NotReported,
     Unable(Service),
-    NoRoom { free: MiB, needed: MiB },
+    NoRoom {
+        free: MiB,
+        needed: MiB,
+    },
+    /// Whether its host is there cannot be told.
+    Unread,
 }
 
 impl Hindrance {
-    /// Whether its host is there, and says when it can.
+    /// Whether its host is there as far as can be told, so that the state is not given up without an operator's word.
     fn is_there(self) -> bool {
         match self {
+            Self::NotReported | Self::Unable(_) | Self::NoRoom { .. } | Self::Unread => true,
+            Self::Lost => false,
+        }
+    }
+
+    /// Whether it says of itself when it can.
+    fn passes(self) -> bool {
+        match self {
             Self::NotReported | Self::Unable(_) => true,
-            Self::Lost | Self::NoRoom { .. } => false,
+            Self::Lost | Self::NoRoom { .. } | Self::Unread => false,
         }
     }
 }
@@ -56,6 +71,7 @@ impl fmt::Display for Hindrance {
             Self::NotReported => f.write_str("which has not reported yet"),
             Self::Unable(service) => write!(f, "whose {service} does not answer"),
             Self::NoRoom { free, needed } => write!(f, "which has {free} free of {needed} needed"),
+            Self::Unread => f.write_str("whose lease cannot be read by this version"),
         }
     }
 }
@@ -64,8 +80,18 @@ impl fmt::Display for Hindrance {
 pub(super) struct Wait {
     /// In words, with what to do.
     pub(super) why: String,
-    /// Whether it has an end.
-    counts: bool,
+    kind: Kind,
+}
+
+/// What is waited for, and so how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A newer copy than one that can be had: [`NEWER_STATE`].
+    Newer,
+    /// A host that is there: without end.
+    There,
+    /// A host that is lost: [`STATE_WAIT`].
+    Lost,
 }
 
 /// A copy that is undamaged as far as anybody knows, and cannot be restored at present.
@@ -76,8 +102,8 @@ struct Hindered<'a> {
 }
 
 /// The newest checkpoint that can be restored (SAFE-3), on a backup's host if one has it, else on any that has it and room.
-/// A draining host comes last, but before an older checkpoint, and so does one where something failed a moment ago before
-/// the state is given up.
+/// A host that is draining, or that a live migration did not reach a moment ago, comes last, but before an older checkpoint;
+/// one where a member died so that a restore may fail too comes after the older ones, before the state is given up.
 pub(super) fn from_checkpoint(
     leader: &Leader,
     node: &NodeId,
@@ -90,12 +116,12 @@ pub(super) fn from_checkpoint(
     let mut hindered = Vec::new();
     for copy in copies() {
         if let Some(host) = usable(leader, node, record, copy, Tries::Fresh) {
-            let newer = hindered.iter().find(|one: &&Hindered<'_>| one.why.is_there());
-            let newer = newer.filter(|_| waits.has_time(NEWER_STATE));
-            return newer.map_or_else(
-                || restored(leader, record, &known.value, copy, host),
-                |_| Step::Wait(Wait { why: waits.until(NEWER_STATE, &hindered), counts: false }),
-            );
+            let newer = hindered.iter().any(|one: &Hindered<'_>| one.why.passes());
+            return if newer && waits.has_time_for_newer() {
+                Step::Wait(Wait { why: waits.until(waits.newer_ends(), &hindered), kind: Kind::Newer })
+            } else {
+                restored(leader, record, &known.value, copy, host)
+            };
         }
         hindered.extend(hindrances(leader, node, record, copy));
     }
@@ -106,9 +132,9 @@ pub(super) fn from_checkpoint(
     if waits.is_given_up() || hindered.is_empty() {
         Step::Nothing
     } else if hindered.iter().any(|one| one.why.is_there()) {
-        Step::Wait(Wait { why: waits.without_end(&hindered), counts: false })
-    } else if waits.has_time(STATE_WAIT) {
-        Step::Wait(Wait { why: waits.until(STATE_WAIT, &hindered), counts: true })
+        Step::Wait(Wait { why: waits.without_end(&hindered), kind: Kind::There })
+    } else if waits.has_time() {
+        Step::Wait(Wait { why: waits.until(waits.ends(), &hindered), kind: Kind::Lost })
     } else {
         Step::Nothing
     }
@@ -136,7 +162,7 @@ fn usable<'a>(
     holders(record, copy)
         .filter(|host| !failed(host))
         .filter(usable)
-        .min_by_key(|host| leader.is_draining(host))
+        .min_by_key(|host| (leader.is_draining(host), leader.recently_failed(record, host)))
 }
 
 /// The hosts that have an undamaged copy, backups first. One may come twice.
@@ -167,14 +193,17 @@ fn hindrances<'a>(
 ) -> impl Iterator<Item = Hindered<'a>> {
     let undamaged = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host));
     undamaged.filter_map(move |host| {
-        let seen = leader.view.hosts.get(host)?;
-        let why = match seen.current_facts() {
-            _ if !seen.is_open() => Hindrance::Lost,
-            None => Hindrance::NotReported,
-            Some(facts) => match facts.unable.first() {
-                Some(service) => Hindrance::Unable(*service),
-                None => Hindrance::NoRoom { free: leader.room(node, host), needed: record.spec.memory },
+        let why = match leader.view.hosts.get(host) {
+            Some(seen) => match seen.current_facts() {
+                _ if !seen.is_open() => Hindrance::Lost,
+                None => Hindrance::NotReported,
+                Some(facts) => match facts.unable.first() {
+                    Some(service) => Hindrance::Unable(*service),
+                    None => Hindrance::NoRoom { free: leader.room(node, host), needed: record.spec.memory },
+                },
             },
+            None if leader.view.unread_hosts.contains(host) => Hindrance::Unread,
+            None => return None,
         };
         Some(Hindered { copy, host, why })
     })
@@ -226,14 +255,26 @@ impl Waits<'_> {
         self.wait.is_some_and(|wait| wait.given_up)
     }
 
-    fn has_time(&self, longest: std::time::Duration) -> bool {
+    fn has_time(&self) -> bool {
         let waited = self.wait.map(|wait| wait.waited(self.leader.now.wall)).unwrap_or_default();
-        !self.is_given_up() && waited < longest
+        !self.is_given_up() && waited < STATE_WAIT
     }
 
-    fn until(&self, longest: std::time::Duration, hindered: &[Hindered<'_>]) -> String {
-        let wait = self.wait.unwrap_or_else(|| StateWait::started(self.leader.now.wall));
-        self.text(&format!(" until {}", time_of_day(wait.ends(longest))), hindered)
+    fn has_time_for_newer(&self) -> bool {
+        let since = self.wait.and_then(|wait| wait.newer_since);
+        !self.is_given_up() && since.is_none_or(|since| self.leader.now.wall.since(since) < NEWER_STATE)
+    }
+
+    fn ends(&self) -> UnixMillis {
+        self.wait.unwrap_or_else(|| StateWait::started(self.leader.now.wall)).ends(STATE_WAIT)
+    }
+
+    fn newer_ends(&self) -> UnixMillis {
+        self.wait.and_then(|wait| wait.newer_since).unwrap_or(self.leader.now.wall) + NEWER_STATE
+    }
+
+    fn until(&self, ends: UnixMillis, hindered: &[Hindered<'_>]) -> String {
+        self.text(&format!(" until {}", time_of_day(ends)), hindered)
     }
 
     fn without_end(&self, hindered: &[Hindered<'_>]) -> String {
@@ -263,32 +304,39 @@ fn time_of_day(at: UnixMillis) -> String {
     format!("{:02}:{:02}:{:02} UTC", seconds / 3_600, seconds / 60 % 60, seconds % 60)
 }
 
-/// Writes down that a node waits, and how long it has for hosts that are lost or full: once at first, then a step at a time.
-/// A host that is there is waited for without end: the time of that does not count, and what has gone by before is no part of
-/// a wait for the next loss, which may be the reboot that mends it.
+/// Writes down that a node waits, and how long it has for hosts that are lost: once at first, then a step at a time. A host
+/// that is there is waited for without end: the time of that does not count, and what has gone by before is no part of a wait
+/// for the next loss, which may be the reboot that mends it. The wait for a newer copy has a time of its own: where a rack
+/// has its power back, the host with the older copy may be the first that reports, long after the loss.
 pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wait: &Wait) {
     let now = leader.now.wall;
-    match record.state_wait {
-        None => {
-            leader
-                .change(node, wait.why.as_str(), |record| record.state_wait = Some(StateWait::started(now)));
+    let known = record.state_wait;
+    let is_newer = wait.kind == Kind::Newer;
+    let (reason, next) = match (known, wait.kind) {
+        (None, _) => {
+            let started = StateWait::started(now);
+            (wait.why.clone(), StateWait { newer_since: is_newer.then_some(now), ..started })
         }
-        Some(known) if !wait.counts && known.waited_ms > 0 => {
-            let reason = "a host with its state is there again, and is waited for";
-            leader.change(node, reason, |record| record.state_wait = Some(known.anew(now)));
+        // One that lies ahead was written by another clock.
+        (Some(known), Kind::Newer) if known.newer_since.is_none_or(|since| since > now) => {
+            (wait.why.clone(), StateWait { newer_since: Some(now), ..known.anew(now) })
         }
-        Some(known) if wait.counts && known.waited(now) < STATE_WAIT && known.is_due(now) => {
+        (Some(known), Kind::There) if known.waited_ms > 0 || known.newer_since.is_some() => {
+            ("a host with its state is there again, and is waited for".to_owned(), known.anew(now))
+        }
+        (Some(known), Kind::Lost) if known.newer_since.is_some() => (wait.why.clone(), known.anew(now)),
+        (Some(known), Kind::Lost) if known.waited(now) < STATE_WAIT && known.is_due(now) => {
             let known = known.counted(now);
-            let reason = format!("has waited {} s for its state", known.waited(now).as_secs());
-            leader.change(node, reason, |record| record.state_wait = Some(known));
+            (format!("has waited {} s for its state", known.waited(now).as_secs()), known)
         }
-        Some(_) => {}
-    }
+        (Some(_), Kind::Newer | Kind::There | Kind::Lost) => return,
+    };
+    leader.change(node, reason, |record| record.state_wait = Some(next));
 }
 
 /// When a node that waits is to be looked at again.
 pub(super) fn due(wait: StateWait, now: UnixMillis) -> Option<UnixMillis> {
-    let ends = [NEWER_STATE, STATE_WAIT].map(|longest| wait.ends(longest));
+    let newer = wait.newer_since.map(|since| since + NEWER_STATE);
     let step = wait.at + StateWait::STEP;
-    ends.into_iter().chain([step]).filter(|at| *at > now).min()
+    newer.into_iter().chain([wait.ends(STATE_WAIT), step]).filter(|at| *at > now).min()
 }

@@ -96,6 +96,8 @@ pub struct View {
     /// Nodes that have a record which could not be read: nothing is planned for them, and each of them may have any
     /// instance that nobody else does.
     pub quarantined: BTreeSet<NodeId>,
+    /// Hosts whose lease could not be read: one that is not in `hosts` is not for that unknown.
+    pub unread_hosts: BTreeSet<HostId>,
 }
 
 /// What is known of the death of a member.

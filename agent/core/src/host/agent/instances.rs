@@ -175,7 +175,7 @@ impl HostAgent {
         let now = self.now.boottime;
         let (refusals, since) =
             self.restores.get(&instance).map_or((0, now), |retry| (retry.refusals, retry.since));
-        let patient = now.since(since) < RESTORE_PATIENCE || !self.others_have(&node);
+        let patient = now.since(since) < RESTORE_PATIENCE || !self.others_may_restore(&node);
         let (reason, refusals) = match outcome {
             Outcome::Loaded { address } => {
                 self.loaded.insert(instance, Loaded { since: self.now.boottime, address });
@@ -198,6 +198,10 @@ impl HostAgent {
                 return self.dead_in_epoch(instance, Some(node), epoch, Death::DeployFailed { detail });
             }
             Outcome::Refused(reason) => (reason, refusals + 1),
+            // Until nothing of the try is left the node is not restored elsewhere.
+            Outcome::Unsure(detail) if !patient => {
+                return self.destroy_as(instance, Death::NotRestored { detail });
+            }
             Outcome::Unsure(reason) => {
                 self.destroy_before_another_try(instance, Death::DeployFailed { detail: reason.clone() });
                 (reason, 0)
@@ -215,18 +219,36 @@ impl HostAgent {
         self.show_restores();
     }
 
-    /// Whether another host that can do its part has a copy of a node's state.
-    fn others_have(&self, node: &NodeId) -> bool {
-        let view = &self.records.view;
-        let able = |host: &&HostId| view.hosts.get(*host).is_some_and(|seen| seen.is_able());
+    /// Whether another host that can do its part has a copy of a node's state, and did not fail to restore it a moment ago: two
+    /// that both lack room do not pass it to each other.
+    fn others_may_restore(&self, node: &NodeId) -> bool {
+        let (view, now, bounds) = (&self.records.view, self.now.wall, &self.settings.bounds);
+        let record = view.nodes.get(node).map(|known| &known.value);
+        let failed = |host: &HostId| {
+            let cooldowns = record.into_iter().flat_map(|record| &record.cooldowns);
+            let mut here =
+                cooldowns.filter(|cooldown| &cooldown.host == host && cooldown.cause.bars_a_restore());
+            here.any(|cooldown| cooldown.at <= now && now.since(cooldown.at) < bounds.cooldown)
+        };
+        let able = |host: &HostId| view.hosts.get(host).is_some_and(|seen| seen.is_able());
         let mut copies = view.checkpoints.get(node).into_iter().flat_map(|known| known.value.copies());
-        copies.any(|copy| copy.hosts.iter().filter(|host| **host != self.settings.me).any(|host| able(&host)))
+        copies.any(|copy| {
+            copy.hosts.iter().any(|host| *host != self.settings.me && able(host) && !failed(host))
+        })
     }
 
     pub(super) fn show_restores(&mut self) {
-        let local = &self.local;
-        self.restores
-            .retain(|instance, _| local.get(instance).is_some_and(|local| !local.fact.phase.is_dead()));
+        // What a try left is destroyed and forgotten between two tries: they are tries of one restore.
+        let (local, destroys, nodes) = (&self.local, &self.destroys, &self.records.view.nodes);
+        let wanted = |instance: InstanceId, node: &NodeId| {
+            let primary = nodes.get(node).and_then(|known| known.value.primary.as_ref());
+            primary
+                .is_some_and(|primary| primary.instance == Some(instance) && primary.host == self.settings.me)
+        };
+        self.restores.retain(|instance, retry| match local.get(instance) {
+            Some(local) => !local.fact.phase.is_dead(),
+            None => destroys.contains_key(instance) || wanted(*instance, &retry.node),
+        });
         let shown = |(instance, retry): (&InstanceId, &Retry)| {
             let Retry { node, reason, .. } = retry;
             format!(

@@ -20,6 +20,9 @@ pub struct StateWait {
     pub waited_ms: u64,
     /// When that was written.
     pub at: UnixMillis,
+    /// Since when a newer copy is waited for than one that can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newer_since: Option<UnixMillis>,
     /// An operator wants it to wait no longer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub given_up: bool,
@@ -32,7 +35,7 @@ impl StateWait {
     /// A wait that begins.
     #[must_use]
     pub fn started(at: UnixMillis) -> Self {
-        Self { waited_ms: 0, at, given_up: false }
+        Self { waited_ms: 0, at, newer_since: None, given_up: false }
     }
 
     /// How long it has been by now.
@@ -50,7 +53,7 @@ impl StateWait {
     /// The same wait, of which nothing has gone by: whoever is waited for is there again.
     #[must_use]
     pub fn anew(&self, now: UnixMillis) -> Self {
-        Self { waited_ms: 0, at: now, ..*self }
+        Self { waited_ms: 0, at: now, newer_since: None, ..*self }
     }
 
     /// Whether it is to be written anew.
@@ -94,7 +97,7 @@ mod tests {
     /// S14: a clock that is set must neither cut the wait short nor make it endless.
     #[test]
     fn a_clock_that_is_set_moves_the_end_by_a_step_at_the_most() {
-        let wait = StateWait { waited_ms: 60_000, at: later(60), given_up: false };
+        let wait = StateWait { waited_ms: 60_000, at: later(60), ..StateWait::started(START) };
         let ahead = later(60 + 86_400);
         assert_eq!(wait.waited(ahead), Duration::from_secs(60) + StateWait::STEP);
         assert!(wait.is_due(ahead));

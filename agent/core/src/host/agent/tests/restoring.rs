@@ -1,6 +1,7 @@
 //! State that is on this host's disk is not given up for a passing error (SAFE-9, S6).
 
 use super::*;
+use crate::model::ids::HostId;
 
 /// alice's execution node is to be restored here from its checkpoint.
 fn restoring() -> (Rig, InstanceId) {
@@ -192,4 +193,73 @@ fn a_restore_that_does_not_come_about_is_left_to_another_host_that_has_a_copy() 
         assert_eq!((left, waited < 60), (elsewhere && able, elsewhere && able), "{elsewhere} {able}");
         assert_eq!(rig.condition(Condition::Restores).is_empty(), left);
     }
+}
+
+/// alice's execution node is to be restored here, and another host that can do its part has a copy too; its name.
+fn restoring_with_a_copy_elsewhere() -> (Rig, InstanceId, HostId) {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let (me, instance) = cluster.primary("alice/exec-1");
+    let other = cluster.view.hosts.keys().find(|host| **host != me).unwrap().clone();
+    let known = cluster.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
+    std::sync::Arc::make_mut(known).value.hosts.push(other.clone());
+    let mut rig = Rig::new(cluster, me.as_str(), 0);
+    rig.tick();
+    (rig, instance, other)
+}
+
+/// What each try leaves is destroyed before the next: it is one restore nevertheless, and its patience is one.
+#[test]
+fn tries_that_may_run_on_use_up_the_patience_too() {
+    let (mut rig, instance, _) = restoring_with_a_copy_elsewhere();
+    for waited in [0, 6, 12] {
+        assert_eq!(rig.under_way(), ["Restore"], "after {waited} s");
+        rig.end(Outcome::Unsure("libvirtd hangs".to_owned()));
+        assert_eq!(rig.under_way(), ["Destroy"]);
+        assert_eq!(rig.death(instance), None, "it may run on");
+        let shown = rig.condition(Condition::Restores);
+        assert!(waited == 12 || shown.contains("libvirtd hangs"), "{shown}");
+        rig.end(Outcome::Done);
+        rig.pass(6_000);
+    }
+    let expected = Death::NotRestored { detail: "libvirtd hangs".to_owned() };
+    assert_eq!(rig.death(instance), Some(expected));
+    assert_eq!(rig.condition(Condition::Restores), "");
+}
+
+/// A node that is wanted elsewhere is nothing to report here any more.
+#[test]
+fn a_restore_that_is_wanted_elsewhere_is_no_condition() {
+    let (mut rig, instance, other) = restoring_with_a_copy_elsewhere();
+    rig.end(Outcome::Unsure("libvirtd hangs".to_owned()));
+    rig.end(Outcome::Done);
+    assert!(rig.condition(Condition::Restores).contains("libvirtd hangs"));
+    rig.cluster.edit("alice/exec-1", |record| {
+        let primary = record.primary.as_mut().unwrap();
+        assert_eq!(primary.instance, Some(instance));
+        primary.host = other.clone();
+    });
+    rig.records();
+    assert_eq!(rig.condition(Condition::Restores), "");
+}
+
+/// Each move costs an epoch and is no nearer to a primary: whoever failed with it a moment ago is not asked again so soon.
+#[test]
+fn two_hosts_that_both_cannot_restore_it_do_not_pass_it_to_each_other() {
+    let (mut rig, instance, other) = restoring_with_a_copy_elsewhere();
+    let death = Death::NotRestored { detail: "no room".to_owned() };
+    let cause = crate::death::CooldownCause::Died { death, epoch: Epoch(1) };
+    let (cooldown, at) = (rig.cluster.bounds.cooldown, rig.cluster.now.wall);
+    rig.cluster.edit("alice/exec-1", |record| {
+        record.cooldowns.push(crate::death::Cooldown { host: other, cause, at });
+    });
+    rig.records();
+    let mut waited = Duration::ZERO;
+    while rig.death(instance).is_none() && waited < 3 * cooldown {
+        rig.end(failed());
+        rig.pass(10_000);
+        waited += Duration::from_secs(10);
+    }
+    assert!(waited >= cooldown && waited < 3 * cooldown, "{waited:?}");
 }
