@@ -83,6 +83,25 @@ impl Death {
         }
     }
 
+    /// Whether its process was seen to be gone, so that nothing of it arrives anywhere any more. A lease that ran out says so by
+    /// the clock alone.
+    #[must_use]
+    pub fn is_seen(&self) -> bool {
+        match self {
+            Self::Exited { .. }
+            | Self::Destroyed { .. }
+            | Self::DeployFailed { .. }
+            | Self::NotRestored { .. }
+            | Self::Refused { .. }
+            | Self::NotHere => true,
+            Self::Moved { .. }
+            | Self::MaybeMoved { .. }
+            | Self::NotArrived
+            | Self::HostLost { .. }
+            | Self::HostReturned => false,
+        }
+    }
+
     /// Whether it is to be held against the host: a kill says nothing about the host, a failed deployment does.
     #[must_use]
     pub fn is_failed_deployment(&self) -> bool {
@@ -285,6 +304,8 @@ mod tests {
                 named.starts_with("Moved") || named.starts_with("MaybeMoved"),
                 "{named}"
             );
+            let by_the_clock = ["Moved", "MaybeMoved", "NotArrived", "HostLost", "HostReturned"];
+            assert_eq!(death.is_seen(), !by_the_clock.iter().any(|word| named.starts_with(word)), "{named}");
             let failed = named.starts_with("DeployFailed") || named.starts_with("NotRestored");
             assert_eq!(death.is_failed_deployment(), failed, "{named}");
         }

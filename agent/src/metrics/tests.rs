@@ -40,6 +40,7 @@ fn failed_over(epoch: u64, state: StateKept, (ready, windows): (Option<u64>, Opt
     let later = |ms: u64| UnixMillis(decided.0 + ms);
     let incident = Incident {
         epoch: Epoch(epoch),
+        last: None,
         cause: Death::Exited { detail: "killed".to_owned() },
         action: "promoted".to_owned(),
         state,

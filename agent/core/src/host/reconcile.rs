@@ -151,7 +151,7 @@ fn restore(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
 }
 
 /// What was restored runs once its terminal's display lets nothing of an older epoch in any more, or has not said so in
-/// time.
+/// time. Where the process of the one before was seen to end there is nothing that could come in: nobody waits then.
 fn resume(situation: &Situation<'_>, named: &Named<'_>, since: Boottime) -> Option<HostAction> {
     let Named { node, record, instance, .. } = *named;
     let display = situation.nodes.get(&NodeId::display(node.terminal()));
@@ -164,7 +164,13 @@ fn resume(situation: &Situation<'_>, named: &Named<'_>, since: Boottime) -> Opti
     let let_in =
         fact.is_none_or(|fact| fact.admitted.get(node).is_some_and(|let_in| *let_in >= record.epoch));
     let waited = situation.now.boottime.since(since) >= INTAKE;
-    (let_in || waited).then(|| HostAction::Resume { node: node.clone(), instance, epoch: record.epoch })
+    let incident = record.incident.as_ref().filter(|incident| incident.epoch == record.epoch);
+    let ended = incident.is_some_and(|incident| incident.last.as_ref().unwrap_or(&incident.cause).is_seen());
+    (let_in || waited || ended).then(|| HostAction::Resume {
+        node: node.clone(),
+        instance,
+        epoch: record.epoch,
+    })
 }
 
 /// What to do about a named instance that is here.

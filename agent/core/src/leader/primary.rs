@@ -214,6 +214,7 @@ fn install(
     }
     let now = leader.now.wall;
     let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
+    let last = death.as_ref().map(|death| death.cause.clone());
     let (death, again) = first_failure(before, death);
     let kept = state_kept(node, before, &successor, death.as_ref());
     let restored = successor.checkpoint.is_some();
@@ -238,6 +239,7 @@ fn install(
             record.incident = Some(Incident {
                 epoch,
                 cause,
+                last: last.filter(|_| again),
                 action,
                 state: kept,
                 found,

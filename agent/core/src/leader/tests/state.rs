@@ -404,3 +404,17 @@ fn the_state_is_not_given_up_for_a_host_that_is_avoided_for_a_while() {
     assert_eq!(cluster.primary(NODE).0, held);
     assert!(restored(&cluster).is_some());
 }
+
+/// Who stood in and was never ready is no failure of its own; how it ended counts for what may still be heard of it.
+#[test]
+fn an_incident_says_how_the_last_that_stood_in_died() {
+    let (mut cluster, backups, _) = older_elsewhere(false);
+    cluster.step();
+    let incident = cluster.record(NODE).incident.clone().unwrap();
+    assert_eq!((incident.cause.is_seen(), &incident.last), (true, &None));
+    cluster.lose(&backups[0]);
+    cluster.step();
+    let incident = cluster.record(NODE).incident.clone().unwrap();
+    assert!(matches!(incident.cause, Death::Exited { .. }), "{incident:?}");
+    assert!(matches!(incident.last, Some(Death::HostLost { .. })), "{incident:?}");
+}

@@ -128,24 +128,41 @@ fn a_restore_that_cannot_be_resumed_is_loaded_once_more_after_a_wait_that_grows(
     }
 }
 
+/// alice's execution node was restored here, paused, after its primary died so.
+fn restored_paused(dies: impl FnOnce(&mut Cluster)) -> Rig {
+    let mut cluster = Cluster::of(4).with(&["alice/display", "alice/exec-1"]);
+    cluster.report_primary("alice/display", |fact| {
+        fact.admitted.insert(node("alice/exec-1"), Epoch(1));
+    });
+    assert_ne!(cluster.primary_host("alice/display"), cluster.primary_host("alice/exec-1"));
+    dies(&mut cluster);
+    cluster.step();
+    let me = cluster.primary_host("alice/exec-1");
+    assert_eq!(cluster.record("alice/exec-1").epoch, Epoch(2));
+    let mut rig = Rig::new(cluster, &me, 0);
+    rig.tick();
+    let at = rig.jobs.iter().position(|job| matches!(job.action, HostAction::Restore { .. })).unwrap();
+    let job = Box::new(rig.jobs.remove(at));
+    rig.say(Input::Finished { job, outcome: Outcome::Loaded { address: None } });
+    rig.tick();
+    rig
+}
+
+fn resumes(rig: &Rig) -> bool {
+    rig.under_way().contains(&"Resume".to_owned())
+}
+
+fn lose_host(cluster: &mut Cluster) {
+    let at = cluster.primary_host("alice/exec-1");
+    cluster.lose(&at);
+}
+
 /// Nothing of the dead primary may come in beside it (SAFE-4); but a display that is dying too holds it up for two seconds
 /// at the most.
 #[test]
 fn what_was_restored_waits_for_its_display_to_let_it_in_but_not_for_long() {
     for lets_in in [false, true] {
-        let mut cluster = Cluster::of(3).with(&["alice/display", "alice/exec-1"]);
-        cluster.report_primary("alice/display", |fact| {
-            fact.admitted.insert(node("alice/exec-1"), Epoch(1));
-        });
-        cluster.kill_primary("alice/exec-1");
-        cluster.step();
-        let me = cluster.primary_host("alice/exec-1");
-        let mut rig = Rig::new(cluster, &me, 0);
-        let resumes = |rig: &Rig| rig.under_way().contains(&"Resume".to_owned());
-        rig.tick();
-        let at = rig.jobs.iter().position(|job| matches!(job.action, HostAction::Restore { .. })).unwrap();
-        let job = Box::new(rig.jobs.remove(at));
-        rig.say(Input::Finished { job, outcome: Outcome::Loaded { address: None } });
+        let mut rig = restored_paused(lose_host);
         rig.pass(1_999);
         assert!(!resumes(&rig), "it lets epoch 1 in");
         if lets_in {
@@ -163,6 +180,22 @@ fn what_was_restored_waits_for_its_display_to_let_it_in_but_not_for_long() {
         }
         assert!(resumes(&rig));
     }
+}
+
+/// The process was seen to end: nothing of it can come in, and a terminal that is dark waits for nobody.
+#[test]
+fn what_was_restored_after_an_end_that_was_seen_does_not_wait_for_its_display() {
+    let killed = |cluster: &mut Cluster| cluster.kill_primary("alice/exec-1");
+    assert!(resumes(&restored_paused(killed)));
+    // One stood in for it meanwhile, and may still be heard: its host is lost.
+    let lost_since = |cluster: &mut Cluster| {
+        cluster.kill_primary("alice/exec-1");
+        cluster.step();
+        cluster.edit("alice/exec-1", |record| {
+            record.incident.as_mut().unwrap().last = Some(Death::HostLost { reason: "silent".to_owned() });
+        });
+    };
+    assert!(!resumes(&restored_paused(lost_since)));
 }
 
 /// It is not the only one who has the state: a terminal must not stay dark for its disk.
