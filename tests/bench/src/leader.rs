@@ -55,6 +55,7 @@ struct Lost {
     decided: usize,
     asked: usize,
     times_ms: Vec<f64>,
+    settled_ms: Vec<f64>,
     copies_ms: Vec<f64>,
 }
 
@@ -186,8 +187,13 @@ pub fn run(subjects: &Subjects, name: Option<&str>, say: &dyn Fn(&str)) -> Resul
 }
 
 fn stated(lost: &Lost) -> String {
-    let Lost { hosts, nodes, decided, asked, .. } = lost;
-    format!("  {hosts} hosts, {nodes} nodes: {decided} nodes decided, {asked} questions asked")
+    let Lost { hosts, nodes, decided, asked, settled_ms, .. } = lost;
+    let settled = Row::stated("settled", "ms", settled_ms);
+    format!(
+        "  {hosts} hosts, {nodes} nodes: {decided} nodes decided, {asked} questions asked; with what follows each write \
+         {:.2} ms ({:.2}-{:.2})",
+        settled.median, settled.min, settled.max
+    )
 }
 
 /// Seeds a minute, on one processor.
@@ -233,7 +239,8 @@ mod tests {
     fn a_loss_is_held_against_its_limit_and_a_copy_of_the_view() {
         let lost = |times_ms: &[f64], copies_ms: &[f64]| {
             let (times_ms, copies_ms) = (times_ms.to_vec(), copies_ms.to_vec());
-            Lost { hosts: 100, nodes: 2_000, decided: 40, asked: 0, times_ms, copies_ms }.row(
+            let settled_ms = vec![7.0];
+            Lost { hosts: 100, nodes: 2_000, decided: 40, asked: 0, times_ms, settled_ms, copies_ms }.row(
                 "plan-host-lost-100",
                 3.0,
                 Some(0.5),
