@@ -10,6 +10,7 @@ mod display;
 mod execution;
 mod idle;
 pub mod leader;
+mod light;
 mod mass;
 mod moving;
 pub mod policies;

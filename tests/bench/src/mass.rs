@@ -2,7 +2,8 @@
 //! assignment that is written.
 //!
 //! Promises: when something was decided and written is what the leader itself says, in the incidents and in its log; the
-//! hosts of the lab have one clock. Must not do: time what comes before the decision, which is the lease's.
+//! hosts of the lab have one clock. The guests' role does nothing (`light`): what they do is not timed, and twenty-four of
+//! them would take two processors for themselves. Must not do: time what comes before the decision, which is the lease's.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use understudy_e2e::stage::{Artifacts, Stage, host_of};
 
 use crate::RUNS;
 use crate::display::{logged_at, time_of_day};
+use crate::light;
 use crate::row::Row;
 
 /// The benchmark's name.
@@ -35,7 +37,8 @@ const MASS_MAX: f64 = 0.25;
 
 /// Raises a lab of its own, and loses its host with all primaries again and again.
 pub(crate) fn measure(artifacts: &Artifacts, say: &dyn Fn(&str)) -> Result<Row> {
-    let stage = Stage::raise_with(artifacts, PREFIX, MEMORY_MIB)?;
+    let artifacts = light::role(artifacts, &artifacts.root.join("target/bench/light"))?;
+    let stage = Stage::raise_with(&artifacts, PREFIX, MEMORY_MIB)?;
     let times = all(&stage, say);
     let logs = artifacts.root.join("target/bench/logs-mass");
     match stage.save_logs(&logs) {
