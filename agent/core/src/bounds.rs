@@ -26,7 +26,8 @@ pub const FILL_RETRY: Duration = Duration::from_secs(15);
 pub const LOOK: Duration = Duration::from_secs(10);
 
 /// How long what was restored waits, paused, for its display to let its epoch in: a display that hears of it does so within
-/// a fraction of this, and one that is dying at the same time must not hold it up; the old primary is known dead.
+/// a fraction of this, and one that is dying at the same time must not hold it up; the old primary is known dead. Where its
+/// process was seen to end nobody waits.
 pub const INTAKE: Duration = Duration::from_secs(2);
 
 /// How long a host's guard or libvirtd may be away before the host gives back what it was given and has not begun. systemd

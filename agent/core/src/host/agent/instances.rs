@@ -120,6 +120,7 @@ impl HostAgent {
             (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
                 self.edit(instance, |local| local.fact.migration_failed = Some((epoch, why)));
             }
+            // The migration stays open: what the destination may have of it is newer than any checkpoint.
             (HostAction::MigrateOut { node, .. }, Outcome::Died(detail)) => {
                 self.dead(instance, Some(node), Death::Exited { detail });
             }
