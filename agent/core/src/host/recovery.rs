@@ -8,7 +8,7 @@
 //!
 //! | discovered, lease goes on | runs | stands still | cannot go on |
 //! |---|---|---|---|
-//! | ready, idle | goes on | resumed | goes on, and is judged by its state |
+//! | ready, idle | goes on; a member that the guard has not is registered anew | resumed | goes on, and is judged by its state |
 //! | deploying, its node names it | goes on, and is deployed again | resumed | as above |
 //! | restoring, guard holds it | ready | resumed, ready | as above |
 //! | restoring, guard does not | destroyed: it never ran, and its node has it restored again | the same | the same |
@@ -225,7 +225,9 @@ impl Discovery<'_> {
         fact: &InstanceFact,
         naming: Option<&Naming>,
     ) -> Recovery {
-        let local = |fact: InstanceFact| Local { fact, paused: false };
+        let is_member = matches!(naming, Some(Naming::Member { .. }));
+        let local =
+            |fact: InstanceFact| Local { fact: self.as_guarded(instance, fact, is_member), paused: false };
         let is_named = matches!(naming, Some(Naming::Member { .. } | Naming::MigratingOut { .. }));
         match &fact.phase {
             Phase::Ready => alive(found.seen, local(fact.clone())),
@@ -241,6 +243,14 @@ impl Discovery<'_> {
             Phase::Booting if is_named && found.seen == Seen::Running => Recovery::Leave,
             Phase::Booting | Phase::Deploying | Phase::Restoring | Phase::Dead { .. } => HALF_WAY,
         }
+    }
+
+    /// A member counts as begun in the epoch in which the guard has it, so that one which the guard has lost is registered
+    /// anew: nobody would end it with the lease.
+    fn as_guarded(&self, instance: InstanceId, fact: InstanceFact, is_member: bool) -> InstanceFact {
+        let held = self.guarded.get(&instance).copied().unwrap_or_default();
+        let epoch = if is_member { fact.epoch.min(held) } else { fact.epoch };
+        InstanceFact { epoch, ..fact }
     }
 
     /// What this host did not get to report of a member, the guard tells: it acknowledged what was about to run.

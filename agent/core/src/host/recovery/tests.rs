@@ -215,3 +215,19 @@ fn nodes_name_members_of_this_lease_of_others_and_what_passes() {
     assert!(matches!(here(1), Some(Naming::Member { node: named, .. }) if named == node("alice/display")));
     assert_eq!(here(2), Some(Naming::Earlier));
 }
+
+/// The guard was started anew without its table, and then the agent was: with the lease nobody would end what goes on.
+#[test]
+fn a_member_that_the_guard_has_lost_goes_on_as_one_that_is_to_be_registered() {
+    for (guarded, naming, epoch) in [
+        (Some(4), Some(member(4, RESTORED)), Epoch(4)),
+        (Some(3), Some(member(3, RESTORED)), Epoch(3)),
+        (None, Some(member(4, RESTORED)), Epoch(0)),
+        // It is on its way to another host: there is nobody to register it for.
+        (None, Some(Naming::MigratingOut { to: host("host2") }), Epoch(4)),
+    ] {
+        let case = Case { phase: Some(Phase::Ready), guarded, naming: naming.clone(), ..CASE };
+        let Some(Recovery::GoesOn(local)) = outcome(case) else { panic!("{guarded:?}") };
+        assert_eq!((local.fact.epoch, local.fact.phase), (epoch, Phase::Ready), "{guarded:?} {naming:?}");
+    }
+}
