@@ -26,7 +26,7 @@ use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
 use crate::policy_manager::Policies;
-use crate::runtime::{Driver, Event, Members, Parts, Snapshot};
+use crate::runtime::{Event, Members, Parts, Runtime, Snapshot};
 use crate::tasks::Tasks;
 
 /// Between two attempts at something that the agent cannot do without at its start.
@@ -70,14 +70,14 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         let _ = stop.send(true);
     });
     // Started before libvirt answers: the lease that an earlier agent held goes on without it.
-    let driver = Driver::new(parts.clone(), None, events, publisher, snapshots);
-    watch_capacity(parts.clone(), driver.events());
-    tell_checkpoint_faults(&faults, &driver.events());
-    watch_load(&parts.tasks, driver.events());
-    watch_role_disks(parts.clone(), driver.events());
+    let runtime = Runtime::new(parts.clone(), None, events, publisher, snapshots);
+    watch_capacity(parts.clone(), runtime.events());
+    tell_checkpoint_faults(&faults, &runtime.events());
+    watch_load(&parts.tasks, runtime.events());
+    watch_role_disks(parts.clone(), runtime.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
     let store = Box::pin(connect::lease_store(parts.config.clone(), parts.store.clone()));
-    driver.run(store, stopping).await?;
+    runtime.run(store, stopping).await?;
     tracing::info!("agent stops, instances are left as they are");
     Ok(())
 }
@@ -131,7 +131,7 @@ fn tell_checkpoint_faults(faults: &[String], events: &mpsc::UnboundedSender<Even
             faults.join("\n")
         )
     });
-    // The driver has not run yet, so that its end cannot be what this meets.
+    // The runtime has not run yet, so that its end cannot be what this meets.
     let _ = events.send(Event::Condition { about: "checkpoints", text });
 }
 

@@ -1,4 +1,4 @@
-//! Owns the starting of everything that runs beside the driver's loop and is waited for by nobody.
+//! Owns the starting of everything that runs beside the runtime's loop and is waited for by nobody.
 //!
 //! Promises: one that panics is reported to the loop, with its name and what it said; the loop ends the agent, and systemd
 //! starts it again. A flag that waits for the end of such a task would else be set for ever. Must not do: serve requests of

@@ -1,8 +1,8 @@
-//! Owns the trait that the driver and the simulator call.
+//! Owns the trait that the runtime and the simulator call.
 //!
 //! Promises: every operation blocks no longer than its deadline, may be repeated, and is safe to call from
 //! several threads; operations on one instance are best done one after the other, because libvirt does so.
-//! Must not do: anything asynchronous; the driver calls it on threads of its own.
+//! Must not do: anything asynchronous; the runtime calls it on threads of its own.
 
 use std::path::Path;
 use std::sync::mpsc::Receiver;

@@ -2,7 +2,7 @@
 //! Prometheus.
 //!
 //! Promises: whatever changes something is only on the unix socket, except that a peer may bring a checkpoint; every
-//! refusal says what to do. Must not do: decide; it writes wishes into the store and reads the driver's snapshots.
+//! refusal says what to do. Must not do: decide; it writes wishes into the store and reads the runtime's snapshots.
 
 mod change;
 mod images;
@@ -28,11 +28,11 @@ use types::Status;
 pub struct ApiState {
     /// The agent's parts.
     pub parts: Arc<Parts>,
-    /// The driver's state.
+    /// The runtime's state.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// The gateway's counters.
     pub gateway: Arc<Counters>,
-    /// The way to the driver.
+    /// The way to the runtime.
     pub events: mpsc::UnboundedSender<Event>,
 }
 
@@ -56,7 +56,7 @@ impl IntoResponse for Refusal {
 }
 
 impl ApiState {
-    /// The driver's state, once it has read the store.
+    /// The runtime's state, once it has read the store.
     fn snapshot(&self) -> Result<Arc<Snapshot>, Refusal> {
         let snapshot = self.snapshots.borrow().clone();
         if snapshot.synced {

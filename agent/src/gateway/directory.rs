@@ -3,7 +3,7 @@
 //!
 //! Promises: an older epoch of a terminal never replaces a newer one that was served here (SAFE-4); a socket is woken only
 //! when its own display changed, a page also when the gateways did. Must not decide where a screen is: `View::display` in
-//! core does. The driver publishes the view, the gateway reads it.
+//! core does. The runtime publishes the view, the gateway reads it.
 //!
 //! Cost, with T terminals, N nodes and H hosts in the cluster and S terminals whose screen is open here: a view that is
 //! published is an O(1) copy, then O(S · (log N + log H)) look-ups and O(hosts and terminals that changed); a terminal that

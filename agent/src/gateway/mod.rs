@@ -2,7 +2,7 @@
 //!
 //! Promises: every gateway serves every terminal; a terminal is looked up when somebody asks for it; a socket of an
 //! older epoch is cut as soon as the directory says so (SAFE-4); a page that lost its gateway can go on through any
-//! other. Must not decide anything: which display is the primary comes from the [`Directory`], into which the driver
+//! other. Must not decide anything: which display is the primary comes from the [`Directory`], into which the runtime
 //! publishes. What an event costs, directory.rs says.
 
 use std::sync::Arc;

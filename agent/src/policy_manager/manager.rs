@@ -76,7 +76,7 @@ struct Manager {
     pruned: Option<BTreeSet<Digest>>,
 }
 
-/// Starts the task. It ends when the driver does.
+/// Starts the task. It ends when the runtime does.
 pub(crate) fn start(parts: Arc<Parts>, seen: watch::Receiver<Arc<Seen>>, events: UnboundedSender<Event>) {
     let policies = &parts.policies;
     let manager = Manager {

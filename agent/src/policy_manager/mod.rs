@@ -6,7 +6,7 @@
 //! plan's questions ──▶ ask (a set, its breaker) ──▶ answers     recorder ◀─┘ shadows, records
 //! ```
 //!
-//! Promises: loading, compiling and fetching never run on the driver's task, nor does a shadow policy or the disk delay
+//! Promises: loading, compiling and fetching never run on the runtime's task, nor does a shadow policy or the disk delay
 //! an answer. Must not do: judge an answer, or decide which set is active (core does).
 
 mod ask;
@@ -51,7 +51,7 @@ pub struct Seen {
     pub open: OpenHosts,
 }
 
-/// What the manager reports to the driver.
+/// What the manager reports to the runtime.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ManagerStatus {
     /// What this host has of the sets.
@@ -120,7 +120,7 @@ pub struct Policies {
     /// Sets that are loaded and ready, by generation.
     ready: RwLock<BTreeMap<u64, Arc<PolicySet>>>,
     breaker: Mutex<CircuitBreaker>,
-    /// Policies that failed too often here, by name: digest and reason. The driver writes them into the record.
+    /// Policies that failed too often here, by name: digest and reason. The runtime writes them into the record.
     failed: Mutex<BTreeMap<String, (String, String)>>,
     /// How often operators restored which policy, as this host knows it.
     restored: Mutex<BTreeMap<String, u64>>,

@@ -1,4 +1,4 @@
-//! Owns what can happen to the driver. Plain data.
+//! Owns what can happen to the runtime. Plain data.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
 
-use super::LeaseEvent;
-use super::lead::Done;
+use super::effects::domain::recovery::Recovered;
+use super::effects::fence::LeaseEvent;
+use super::leader::Done;
 use super::publish::Published;
-use super::recovery::Recovered;
 use crate::exit::Failure;
 use crate::policy_manager::ManagerStatus;
 
@@ -89,7 +89,7 @@ pub enum Event {
     Capacity(Result<Capacity, Failure>),
     /// The load of the host's processors, in thousandths of one.
     Load(u32),
-    /// Something outside of the driver is wrong, or not any more.
+    /// Something outside of the runtime is wrong, or not any more.
     Condition {
         /// What it is about: the next word about it replaces this one.
         about: &'static str,

@@ -2,7 +2,7 @@
 //! effect becomes a job, a look, a log line or a condition.
 //!
 //! Promises: every effect is carried out, and every job's end comes back. Must not do: decide, or ask the hypervisor in the
-//! driver's own task.
+//! runtime's own task.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +18,14 @@ use understudy_hypervisor::{
 };
 
 use super::event::Event;
-use super::{Driver, effects, now};
+use super::{Runtime, effects, now};
 use crate::connect;
 use crate::exit::chain;
 
 /// What a condition about the emulation of instances goes under.
 const ACCELERATOR: &str = "accelerator";
 
-impl Driver {
+impl Runtime {
     /// Hands the host's agent an input, and has carried out what follows.
     pub(super) fn inform(&mut self, input: Input) {
         for effect in self.agent.handle(input, now()) {

@@ -1,36 +1,30 @@
-//! Owns what the driver does about its host's lease: it clears the host before the next one, recovers what goes on, and
-//! tells people.
+//! Owns the loop's side of its host's lease: the host is cleared before the next one, what goes on is recovered, and people
+//! are notified.
 //!
 //! Promises: while a lease goes on nothing waits for libvirt: what runs is recovered once it can be looked at. Must not
-//! do: renew, confirm or end a lease (its own thread does, by core's word).
+//! do: renew, confirm or end a lease (its own thread in `effects::fence` does, by core's word).
 
-mod guard;
-mod members;
-mod opening;
-mod runner;
-#[cfg(test)]
-mod tests;
-
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use understudy_core::host::Input;
 use understudy_core::host::lease::Loss;
 use understudy_core::host::opening::Identity;
+use understudy_core::host::recovery::{Naming, names};
 use understudy_core::model::ids::{BootId, InstanceId, MachineId};
-use understudy_core::model::records::Service;
+use understudy_core::model::records::{HostFacts, Service};
 use understudy_core::model::units::Boottime;
 use uuid::Uuid;
 
-pub use members::Members;
-pub use runner::{LeaseEvent, OpenStore};
-
+use super::effects::domain::recovery::{self, Recovered};
+use super::effects::domain::set_clock;
+use super::effects::fence::{Keeping, LeaseEvent, LeaseThread, OpenStore, Reconnecting};
 use super::event::Event;
-use super::recovery::{self, Recovered};
-use super::{Driver, Parts, now};
+use super::{Parts, Runtime, now};
 use crate::connect;
 use crate::exit::{Exit, Failure, chain};
-use runner::{Keeping, LeaseThread};
 
 /// What a condition about the guard goes under.
 const GUARD: &str = "guard";
@@ -50,6 +44,23 @@ pub(super) struct Clear {
     done: oneshot::Sender<bool>,
 }
 
+/// What this host reported, as far as it can be read.
+#[derive(Debug, Clone)]
+pub(super) enum Known {
+    Nothing,
+    Facts(Arc<HostFacts>),
+    Unreadable,
+}
+
+/// What the store says of this host's instances.
+#[derive(Debug, Clone)]
+pub(super) struct Records {
+    pub(super) resumed: bool,
+    pub(super) known: Known,
+    pub(super) names: BTreeMap<InstanceId, Naming>,
+    pub(super) unreadable: bool,
+}
+
 /// Where the recovery of a lease that goes on stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recovery {
@@ -61,7 +72,7 @@ pub(super) enum Recovery {
     Running,
 }
 
-impl Driver {
+impl Runtime {
     /// Starts the lease's own thread. What an earlier agent's members are is known from the guard's table, also where
     /// neither guard nor libvirt answers.
     pub(super) fn keep_lease(&self, store: OpenStore) -> std::io::Result<LeaseThread> {
@@ -80,7 +91,7 @@ impl Driver {
             bounds: config.bounds,
             inherited,
             members: self.parts.members.clone(),
-            guard: Box::new(guard::Reconnecting::new(config.guard_socket.clone())),
+            guard: Box::new(Reconnecting::new(config.guard_socket.clone())),
             events: self.sender.clone(),
             tasks: self.parts.tasks.clone(),
         };
@@ -235,6 +246,50 @@ impl Driver {
                 );
                 self.recovery = Recovery::Due(now().boottime + RECOVER_AGAIN);
             }
+        }
+    }
+
+    /// What the store says of this host's instances, for the lease that goes on under this number.
+    pub(super) fn records_of(&self, number: u64) -> Records {
+        Records { resumed: true, ..self.records(Some(number), number) }
+    }
+
+    /// The same before the next lease; `previous` was the one of this boot before.
+    pub(super) fn records_before(&self, previous: Option<u64>) -> Records {
+        // No lease has the number 0: whatever is named is named under another.
+        Records { resumed: false, ..self.records(previous, 0) }
+    }
+
+    fn records(&self, reported: Option<u64>, number: u64) -> Records {
+        let me = &self.parts.config.host;
+        let facts = self.cache.facts(me).filter(|facts| Some(facts.lease) == reported);
+        let known = match facts {
+            _ if reported.is_none() => Known::Nothing,
+            _ if self.cache.has_quarantined_facts(me) => Known::Unreadable,
+            Some(facts) => Known::Facts(Arc::new(facts.clone())),
+            None => Known::Nothing,
+        };
+        let nodes = self.cache.view().nodes.iter().map(|(node, known)| (node, &known.value));
+        let names = names(me, number, nodes, facts);
+        Records { resumed: false, known, names, unreadable: self.cache.has_quarantined_nodes() }
+    }
+
+    /// Goes on with what was found.
+    pub(super) fn finish_recovery(&mut self, found: Vec<Recovered>) {
+        self.set_clocks(found.iter().filter(|found| found.set_clock).map(|found| found.instance).collect());
+        let found = found.into_iter().map(|found| (found.instance, found.local)).collect();
+        self.has_recovered = true;
+        self.inform(Input::Recovered { lease: self.lease_number, found });
+    }
+
+    fn set_clocks(&self, instances: Vec<InstanceId>) {
+        for instance in instances {
+            let parts = self.parts.clone();
+            self.parts.tasks.block("clock of a guest", move || {
+                if let Err(error) = set_clock(&parts, instance) {
+                    tracing::warn!(%instance, error = %chain(&error), "the restored guest's clock could not be set");
+                }
+            });
         }
     }
 }

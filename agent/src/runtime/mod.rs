@@ -3,14 +3,12 @@
 //! Promises: nothing in this task blocks; every result of an action comes back as an event; the state is changed
 //! here and nowhere else. Must not do: decide (core does), talk to libvirt, the guard or a guest itself (jobs do).
 
-mod copies;
 mod effects;
 mod event;
 mod host;
-mod lead;
+mod leader;
 mod lease;
 mod publish;
-mod recovery;
 mod sets;
 mod store_cache;
 #[cfg(test)]
@@ -40,11 +38,12 @@ use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::Store;
 
+pub use effects::fence::{LeaseEvent, Members, OpenStore};
 pub use event::Event;
-pub use lead::{admission, trial};
-pub use lease::{LeaseEvent, Members, OpenStore};
+pub use leader::{admission, trial};
 pub(crate) use sets::waits;
 
+use effects::checkpoint::Copies;
 use watchdog::Watchdog;
 
 use crate::config::Config;
@@ -54,11 +53,11 @@ use crate::metrics::Metrics;
 use crate::policy_manager::{Deciding, Policies, Seen};
 use crate::tasks::{Panicked, Tasks};
 
-/// The longest that the driver sleeps where nothing is due: it feeds systemd's watchdog, and looks at what waits by the wall
+/// The longest that the runtime sleeps where nothing is due: it feeds systemd's watchdog, and looks at what waits by the wall
 /// clock, as a set of policies does.
 const REST: Duration = Duration::from_secs(1);
 
-/// What the driver works with. Shared with its jobs.
+/// What the runtime works with. Shared with its jobs.
 pub struct Parts {
     /// The configuration.
     pub config: Config,
@@ -88,7 +87,7 @@ pub struct Parts {
     pub tasks: Tasks,
 }
 
-/// The way to a driver, and its end.
+/// The way to a runtime, and its end.
 pub type Events = (mpsc::UnboundedSender<Event>, mpsc::UnboundedReceiver<Event>);
 
 /// The agent's state as others may read it.
@@ -116,8 +115,8 @@ pub struct Snapshot {
     pub deciding: Deciding,
 }
 
-/// The driver's state.
-pub struct Driver {
+/// The runtime's state.
+pub struct Runtime {
     parts: Arc<Parts>,
     sender: mpsc::UnboundedSender<Event>,
     receiver: mpsc::UnboundedReceiver<Event>,
@@ -130,19 +129,19 @@ pub struct Driver {
     lease: LeaseStatus,
     lease_number: u64,
     clear: Option<lease::Clear>,
-    cleared: Option<Vec<recovery::Recovered>>,
+    cleared: Option<Vec<effects::domain::recovery::Recovered>>,
     recovery: lease::Recovery,
     taken_since: Option<Boottime>,
     /// Why this agent cannot go on.
     ended: Option<Failure>,
     has_recovered: bool,
     agent: HostAgent,
-    copies: copies::Copies,
+    copies: Copies,
     /// Not known before libvirt has answered once.
     capacity: Option<Capacity>,
     leadership: Leadership,
     /// What its effects are carried out with.
-    leading: lead::Leading,
+    leading: leader::Leading,
     published: Option<publish::Published>,
     publishing: bool,
     publish_after: Boottime,
@@ -199,8 +198,8 @@ fn host_settings(config: &Config, capacity: Option<Capacity>) -> HostSettings {
     }
 }
 
-impl Driver {
-    /// A driver that knows nothing yet, and takes `events`.
+impl Runtime {
+    /// A runtime that knows nothing yet, and takes `events`.
     #[must_use]
     pub fn new(
         parts: Arc<Parts>,
@@ -234,10 +233,10 @@ impl Driver {
             ended: None,
             has_recovered: false,
             agent,
-            copies: copies::Copies::default(),
+            copies: Copies::default(),
             capacity,
             leadership,
-            leading: lead::Leading::default(),
+            leading: leader::Leading::default(),
             published: None,
             publishing: false,
             publish_after: Boottime::default(),
@@ -356,7 +355,7 @@ impl Driver {
 
     fn listen_to_hypervisor(&self) {
         let (events, sender) = (self.parts.hypervisor.subscribe(), self.sender.clone());
-        // A blocking channel needs a thread of its own; it ends with the hypervisor or the driver.
+        // A blocking channel needs a thread of its own; it ends with the hypervisor or the runtime.
         let spawned = self.parts.tasks.thread("hypervisor-events", move || {
             while let Ok(event) = events.recv() {
                 if sender.send(Event::Hypervisor(event)).is_err() {

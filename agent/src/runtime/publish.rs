@@ -1,8 +1,8 @@
-//! Owns what leaves the driver: the facts for the store, the directory for the gateway, the snapshot for the API.
+//! Owns what leaves the runtime: the facts for the store, the directory for the gateway, the snapshot for the API.
 //!
 //! Promises: facts carry the lease in which they hold; they are written when they changed, over the revision that this agent
 //! knows of: a write that was not answered may still come, and never comes after a newer one. Store, metrics and snapshot
-//! get the same facts. Must not do: judge.
+//! get the same facts. Must not do: judge, or write itself (`effects::store` does).
 //!
 //! Cost of an event: the facts once, O(instances of this host). They are not kept for the next event: each hands the time
 //! to the host's agent, which may change any of its instances. Where it was more than a renewal, also what the gateway's
@@ -14,13 +14,10 @@ use std::time::Duration;
 use understudy_core::model::records::HostFacts;
 use understudy_core::model::units::{Boottime, Now};
 use understudy_core::model::view::View;
-use understudy_core::transaction::Transaction;
-use understudy_store::{Committed, Revision};
+use understudy_store::Revision;
 
-use super::event::Event;
-use super::{Driver, Snapshot, now};
-use crate::exit::chain;
-use crate::keys::Key;
+use super::effects::store;
+use super::{Runtime, Snapshot, now};
 
 /// Before facts that could not be written are tried again.
 const RETRY: Duration = Duration::from_millis(300);
@@ -30,11 +27,11 @@ const LOAD_STEP: u32 = 250;
 /// What was written last, and at which revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    facts: Arc<HostFacts>,
-    at: Revision,
+    pub(super) facts: Arc<HostFacts>,
+    pub(super) at: Revision,
 }
 
-impl Driver {
+impl Runtime {
     /// What this host reports. What runs under a lease that goes on is, until it was looked at, what was reported of it.
     pub(super) fn facts(&self) -> HostFacts {
         let mut facts = self.own_facts();
@@ -86,23 +83,7 @@ impl Driver {
             return;
         }
         self.publishing = true;
-        let (parts, sender, facts) = (self.parts.clone(), self.sender.clone(), facts.clone());
-        self.parts.tasks.spawn("facts", async move {
-            let key = Key::Facts(parts.config.host.clone());
-            let write = Transaction::new().when(key.clone(), at.map(|at| at.0)).put(key, facts.as_ref());
-            let written = match parts.store.commit(&write.into()).await {
-                Ok(Committed::Applied { revision }) => Some(Box::new(Published { facts, at: revision })),
-                Ok(Committed::Refused { .. }) => {
-                    tracing::debug!("this host's facts were written by an earlier write, trying again");
-                    None
-                }
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "this host's facts could not be written, trying again");
-                    None
-                }
-            };
-            let _ = sender.send(Event::Published(written));
-        });
+        store::write_facts(&self.parts, self.sender.clone(), (facts.clone(), at));
     }
 
     pub(super) fn published(&mut self, written: Option<Box<Published>>) {

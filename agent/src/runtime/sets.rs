@@ -1,4 +1,4 @@
-//! Owns what the driver reports to the manager of the policies, and what it keeps of its answers.
+//! Owns what the runtime reports to the manager of the policies, and what it keeps of its answers.
 //!
 //! Promises: the manager is notified of every change but renewals, and of restores before anything else follows from them. Must not
 //! do: load, ask or judge (the manager, `policies` and core do), or write (`lead` does what core's `Leadership` wants).
@@ -10,10 +10,10 @@ use understudy_core::model::units::Now;
 use understudy_core::model::view::{HostView, View, diff};
 use understudy_core::sets::Verdict;
 
-use super::Driver;
+use super::Runtime;
 use crate::policy_manager::{ManagerStatus, Seen};
 
-impl Driver {
+impl Runtime {
     /// What the manager reports.
     pub(super) fn policies_reported(&mut self, status: ManagerStatus) {
         self.policy_facts = status.facts;

@@ -1,8 +1,8 @@
 //! Owns the watching of the store: list once, then every change, for ever; and the reading of a leader's last renewal where
 //! renewals are not followed.
 //!
-//! Promises: the driver gets every change in order, or the whole anew, as it is when it begins to follow renewals, or ceases
-//! to; a store that does not answer is told once, to the log and to the driver, until it does. Must not do: interpret.
+//! Promises: the runtime gets every change in order, or the whole anew, as it is when it begins to follow renewals, or ceases
+//! to; a store that does not answer is told once, to the log and to the runtime, until it does. Must not do: interpret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::keys::{self, Key};
 /// Between two attempts while the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What the driver is told about.
+/// What the runtime is told about.
 const ABOUT: &str = "store cache";
 
-/// Starts the task, which follows renewals as long as it is told to. It ends when the driver does.
+/// Starts the task, which follows renewals as long as it is told to. It ends when the runtime does.
 pub(super) fn start(parts: Arc<Parts>, events: UnboundedSender<Event>, renewals: watch::Receiver<bool>) {
     let tasks = parts.tasks.clone();
     tasks.spawn("store cache", async move {
@@ -81,7 +81,7 @@ impl Follower {
         self.events.send(Event::Condition { about: ABOUT, text: None }).ok()
     }
 
-    /// Lists and follows until the watch ends. Nothing when the driver is gone.
+    /// Lists and follows until the watch ends. Nothing when the runtime is gone.
     async fn follow(&mut self) -> Option<Ended> {
         let store = self.parts.store.clone();
         let renewals = *self.renewals.borrow_and_update();

@@ -1,4 +1,4 @@
-//! Tables of the driver's bookkeeping, over the hypervisor's double. Each test puts the driver where it wants it and takes
+//! Tables of the runtime's bookkeeping, over the hypervisor's double. Each test puts the runtime where it wants it and takes
 //! its events one by one.
 
 mod arriving;
@@ -31,7 +31,7 @@ use understudy_hypervisor::{Hypervisor, InstanceSpec, Note, Template};
 use understudy_store::{Entry, Listing, MemoryStore, Revision};
 use uuid::Uuid;
 
-use super::{Driver, Event, Parts, Snapshot, now};
+use super::{Event, Parts, Runtime, Snapshot, now};
 use crate::config::Config;
 use crate::gateway;
 use crate::keys::{Key, encode};
@@ -70,9 +70,9 @@ fn instance(number: u128) -> InstanceId {
     InstanceId::from_uuid(Uuid::from_u128(number << 64 | 7))
 }
 
-/// The driver of `host1` in its first lease, which is open.
+/// The runtime of `host1` in its first lease, which is open.
 struct Rig {
-    driver: Driver,
+    runtime: Runtime,
     hypervisor: FakeHypervisor,
     entries: Vec<Entry>,
     known: BTreeMap<InstanceId, Local>,
@@ -115,12 +115,12 @@ impl Rig {
         let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
         let (publisher, _directory) = gateway::directory();
         let snapshots = watch::Sender::new(Arc::new(Snapshot::default()));
-        let mut driver =
-            Driver::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), publisher, snapshots);
-        driver.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
-        (driver.lease_number, driver.has_recovered) = (1, true);
+        let mut runtime =
+            Runtime::new(parts, capacity, tokio::sync::mpsc::unbounded_channel(), publisher, snapshots);
+        runtime.lease = LeaseStatus { number: 1, until: Some(now().boottime + LIMIT) };
+        (runtime.lease_number, runtime.has_recovered) = (1, true);
         let (entries, known) = (Vec::new(), BTreeMap::new());
-        let mut rig = Self { driver, hypervisor, entries, known, template, _home: home };
+        let mut rig = Self { runtime, hypervisor, entries, known, template, _home: home };
         let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
         rig.write(&Key::Lease(me()), encode(&lease));
         rig.recover();
@@ -130,17 +130,17 @@ impl Rig {
     /// What was found when the lease was opened. Looks are not taken.
     fn recover(&mut self) {
         let recovered = Input::Recovered { lease: 1, found: self.known.clone() };
-        let _looks = self.driver.agent.handle(recovered, now());
-        let _none = self.driver.agent.handle(Input::Listed(None), now());
+        let _looks = self.runtime.agent.handle(recovered, now());
+        let _none = self.runtime.agent.handle(Input::Listed(None), now());
     }
 
     /// Waits until a job is over, and takes its outcome.
     async fn one_job(&mut self) {
         loop {
-            let heard = tokio::time::timeout(LIMIT, self.driver.receiver.recv()).await;
+            let heard = tokio::time::timeout(LIMIT, self.runtime.receiver.recv()).await;
             let event = heard.unwrap_or_else(|_| panic!("no job ended")).unwrap();
             let ended = matches!(event, Event::Job { .. });
-            self.driver.take(event);
+            self.runtime.take(event);
             if ended {
                 return;
             }
@@ -150,10 +150,10 @@ impl Rig {
     /// Waits until so many steps of a live migration were taken, and takes how they went.
     async fn steps(&mut self, mut count: u32) {
         while count > 0 {
-            let heard = tokio::time::timeout(LIMIT, self.driver.receiver.recv()).await;
+            let heard = tokio::time::timeout(LIMIT, self.runtime.receiver.recv()).await;
             let event = heard.unwrap_or_else(|_| panic!("no step was taken")).unwrap();
             count -= u32::from(matches!(event, Event::Step { .. }));
-            self.driver.take(event);
+            self.runtime.take(event);
         }
     }
 
@@ -162,7 +162,7 @@ impl Rig {
         let revision = Revision(u64::try_from(self.entries.len()).unwrap() + 1);
         self.entries.retain(|entry| entry.key != key.to_string());
         self.entries.push(Entry { key: key.to_string(), value, modified: revision });
-        self.driver.take(Event::Listed {
+        self.runtime.take(Event::Listed {
             listing: Listing { revision, entries: self.entries.clone() },
             renewals: true,
         });
@@ -174,13 +174,13 @@ impl Rig {
         self.write(&Key::Node(node()), encode(&record));
     }
 
-    /// An instance that runs here, and what the driver knows of it.
+    /// An instance that runs here, and what the runtime knows of it.
     fn runs(&mut self, id: InstanceId, phase: Phase, node: Option<NodeId>) {
         self.runs_unknown(id);
         self.knows(id, phase, node);
     }
 
-    /// An instance that runs here, and that the driver has not heard of.
+    /// An instance that runs here, and that the runtime has not heard of.
     fn runs_unknown(&mut self, id: InstanceId) {
         let spec = InstanceSpec {
             id,
@@ -194,7 +194,7 @@ impl Rig {
         self.hypervisor.create(&spec).unwrap();
     }
 
-    /// What the driver knows of an instance.
+    /// What the runtime knows of an instance.
     fn knows(&mut self, id: InstanceId, phase: Phase, node: Option<NodeId>) {
         let epoch = Epoch(u64::from(node.is_some()));
         let fact = InstanceFact {
@@ -214,28 +214,28 @@ impl Rig {
     }
 
     fn work(&mut self) {
-        self.driver.work(now());
+        self.runtime.work(now());
     }
 
     /// Takes what has happened on the hypervisor, and what jobs say, until it is so.
-    async fn until(&mut self, what: &str, is_so: impl Fn(&Driver) -> bool) {
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Runtime) -> bool) {
         let started = std::time::Instant::now();
-        while !is_so(&self.driver) {
-            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.driver.agent.local());
+        while !is_so(&self.runtime) {
+            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.runtime.agent.local());
             self.work();
-            let heard = tokio::time::timeout(Duration::from_millis(50), self.driver.receiver.recv()).await;
+            let heard = tokio::time::timeout(Duration::from_millis(50), self.runtime.receiver.recv()).await;
             if let Ok(Some(event)) = heard {
-                self.driver.take(event);
+                self.runtime.take(event);
             }
         }
     }
 
     fn phase(&self, id: InstanceId) -> Option<Phase> {
-        self.driver.agent.local().get(&id).map(|local| local.fact.phase.clone())
+        self.runtime.agent.local().get(&id).map(|local| local.fact.phase.clone())
     }
 
     fn conditions(&self) -> String {
-        self.driver.conditions.values().cloned().collect::<Vec<_>>().join("\n")
+        self.runtime.conditions.values().cloned().collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -259,8 +259,8 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
     }
 }
 
-fn died(driver: &Driver, id: InstanceId, part: &str) -> bool {
-    let phase = driver.agent.local().get(&id).map(|local| &local.fact.phase);
+fn died(runtime: &Runtime, id: InstanceId, part: &str) -> bool {
+    let phase = runtime.agent.local().get(&id).map(|local| &local.fact.phase);
     matches!(phase, Some(Phase::Dead { death, .. }) if death.to_string().contains(part))
 }
 

@@ -1,4 +1,4 @@
-//! Owns the feeding of systemd's watchdog by the driver's loop.
+//! Owns the feeding of systemd's watchdog by the runtime's loop.
 //!
 //! Promises: it is fed by the loop's own progress alone, at most every quarter of what systemd allows; a loop that stands
 //! still is not fed. Must not do: run in a task of its own.

@@ -20,7 +20,7 @@ use understudy::keys::{Key, decode, encode};
 use understudy::metrics::Metrics;
 use understudy::policy_manager::Policies;
 use understudy::policy_manager::status::PoliciesStatus;
-use understudy::runtime::{Driver, Parts, Snapshot};
+use understudy::runtime::{Parts, Runtime, Snapshot};
 use understudy_checkpoint::ImageStore;
 use understudy_core::model::ids::{BootId, HostId};
 use understudy_core::model::records::{Capacity, HostFacts, LeaseRecord};
@@ -118,9 +118,9 @@ impl Agent {
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let gateway = GatewayState::new(directory, SCREEN_PORT, Limits::default()).counters();
         let capacity = Some(Capacity { vcpus: Vcpus(16), memory: MiB(16_384) });
-        let driver =
-            Driver::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), publisher, sender);
-        let events = driver.events();
+        let runtime =
+            Runtime::new(parts.clone(), capacity, tokio::sync::mpsc::unbounded_channel(), publisher, sender);
+        let events = runtime.events();
         let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway, events };
         let socket = UnixListener::bind(&parts.config.api_socket).unwrap();
         let operators = api::local(state.clone());
@@ -130,7 +130,7 @@ impl Agent {
         let lease_store: Arc<dyn understudy_store::Store> = Arc::new(store.another());
         let running = Some(tokio::spawn(async move {
             let store: understudy::runtime::OpenStore = Box::pin(std::future::ready(lease_store));
-            driver.run(store, stopping).await.unwrap();
+            runtime.run(store, stopping).await.unwrap();
         }));
         Self { folder: home.join("policies"), parts, snapshots, stop, running, home }
     }

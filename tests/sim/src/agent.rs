@@ -1,4 +1,4 @@
-//! Owns the model of the daemon's driver: its store cache, its lease, and core's agent of the host, which is the
+//! Owns the model of the daemon's runtime: its store cache, its lease, and core's agent of the host, which is the
 //! one that the daemon runs.
 //!
 //! Promises: it decides nothing that core decides; what it does about each effect of core is what the daemon does. A

@@ -14,8 +14,8 @@ use understudy_hypervisor::{
 };
 
 use super::super::Parts;
-use super::Whose;
 use super::domain::withdraw;
+use super::{Whose, fence};
 use crate::exit::chain;
 
 pub(super) fn step(parts: &Parts, job: &Job, step: MigrationStep) -> MigrationAnswer {
@@ -66,7 +66,7 @@ fn look(parts: &Parts, instance: InstanceId) -> MigrationAnswer {
 /// What it is like is asked last: until it is resumed the guest stands still.
 fn land(parts: &Parts, whose: Whose, epoch: Epoch) -> MigrationAnswer {
     let (instance, _) = whose;
-    if let Err(reason) = super::register(parts, whose, epoch) {
+    if let Err(reason) = fence::register(parts, whose, epoch) {
         return MigrationAnswer::Failed(reason);
     }
     if let Err(error) = parts.hypervisor.resume(instance) {

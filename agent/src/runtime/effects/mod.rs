@@ -1,33 +1,26 @@
 //! Owns the doing: each action of core as a job that blocks on a thread of its own and ends with an outcome, and each step
-//! of a live migration likewise.
+//! of a live migration likewise. The modules are named for what they talk to.
 //!
 //! Promises: a job may be repeated; what it had begun before it failed is undone or found again by the next try;
 //! nothing that an older epoch decided is done after a newer one was heard of (the permits keep the highest epoch).
-//! Must not do: change the driver's state.
+//! Must not do: change the runtime's state, but for the list of images that are on their way (`checkpoint::Copies`).
 
-mod checkpoint;
-mod domain;
+pub(super) mod checkpoint;
+pub(super) mod domain;
+pub(super) mod fence;
 mod guest;
 mod migration;
+pub(super) mod store;
 
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 use understudy_core::host::{HostAction, Job, Lane, MigrationAnswer, MigrationStep, Outcome};
 use understudy_core::model::ids::{Epoch, InstanceId};
-use understudy_guard::{Class, Client, Registration};
-use understudy_hypervisor::{Note, process};
 
 use super::Parts;
 use super::event::Event;
-use crate::exit::chain;
-pub(super) use checkpoint::save;
-pub(super) use domain::set_clock;
-
-/// How long the guard may take to answer; it is a local process that does nothing else.
-pub(super) const GUARD_PATIENCE: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// An instance, and the lease of this host under which it is brought to life.
 type Whose = (InstanceId, u64);
@@ -79,7 +72,7 @@ fn run(parts: &Parts, action: &HostAction, whose: Whose, address: Option<Ipv4Add
         HostAction::Create { epoch, memory, vcpus, .. } => {
             domain::create(parts, instance, *epoch, address, *memory, *vcpus)
         }
-        HostAction::Guard { epoch, .. } => guard(parts, whose, *epoch, address),
+        HostAction::Guard { epoch, .. } => fence::guard(parts, whose, *epoch, address),
         HostAction::Deploy { node, spec, .. } => guest::deploy(parts, instance, node, spec, address),
         HostAction::Admit { node, incarnation, token, .. } => {
             guest::admit(parts, instance, node, *incarnation, token)
@@ -98,47 +91,4 @@ fn run(parts: &Parts, action: &HostAction, whose: Whose, address: Option<Ipv4Add
         | HostAction::Forget { .. }
         | HostAction::DropImages { .. } => Outcome::Done,
     }
-}
-
-/// Has the guard acknowledge the instance's process, then notes the epoch on the domain.
-fn guard(parts: &Parts, whose: Whose, epoch: Epoch, address: Option<Ipv4Addr>) -> Outcome {
-    let (instance, _) = whose;
-    match register(parts, whose, epoch) {
-        Ok(()) => {}
-        Err(reason) => return Outcome::Failed(reason),
-    }
-    let note = Note { epoch, address: address.map(Into::into) };
-    if let Err(error) = parts.hypervisor.set_note(instance, &note) {
-        // The note is for people and for the hook; the guard's word is what counts.
-        tracing::warn!(%instance, error = %chain(&error), "cannot note the epoch on the domain");
-    }
-    Outcome::Guarded(epoch)
-}
-
-fn register(parts: &Parts, (instance, lease): Whose, epoch: Epoch) -> Result<(), String> {
-    let describe = |what: &str, error: &dyn std::error::Error| format!("{what}: {}", chain(error));
-    parts
-        .permits
-        .raise(instance, epoch)
-        .map_err(|error| describe("cannot keep the highest epoch", &error))?;
-    let pid = process::process_of(instance)
-        .map_err(|error| describe("cannot look for the instance's process", &error))?
-        .ok_or_else(|| "no process runs the instance".to_owned())?;
-    let pid = u32::try_from(pid.0).map_err(|error| describe("impossible process id", &error))?;
-    let pidfd =
-        understudy_guard::pidfd_open(pid).map_err(|error| describe("cannot watch the process", &error))?;
-    // Held before it may run: what is not held is not killed when the lease is lost.
-    let held = pidfd.try_clone().map_err(|error| describe("cannot hold the process", &error))?;
-    parts.members.hold(instance, held);
-    let registration = Registration {
-        uuid: *instance.uuid().as_bytes(),
-        epoch: epoch.0,
-        lease,
-        pid,
-        pidfd: pidfd.as_fd(),
-        class: Class::RamOnly,
-    };
-    Client::connect(&parts.config.guard_socket, GUARD_PATIENCE)
-        .and_then(|mut guard| guard.register(&registration))
-        .map_err(|error| describe("the guard did not acknowledge the instance", &error))
 }

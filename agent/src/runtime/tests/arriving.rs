@@ -26,10 +26,10 @@ fn comes(rig: &mut Rig, abandoned: bool) {
 fn released(rig: &mut Rig) {
     let mut known = Rig::new();
     known.runs(instance(1), Phase::Ready, Some(node()));
-    let mut fact = known.driver.agent.local()[&instance(1)].fact.clone();
+    let mut fact = known.runtime.agent.local()[&instance(1)].fact.clone();
     fact.phase = Phase::Dead { death: Death::Moved { to: me() }, at: UnixMillis(0) };
     let instances = [(instance(1), fact)].into();
-    let facts = HostFacts { lease: 1, instances, ..rig.driver.facts() };
+    let facts = HostFacts { lease: 1, instances, ..rig.runtime.facts() };
     rig.write(&Key::Facts("host2".parse().unwrap()), encode(&facts));
 }
 
@@ -45,7 +45,7 @@ async fn what_its_source_has_released_and_is_not_here_is_called_lost() {
     rig.steps(1).await;
     assert_eq!(rig.phase(one), None, "its source has it");
     released(&mut rig);
-    rig.until("it is lost", |driver| died(driver, one, "did not arrive")).await;
+    rig.until("it is lost", |runtime| died(runtime, one, "did not arrive")).await;
 }
 
 #[tokio::test]
@@ -58,8 +58,8 @@ async fn what_a_migration_brings_goes_when_it_is_abandoned_or_the_lease_is_lost(
         rig.runs_unknown(one);
         assert!(is_permitted(&rig));
         if loses {
-            rig.driver.lease = LeaseStatus::default();
-            rig.driver.inform(super::Input::LeaseLost);
+            rig.runtime.lease = LeaseStatus::default();
+            rig.runtime.inform(super::Input::LeaseLost);
         } else {
             comes(&mut rig, true);
         }

@@ -48,14 +48,14 @@ async fn peer(kind: Peer) -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 impl Rig {
-    /// A record in the store, as the driver sees it too.
+    /// A record in the store, as the runtime sees it too.
     async fn put(&mut self, key: &Key, value: Vec<u8>) {
-        let store = self.driver.parts.store.clone();
+        let store = self.runtime.parts.store.clone();
         let done = store.commit(&Txn::new().put(key.to_string(), value.clone())).await.unwrap();
         let Committed::Applied { revision } = done else { panic!("{done:?}") };
         self.entries.retain(|entry| entry.key != key.to_string());
         self.entries.push(Entry { key: key.to_string(), value, modified: revision });
-        self.driver.take(Event::Listed {
+        self.runtime.take(Event::Listed {
             listing: Listing { revision, entries: self.entries.clone() },
             renewals: true,
         });
@@ -77,7 +77,7 @@ impl Rig {
                 lease: 1,
                 api: address.to_string(),
                 instances: BTreeMap::new(),
-                ..rig.driver.facts()
+                ..rig.runtime.facts()
             };
             rig.put(&Key::Lease(host.clone()), encode(&lease)).await;
             rig.put(&Key::Facts(host.clone()), encode(&facts)).await;
@@ -89,21 +89,21 @@ impl Rig {
 
     async fn checkpoint(&self) -> Option<CheckpointRecord> {
         let key = Key::Checkpoint(protected()).to_string();
-        let entry = self.driver.parts.store.get(&key).await.unwrap()?;
+        let entry = self.runtime.parts.store.get(&key).await.unwrap()?;
         Some(crate::keys::decode(&key, &entry.value).unwrap())
     }
 
     /// Takes one event, or acts on time.
     async fn turn(&mut self) {
         self.work();
-        let heard = tokio::time::timeout(Duration::from_millis(20), self.driver.receiver.recv()).await;
+        let heard = tokio::time::timeout(Duration::from_millis(20), self.runtime.receiver.recv()).await;
         if let Ok(Some(event)) = heard {
-            self.driver.take(event);
+            self.runtime.take(event);
         }
     }
 
     fn scratch(&self) -> usize {
-        let files = std::fs::read_dir(&self.driver.parts.scratch).unwrap().filter_map(Result::ok);
+        let files = std::fs::read_dir(&self.runtime.parts.scratch).unwrap().filter_map(Result::ok);
         files.filter(|file| file.file_name().to_string_lossy().ends_with(".image")).count()
     }
 }
@@ -134,7 +134,7 @@ async fn nothing_is_recorded_over_a_node_record_that_has_changed() {
     // The store has it, and this host has not heard of it yet.
     record.backups[0].host = "host9".parse().unwrap();
     let key = Key::Node(protected()).to_string();
-    let done = rig.driver.parts.store.commit(&Txn::new().put(key, encode(&record))).await.unwrap();
+    let done = rig.runtime.parts.store.commit(&Txn::new().put(key, encode(&record))).await.unwrap();
     assert!(matches!(done, Committed::Applied { .. }));
     let started = std::time::Instant::now();
     while asked[0].load(Ordering::Relaxed) == 0 {

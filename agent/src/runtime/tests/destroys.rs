@@ -15,7 +15,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_destroyed_is_not_de
     rig.recover();
     rig.hypervisor.set_libvirt_up(false);
     rig.hypervisor.set_unkillable(one, true);
-    rig.until("it was tried to destroy it", |driver| !driver.conditions.is_empty()).await;
+    rig.until("it was tried to destroy it", |runtime| !runtime.conditions.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
     let reported = rig.conditions();
     for part in [&one.to_string(), "deployment failed", "may run on", "systemctl status libvirtd"] {
@@ -29,7 +29,7 @@ async fn a_member_whose_deployment_failed_and_that_cannot_be_destroyed_is_not_de
     assert_eq!(rig.phase(one), Some(Phase::Deploying));
     rig.name(one);
     rig.hypervisor.set_unkillable(one, false);
-    rig.until("it is dead", |driver| died(driver, one, "deployment failed")).await;
+    rig.until("it is dead", |runtime| died(runtime, one, "deployment failed")).await;
     assert!(running(&rig.hypervisor).is_empty() && rig.conditions().is_empty(), "{}", rig.conditions());
 }
 
@@ -39,11 +39,11 @@ async fn a_destroy_that_failed_is_tried_again() {
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);
     rig.hypervisor.set_unkillable(one, true);
-    rig.driver.inform(Input::Hypervisor(DomainEvent::Hangs(one)));
-    rig.until("it was tried", |driver| !driver.conditions.is_empty()).await;
+    rig.runtime.inform(Input::Hypervisor(DomainEvent::Hangs(one)));
+    rig.until("it was tried", |runtime| !runtime.conditions.is_empty()).await;
     assert_eq!(rig.phase(one), Some(Phase::Ready));
     rig.hypervisor.set_unkillable(one, false);
-    rig.until("it is dead", |driver| died(driver, one, "the guest hangs")).await;
+    rig.until("it is dead", |runtime| died(runtime, one, "the guest hangs")).await;
     assert!(running(&rig.hypervisor).is_empty());
 }
 
@@ -53,13 +53,13 @@ async fn a_process_that_was_seen_to_end_is_dead_although_libvirt_cannot_be_asked
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);
-    rig.driver.listen_to_hypervisor();
+    rig.runtime.listen_to_hypervisor();
     rig.hypervisor.set_unkillable(one, true);
     rig.hypervisor.set_libvirt_up(false);
-    rig.driver.inform(Input::Hypervisor(DomainEvent::Hangs(one)));
-    rig.until("it was tried", |driver| driver.conditions.contains_key("destroys")).await;
+    rig.runtime.inform(Input::Hypervisor(DomainEvent::Hangs(one)));
+    rig.until("it was tried", |runtime| runtime.conditions.contains_key("destroys")).await;
     rig.hypervisor.kill(one);
-    rig.until("it is dead", |driver| died(driver, one, "the guest hangs")).await;
+    rig.until("it is dead", |runtime| died(runtime, one, "the guest hangs")).await;
 }
 
 #[tokio::test]
@@ -74,6 +74,6 @@ async fn what_should_be_here_and_is_not_known_is_looked_for_before_it_is_called_
     rig.one_job().await;
     assert_eq!(rig.phase(one), None);
     rig.hypervisor.set_unkillable(one, false);
-    rig.until("it is dead", |driver| died(driver, one, "is not on this host")).await;
+    rig.until("it is dead", |runtime| died(runtime, one, "is not on this host")).await;
     assert!(running(&rig.hypervisor).is_empty());
 }

@@ -21,9 +21,9 @@ async fn a_member_that_cannot_go_on_is_destroyed_and_dead_for_that() {
         let (mut rig, one) = (Rig::new(), instance(1));
         rig.runs(one, Phase::Ready, Some(node()));
         rig.name(one);
-        rig.driver.listen_to_hypervisor();
+        rig.runtime.listen_to_hypervisor();
         fault(&rig.hypervisor, one);
-        rig.until(reason, |driver| died(driver, one, reason)).await;
+        rig.until(reason, |runtime| died(runtime, one, reason)).await;
         assert!(running(&rig.hypervisor).is_empty(), "{reason}");
     }
 }
@@ -34,14 +34,14 @@ async fn an_idle_instance_that_cannot_go_on_is_destroyed_and_another_is_made() {
     for (fault, reason) in FATAL {
         let (mut rig, one) = (Rig::with_pool(1), instance(1));
         rig.runs(one, Phase::Idle, None);
-        rig.driver.listen_to_hypervisor();
+        rig.runtime.listen_to_hypervisor();
         fault(&rig.hypervisor, one);
-        rig.until(reason, |driver| !driver.agent.local().contains_key(&one)).await;
+        rig.until(reason, |runtime| !runtime.agent.local().contains_key(&one)).await;
         assert!(!running(&rig.hypervisor).contains(&one), "{reason}");
-        let facts = understudy_core::model::records::HostFacts { lease: 1, ..rig.driver.facts() };
+        let facts = understudy_core::model::records::HostFacts { lease: 1, ..rig.runtime.facts() };
         rig.write(&crate::keys::Key::Facts(super::me()), crate::keys::encode(&facts));
-        rig.until("another is made", |driver| {
-            driver
+        rig.until("another is made", |runtime| {
+            runtime
                 .agent
                 .local()
                 .values()
@@ -56,18 +56,18 @@ async fn a_disk_error_that_the_guest_survives_is_reported_and_no_more() {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, Phase::Ready, Some(node()));
     rig.name(one);
-    rig.driver.listen_to_hypervisor();
+    rig.runtime.listen_to_hypervisor();
     rig.hypervisor.fail_disk(one, "vdb", false);
-    rig.until("it is told", |driver| driver.conditions.contains_key("disks")).await;
+    rig.until("it is told", |runtime| runtime.conditions.contains_key("disks")).await;
     assert_eq!(rig.phase(one), Some(Phase::Ready));
     let reported = rig.conditions();
     for part in [&one.to_string(), "vdb", "journalctl -k"] {
         assert!(reported.contains(part), "{part} is not in: {reported}");
     }
     rig.hypervisor.kill(one);
-    rig.until("it is dead", |driver| died(driver, one, "qemu process")).await;
+    rig.until("it is dead", |runtime| died(runtime, one, "qemu process")).await;
     rig.write(&crate::keys::Key::Node(node()), crate::keys::encode(&super::record(None)));
-    rig.until("it is forgotten", |driver| !driver.conditions.contains_key("disks")).await;
+    rig.until("it is forgotten", |runtime| !runtime.conditions.contains_key("disks")).await;
 }
 
 #[tokio::test]
@@ -78,14 +78,14 @@ async fn what_stopped_while_libvirt_was_away_is_found_when_it_is_back() {
         rig.runs(one, Phase::Ready, Some(node()));
         rig.runs(idle, Phase::Idle, None);
         rig.name(one);
-        rig.driver.listen_to_hypervisor();
+        rig.runtime.listen_to_hypervisor();
         rig.hypervisor.set_libvirt_up(false);
-        rig.until("it is away", |driver| driver.conditions.contains_key("libvirt")).await;
+        rig.until("it is away", |runtime| runtime.conditions.contains_key("libvirt")).await;
         fault(&rig.hypervisor, one);
         fault(&rig.hypervisor, idle);
         rig.hypervisor.set_libvirt_up(true);
-        rig.until(reason, |driver| died(driver, one, reason)).await;
-        rig.until(reason, |driver| !driver.agent.local().contains_key(&idle)).await;
+        rig.until(reason, |runtime| died(runtime, one, reason)).await;
+        rig.until(reason, |runtime| !runtime.agent.local().contains_key(&idle)).await;
         assert!(running(&rig.hypervisor).is_empty(), "{reason}");
     }
 }
@@ -98,10 +98,10 @@ async fn an_orphan_that_nobody_made_known_is_destroyed_while_the_lease_goes_on()
     rig.known.clear();
     rig.runs(known, Phase::Ready, Some(node()));
     rig.name(known);
-    rig.driver.inform(Input::Hypervisor(DomainEvent::Panicked(orphan)));
+    rig.runtime.inform(Input::Hypervisor(DomainEvent::Panicked(orphan)));
     assert_eq!(running(&rig.hypervisor), [known, orphan].into(), "what it does not know it leaves alone");
-    rig.driver.inform(Input::Hypervisor(DomainEvent::Regained));
-    rig.until("it is gone", |driver| died(driver, orphan, "no record names it")).await;
+    rig.runtime.inform(Input::Hypervisor(DomainEvent::Regained));
+    rig.until("it is gone", |runtime| died(runtime, orphan, "no record names it")).await;
     assert_eq!(running(&rig.hypervisor), [known].into());
     assert_eq!(rig.phase(known), Some(Phase::Ready));
 }
@@ -112,24 +112,24 @@ async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
     use super::super::LeaseEvent;
     use understudy_core::model::records::Service;
     let mut rig = Rig::new();
-    assert!(rig.driver.facts().unable.is_empty());
-    rig.driver.lease_event(LeaseEvent::Guard(Some("connection refused".to_owned())));
-    let reported = rig.driver.facts();
+    assert!(rig.runtime.facts().unable.is_empty());
+    rig.runtime.lease_event(LeaseEvent::Guard(Some("connection refused".to_owned())));
+    let reported = rig.runtime.facts();
     assert_eq!(reported.unable.into_iter().collect::<Vec<_>>(), [Service::Guard]);
     let text = reported.conditions.join("\n");
     assert!(
         text.contains("systemctl status understudy-guard") && text.contains("connection refused"),
         "{text}"
     );
-    rig.driver.lease_event(LeaseEvent::Guard(None));
-    assert!(rig.driver.facts().unable.is_empty() && rig.conditions().is_empty());
+    rig.runtime.lease_event(LeaseEvent::Guard(None));
+    assert!(rig.runtime.facts().unable.is_empty() && rig.conditions().is_empty());
 
-    rig.driver.listen_to_hypervisor();
+    rig.runtime.listen_to_hypervisor();
     rig.hypervisor.set_libvirt_up(false);
-    rig.until("it is told", |driver| driver.facts().unable.contains(&Service::Libvirtd)).await;
+    rig.until("it is told", |runtime| runtime.facts().unable.contains(&Service::Libvirtd)).await;
     assert!(rig.conditions().contains("systemctl status libvirtd"), "{}", rig.conditions());
     rig.hypervisor.set_libvirt_up(true);
-    rig.until("it is over", |driver| driver.facts().unable.is_empty()).await;
+    rig.until("it is over", |runtime| runtime.facts().unable.is_empty()).await;
 }
 
 /// S15: where KVM does not work and nobody asked for emulation, operators are told, and work goes on.
@@ -137,14 +137,14 @@ async fn a_host_whose_guard_or_libvirtd_does_not_answer_says_so_in_its_facts() {
 async fn a_host_that_fell_back_to_emulation_says_so_and_takes_work() {
     let mut rig = Rig::new();
     let emulated = |rig: &Rig| {
-        let text = rig.driver.parts.metrics.text(super::now().wall);
+        let text = rig.runtime.parts.metrics.text(super::now().wall);
         text.lines().any(|line| line == "understudy_emulated 1")
     };
-    rig.driver.listen_to_hypervisor();
+    rig.runtime.listen_to_hypervisor();
     assert!(rig.conditions().is_empty() && !emulated(&rig));
     rig.hypervisor.fall_back("the first guest did not boot");
-    rig.until("it is told", |driver| !driver.facts().conditions.is_empty()).await;
-    let reported = rig.driver.facts();
+    rig.until("it is told", |runtime| !runtime.facts().conditions.is_empty()).await;
+    let reported = rig.runtime.facts();
     let [text] = reported.conditions.as_slice() else { panic!("{:?}", reported.conditions) };
     for part in
         ["agent.toml: libvirt.accelerator", "the first guest did not boot", "restart the agent", "\"qemu\""]

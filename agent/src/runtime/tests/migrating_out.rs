@@ -4,7 +4,7 @@ use understudy_core::model::ids::{BootId, Epoch, HostId};
 use understudy_core::model::records::{HostFacts, LeaseRecord, Migration, Phase};
 use understudy_core::model::units::UnixMillis;
 
-use super::super::recovery::recover_guarded;
+use super::super::effects::domain::recovery::recover_guarded;
 use super::{Rig, died, instance, me, node, record};
 use crate::keys::{Key, encode};
 
@@ -12,7 +12,7 @@ use crate::keys::{Key, encode};
 fn leaves(rig: &mut Rig, abandoned: bool) {
     let to: HostId = "host2".parse().unwrap();
     let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
-    let facts = HostFacts { lease: 1, instances: Default::default(), ..rig.driver.facts() };
+    let facts = HostFacts { lease: 1, instances: Default::default(), ..rig.runtime.facts() };
     rig.write(&Key::Lease(to.clone()), encode(&lease));
     rig.write(&Key::Facts(to.clone()), encode(&facts));
     let migration =
@@ -29,8 +29,8 @@ async fn a_try_that_finds_it_gone_leaves_the_decision_to_the_destination() {
     rig.runs(one, Phase::Ready, Some(node()));
     leaves(&mut rig, false);
     rig.hypervisor.kill(one);
-    rig.until("it is gone", |driver| died(driver, one, "")).await;
-    assert!(died(&rig.driver, one, "moved away to host2, or ended"), "{:?}", rig.phase(one));
+    rig.until("it is gone", |runtime| died(runtime, one, "")).await;
+    assert!(died(&rig.runtime, one, "moved away to host2, or ended"), "{:?}", rig.phase(one));
 }
 
 #[tokio::test]
@@ -39,19 +39,19 @@ async fn so_does_a_destroy_before_the_first_try_and_one_that_a_new_agent_finds()
         let (mut rig, one) = (Rig::new(), instance(1));
         rig.runs(one, Phase::Ready, Some(node()));
         leaves(&mut rig, abandoned);
-        let reported = HostFacts { lease: 1, ..rig.driver.facts() };
-        rig.driver.listen_to_hypervisor();
+        let reported = HostFacts { lease: 1, ..rig.runtime.facts() };
+        rig.runtime.listen_to_hypervisor();
         rig.hypervisor.kill(one);
-        while let Some(event) = rig.driver.receiver.recv().await {
-            rig.driver.take(event);
-            if died(&rig.driver, one, "") {
+        while let Some(event) = rig.runtime.receiver.recv().await {
+            rig.runtime.take(event);
+            if died(&rig.runtime, one, "") {
                 break;
             }
         }
-        assert_eq!(died(&rig.driver, one, "moved away"), moved, "{:?}", rig.phase(one));
+        assert_eq!(died(&rig.runtime, one, "moved away"), moved, "{:?}", rig.phase(one));
         rig.write(&Key::Facts(me()), encode(&reported));
-        let records = rig.driver.records_of(1);
-        let found = recover_guarded(&rig.driver.parts, &records, &Default::default()).unwrap();
+        let records = rig.runtime.records_of(1);
+        let found = recover_guarded(&rig.runtime.parts, &records, &Default::default()).unwrap();
         let phases: Vec<&Phase> = found.iter().map(|found| &found.local.fact.phase).collect();
         let [Phase::Dead { death, .. }] = phases.as_slice() else { panic!("{phases:?}") };
         assert_eq!(death.is_move(), moved, "{death}");
@@ -66,9 +66,9 @@ async fn a_try_that_libvirt_was_not_asked_for_is_not_called_failed() {
     rig.runs(one, Phase::Ready, Some(node()));
     leaves(&mut rig, false);
     rig.work();
-    let looked = rig.driver.receiver.recv().await.unwrap();
+    let looked = rig.runtime.receiver.recv().await.unwrap();
     rig.hypervisor.set_libvirt_up(false);
-    rig.driver.take(looked);
+    rig.runtime.take(looked);
     rig.steps(1).await;
-    assert_eq!(rig.driver.agent.local()[&one].fact.migration_failed, None);
+    assert_eq!(rig.runtime.agent.local()[&one].fact.migration_failed, None);
 }

@@ -5,8 +5,9 @@ use understudy_core::model::records::Phase;
 use understudy_hypervisor::{Hypervisor, InstanceState};
 
 use super::super::LeaseEvent;
+use super::super::effects::domain::recovery::{Recovered, recover_guarded};
+use super::super::effects::fence::Guarded;
 use super::super::now;
-use super::super::recovery::{Guarded, Recovered, recover_guarded};
 use super::{Rig, instance, me, node, running};
 use crate::keys::{Key, encode};
 
@@ -15,13 +16,13 @@ fn primary(phase: Phase) -> (Rig, Guarded) {
     let (mut rig, one) = (Rig::new(), instance(1));
     rig.runs(one, phase, Some(node()));
     rig.name(one);
-    let facts = rig.driver.facts();
+    let facts = rig.runtime.facts();
     rig.write(&Key::Facts(me()), encode(&facts));
     (rig, [(one, Epoch(1))].into_iter().collect())
 }
 
 fn recover(rig: &Rig, guarded: &Guarded) -> Option<Vec<Recovered>> {
-    recover_guarded(&rig.driver.parts, &rig.driver.records_of(1), guarded).ok()
+    recover_guarded(&rig.runtime.parts, &rig.runtime.records_of(1), guarded).ok()
 }
 
 fn goes_on(found: &[Recovered]) -> bool {
@@ -80,7 +81,7 @@ async fn a_restore_that_was_cut_short_while_the_clock_was_set_goes_on() {
 #[tokio::test]
 async fn before_the_next_lease_no_member_is_left_and_libvirtd_is_waited_for() {
     let (rig, guarded) = primary(Phase::Ready);
-    let clear = || recover_guarded(&rig.driver.parts, &rig.driver.records_before(Some(1)), &guarded);
+    let clear = || recover_guarded(&rig.runtime.parts, &rig.runtime.records_before(Some(1)), &guarded);
     rig.hypervisor.set_libvirt_up(false);
     assert!(clear().is_err(), "what may run cannot be looked at");
     rig.hypervisor.set_libvirt_up(true);
@@ -95,15 +96,15 @@ async fn a_name_that_another_machine_holds_is_reported_with_both_and_ends_the_ag
         let by = understudy_core::model::ids::MachineId("another".to_owned());
         LeaseEvent::Taken { by, boot: understudy_core::model::ids::BootId("their-boot".to_owned()) }
     };
-    rig.driver.lease_event(taken());
+    rig.runtime.lease_event(taken());
     let reported = rig.conditions();
     for part in ["agent.toml", "host.name", "'host1'", "another", "their-boot", "boot boot"] {
         assert!(reported.contains(part), "{part} is not in: {reported}");
     }
-    assert!(rig.driver.ended.is_none(), "the leader may yet expire it");
-    rig.driver.taken_since = Some(now().boottime - std::time::Duration::from_secs(15));
-    rig.driver.lease_event(taken());
-    let ended = rig.driver.ended.as_ref().unwrap();
+    assert!(rig.runtime.ended.is_none(), "the leader may yet expire it");
+    rig.runtime.taken_since = Some(now().boottime - std::time::Duration::from_secs(15));
+    rig.runtime.lease_event(taken());
+    let ended = rig.runtime.ended.as_ref().unwrap();
     assert!(ended.exit == crate::exit::Exit::NameTaken && ended.message == reported, "{ended:?}");
 }
 
@@ -111,10 +112,10 @@ async fn a_name_that_another_machine_holds_is_reported_with_both_and_ends_the_ag
 #[tokio::test]
 async fn a_task_that_panics_ends_the_agent_with_the_reason() {
     let rig = Rig::new();
-    let tasks = rig.driver.parts.tasks.clone();
+    let tasks = rig.runtime.parts.tasks.clone();
     let (_stop, stopping) = tokio::sync::watch::channel(false);
-    let store: super::super::OpenStore = Box::pin(std::future::ready(rig.driver.parts.store.clone()));
-    let running = tokio::spawn(rig.driver.run(store, stopping));
+    let store: super::super::OpenStore = Box::pin(std::future::ready(rig.runtime.parts.store.clone()));
+    let running = tokio::spawn(rig.runtime.run(store, stopping));
     tasks.spawn("planning", async { panic!("no such node") });
     let ended = tokio::time::timeout(super::LIMIT, running).await.unwrap().unwrap().unwrap_err();
     for part in ["planning", "no such node"] {

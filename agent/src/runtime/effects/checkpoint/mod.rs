@@ -2,6 +2,8 @@
 //!
 //! Promises: what nobody waits for any more is not read on. Must not do: send or record it.
 
+mod copies;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +12,12 @@ use understudy_checkpoint::Description;
 use understudy_core::host::{HostAction, Job, Outcome, Saved};
 use understudy_core::model::records::CheckpointId;
 
-use super::super::copies::Outgoing;
-use super::super::event::Event;
-use super::super::{Parts, now};
+pub(in crate::runtime) use copies::Copies;
+
 use crate::exit::chain;
 use crate::peers::Shipment;
+use crate::runtime::{Event, Parts, now};
+use copies::Outgoing;
 
 /// Saving the memory of a small guest takes a few hundred ms; emulated on a busy machine, seconds.
 const SAVE: Duration = Duration::from_secs(30);
@@ -23,12 +26,7 @@ const SAVE: Duration = Duration::from_secs(30);
 pub(super) const ADDRESS: &str = "address";
 
 /// Starts the job; its end comes as [`Event::Job`].
-pub(in super::super) fn save(
-    parts: Arc<Parts>,
-    sender: UnboundedSender<Event>,
-    image: Arc<Outgoing>,
-    job: Job,
-) {
+fn save(parts: Arc<Parts>, sender: UnboundedSender<Event>, image: Arc<Outgoing>, job: Job) {
     let tasks = parts.tasks.clone();
     tasks.block("checkpoint", move || {
         let outcome = match take(&parts, &image, &job) {

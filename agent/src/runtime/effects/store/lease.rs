@@ -1,4 +1,5 @@
-//! Owns the lease's requests to the store: the opening, the renewal, and what a lost answer to either means.
+//! Owns the lease's requests to the store: the opening, the renewal, and what a lost answer to either means. They run on the
+//! lease's own thread, over its own connections.
 //!
 //! Promises: every write is a compare-and-swap; the time that counts is read before it is sent. Must not do: choose
 //! between going on and opening anew (core does).
@@ -13,13 +14,13 @@ use understudy_guard::Status;
 use understudy_hypervisor::process::boottime;
 use understudy_store::{Committed, Revision, Store, StoreError};
 
-use super::runner::{Context, Done, Held, LeaseEvent};
 use crate::exit::chain;
 use crate::keys::{self, Key};
-use crate::runtime::Event;
+use crate::runtime::effects::fence::lease_thread::{Context, Done, Held};
+use crate::runtime::{Event, LeaseEvent};
 
 /// Takes up the open lease of this very boot, else has the host cleared and opens the next.
-pub(super) async fn open(context: &Context) -> Done {
+pub(in crate::runtime::effects) async fn open(context: &Context) -> Done {
     let unavailable = || Done { store: Some(true), ..Done::new(LeaseAnswer::Unavailable) };
     let key = Key::Lease(context.host.clone()).to_string();
     let entry = match context.store.get(&key).await {
@@ -77,7 +78,7 @@ async fn cleared(context: &Context, previous: Option<u64>) -> bool {
 }
 
 /// Renews what the store is known to hold.
-pub(super) async fn renew(context: &Context, held: Option<Held>) -> Done {
+pub(in crate::runtime::effects) async fn renew(context: &Context, held: Option<Held>) -> Done {
     renewal(context, held, LeaseAnswer::Renewed).await
 }
 

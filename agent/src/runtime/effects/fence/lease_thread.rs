@@ -26,17 +26,17 @@ use understudy_guard::{ClientError, Deadline, Refusal};
 use understudy_hypervisor::process::boottime;
 use understudy_store::{Revision, Store};
 
-use super::guard::{GuardCalls, GuardLine};
+use super::line::{GuardCalls, GuardLine};
 use super::members::Members;
-use super::opening;
 use crate::exit::chain;
 use crate::runtime::Event;
+use crate::runtime::effects::store::lease as requests;
 use crate::tasks::Tasks;
 
 /// The store as the lease reaches it: opened on the lease's own thread, so that its connections live there.
 pub type OpenStore = Pin<Box<dyn Future<Output = Arc<dyn Store>> + Send>>;
 
-/// What the driver hears of the lease.
+/// What the runtime hears of the lease.
 #[derive(Debug)]
 pub enum LeaseEvent {
     /// The number or the acknowledged deadline changed.
@@ -71,23 +71,23 @@ pub enum LeaseEvent {
 }
 
 /// What a lease is kept with.
-pub(super) struct Keeping {
+pub(in crate::runtime) struct Keeping {
     /// Of which host.
-    pub(super) host: HostId,
+    pub(in crate::runtime) host: HostId,
     /// Who keeps it.
-    pub(super) identity: Identity,
+    pub(in crate::runtime) identity: Identity,
     /// The cluster's time bounds.
-    pub(super) bounds: Bounds,
+    pub(in crate::runtime) bounds: Bounds,
     /// What the guard of this boot acknowledged last, as far as its table tells.
-    pub(super) inherited: Option<(u64, Boottime)>,
+    pub(in crate::runtime) inherited: Option<(u64, Boottime)>,
     /// The processes that die with it.
-    pub(super) members: Members,
+    pub(in crate::runtime) members: Members,
     /// The guard.
-    pub(super) guard: Box<dyn GuardCalls>,
+    pub(in crate::runtime) guard: Box<dyn GuardCalls>,
     /// Where events go.
-    pub(super) events: UnboundedSender<Event>,
+    pub(in crate::runtime) events: UnboundedSender<Event>,
     /// Starts what it is kept by.
-    pub(super) tasks: Tasks,
+    pub(in crate::runtime) tasks: Tasks,
 }
 
 /// The thread. It gives the lease up, as it is, when this is dropped.
@@ -101,7 +101,7 @@ impl LeaseThread {
     ///
     /// # Errors
     /// When the kernel gives no thread, timer or runtime.
-    pub(super) fn start(keeping: Keeping, store: OpenStore) -> io::Result<Self> {
+    pub(in crate::runtime) fn start(keeping: Keeping, store: OpenStore) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let guard = GuardLine::start(keeping.guard, &keeping.tasks)?;
         // Its own pool of blocking threads too: an embedded store and name look-ups use them.
@@ -146,37 +146,37 @@ impl LeaseThread {
 
 /// What every request works with.
 #[derive(Clone)]
-pub(super) struct Context {
-    pub(super) host: HostId,
-    pub(super) identity: Identity,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) guard: GuardLine,
-    pub(super) events: UnboundedSender<Event>,
-    pub(super) tasks: Tasks,
+pub(in crate::runtime::effects) struct Context {
+    pub(in crate::runtime::effects) host: HostId,
+    pub(in crate::runtime::effects) identity: Identity,
+    pub(in crate::runtime::effects) store: Arc<dyn Store>,
+    pub(in crate::runtime::effects) guard: GuardLine,
+    pub(in crate::runtime::effects) events: UnboundedSender<Event>,
+    pub(in crate::runtime::effects) tasks: Tasks,
 }
 
 /// The open lease that the store holds.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Held {
+pub(in crate::runtime::effects) struct Held {
     /// Its number.
-    pub(super) number: u64,
+    pub(in crate::runtime::effects) number: u64,
     /// The revision of its record, which stays what it is until the lease is over.
-    pub(super) revision: Revision,
+    pub(in crate::runtime::effects) revision: Revision,
 }
 
 /// How a request ended.
-pub(super) struct Done {
-    pub(super) answer: LeaseAnswer,
+pub(in crate::runtime::effects) struct Done {
+    pub(in crate::runtime::effects) answer: LeaseAnswer,
     /// The lease that was opened.
-    pub(super) held: Option<Held>,
+    pub(in crate::runtime::effects) held: Option<Held>,
     /// Why the guard did not do its part.
-    pub(super) guard: Option<String>,
+    pub(in crate::runtime::effects) guard: Option<String>,
     /// Whether the store answered, where it was asked.
-    pub(super) store: Option<bool>,
+    pub(in crate::runtime::effects) store: Option<bool>,
 }
 
 impl Done {
-    pub(super) fn new(answer: LeaseAnswer) -> Self {
+    pub(in crate::runtime::effects) fn new(answer: LeaseAnswer) -> Self {
         Self { answer, held: None, guard: None, store: None }
     }
 }
@@ -263,11 +263,11 @@ impl Runner {
             None => {}
             Some(LeaseEffect::Open(attempt)) => {
                 let context = self.context.clone();
-                self.ask(attempt, async move { opening::open(&context).await });
+                self.ask(attempt, async move { requests::open(&context).await });
             }
             Some(LeaseEffect::Renew(attempt)) => {
                 let (context, held) = (self.context.clone(), self.held);
-                self.ask(attempt, async move { opening::renew(&context, held).await });
+                self.ask(attempt, async move { requests::renew(&context, held).await });
             }
             Some(LeaseEffect::Confirm(attempt, deadline)) => {
                 let asked = Deadline { boottime_ns: deadline.0, lease: self.lease.status().number };
@@ -298,7 +298,7 @@ impl Runner {
         }
     }
 
-    /// A driver that is gone takes this with it.
+    /// A runtime that is gone takes this with it.
     fn notify(&self, event: LeaseEvent) {
         let _ = self.context.events.send(Event::Lease(event));
     }

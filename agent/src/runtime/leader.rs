@@ -1,38 +1,35 @@
-//! Owns the effects of core's `Leadership`: the bid and the resignation, writes, questions to policies, logs and counters.
+//! Owns the loop's side of core's `Leadership`: what it is shown, where its effects go, its questions to the policies, its
+//! notices in the log; and trials of new nodes.
 //!
-//! Promises: every effect comes back as an event, once; a write of which the store said nothing comes back as one of unknown
-//! outcome. Must not do: decide when to bid, what to write or what an outcome means.
+//! Promises: every effect comes back as an event, once. Must not do: decide when to bid, what to write or what an outcome
+//! means (core does), or write itself (`effects::store::leader` does).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-use understudy_core::leader::leadership::{
-    Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen, What, WriteOutcome, WriteRequest,
-};
+use tokio::sync::mpsc::UnboundedSender;
+use understudy_core::leader::leadership::{Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen};
 use understudy_core::leader::{
     Admission, Input as LeaderInput, Leader, Policies as Asked, Question, Reply, Trial,
 };
 use understudy_core::model::ids::NodeId;
-use understudy_core::model::records::{LeaderRecord, NodeRecord};
+use understudy_core::model::records::NodeRecord;
 use understudy_core::model::units::Now;
-use understudy_core::model::view::{Versioned, View};
+use understudy_core::model::view::View;
 use understudy_core::policy::Interface;
-use understudy_store::election::{Bid, ElectionError, Leadership, lead, resign};
-use understudy_store::{Committed, Txn};
+use understudy_store::election::{Bid, ElectionError};
 
+use super::effects::store::leader as writes;
 use super::event::Event;
-use super::{Driver, Parts, now};
+use super::{Parts, Runtime, now};
 use crate::exit::chain;
-use crate::keys::LEADER;
 use crate::policy_manager::{Deciding, Exchange, Open};
 
-/// Assignments that are being written at one time. Each is a round trip to the store and a sync of its log there.
-const WRITES_MAX: usize = 32;
 /// Steps of questions that an admission may take: more mean that answers lead to ever new questions, which is a defect.
 const STEPS_MAX: u32 = 1_000;
 
 /// What the leader's effects are carried out with.
+#[derive(Default)]
 pub(super) struct Leading {
     /// Who is asked.
     deciding: Deciding,
@@ -40,7 +37,7 @@ pub(super) struct Leading {
     version: u64,
     /// Answers of this term that core has not judged yet.
     open: Open,
-    writes: Arc<Semaphore>,
+    turns: writes::Turns,
 }
 
 /// What came of an effect.
@@ -51,14 +48,12 @@ pub struct Done {
     exchange: Option<Exchange>,
 }
 
-impl Default for Leading {
-    fn default() -> Self {
-        Self {
-            deciding: Deciding::default(),
-            version: 0,
-            open: Open::default(),
-            writes: Arc::new(Semaphore::new(WRITES_MAX)),
-        }
+/// Where what came of an effect is sent to.
+pub(super) struct Teller(UnboundedSender<Event>);
+
+impl Teller {
+    pub(super) fn tell(&self, input: Input<'static>, exchange: Option<Exchange>) {
+        let _ = self.0.send(Event::Led(Box::new(Done { input, exchange })));
     }
 }
 
@@ -73,7 +68,7 @@ impl Leading {
     }
 }
 
-impl Driver {
+impl Runtime {
     /// Shows core what there is, and has done what it wants. An agent that does not `work` leads nobody, and hears when its
     /// term is over all the same.
     pub(super) fn lead(&mut self, works: bool, now: Now) {
@@ -126,10 +121,12 @@ impl Driver {
     fn carry_out_leading(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Bid(previous) => self.bid(previous),
-                Effect::Resign(own) => self.start_resigning(own),
+                Effect::Bid(previous) => writes::bid(&self.parts, self.sender.clone(), previous),
+                Effect::Resign(own) => writes::start_resigning(&self.parts, self.teller(), own),
                 Effect::Ask(asking, question) => self.ask(asking, question),
-                Effect::Write(request) => self.write(*request),
+                Effect::Write(request) => {
+                    writes::write(&self.parts, self.teller(), &self.leading.turns, *request);
+                }
                 Effect::Judged(term, judged) => {
                     let Leading { open, deciding, .. } = &mut self.leading;
                     open.conclude(&self.parts.policies, deciding, Some(term.0), judged);
@@ -139,58 +136,22 @@ impl Driver {
         }
     }
 
-    fn bid(&self, previous: Option<Versioned<LeaderRecord>>) {
-        let (parts, sender) = (self.parts.clone(), self.sender.clone());
-        self.parts.tasks.spawn("bid", async move {
-            let previous = previous.map(|known| Leadership::seen(LEADER, &known));
-            let bid = lead(parts.store.as_ref(), LEADER, &parts.config.host, previous.as_ref()).await;
-            let _ = sender.send(Event::Bid(bid));
-        });
-    }
-
-    fn start_resigning(&self, own: Versioned<LeaderRecord>) {
-        let (parts, tell) = (self.parts.clone(), self.teller());
-        self.parts.tasks.spawn("resignation", async move {
-            give_up(&parts, &own).await;
-            tell(Input::Resigned, None);
-        });
-    }
-
     fn ask(&self, asking: Asking, question: Question) {
         let (parts, deciding, tell) = (self.parts.clone(), self.leading.deciding.clone(), self.teller());
         self.parts.tasks.spawn("question to a policy", async move {
             match ask(&parts, &deciding, question.clone()).await {
-                Ok((reply, exchange)) => tell(Input::Reply(asking, reply), Some(exchange)),
+                Ok((reply, exchange)) => tell.tell(Input::Reply(asking, reply), Some(exchange)),
                 Err(reason) => {
                     tracing::error!(%reason, "a question was not answered, the built-in rule decides");
-                    tell(Input::Reply(asking, Reply::unavailable(question)), None);
+                    tell.tell(Input::Reply(asking, Reply::unavailable(question)), None);
                 }
             }
         });
     }
 
-    fn write(&self, request: WriteRequest) {
-        let WriteRequest { id, transaction, what } = request;
-        announce(&what);
-        let (parts, tell, writes) = (self.parts.clone(), self.teller(), Arc::clone(&self.leading.writes));
-        let is_assignment = matches!(what, What::Assign { .. });
-        self.parts.tasks.spawn("write of the leader", async move {
-            // The end of a silent lease does not wait behind assignments.
-            let _permit = if is_assignment { writes.acquire().await.ok() } else { None };
-            let outcome = commit(&parts, &transaction.into()).await;
-            if let WriteOutcome::Applied(_) = outcome {
-                applied(&parts, &what);
-            }
-            tell(Input::Written(id, outcome), None);
-        });
-    }
-
     /// Where what came of an effect is sent to.
-    fn teller(&self) -> impl Fn(Input<'static>, Option<Exchange>) + Send + use<> {
-        let sender = self.sender.clone();
-        move |input, exchange| {
-            let _ = sender.send(Event::Led(Box::new(Done { input, exchange })));
-        }
+    fn teller(&self) -> Teller {
+        Teller(self.sender.clone())
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -199,7 +160,7 @@ impl Driver {
                 tracing::info!(%term, "this agent leads");
                 self.leading.open = Open::default();
                 // What an earlier term still wants written is void, and must not be waited for.
-                self.leading.writes = Arc::new(Semaphore::new(WRITES_MAX));
+                self.leading.turns = writes::Turns::default();
             }
             Notice::AnotherLeads(term) => tracing::warn!(%term, "another agent leads"),
             Notice::Deposed(term) => {
@@ -227,7 +188,7 @@ impl Driver {
     pub(super) async fn resign(&mut self) {
         for effect in self.leadership.handle(Input::Stop, now()) {
             if let Effect::Resign(own) = effect {
-                give_up(&self.parts, &own).await;
+                writes::give_up(&self.parts, &own).await;
             }
         }
     }
@@ -256,63 +217,6 @@ pub fn trial(parts: &Parts, deciding: &Deciding, view: &View, new: &BTreeMap<Nod
     // What it decides here nobody writes: it stands as decided.
     machine.handle(LeaderInput::View(view.clone()), now);
     Trial::new(&machine, new, now)
-}
-
-/// Logs a write that begins. An assignment is logged once it is written.
-fn announce(what: &What) {
-    match what {
-        What::Assign { .. } => {}
-        What::Expire(expiry) => {
-            tracing::warn!(host = %expiry.host, reason = ?expiry.record.expired, "expiring a silent host lease");
-        }
-        What::Activate(record) => {
-            tracing::info!(generation = record.generation, by = %record.by, "every open host has the set of policies: it decides from here on");
-        }
-        What::Refuse(refused) => {
-            tracing::warn!(generation = refused.generation, by = %refused.by, reason = refused.reason, "a set of policies is refused, what decided before goes on");
-        }
-        What::Suspend(record) => {
-            tracing::warn!(generation = record.generation, suspended = ?record.suspended, "a policy failed too often on this host: it is suspended");
-        }
-    }
-}
-
-/// Logs and counts a write that is in the store.
-fn applied(parts: &Parts, what: &What) {
-    match what {
-        What::Assign { assignment, before } => {
-            let (node, record) = (&assignment.node, &assignment.record);
-            let reason = assignment.reasons.join("; ");
-            tracing::info!(%node, epoch = %record.epoch, reason, "assignment written");
-            let waited = before.as_ref().is_some_and(|before| before.value.state_wait.is_some());
-            if record.state_wait.is_some() && !waited {
-                tracing::warn!(%node, reason, "a node waits for its state, its terminal is without it");
-            }
-            parts.metrics.assigned(node, record, before.as_ref().map(|before| &before.value));
-        }
-        What::Expire(_) | What::Activate(_) | What::Refuse(_) | What::Suspend(_) => {}
-    }
-}
-
-/// Writes one transaction.
-async fn commit(parts: &Parts, txn: &Txn) -> WriteOutcome {
-    match parts.store.commit(txn).await {
-        Ok(Committed::Applied { revision }) => WriteOutcome::Applied(revision.0),
-        Ok(Committed::Refused { failed, .. }) => {
-            tracing::debug!(?failed, "a write was overtaken");
-            WriteOutcome::refused(&failed)
-        }
-        Err(error) => {
-            tracing::warn!(error = %chain(&error), "a planned write failed");
-            WriteOutcome::Unknown
-        }
-    }
-}
-
-async fn give_up(parts: &Parts, own: &Versioned<LeaderRecord>) {
-    if let Err(error) = resign(parts.store.as_ref(), &Leadership::seen(LEADER, own)).await {
-        tracing::warn!(error = %chain(&error), "cannot resign the leadership");
-    }
 }
 
 /// Whether new nodes fit, by a trial that asks the policies as the leader would; what is missing if not.

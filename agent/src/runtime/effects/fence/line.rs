@@ -9,11 +9,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 use understudy_guard::{Client, ClientError, Deadline, Status};
 
-use crate::runtime::effects::GUARD_PATIENCE;
+use super::GUARD_PATIENCE;
 use crate::tasks::Tasks;
 
 /// What is asked of a guard for the sake of a lease.
-pub(super) trait GuardCalls: Send {
+pub(in crate::runtime) trait GuardCalls: Send {
     /// Moves the deadline.
     ///
     /// # Errors
@@ -28,13 +28,13 @@ pub(super) trait GuardCalls: Send {
 }
 
 /// A connection that outlives its guards.
-pub(super) struct Reconnecting {
+pub(in crate::runtime) struct Reconnecting {
     socket: PathBuf,
     client: Option<Client>,
 }
 
 impl Reconnecting {
-    pub(super) fn new(socket: PathBuf) -> Self {
+    pub(in crate::runtime) fn new(socket: PathBuf) -> Self {
         Self { socket, client: None }
     }
 
@@ -76,7 +76,7 @@ enum Question {
 
 /// The thread that asks.
 #[derive(Clone)]
-pub(super) struct GuardLine(Sender<Question>);
+pub(in crate::runtime) struct GuardLine(Sender<Question>);
 
 impl GuardLine {
     /// Starts the thread, which ends with the last clone.
@@ -99,14 +99,17 @@ impl GuardLine {
     }
 
     /// Nothing when the thread has ended: it has panicked.
-    pub(super) async fn set_deadline(&self, deadline: Deadline) -> Option<Result<(), ClientError>> {
+    pub(in crate::runtime::effects) async fn set_deadline(
+        &self,
+        deadline: Deadline,
+    ) -> Option<Result<(), ClientError>> {
         let (sender, answer) = oneshot::channel();
         self.0.send(Question::Deadline(deadline, sender)).ok()?;
         answer.await.ok()
     }
 
     /// Nothing when the thread has ended: it has panicked.
-    pub(super) async fn status(&self) -> Option<Result<Status, ClientError>> {
+    pub(in crate::runtime::effects) async fn status(&self) -> Option<Result<Status, ClientError>> {
         let (sender, answer) = oneshot::channel();
         self.0.send(Question::Status(sender)).ok()?;
         answer.await.ok()

@@ -20,11 +20,10 @@ use understudy_hypervisor::process::boottime;
 use understudy_store::{Committed, Entry, Listing, MemoryStore, Revision, Store, StoreError, Txn, Watch};
 use uuid::Uuid;
 
-use super::guard::GuardCalls;
-use super::runner::{Keeping, LeaseThread};
-use super::{LeaseEvent, Members};
+use super::lease_thread::{Keeping, LeaseThread};
+use super::line::GuardCalls;
 use crate::keys::{Key, decode};
-use crate::runtime::Event;
+use crate::runtime::{Event, LeaseEvent, Members};
 
 /// What nothing here should ever take, on however busy a machine.
 const LIMIT: Duration = Duration::from_secs(60);

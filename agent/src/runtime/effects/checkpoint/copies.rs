@@ -1,7 +1,7 @@
-//! Owns the images of checkpoints between their being saved and the last word of core about them: they are sent, recorded,
-//! and deleted.
+//! Owns the images of checkpoints between their being saved and the last word of core about them: they are sent, recorded
+//! (`effects::store` writes), and deleted.
 //!
-//! Promises: what goes on with an image ends with core's word, or with the driver, and then nothing of it stays; each end is
+//! Promises: what goes on with an image ends with core's word, or with the runtime, and then nothing of it stays; each end is
 //! told, but of what core has ended itself. Must not do: decide who gets one, for how long, or what is recorded.
 
 use std::collections::BTreeMap;
@@ -17,14 +17,11 @@ use understudy_core::death::CopyFault;
 use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job, Recorded};
 use understudy_core::model::ids::{HostId, NodeId};
 use understudy_core::model::records::{CheckpointId, CheckpointRecord};
-use understudy_core::transaction::Transaction;
-use understudy_store::{Committed, Store};
 
-use super::event::Event;
-use super::{Driver, effects};
 use crate::exit::chain;
-use crate::keys::Key;
 use crate::peers::{self, SendError, Shipment};
+use crate::runtime::effects::store;
+use crate::runtime::{Event, Runtime};
 
 /// How often it is told at the most that a host goes on accepting: a small part of the time that it may pause.
 const TOLD: Duration = Duration::from_millis(500);
@@ -92,7 +89,7 @@ impl Drop for Goes {
 
 /// All images on their way.
 #[derive(Debug, Default)]
-pub(super) struct Copies(BTreeMap<(NodeId, CheckpointId), Goes>);
+pub(in crate::runtime) struct Copies(BTreeMap<(NodeId, CheckpointId), Goes>);
 
 /// Whose copy it is.
 #[derive(Clone)]
@@ -109,18 +106,24 @@ impl Reporter {
     }
 }
 
-impl Driver {
-    pub(super) fn save(&mut self, job: Job) {
+impl Runtime {
+    pub(in crate::runtime) fn save(&mut self, job: Job) {
         let HostAction::Checkpoint { node, epoch, .. } = &job.action else { return };
         let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
         let name = format!("{}-{}-{}.image", job.instance, id.epoch, id.sequence);
         let image = Arc::new(Outgoing::new(self.parts.scratch.join(name)));
         let goes = Goes { image: image.clone(), sends: BTreeMap::new() };
         self.copies.0.insert((node.clone(), id), goes);
-        effects::save(self.parts.clone(), self.sender.clone(), image, job);
+        super::save(self.parts.clone(), self.sender.clone(), image, job);
     }
 
-    pub(super) fn send(&mut self, node: NodeId, id: CheckpointId, revision: u64, to: Destination) {
+    pub(in crate::runtime) fn send(
+        &mut self,
+        node: NodeId,
+        id: CheckpointId,
+        revision: u64,
+        to: Destination,
+    ) {
         let reporter = Reporter { node, id, sender: self.sender.clone() };
         let key = (reporter.node.clone(), id);
         let Some(goes) = self.copies.0.get_mut(&key) else { return };
@@ -137,7 +140,7 @@ impl Driver {
         });
     }
 
-    pub(super) fn cancel_send(
+    pub(in crate::runtime) fn cancel_send(
         &mut self,
         node: NodeId,
         id: CheckpointId,
@@ -157,11 +160,11 @@ impl Driver {
         }
     }
 
-    pub(super) fn discard(&mut self, node: NodeId, id: CheckpointId) {
+    pub(in crate::runtime) fn discard(&mut self, node: NodeId, id: CheckpointId) {
         self.copies.0.remove(&(node, id));
     }
 
-    pub(super) fn record(
+    pub(in crate::runtime) fn record(
         &self,
         node: NodeId,
         revision: u64,
@@ -169,9 +172,9 @@ impl Driver {
         record: CheckpointRecord,
     ) {
         let reporter = Reporter { node, id: record.id, sender: self.sender.clone() };
-        let store = self.parts.store.clone();
+        let parts = self.parts.clone();
         self.parts.tasks.spawn("record of a checkpoint", async move {
-            let recorded = write(&*store, &reporter.node, (revision, replaces), &record).await;
+            let recorded = store::record_checkpoint(&parts, &reporter.node, (revision, replaces), &record).await;
             match &recorded {
                 Recorded::Written(_) => {}
                 Recorded::Refused => {
@@ -214,25 +217,6 @@ async fn send(
         SendError::Reach { .. } | SendError::Silent { .. } | SendError::Broken(_) | SendError::Ask(_) => {
             CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } }
         }
-    }
-}
-
-/// Over the revisions that it was decided from, and no others (SAFE-3, SAFE-4).
-async fn write(
-    store: &dyn Store,
-    node: &NodeId,
-    (revision, replaces): (u64, Option<u64>),
-    record: &CheckpointRecord,
-) -> Recorded {
-    let key = Key::Checkpoint(node.clone());
-    let write = Transaction::new()
-        .when(Key::Node(node.clone()), Some(revision))
-        .when(key.clone(), replaces)
-        .put(key, record);
-    match store.commit(&write.into()).await {
-        Ok(Committed::Applied { revision }) => Recorded::Written(revision.0),
-        Ok(Committed::Refused { .. }) => Recorded::Refused,
-        Err(error) => Recorded::Unknown(chain(&error)),
     }
 }
 

@@ -1,24 +1,23 @@
-//! Owns the discovery of this host's instances, and the doing of what core makes of them.
+//! Owns the discovery of this host's instances, and the destroying and resuming that core makes of it.
 //!
 //! Promises: what is destroyed is gone before anything goes on; what could not be looked at, destroyed or resumed is tried
 //! again as a whole, and until then nothing is given up. Must not do: decide what goes on (core does), create anything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 
-use understudy_core::host::recovery::{self, Discovery, Naming, Recovery, Reported, Seen};
-use understudy_core::host::{Input, Local};
-use understudy_core::model::ids::{Epoch, InstanceId};
-use understudy_core::model::records::{HostFacts, Phase};
-use understudy_guard::{Client, ClientError};
+use understudy_core::host::Local;
+use understudy_core::host::recovery::{self, Discovery, Recovery, Reported, Seen};
+use understudy_core::model::ids::InstanceId;
+use understudy_core::model::records::Phase;
+use understudy_guard::ClientError;
 use understudy_hypervisor::{
     ControlError, DestroyError, InstanceFact, InstanceState, ListError, Liveness, PauseCause,
 };
-use uuid::Uuid;
 
-use super::effects::{GUARD_PATIENCE, set_clock};
-use super::{Driver, Parts, now};
+use crate::runtime::effects::fence::{self, Guarded};
+use crate::runtime::lease::{Known, Records};
+use crate::runtime::{Parts, now};
 
 /// One instance that goes on, or that is known dead.
 #[derive(Debug, Clone)]
@@ -33,7 +32,7 @@ pub struct Recovered {
 
 /// Why this host could not be recovered.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RecoveryError {
+pub(in crate::runtime) enum RecoveryError {
     /// The instances are not known.
     #[error("cannot list this host's instances")]
     List(#[from] ListError),
@@ -48,38 +47,12 @@ pub(super) enum RecoveryError {
     Guard(#[from] ClientError),
 }
 
-/// What this host reported, as far as it can be read.
-#[derive(Debug, Clone)]
-pub(super) enum Known {
-    Nothing,
-    Facts(Arc<HostFacts>),
-    Unreadable,
-}
-
-/// What the store says of this host's instances.
-#[derive(Debug, Clone)]
-pub(super) struct Records {
-    pub(super) resumed: bool,
-    pub(super) known: Known,
-    pub(super) names: BTreeMap<InstanceId, Naming>,
-    pub(super) unreadable: bool,
-}
-
-/// What the guard holds, in which epoch.
-pub(super) type Guarded = BTreeMap<InstanceId, Epoch>;
-
 /// Looks at this host and brings it to what core makes of it.
-pub(super) fn recover(parts: &Parts, records: &Records) -> Result<Vec<Recovered>, RecoveryError> {
-    let status =
-        Client::connect(&parts.config.guard_socket, GUARD_PATIENCE).and_then(|mut guard| guard.status())?;
-    let held = |entry: &understudy_guard::Entry| {
-        (InstanceId::from_uuid(Uuid::from_bytes(entry.uuid)), Epoch(entry.epoch))
-    };
-    let guarded = status.entries.iter().filter(|entry| !entry.dying).map(held).collect();
-    recover_guarded(parts, records, &guarded)
+pub(in crate::runtime) fn recover(parts: &Parts, records: &Records) -> Result<Vec<Recovered>, RecoveryError> {
+    recover_guarded(parts, records, &fence::guarded(parts)?)
 }
 
-pub(super) fn recover_guarded(
+pub(in crate::runtime) fn recover_guarded(
     parts: &Parts,
     records: &Records,
     guarded: &Guarded,
@@ -165,50 +138,4 @@ fn gone(
         }
     }
     Ok(gone)
-}
-
-impl Driver {
-    /// What the store says of this host's instances, for the lease that goes on under this number.
-    pub(super) fn records_of(&self, number: u64) -> Records {
-        Records { resumed: true, ..self.records(Some(number), number) }
-    }
-
-    /// The same before the next lease; `previous` was the one of this boot before.
-    pub(super) fn records_before(&self, previous: Option<u64>) -> Records {
-        // No lease has the number 0: whatever is named is named under another.
-        Records { resumed: false, ..self.records(previous, 0) }
-    }
-
-    fn records(&self, reported: Option<u64>, number: u64) -> Records {
-        let me = &self.parts.config.host;
-        let facts = self.cache.facts(me).filter(|facts| Some(facts.lease) == reported);
-        let known = match facts {
-            _ if reported.is_none() => Known::Nothing,
-            _ if self.cache.has_quarantined_facts(me) => Known::Unreadable,
-            Some(facts) => Known::Facts(Arc::new(facts.clone())),
-            None => Known::Nothing,
-        };
-        let nodes = self.cache.view().nodes.iter().map(|(node, known)| (node, &known.value));
-        let names = recovery::names(me, number, nodes, facts);
-        Records { resumed: false, known, names, unreadable: self.cache.has_quarantined_nodes() }
-    }
-
-    /// Goes on with what was found.
-    pub(super) fn finish_recovery(&mut self, found: Vec<Recovered>) {
-        self.set_clocks(found.iter().filter(|found| found.set_clock).map(|found| found.instance).collect());
-        let found = found.into_iter().map(|found| (found.instance, found.local)).collect();
-        self.has_recovered = true;
-        self.inform(Input::Recovered { lease: self.lease_number, found });
-    }
-
-    fn set_clocks(&self, instances: Vec<InstanceId>) {
-        for instance in instances {
-            let parts = self.parts.clone();
-            self.parts.tasks.block("clock of a guest", move || {
-                if let Err(error) = set_clock(&parts, instance) {
-                    tracing::warn!(%instance, error = %crate::exit::chain(&error), "the restored guest's clock could not be set");
-                }
-            });
-        }
-    }
 }

@@ -4,6 +4,8 @@
 //! after a restore the order is: paused with its link down, guard, link up, resume, clock; when is for core to say. Must not
 //! do: choose.
 
+pub(in crate::runtime) mod recovery;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -17,10 +19,10 @@ use understudy_hypervisor::{
     CallError, GuestError, InstanceSpec, Note, RefusalKind, RestoreError, RestoreSpec, process,
 };
 
-use super::super::Parts;
-use super::Whose;
 use super::checkpoint::ADDRESS;
+use super::{Whose, fence};
 use crate::exit::chain;
+use crate::runtime::Parts;
 
 /// How long a permit is good for: one start.
 const PERMIT: Duration = Duration::from_secs(60);
@@ -223,7 +225,7 @@ pub(super) fn resume(parts: &Parts, whose: Whose, epoch: Epoch) -> Outcome {
 fn wake(parts: &Parts, whose: Whose, epoch: Epoch) -> Result<(), String> {
     let (instance, _) = whose;
     let mut steps = Steps::new(instance);
-    super::register(parts, whose, epoch)?;
+    fence::register(parts, whose, epoch)?;
     steps.done("guard acknowledged");
     parts.hypervisor.set_link(instance, true).map_err(|error| chain(&error))?;
     steps.done("link up");
