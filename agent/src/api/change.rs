@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn only_a_wait_can_be_ended_and_nothing_else_of_the_record_changes() {
         assert_eq!(without_waiting(&waiting(None)), None);
-        let wait = StateWait { waited_ms: 30_000, at: UnixMillis(7), given_up: false };
+        let wait = StateWait { waited_ms: 30_000, newer_since: None, at: UnixMillis(7), given_up: false };
         let ended = waiting(Some(StateWait { given_up: true, ..wait }));
         assert_eq!(without_waiting(&waiting(Some(wait))), Some(ended));
     }
