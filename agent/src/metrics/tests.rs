@@ -1,5 +1,7 @@
 //! The metrics of failovers, backups, pool and checkpoints as Prometheus reads them, from states made for it.
 
+pub(super) mod alerts;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
