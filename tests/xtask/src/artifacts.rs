@@ -34,29 +34,16 @@ pub(crate) struct Guests {
 /// Builds everything that a cluster is raised from.
 pub(crate) fn all(root: &Path, profile: Profile, guests: Guests) -> Result<Artifacts> {
     println!("building agent and guard");
-    assets::ensure(root)?;
-    let mut build = cargo();
-    build
-        .args(["build", "--quiet", "--package", "understudy", "--package", "understudy-guard"])
-        .current_dir(root);
-    let folder = match profile {
-        Profile::Test => {
-            // PID 1 of the lab's hosts, for test binaries that cannot play it themselves.
-            build.args(["--package", "understudy-lab"]);
-            "debug"
-        }
-        Profile::Release => {
-            build.arg("--release");
-            "release"
-        }
+    let binaries = match profile {
+        Profile::Test => tested(root)?,
+        Profile::Release => released(root, &[AGENT, "understudy-guard"])?,
     };
-    run(&mut build)?;
     println!("building the policies");
     let policies = deciding(root)?;
     println!("building the guest images");
     let images = images(root)?;
     Ok(Artifacts {
-        binaries: target(root).join(folder),
+        binaries,
         images,
         policies,
         root: root.to_path_buf(),
@@ -83,14 +70,7 @@ pub(crate) fn measured_policies(root: &Path, python: bool) -> Result<Subjects> {
 /// Builds agent, guard and the programs that measure; the folder that they are in.
 fn measured_daemon(root: &Path) -> Result<PathBuf> {
     println!("building agent, guard and what measures");
-    assets::ensure(root)?;
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--release"]).current_dir(root);
-    for package in ["understudy", "understudy-guard", "understudy-measure"] {
-        build.args(["--package", package]);
-    }
-    run(&mut build)?;
-    Ok(target(root).join("release"))
+    released(root, &[AGENT, "understudy-guard", "measure-policies", "measure-leader"])
 }
 
 /// Builds agent and guard, and what the other hosts are made by.
@@ -105,20 +85,52 @@ pub(crate) fn measured_scale(root: &Path) -> Result<scale::Subjects> {
 /// Builds what measures the leader, and what the named benchmark needs beside it.
 pub(crate) fn measured_leader(root: &Path, name: Option<&str>) -> Result<leader::Subjects> {
     println!("building what measures the leader");
-    let mut build = cargo();
-    build.args(["build", "--quiet", "--release", "--package", "understudy-measure"]).current_dir(root);
+    let mut wanted = vec!["measure-leader"];
     if leader::needs_simulator(name) {
-        build.args(["--package", "understudy-sim"]);
+        wanted.push(SIMULATOR);
     }
-    run(&mut build)?;
+    let binaries = released(root, &wanted)?;
     let mut spread = None;
     if leader::needs_spread(name) {
         println!("building the policies");
         policies(root)?;
         spread = Some(root.join(POLICIES).join("spread.wasm"));
     }
-    let target = target(root);
-    Ok(leader::Subjects { binaries: target.join("release"), spread, scratch: target.join("bench") })
+    Ok(leader::Subjects { binaries, spread, scratch: target(root).join("bench") })
+}
+
+/// The packages of which optimised programs are built, always named together: the features of what they depend on follow
+/// from the whole list, so that a verb that named fewer would compile wasmtime anew.
+const RELEASED: [&str; 4] = ["understudy", "understudy-guard", "understudy-measure", "understudy-sim"];
+
+/// The simulator's program.
+pub(crate) const SIMULATOR: &str = "understudy-sim";
+/// The agent's, into which the terminal page is built.
+const AGENT: &str = "understudy";
+
+/// Builds these programs of [`RELEASED`], optimised; the folder that they are in.
+pub(crate) fn released(root: &Path, programs: &[&str]) -> Result<PathBuf> {
+    if programs.contains(&AGENT) {
+        assets::ensure(root)?;
+    }
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--release"]).current_dir(root);
+    for package in RELEASED {
+        build.args(["--package", package]);
+    }
+    for program in programs {
+        build.args(["--bin", program]);
+    }
+    run(&mut build)?;
+    Ok(target(root).join("release"))
+}
+
+/// Builds all tests, and with them the programs that they start; the folder that those are in. The whole workspace at once,
+/// for the same reason as [`RELEASED`]: agent, guard and lab by themselves would have other features.
+fn tested(root: &Path) -> Result<PathBuf> {
+    assets::ensure(root)?;
+    run(cargo().args(["test", "--quiet", "--workspace", "--no-run"]).current_dir(root))?;
+    Ok(target(root).join("debug"))
 }
 
 /// Where cargo builds.

@@ -1,10 +1,12 @@
 //! Owns `cargo xtask sim` and `cargo xtask golden`: the simulator, optimised, and the stories' logs.
 
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::artifacts::{SIMULATOR, released};
 use crate::run::{cargo, run as run_command};
 
 /// Which seeds, and how: everything is handed to the simulator.
@@ -30,14 +32,16 @@ pub(crate) struct GoldenOptions {
 }
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
-    let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "--package", "understudy-sim", "--"]);
-    Ok(command.args(&options.arguments).current_dir(root).status()?.success())
+    let simulator = released(root, &[SIMULATOR])?.join(SIMULATOR);
+    let mut command = Command::new(&simulator);
+    command.args(&options.arguments).current_dir(root);
+    let status = command.status().with_context(|| format!("cannot start {}", simulator.display()))?;
+    Ok(status.success())
 }
 
 pub(crate) fn golden(root: &Path, options: &GoldenOptions) -> Result<bool> {
     let mut command = cargo();
-    command.args(["test", "--quiet", "--package", "understudy-sim", "--test", "scenarios"]).current_dir(root);
+    command.args(["test", "--quiet", "--workspace", "--test", "scenarios"]).current_dir(root);
     if options.accept {
         command.env("UNDERSTUDY_ACCEPT_GOLDEN", "1");
     }

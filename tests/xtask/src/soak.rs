@@ -2,10 +2,11 @@
 //!
 //! Promises: bounded in rounds and seeds; ends at the first failure, which is named.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use understudy_bench::leader;
 
@@ -34,6 +35,8 @@ pub(crate) struct Options {
 
 /// The tests run the seeds up to this one.
 const TESTED: u64 = 200;
+/// The test that only this runs.
+const DISTURBED: &str = "disturbed";
 /// Hosts of the cluster that loses a rack, and hosts of that.
 const HOSTS: usize = 1_000;
 const RACK: usize = 40;
@@ -63,34 +66,60 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         languages::build(root, language)?;
     }
     let mut alike = cargo();
-    alike.args([
-        "test",
-        "--package",
-        "understudy-policy",
-        "--test",
-        "guests",
-        "--",
-        "--include-ignored",
-        "--nocapture",
-    ]);
+    alike.args(["test", "--workspace", "--test", "guests", "--", "--include-ignored", "--nocapture"]);
     if !test::with(&mut alike, root, &artifacts).status()?.success() {
         return Ok(false);
     }
     println!("== agents are killed at fifty moments, a host stands still");
     let mut disturbed = cargo();
-    disturbed.args(["test", "--package", "understudy-e2e", "--features", "soak", "--test", "disturbed"]);
+    disturbed.args(["test", "--workspace", "--features", "understudy-e2e/soak", "--test", DISTURBED]);
     disturbed.args(["--", "--nocapture"]);
     if !test::with(&mut disturbed, root, &artifacts).status()?.success() {
         return Ok(false);
     }
+    let end_to_end = end_to_end(root)?;
     for round in 1..=options.rounds {
         println!("== end to end, round {round} of {}", options.rounds);
         let mut tests = cargo();
-        tests.args(["test", "--package", "understudy-e2e", "--", "--include-ignored", "--nocapture"]);
-        tests.arg("--test-threads=1");
+        tests.args(["test", "--workspace"]);
+        for name in &end_to_end {
+            tests.args(["--test", name]);
+        }
+        tests.args(["--", "--include-ignored", "--nocapture", "--test-threads=1"]);
         if !test::with(&mut tests, root, &artifacts).status()?.success() {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// The end-to-end tests that `cargo xtask test` runs too, by the names of their files. Tests are chosen out of the whole
+/// workspace, not by package, so that nothing is built with other features than there.
+fn end_to_end(root: &Path) -> Result<Vec<String>> {
+    let folder = root.join("tests/e2e/tests");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+        if path.extension() == Some(OsStr::new("rs")) && name != DISTURBED {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_to_end_tests_of_a_round_are_those_that_ci_runs() {
+        let names = end_to_end(&crate::root()).unwrap();
+        assert!(
+            ["lease", "main_job", "page"].iter().all(|name| names.iter().any(|known| known == name)),
+            "{names:?}"
+        );
+        assert!(!names.iter().any(|name| name == DISTURBED), "{names:?}");
+    }
 }

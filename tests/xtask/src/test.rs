@@ -64,7 +64,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         )?,
         dependencies(root, cargo)?,
     ];
+    let began = Instant::now();
     let artifacts = artifacts::all(root, Profile::Test, options.guests)?;
+    let seconds = began.elapsed().as_secs_f64();
+    stages.push(Stage { name: "build", holds: true, seconds, skipped: Vec::new(), failed: Vec::new() });
     // The others take longer: `cargo xtask soak` builds them too.
     if let Err(missing) = languages::build(root, Language::Python) {
         println!("the example policy in Python is left out: {missing:#}");
