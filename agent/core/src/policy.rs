@@ -58,7 +58,7 @@ pub enum Purpose {
     Primary,
     /// A backup that runs, on an idle instance or a new one.
     WarmBackup,
-    /// A backup that only holds memory and keeps copies of the checkpoints.
+    /// A backup that only reserves memory and keeps copies of the checkpoints.
     HeldBackup,
     /// A running instance that moves there by live migration.
     Migration,
@@ -159,11 +159,11 @@ pub struct HostRow {
     pub labels: Labels,
     /// Processors that instances may have together.
     pub total_vcpus: Vcpus,
-    /// Those not taken by an instance, idle ones included, and not held for a backup.
+    /// Those not taken by an instance, idle ones included, and not reserved for a backup.
     pub free_vcpus: Vcpus,
     /// Memory that instances may have together.
     pub total_memory: MiB,
-    /// Memory not taken by an instance, idle ones included, and not held for a backup.
+    /// Memory not taken by an instance, idle ones included, and not reserved for a backup.
     pub free_memory: MiB,
     /// How busy its processors are, in thousandths of all of them. May be above 1000.
     pub load_permille: u32,

@@ -43,11 +43,11 @@ columns! {
     state: HostState,
     /// Virtual processors that instances may have together.
     total_vcpus: u32,
-    /// Those not taken by an instance, idle ones included, and not held for a backup.
+    /// Those not taken by an instance, idle ones included, and not reserved for a backup.
     free_vcpus: u32,
     /// Memory that instances may have together, in MiB.
     total_memory_mib: u64,
-    /// Memory not taken by an instance, idle ones included, and not held for a backup, in MiB.
+    /// Memory not taken by an instance, idle ones included, and not reserved for a backup, in MiB.
     free_memory_mib: u64,
     /// How busy the host's processors are, in thousandths of all of them. May be above 1000.
     load_permille: u32,
