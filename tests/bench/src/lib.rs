@@ -131,7 +131,7 @@ fn measure(stage: &Stage, artifacts: &Artifacts, name: Option<&str>, say: &dyn F
         }
         if let Some(times) = restored {
             let floor = bare.restores(RUNS)?;
-            rows.push(Row::times("failover-execution", &times).against(&floor, 2.0, 0.0));
+            rows.push(Row::times("failover-execution", &times).against(&floor, 1.7, 0.0));
         }
     }
     Ok(rows)
