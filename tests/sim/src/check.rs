@@ -247,6 +247,8 @@ impl World {
             let reads = machine.lag == 0 && machine.foreign.is_empty() && machine.linked(self.now);
             let agent = machine.agent.as_ref().is_some_and(|agent| agent.has_recovered);
             idles
+                && machine.fails_until.is_empty()
+                && machine.agent_frozen.is_none()
                 && reads
                 && agent
                 && machine.guard_deaf_until <= self.now

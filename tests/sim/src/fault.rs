@@ -162,6 +162,7 @@ impl World {
         if self.ailing {
             self.ail();
         }
+        self.fail_in_part();
     }
 
     fn strike(&mut self, kind: Kind) {
@@ -348,6 +349,7 @@ impl World {
         self.swarm = Swarm { jitter: true, ..Swarm::default() };
         self.changing_sets = false;
         self.recover();
+        self.mend_parts();
         self.store_down_until = 0;
         self.partitions.values_mut().for_each(|until| *until = now);
         let mut may_drain = self.machines.len() > 2;

@@ -13,6 +13,7 @@ mod check;
 mod fault;
 mod guest;
 mod machine;
+mod partial;
 mod rng;
 mod scenario;
 mod world;
@@ -20,6 +21,7 @@ mod world;
 pub use scenario::{ScenarioError, golden};
 
 use fault::Swarm;
+use partial::Partial;
 use rng::Rng;
 use world::{STEP_MS, World};
 
@@ -84,6 +86,8 @@ pub struct Options {
     /// Whether instances resist their end, operators want failovers, agents of another version cannot read records, and
     /// hosts take no images.
     pub ailing: bool,
+    /// Whether parts of hosts fail while the rest of them works.
+    pub partial: bool,
     /// Whether the events hold also what comes all the time: checkpoints, images, facts.
     pub detailed: bool,
 }
@@ -112,11 +116,14 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let drawn = Swarm::draw(&mut rng);
     let swarm = options.weakness.map_or(drawn, Swarm::against);
     let weakness = options.weakness.map_or_else(String::new, |weakness| format!(" weakness={weakness:?}"));
-    let title = format!("seed={seed} hosts={hosts} steps={steps}{weakness} {}", swarm.describe());
+    let partial = options.partial.then(|| Partial::draw(seed));
+    let parts = partial.as_ref().map_or_else(String::new, |partial| format!(" {}", partial.describe()));
+    let title = format!("seed={seed} hosts={hosts} steps={steps}{weakness} {}{parts}", swarm.describe());
     let mut world = World::new(rng.draw(), hosts, swarm, options.weakness);
     world.detailed = options.detailed;
     world.changing_sets = options.sets;
     world.ailing = options.ailing;
+    world.partial = partial;
     world.skew_clocks();
     world.add_terminal("alice", 2);
     for _ in 0..steps {

@@ -9,7 +9,7 @@ use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::model::records::CheckpointId;
 use understudy_core::model::units::{Boottime, MiB, UnixMillis};
 use understudy_hypervisor::Pid;
-use understudy_hypervisor::fake::FakeHypervisor;
+use understudy_hypervisor::fake::{FakeHypervisor, Operation};
 
 use crate::agent::Agent;
 use crate::guest::Memory;
@@ -89,6 +89,12 @@ pub(crate) struct Machine {
     pub(crate) holds_until: u64,
     /// Its libvirtd does not answer until then.
     pub(crate) libvirtd_back: u64,
+    /// For which calls its libvirtd does not do as asked, and until when.
+    pub(crate) fails_until: BTreeMap<Operation, u64>,
+    /// Its permits cannot be written until then.
+    pub(crate) permits_fail_until: u64,
+    /// Since when its agent alone stands still, and until when.
+    pub(crate) agent_frozen: Option<(u64, u64)>,
     /// Nodes whose records its agent, of another version, cannot read, and until when.
     pub(crate) foreign: BTreeMap<NodeId, u64>,
     /// Its disk takes no images until then.
@@ -136,6 +142,9 @@ impl Machine {
             guard: Guard::default(),
             holds_until: 0,
             libvirtd_back: 0,
+            fails_until: BTreeMap::new(),
+            permits_fail_until: 0,
+            agent_frozen: None,
             foreign: BTreeMap::new(),
             full_until: 0,
             stalls_until: 0,
@@ -157,6 +166,25 @@ impl Machine {
         if self.libvirtd_back != 0 && self.libvirtd_back <= now {
             self.libvirtd_back = 0;
             self.hypervisor.set_libvirt_up(true);
+        }
+        let Self { fails_until, hypervisor, .. } = self;
+        fails_until.extract_if(.., |_, until| *until <= now).for_each(|(operation, _)| {
+            hypervisor.set_failing(operation, None);
+        });
+    }
+
+    /// Whether its agent does not stand still alone.
+    pub(crate) fn agent_goes_on(&mut self, now: u64) -> bool {
+        match self.agent_frozen {
+            Some((_, until)) if now < until => false,
+            Some((since, _)) => {
+                self.agent_frozen = None;
+                if let Some(agent) = &mut self.agent {
+                    agent.stood_still(since, now - since);
+                }
+                true
+            }
+            None => true,
         }
     }
 

@@ -29,6 +29,9 @@ struct Arguments {
     /// Instances resist their end, operators want failovers, and agents of another version cannot read records.
     #[arg(long)]
     ailing: bool,
+    /// Parts of hosts fail while the rest of them works: a guard, one kind of call, an agent alone.
+    #[arg(long)]
+    partial: bool,
     /// Runs the seeds that failed once first.
     #[arg(long)]
     regressions: bool,
@@ -42,11 +45,11 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let Arguments { steps, hosts, weakness, sets, ailing, detailed, .. } = arguments;
+    let Arguments { steps, hosts, weakness, sets, ailing, partial, detailed, .. } = arguments;
     let known = if arguments.regressions { seeds(REGRESSIONS) } else { Vec::new() };
     let mut failed = Vec::new();
     for seed in known.into_iter().chain(arguments.seed..arguments.seed.saturating_add(arguments.seeds)) {
-        let outcome = run(seed, Options { steps, hosts, weakness, sets, ailing, detailed });
+        let outcome = run(seed, Options { steps, hosts, weakness, sets, ailing, partial, detailed });
         println!("{}", outcome.title);
         if arguments.verbose || (outcome.failure.is_some() && arguments.seeds == 1) {
             println!("{}", outcome.events.join("\n"));

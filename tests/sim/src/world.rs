@@ -28,6 +28,7 @@ use crate::check::Truth;
 use crate::fault::Swarm;
 use crate::guest::{self, Memory};
 use crate::machine::Machine;
+use crate::partial::Partial;
 use crate::rng::Rng;
 
 /// One step of time.
@@ -104,6 +105,8 @@ pub(crate) struct World {
     pub(crate) libvirtd_rng: Rng,
     pub(crate) waits_rng: Rng,
     pub(crate) ailing: bool,
+    /// Parts of hosts that fail, in a run that has such faults.
+    pub(crate) partial: Option<Partial>,
     pub(crate) store: MemoryStore,
     /// All hypervisors.
     pub(crate) site: Site<Memory>,
@@ -147,6 +150,7 @@ impl World {
             libvirtd_rng: Rng::new(seed ^ 0x11b1),
             waits_rng: Rng::new(seed ^ 0x3a17),
             ailing: false,
+            partial: None,
             truth: Truth::new(&store),
             store,
             template: guest::template(),
@@ -307,7 +311,7 @@ impl World {
     fn run_agent(&mut self, host: &HostId) {
         let (now, jitter) = (self.now, self.swarm.jitter);
         let machine = self.machine_mut(host);
-        if !machine.runs() {
+        if !machine.runs() || !machine.agent_goes_on(now) {
             return;
         }
         let (linked, lag) = (machine.linked(now) && now >= self.store_down_until, self.machine(host).lag);

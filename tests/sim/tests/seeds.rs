@@ -90,6 +90,24 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
     }
 }
 
+/// Where the seeds begin with which parts of hosts fail.
+const PARTIAL: u64 = 60_001;
+
+/// What serves a host fails by itself, while the rest of the host works.
+#[test]
+fn a_part_that_fails_takes_nothing_with_it() {
+    let options = Options { partial: true, ..Options::default() };
+    let mut counts = [0; 4];
+    for seed in PARTIAL..PARTIAL + count() / 2 {
+        let outcome = run_or_panic(seed, options);
+        let events = [": LostAnswer", "cannot be written", "stands still", "is stepped"];
+        for (sum, what) in counts.iter_mut().zip(events) {
+            *sum += outcome.events.iter().filter(|event| event.contains(what)).count();
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
+}
+
 #[test]
 fn each_protection_that_is_switched_off_is_missed() {
     for weakness in [

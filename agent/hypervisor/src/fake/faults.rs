@@ -22,6 +22,14 @@ impl<G: Memory> FakeHypervisor<G> {
         self.with(|host, _| host.faults.push_back((operation, fault)));
     }
 
+    /// Operations of this group fail so from here on, or not any more. What was put there by [`Self::inject`] comes first.
+    pub fn set_failing(&self, operation: Operation, fault: Option<Fault>) {
+        self.with(|host, _| match fault {
+            Some(fault) => host.failing.insert(operation, fault),
+            None => host.failing.remove(&operation),
+        });
+    }
+
     /// Puts a role disk onto the host: a whole one, or one that is damaged as said.
     pub fn put_role_disk(&self, path: &Path, state: Result<(), String>) {
         self.with(|host, _| host.role_disks.insert(path.to_owned(), state));

@@ -30,6 +30,8 @@ pub(super) struct Host<G> {
     pub(super) permits: Option<BTreeMap<InstanceId, Epoch>>,
     pub(super) role_disks: BTreeMap<PathBuf, Result<(), String>>,
     pub(super) faults: VecDeque<(Operation, Fault)>,
+    /// Faults that last.
+    pub(super) failing: BTreeMap<Operation, Fault>,
     pub(super) hub: Hub,
 }
 
@@ -109,6 +111,7 @@ impl<G: Memory> Host<G> {
             permits: None,
             role_disks: BTreeMap::new(),
             faults: VecDeque::new(),
+            failing: BTreeMap::new(),
             hub: Hub::default(),
         }
     }
@@ -198,7 +201,9 @@ impl<G: Memory> Host<G> {
     }
 
     pub(super) fn fault(&mut self, operation: Operation) -> Option<Fault> {
-        let at = self.faults.iter().position(|&(hit, _)| hit == operation)?;
-        self.faults.remove(at).map(|(_, fault)| fault)
+        match self.faults.iter().position(|&(hit, _)| hit == operation) {
+            Some(at) => self.faults.remove(at).map(|(_, fault)| fault),
+            None => self.failing.get(&operation).copied(),
+        }
     }
 }

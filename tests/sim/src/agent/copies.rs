@@ -122,7 +122,7 @@ impl Sent {
     ) -> Step {
         let now = world.now;
         let (machine, reached) = (world.machine(to), world.reach(me, to));
-        if now < self.due || machine.frozen_until.is_some() {
+        if now < self.due || machine.frozen_until.is_some() || machine.agent_frozen.is_some() {
             return Step::Waits;
         }
         if !reached || !machine.runs() || machine.agent.is_none() {

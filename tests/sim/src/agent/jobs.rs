@@ -118,7 +118,7 @@ impl Agent {
     ) -> Result<(), String> {
         let (life, boots) = (world.next_life(), world.duration(500, 3_000));
         let hypervisor = &world.machine(me).hypervisor;
-        hypervisor.permit(of.instance, epoch);
+        permit(world, me, of.instance, epoch)?;
         hypervisor.set_boot_time(Duration::from_millis(boots));
         let spec = InstanceSpec {
             id: of.instance,
@@ -173,7 +173,11 @@ impl Agent {
             HostAction::Restore { .. } => self.restore(world, me, job),
             HostAction::Resume { .. } => self.resume(world, me, job),
             HostAction::Checkpoint { .. } => self.checkpoint(world, me, job),
-            HostAction::Destroy { .. } | HostAction::Missing { .. } => match withdraw(world, me, instance) {
+            HostAction::Destroy { .. } => match destroy(world, me, instance) {
+                Err(why) if world.weakness != Some(Weakness::TrustsDestroys) => Outcome::Failed(why),
+                Ok(()) | Err(_) => Outcome::Done,
+            },
+            HostAction::Missing { .. } => match withdraw(world, me, instance) {
                 Err(why) if world.weakness != Some(Weakness::TrustsDestroys) => Outcome::Failed(why),
                 Ok(()) | Err(_) => Outcome::Done,
             },
@@ -272,7 +276,9 @@ impl Agent {
         } else if job.fails && !world.lacks_libvirtd(me) {
             hypervisor.inject(Operation::Restore, Fault::LostRequest);
         }
-        hypervisor.permit(instance, *epoch);
+        if let Err(why) = permit(world, me, instance, *epoch) {
+            return Outcome::Failed(why);
+        }
         let spec = RestoreSpec {
             image: path,
             id: instance,
@@ -391,9 +397,29 @@ pub(super) fn ipv4(address: Option<IpAddr>) -> Option<Ipv4Addr> {
 
 /// The permit first: nothing may come in after what is here was ended.
 fn withdraw(world: &World, me: &HostId, instance: InstanceId) -> Result<(), String> {
+    writes_permits(world, me)?;
+    destroy(world, me, instance)
+}
+
+/// A permit that cannot be taken back lapses by itself.
+fn destroy(world: &World, me: &HostId, instance: InstanceId) -> Result<(), String> {
     let hypervisor = &world.machine(me).hypervisor;
-    hypervisor.revoke(instance);
+    if writes_permits(world, me).is_ok() {
+        hypervisor.revoke(instance);
+    }
     hypervisor.destroy(instance).map_err(|error| chain(&error))
+}
+
+/// Lets an instance come to life here once.
+fn permit(world: &World, me: &HostId, instance: InstanceId, epoch: Epoch) -> Result<(), String> {
+    writes_permits(world, me)?;
+    world.machine(me).hypervisor.permit(instance, epoch);
+    Ok(())
+}
+
+fn writes_permits(world: &World, me: &HostId) -> Result<(), String> {
+    let fails = world.machine(me).permits_fail_until > world.now;
+    if fails { Err("cannot keep permits: read-only file system".to_owned()) } else { Ok(()) }
 }
 
 /// Runs the guest's command.

@@ -102,7 +102,8 @@ impl World {
 
     /// What it was about to send has no use any more.
     fn lose_agent(&mut self, host: &HostId) {
-        self.machine_mut(host).agent = None;
+        let machine = self.machine_mut(host);
+        (machine.agent, machine.agent_frozen) = (None, None);
         self.site.remove_images(&scratch(host));
     }
 

@@ -16,7 +16,7 @@ use understudy_hypervisor::{
     Hypervisor, InstanceState, Liveness, MigrationOutcome, MigrationTarget, PauseCause,
 };
 
-use super::{ipv4, register, withdraw};
+use super::{ipv4, permit, register, withdraw};
 use crate::Weakness;
 use crate::agent::Agent;
 use crate::world::{STEP_MS, World};
@@ -106,7 +106,9 @@ impl Agent {
 
     fn permit(&mut self, world: &World, me: &HostId, of: &CoreJob) -> MigrationAnswer {
         let HostAction::Accept { epoch, .. } = of.action else { return MigrationAnswer::Done };
-        world.machine(me).hypervisor.permit(of.instance, epoch);
+        if let Err(why) = permit(world, me, of.instance, epoch) {
+            return MigrationAnswer::Failed(why);
+        }
         if world.weakness == Some(Weakness::EagerDestination) {
             self.steps.eager.push(of.clone());
         }
