@@ -13,6 +13,7 @@ pub(crate) mod sets;
 mod work;
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
 
 use understudy_core::host::HostAgent;
 use understudy_core::host::lease::{Attempt, HostLease};
@@ -22,7 +23,7 @@ use understudy_core::leader::leadership::{Input, Leadership, WriteId};
 use understudy_core::leader::line::Line;
 use understudy_core::model::ids::{BootId, HostId, InstanceId, NodeId};
 use understudy_core::model::records::{Capacity, CheckpointId, HostFacts};
-use understudy_hypervisor::Pid;
+use understudy_hypervisor::{Hypervisor, HypervisorEvent, Pid};
 use understudy_store::{Revision, Txn};
 
 use self::jobs::Job;
@@ -75,6 +76,10 @@ pub(crate) struct Agent {
     lacks_libvirtd: bool,
     /// Which process of each instance it watches: a pidfd.
     watched: BTreeMap<InstanceId, Pid>,
+    /// The processes that die with its lease, held by itself: the guard may be gone.
+    members: BTreeMap<InstanceId, Pid>,
+    /// What libvirt tells of its own accord.
+    events: Receiver<HypervisorEvent>,
     jobs: Vec<Job>,
     steps: jobs::moving::Steps,
     copies: copies::Copies,
@@ -95,6 +100,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(world: &mut World, me: &HostId, incarnation: u64) -> Self {
         let guard = &world.machine(me).guard;
+        let members = guard.registered().collect();
         let inherited = guard.deadline.map(|deadline| (guard.lease, deadline));
         Self {
             incarnation,
@@ -110,6 +116,8 @@ impl Agent {
             conditions: BTreeMap::new(),
             lacks_libvirtd: false,
             watched: BTreeMap::new(),
+            members,
+            events: world.machine(me).hypervisor.subscribe(),
             jobs: Vec::new(),
             steps: jobs::moving::Steps::default(),
             copies: copies::Copies::default(),
@@ -148,9 +156,9 @@ impl Agent {
         self.cache.take_if(|cache| cache.follows_renewals() != follows);
         let cache = self.cache.get_or_insert_with(|| {
             *dirty = true;
-            let nodes = world.machine(me).foreign.keys().cloned().collect();
+            let keys = world.machine(me).foreign.keys().cloned().collect();
             let forgotten = world.weakness == Some(Weakness::ForgetsUnread);
-            CachedStore::new(&world.store, Foreign { nodes, forgotten }, follows, clock)
+            CachedStore::new(&world.store, Foreign { keys, forgotten }, follows, clock)
         });
         match cache.hear(until, clock) {
             Ok(heard) => self.dirty |= heard,
@@ -178,6 +186,7 @@ impl Agent {
         self.step_lease(world, me);
         self.step_sets(world);
         self.watch_libvirtd(world, me);
+        self.watch_guests(world, me);
         self.watch_processes(world, me);
         self.step_jobs(world, me);
         self.take_steps(world, me);

@@ -58,7 +58,7 @@ impl World {
         {
             let until = self.now + self.ailing_rng.between(5_000, 40_000);
             self.note(format!("an agent that cannot read {node} comes to {host}"));
-            self.machine_mut(&host).foreign.insert(node, until);
+            self.machine_mut(&host).foreign.insert(Key::Node(node).to_string(), until);
             self.crash_agent(&host, self.now + REPLACED_MS);
         }
         if self.strikes(FULL_WEIGHT)
@@ -76,11 +76,23 @@ impl World {
         if self.waits_rng.below(100_000) < GIVE_UP_WEIGHT {
             self.give_up_a_state();
         }
-        let due: Vec<HostId> =
-            hosts.into_iter().filter(|host| self.is_to_be_updated(host, self.now)).collect();
-        for host in due {
-            self.update(&host, self.now);
+        self.update_agents();
+    }
+
+    /// Agents that could not read everything are replaced in time.
+    pub(crate) fn update_agents(&mut self) {
+        for host in self.hosts() {
+            if self.is_to_be_updated(&host, self.now) {
+                self.update(&host, self.now);
+            }
         }
+    }
+
+    /// An agent of another version, which cannot read this record.
+    pub(crate) fn replace_agent(&mut self, host: &HostId, key: &Key, until: u64) {
+        self.note(format!("an agent that cannot read {key} comes to {host}"));
+        self.machine_mut(host).foreign.insert(key.to_string(), until);
+        self.crash_agent(host, self.now + REPLACED_MS);
     }
 
     /// Everything ends what it is told to, and every agent reads everything.

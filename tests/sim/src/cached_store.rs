@@ -1,7 +1,7 @@
 //! Owns the following of the store: a listing, then every change that this connection's watch shows, in core's store cache.
 //!
 //! Promises: what is heard is what the product's store double holds and the product's keys and forms say; an agent of another
-//! version cannot read the records of some nodes, and hears that they are there. Must not do: interpret, keep time; the
+//! version cannot read the records of some things, and hears that they are there. Must not do: interpret, keep time; the
 //! world says up to which revision a watch has come.
 //!
 //! Cost: each agent reads each change once; at a step without changes nothing is asked.
@@ -12,19 +12,18 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use understudy_core::keys::{ALL, CLUSTER, Key};
-use understudy_core::model::ids::NodeId;
 use understudy_core::model::units::Boottime;
 use understudy_core::store_cache::{Change, StoreCache, Stored};
 use understudy_store::{Batch, Condition, MemoryStore, Revision, Store, Watch, WatchError};
 
-/// A node's record as another version writes it.
+/// A record as another version writes it.
 const FOREIGN: &[u8] = b"{\"newer\":true}";
 
 /// What an agent cannot read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Foreign {
-    /// The nodes whose records are of another version.
-    pub(crate) nodes: BTreeSet<NodeId>,
+    /// The keys of the records that are of another version.
+    pub(crate) keys: BTreeSet<String>,
     /// With the protection switched off it takes such a record for none.
     pub(crate) forgotten: bool,
 }
@@ -92,8 +91,7 @@ impl Deref for CachedStore {
 impl Foreign {
     /// A record as it is read, or nothing for one that is taken for none.
     fn read<'a>(&self, record: Stored<'a>) -> Option<Stored<'a>> {
-        let hidden = !self.nodes.is_empty()
-            && matches!(Key::parse(record.key), Some(Key::Node(node)) if self.nodes.contains(&node));
+        let hidden = self.keys.contains(record.key);
         match (hidden, self.forgotten) {
             (false, _) => Some(record),
             (true, false) => Some(Stored { value: FOREIGN, ..record }),

@@ -3,11 +3,11 @@
 //! Promises: it looks at the truth of every machine, which no agent can, and at the store by a cache of its own, which follows
 //! every change. Must not do: change anything but its own notes.
 
+mod protection;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::bounds::COPY_LATE;
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
 use understudy_core::keys::Key;
 use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId, Role};
@@ -21,14 +21,12 @@ use understudy_store::{Change, MemoryStore};
 use crate::cached_store::{CachedStore, Foreign};
 use crate::guest::{Memory, is_member};
 use crate::machine::Machine;
-use crate::world::{GUARD_LATE_MS, POOL, World, millis};
+use crate::world::{GUARD_LATE_MS, POOL, World};
 use state::Before;
 pub(crate) use state::Seen;
 
 /// How often the age of checkpoints is judged.
 const PROTECTION_MS: u64 = 500;
-/// What a copy takes by itself: saved, sent, recorded, and once more after an answer that was lost.
-const COPY_MS: u64 = 5_000;
 
 /// What the judge remembers.
 #[derive(Debug)]
@@ -138,7 +136,7 @@ impl World {
     /// stood still, and an older epoch keeps its effects out.
     fn runs_on(&self, machine: &Machine) -> bool {
         let thawing = machine.thawed_at > 0
-            && self.now <= machine.thawed_at + GUARD_LATE_MS
+            && self.now <= machine.thawed_at + GUARD_LATE_MS + machine.kills_take
             && machine.guard.expired(machine.boottime(self.now));
         machine.runs() && !thawing
     }
@@ -216,61 +214,6 @@ impl World {
                 self.verbose(|| format!("{} runs on {} with state {state}", one.node, one.host));
             }
         }
-    }
-
-    /// S4: whatever another backup does, a node with one that takes copies is never without a new one for longer than an
-    /// interval and 10 s, save for what a copy takes itself. A host that took none for a while may rest before that.
-    fn check_protection(&mut self) {
-        let (now, bounds) = (self.now, self.bounds);
-        let clear: BTreeSet<(NodeId, HostId)> = self.clear_ways().collect();
-        self.truth.clear_since.retain(|way, _| clear.contains(way));
-        for way in clear {
-            self.truth.clear_since.entry(way).or_insert(now);
-        }
-        let rests = millis(bounds.cooldown);
-        let longest = millis(bounds.checkpoint_interval + COPY_LATE) + COPY_MS;
-        let late = self.truth.clear_since.iter().find(|((node, _), since)| {
-            let recorded = self.truth.recorded.get(node).copied().unwrap_or_default();
-            now - **since > rests + longest && now - recorded > longest
-        });
-        if let Some(((node, host), since)) = late {
-            let (node, host, since) = (node.clone(), host.clone(), now - since);
-            self.fail(format!("S4: {host} could take copies of {node} for {since} ms, and got none"));
-        }
-    }
-
-    /// Each backup that nothing keeps from getting copies: both ends run, are told of everything and reach each other.
-    fn clear_ways(&self) -> impl Iterator<Item = (NodeId, HostId)> {
-        let works = |host: &HostId| {
-            let machine = self.machine(host);
-            let idles = machine.full_until.max(machine.stalls_until).max(machine.libvirtd_back) <= self.now;
-            let reads = machine.lag == 0 && machine.foreign.is_empty() && machine.linked(self.now);
-            let agent = machine.agent.as_ref().is_some_and(|agent| agent.has_recovered);
-            idles
-                && machine.fails_until.is_empty()
-                && machine.agent_frozen.is_none()
-                && reads
-                && agent
-                && machine.guard_deaf_until <= self.now
-                && self.store_down_until <= self.now
-        };
-        let draining = self.draining();
-        let of = move |(node, record): (&NodeId, &NodeRecord)| {
-            let moves = |(_, other): (&NodeId, &NodeRecord)| other.migration.is_some();
-            let primary = record.primary.as_ref().filter(|primary| {
-                let runs = self.member(&primary.host, primary.instance).is_some();
-                let ready = primary.instance.is_some_and(|id| self.reports_ready(&primary.host, id));
-                let stays = !draining.contains(&primary.host) && !self.nodes().any(moves);
-                record.spec.protected && runs && ready && stays && works(&primary.host)
-            });
-            let to = |primary: &HostId| {
-                let backups = record.backups.iter().map(|backup| &backup.host);
-                let ways = backups.filter(|host| works(host) && self.reach(primary, host));
-                ways.map(|host| (node.clone(), host.clone())).collect::<Vec<_>>()
-            };
-            primary.map(|primary| to(&primary.host)).unwrap_or_default()
-        };
-        self.nodes().flat_map(of).collect::<Vec<_>>().into_iter()
     }
 
     fn reports_ready(&self, host: &HostId, instance: InstanceId) -> bool {

@@ -99,12 +99,15 @@ impl Swarm {
     pub(crate) fn against(weakness: Weakness) -> Self {
         let (kinds, lost_finishes): (&[(Kind, u64)], u64) = match weakness {
             Weakness::DeadGuard => (&[(Kind::AgentCrash, 400), (Kind::CutFromStore, 400)], 0),
-            Weakness::JobsOutliveLeases => (&[(Kind::Freeze, 600), (Kind::KillInstance, 900)], 0),
+            Weakness::EagerRestore => {
+                (&[(Kind::Freeze, 600), (Kind::KillInstance, 900), (Kind::CutFromStore, 400)], 0)
+            }
             Weakness::EagerDestination => (&[(Kind::Drain, 400), (Kind::Undrain, 600)], 500),
             Weakness::LeadsWithoutSet => (&[(Kind::AgentCrash, 400), (Kind::PowerCut, 200)], 0),
             Weakness::GivesUpSets => (&[(Kind::AgentCrash, 100)], 0),
             Weakness::TrustsDestroys => (&[(Kind::KillInstance, 100)], 0),
             Weakness::ForgetsUnread => (&[(Kind::AgentCrash, 400)], 0),
+            Weakness::GuardForgets | Weakness::SparesMembers => (&[(Kind::CutFromStore, 400)], 0),
             Weakness::TrustsCopies => (&[(Kind::KillInstance, 100)], 0),
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
             Weakness::BlindWrites => (

@@ -11,6 +11,7 @@ mod ailing;
 mod cached_store;
 mod check;
 mod fault;
+mod guard;
 mod guest;
 mod machine;
 mod partial;
@@ -37,15 +38,15 @@ pub const HEAL_MS_MAX: u64 = 180_000;
 pub enum Weakness {
     /// The guard kills nothing.
     DeadGuard,
-    /// A job lets run what it made after its lease was lost, and the guard takes it.
-    JobsOutliveLeases,
-    /// A destination lets run what has arrived before the source has released it.
+    /// A libvirt lets run what it restores before a guard has acknowledged it.
+    EagerRestore,
+    /// A destination's libvirt lets run what has arrived before the source has released it.
     EagerDestination,
     /// A host takes copies of checkpoints for nodes of which it does not know itself as a backup.
     CarelessReceiver,
     /// A sender takes the refusal of a copy for its success.
     TrustsCopies,
-    /// The leader writes without comparing.
+    /// The store writes the records of nodes without comparing.
     BlindWrites,
     /// An agent leads before it has the policies that decide.
     LeadsWithoutSet,
@@ -55,6 +56,10 @@ pub enum Weakness {
     TrustsDestroys,
     /// An agent takes a record that it cannot read for none.
     ForgetsUnread,
+    /// A guard that was restarted forgets what it had acknowledged.
+    GuardForgets,
+    /// An agent spares its members when its lease is lost, and leaves them to the guard.
+    SparesMembers,
 }
 
 impl Weakness {
@@ -63,7 +68,11 @@ impl Weakness {
     pub fn breaks(self) -> &'static str {
         match self {
             Self::EagerDestination => "SAFE-1",
-            Self::DeadGuard | Self::JobsOutliveLeases | Self::TrustsDestroys => "SAFE-2",
+            Self::DeadGuard
+            | Self::EagerRestore
+            | Self::TrustsDestroys
+            | Self::GuardForgets
+            | Self::SparesMembers => "SAFE-2",
             Self::CarelessReceiver | Self::TrustsCopies | Self::ForgetsUnread => "SAFE-3",
             Self::BlindWrites => "SAFE-4",
             Self::LeadsWithoutSet => "SETS",
@@ -116,7 +125,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
     let drawn = Swarm::draw(&mut rng);
     let swarm = options.weakness.map_or(drawn, Swarm::against);
     let weakness = options.weakness.map_or_else(String::new, |weakness| format!(" weakness={weakness:?}"));
-    let partial = options.partial.then(|| Partial::draw(seed));
+    let partial = options.partial.then(|| Partial::draw(seed, options.weakness));
     let parts = partial.as_ref().map_or_else(String::new, |partial| format!(" {}", partial.describe()));
     let title = format!("seed={seed} hosts={hosts} steps={steps}{weakness} {}{parts}", swarm.describe());
     let mut world = World::new(rng.draw(), hosts, swarm, options.weakness);
@@ -148,6 +157,7 @@ fn come_to_rest(world: &mut World) -> u64 {
     while world.failure.is_none() && world.now < begun + HEAL_MS_MAX {
         world.step();
         if world.now % 500 < STEP_MS {
+            world.wake_all_guests();
             lacking = world.lacking();
             world.check_all_copies();
         }

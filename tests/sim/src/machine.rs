@@ -1,67 +1,19 @@
-//! Owns the simulated hosts: power, clock, the guard, what lies on the disk, and what is wrong with each.
+//! Owns the simulated hosts: power, clock, when their guards kill, what lies on the disk, and what is wrong with each.
 //!
 //! Promises: what a machine does without its agent goes on without its agent: the guard kills. What runs on it, its permits
 //! and its libvirt are the simulated hypervisor's. Must not do: decide.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::ids::{InstanceId, NodeId};
 use understudy_core::model::records::CheckpointId;
 use understudy_core::model::units::{Boottime, MiB, UnixMillis};
 use understudy_hypervisor::Pid;
 use understudy_hypervisor::fake::{FakeHypervisor, Operation};
 
 use crate::agent::Agent;
+use crate::guard::{Acknowledgement, Guard, Table};
 use crate::guest::Memory;
-
-/// The dead man's switch. It outlives the agent and dies with the kernel.
-#[derive(Debug, Default)]
-pub(crate) struct Guard {
-    pub(crate) deadline: Option<Boottime>,
-    pub(crate) lease: u64,
-    held: BTreeMap<InstanceId, (Pid, Epoch)>,
-}
-
-impl Guard {
-    fn confirm(&mut self, deadline: Boottime, lease: u64, now: Boottime) -> bool {
-        let over = self.expired(now);
-        let backwards = lease < self.lease
-            || (lease == self.lease && (over || self.deadline.is_some_and(|known| deadline < known)));
-        if backwards || deadline <= now {
-            return false;
-        }
-        self.deadline = Some(deadline);
-        self.lease = lease;
-        true
-    }
-
-    /// Takes a process under its eyes. A process that an earlier lease asked for is refused.
-    pub(crate) fn register(
-        &mut self,
-        instance: InstanceId,
-        (process, epoch): (Pid, Epoch),
-        lease: Option<u64>,
-        now: Boottime,
-    ) -> bool {
-        let open = self.deadline.is_some_and(|deadline| now < deadline);
-        let current = lease.is_none_or(|lease| lease == self.lease);
-        let older = self.held.get(&instance).is_some_and(|(known, held)| *known == process && epoch < *held);
-        if !open || !current || older {
-            return false;
-        }
-        self.held.insert(instance, (process, epoch));
-        true
-    }
-
-    pub(crate) fn expired(&self, now: Boottime) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= now)
-    }
-
-    /// In which epoch it holds a process.
-    pub(crate) fn epoch_of(&self, instance: InstanceId, process: Pid) -> Option<Epoch> {
-        self.held.get(&instance).filter(|(known, _)| *known == process).map(|(_, epoch)| *epoch)
-    }
-}
 
 /// One physical machine.
 #[derive(Debug)]
@@ -85,6 +37,18 @@ pub(crate) struct Machine {
     /// Its wall clock's error in milliseconds.
     pub(crate) wall_skew: u64,
     pub(crate) guard: Guard,
+    /// How long a process takes to end that was killed.
+    pub(crate) kills_take: u64,
+    /// What was killed, and when it ends.
+    pub(crate) dying: BTreeMap<InstanceId, (Pid, u64)>,
+    /// Guests that stand still or are silent without a word, and until when.
+    pub(crate) stopped: BTreeMap<InstanceId, (Pid, u64)>,
+    /// What it says does not get through until then, what it is told does.
+    pub(crate) mute_until: u64,
+    /// What it is told does not get through until then, what it says does.
+    pub(crate) deaf_until: u64,
+    /// Nothing on its disk can be changed until then.
+    pub(crate) read_only_until: u64,
     /// Its libvirtd ends nothing until then.
     pub(crate) holds_until: u64,
     /// Its libvirtd does not answer until then.
@@ -95,8 +59,8 @@ pub(crate) struct Machine {
     pub(crate) permits_fail_until: u64,
     /// Since when its agent alone stands still, and until when.
     pub(crate) agent_frozen: Option<(u64, u64)>,
-    /// Nodes whose records its agent, of another version, cannot read, and until when.
-    pub(crate) foreign: BTreeMap<NodeId, u64>,
+    /// Keys of the records that its agent, of another version, cannot read, and until when.
+    pub(crate) foreign: BTreeMap<String, u64>,
     /// Its disk takes no images until then.
     pub(crate) full_until: u64,
     /// It stands still in the middle of each image until then.
@@ -140,6 +104,12 @@ impl Machine {
             drift_ppm: 0,
             wall_skew: 0,
             guard: Guard::default(),
+            kills_take: 0,
+            dying: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            mute_until: 0,
+            deaf_until: 0,
+            read_only_until: 0,
             holds_until: 0,
             libvirtd_back: 0,
             fails_until: BTreeMap::new(),
@@ -157,8 +127,11 @@ impl Machine {
         }
     }
 
-    /// Its libvirtd does what it can again, where that is due.
+    /// What is due on it by itself: killed processes end, and its libvirtd does what it can again.
     pub(crate) fn recover(&mut self, now: u64) {
+        if self.runs() {
+            self.end_killed(now);
+        }
         if self.holds_until != 0 && self.holds_until <= now {
             self.holds_until = 0;
             self.hypervisor.set_all_unkillable(false);
@@ -193,9 +166,24 @@ impl Machine {
         self.off_until.is_none() && self.frozen_until.is_none()
     }
 
-    /// Whether the store and its peers can reach it.
+    /// Whether the store and its peers can reach it, and it them.
     pub(crate) fn linked(&self, now: u64) -> bool {
-        self.runs() && now >= self.cut_until
+        self.hears(now) && self.is_heard(now)
+    }
+
+    /// Whether anything from elsewhere gets to it.
+    pub(crate) fn hears(&self, now: u64) -> bool {
+        self.runs() && now >= self.cut_until.max(self.deaf_until)
+    }
+
+    /// Whether anything from it gets elsewhere.
+    pub(crate) fn is_heard(&self, now: u64) -> bool {
+        now >= self.cut_until.max(self.mute_until)
+    }
+
+    /// Whether its guard answers nobody.
+    pub(crate) fn lacks_guard(&self, now: u64) -> bool {
+        now < self.guard_deaf_until.max(self.guard.gone_until)
     }
 
     /// Its own clock, which begins far from 0 so that a difference never does.
@@ -210,16 +198,72 @@ impl Machine {
     }
 
     /// The first deadline of a newer lease closes the one before.
-    pub(crate) fn confirm(&mut self, deadline: Boottime, lease: u64, now: Boottime) -> bool {
-        if lease > self.guard.lease {
-            self.kill_registered();
+    pub(crate) fn confirm(&mut self, deadline: Boottime, lease: u64, now: u64) -> Acknowledgement {
+        let clock = self.boottime(now);
+        let left: Vec<(InstanceId, Pid)> = self.guard.left_by_earlier(lease).collect();
+        let is_left =
+            left.into_iter().filter(|&(instance, process)| self.kill(instance, process, now)).count();
+        if is_left > 0 {
+            self.guard.close(clock);
+            return Acknowledgement::Closing;
         }
-        self.guard.confirm(deadline, lease, now)
+        if self.guard.confirm(deadline, lease, clock) {
+            Acknowledgement::Given
+        } else {
+            Acknowledgement::Refused
+        }
+    }
+
+    /// The guard's work without being asked. A successor of one that is gone enforces the table first.
+    pub(crate) fn step_guard(&mut self, now: u64, (late_ms, forgets): (u64, bool)) {
+        let late = self.thawed_at > 0 && now < self.thawed_at + late_ms;
+        if !self.runs() || late || now < self.guard.gone_until {
+            return;
+        }
+        let returns = std::mem::take(&mut self.guard.gone_until) != 0;
+        let damaged = returns && self.guard.table == Table::Damaged;
+        if (damaged && !forgets) || self.guard.expired(self.boottime(now)) {
+            self.kill_registered(now);
+        }
+        if damaged || (returns && forgets) {
+            self.guard = Guard::default();
+        }
+    }
+
+    /// Of guard and agent one is there at least: with both gone at once nothing is promised but by a hardware watchdog.
+    pub(crate) fn restart_guard(&mut self, now: u64) {
+        self.guard.gone_until = self.guard.gone_until.min(now);
     }
 
     /// Whatever its libvirt ends or not: nothing of it runs on.
-    pub(crate) fn kill_registered(&mut self) {
-        for (instance, (process, _)) in std::mem::take(&mut self.guard.held) {
+    pub(crate) fn kill_registered(&mut self, now: u64) {
+        let registered: Vec<(InstanceId, Pid)> = self.guard.registered().collect();
+        for (instance, process) in registered {
+            self.kill(instance, process, now);
+        }
+    }
+
+    /// Kills this very process, if it runs the instance; whether it is there still.
+    pub(crate) fn kill(&mut self, instance: InstanceId, process: Pid, now: u64) -> bool {
+        if self.hypervisor.process_of(instance) != Some(process) {
+            return false;
+        }
+        if self.kills_take == 0 {
+            self.hypervisor.kill(instance);
+            return false;
+        }
+        let ends = now + self.kills_take;
+        let known = self.dying.entry(instance).or_insert((process, ends));
+        if known.0 != process {
+            *known = (process, ends);
+        }
+        self.hypervisor.set_unkillable(instance, true);
+        true
+    }
+
+    /// What was killed some time ago ends.
+    fn end_killed(&mut self, now: u64) {
+        for (instance, (process, _)) in self.dying.extract_if(.., |_, (_, ends)| *ends <= now) {
             if self.hypervisor.process_of(instance) == Some(process) {
                 self.hypervisor.kill(instance);
             }

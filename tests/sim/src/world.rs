@@ -5,6 +5,7 @@
 //! its own machine. Must not do: judge (`check`), break things (`fault`).
 
 pub(crate) mod traffic;
+mod weak;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,7 +70,7 @@ pub(crate) enum Answer {
     Unavailable,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Request {
     id: u64,
     host: HostId,
@@ -237,6 +238,7 @@ impl World {
         }
         self.reconnect();
         self.site.advance(Duration::from_millis(STEP_MS));
+        self.run_arrivals();
         self.serve();
         for host in &hosts {
             self.run_agent(host);
@@ -281,11 +283,10 @@ impl World {
     }
 
     fn guard(&mut self, host: &HostId) {
-        let (now, weak) = (self.now, self.weakness == Some(Weakness::DeadGuard));
-        let machine = self.machine_mut(host);
-        let late = machine.thawed_at > 0 && now < machine.thawed_at + GUARD_LATE_MS;
-        if machine.runs() && !late && !weak && machine.guard.expired(machine.boottime(now)) {
-            machine.kill_registered();
+        let (now, weakness) = (self.now, self.weakness);
+        if weakness != Some(Weakness::DeadGuard) {
+            let forgets = weakness == Some(Weakness::GuardForgets);
+            self.machine_mut(host).step_guard(now, (GUARD_LATE_MS, forgets));
         }
     }
 
@@ -314,7 +315,7 @@ impl World {
         if !machine.runs() || !machine.agent_goes_on(now) {
             return;
         }
-        let (linked, lag) = (machine.linked(now) && now >= self.store_down_until, self.machine(host).lag);
+        let (linked, lag) = (machine.hears(now) && now >= self.store_down_until, self.machine(host).lag);
         let Some(mut agent) = self.machine_mut(host).agent.take() else { return };
         if linked {
             let late = if jitter { self.rng.below(2) * STEP_MS } else { 0 };
@@ -364,7 +365,7 @@ impl World {
                 waiting.push(request);
                 continue;
             }
-            let cut = now < self.store_down_until || now < self.machine(&request.host).cut_until;
+            let cut = now < self.store_down_until || !self.machine(&request.host).is_heard(now);
             if cut {
                 if request.stays && now < request.issued + STRAY_MS {
                     request.arrives = now + STEP_MS;
@@ -374,6 +375,11 @@ impl World {
             }
             let lost = self.swarm.lost_answers;
             let lost = self.rng.chance(lost);
+            let again = self.partial.as_mut().and_then(|partial| partial.repeats(now));
+            let lost = lost || again.is_some_and(|again| again.first_is_lost);
+            if let Some(again) = again {
+                waiting.push(Request { arrives: again.arrives, ..request.clone() });
+            }
             if let Some(answer) = self.answer(&request.host, request.body, lost) {
                 let at = now + self.duration(STEP_MS, 2 * STEP_MS);
                 let Request { id, host, incarnation, .. } = request;
@@ -397,10 +403,13 @@ impl World {
                     ready(self.store.get(&key.to_string())).expect("this connection is never cut off");
                 (!lost).then_some(Answer::Read(entry))
             }
-            Body::Commit(txn) => heard(ready(self.store.commit(&txn))).map(|committed| match committed {
-                Committed::Applied { revision } => Answer::Applied(revision.0),
-                Committed::Refused { failed, .. } => Answer::Refused { failed },
-            }),
+            Body::Commit(mut txn) => {
+                self.forget_conditions(&mut txn);
+                heard(ready(self.store.commit(&txn))).map(|committed| match committed {
+                    Committed::Applied { revision } => Answer::Applied(revision.0),
+                    Committed::Refused { failed, .. } => Answer::Refused { failed },
+                })
+            }
             Body::Bid(previous) => {
                 let bid = ready(lead(&self.store, LEADER, host, previous.as_ref()));
                 settled(bid).map(Answer::Bid)

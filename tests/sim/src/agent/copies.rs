@@ -35,6 +35,8 @@ struct Sent {
     /// When whoever cannot be reached, or does not know yet, is given up.
     patience: Option<u64>,
     half_told: bool,
+    /// What the receiver said of all of it, as long as that does not get back.
+    unheard: Option<Offer>,
 }
 
 /// An image on its way.
@@ -70,7 +72,7 @@ impl Copies {
         to: Destination,
     ) {
         let due = world.now + world.duration(50, 500);
-        let sent = Sent { revision, due, patience: None, half_told: false };
+        let sent = Sent { revision, due, patience: None, half_told: false, unheard: None };
         if let Some(outgoing) = self.0.get_mut(&(node, id)) {
             outgoing.sends.insert(to.host, sent);
         }
@@ -125,7 +127,10 @@ impl Sent {
         if now < self.due || machine.frozen_until.is_some() || machine.agent_frozen.is_some() {
             return Step::Waits;
         }
-        if !reached || !machine.runs() || machine.agent.is_none() {
+        let own = world.machine(me);
+        let arrives = self.unheard.is_some() || now >= own.mute_until.max(machine.deaf_until);
+        let heard = now >= own.deaf_until.max(machine.mute_until);
+        if !reached || !arrives || !machine.runs() || machine.agent.is_none() {
             let until = *self.patience.get_or_insert(now + CONNECT_MS);
             let detail = "it does not answer".to_owned();
             return if now < until { Step::Waits } else { Step::Failed(CopyFault::Unreachable { detail }) };
@@ -133,7 +138,17 @@ impl Sent {
         if machine.stalls_until > now {
             return if std::mem::replace(&mut self.half_told, true) { Step::Waits } else { Step::Half };
         }
-        match world.receive((me, to), node, id, self.revision) {
+        let offer = match self.unheard.take() {
+            Some(offer) => offer,
+            None => world.receive((me, to), node, id, self.revision),
+        };
+        if !heard {
+            self.unheard = Some(offer);
+            let until = *self.patience.get_or_insert(now + CONNECT_MS);
+            let detail = "its answer does not come".to_owned();
+            return if now < until { Step::Waits } else { Step::Failed(CopyFault::Unreachable { detail }) };
+        }
+        match offer {
             Offer::Taken => Step::Taken,
             // With the protection switched off a refusal is taken for success.
             Offer::Over(_) if world.weakness == Some(Weakness::TrustsCopies) => Step::Taken,

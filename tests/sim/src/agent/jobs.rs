@@ -163,7 +163,7 @@ impl Agent {
         let instance = job.of.instance;
         Some(match &job.of.action {
             HostAction::CreateIdle(_) | HostAction::Create { .. } => return self.booted(world, me, job),
-            HostAction::Guard { epoch, .. } => guard(world, me, &job.of, *epoch),
+            HostAction::Guard { epoch, .. } => self.guard(world, me, &job.of, *epoch),
             HostAction::Deploy { node, .. } => self.deploy(world, me, instance, node, job.fails),
             HostAction::Admit { node, incarnation, .. } => {
                 let words = ["admit", &node.to_string(), &incarnation.0.to_string()];
@@ -296,26 +296,13 @@ impl Agent {
             Err(error) => return self.leave_nothing(world, me, instance, not_restored(&error)),
         }
         // What it was connected to when it was saved it is not any more.
-        let generation = hypervisor.change_memory(instance, |memory| {
+        hypervisor.change_memory(instance, |memory| {
             (memory.life, memory.acts, memory.windows) = (life, true, None);
             memory.admitted.clear();
-            memory.generation
         });
         self.watch(world, me, instance);
-        self.outlive(world, me, job, generation.unwrap_or_default());
+        world.run_restored(me, instance);
         Outcome::Loaded { address: Some(RESTORED) }
-    }
-
-    /// With the protection switched off, a job lets run what it made although its lease is over.
-    fn outlive(&self, world: &mut World, me: &HostId, job: &Job, generation: u64) {
-        let HostAction::Restore { node, epoch, .. } = &job.of.action else { return };
-        let over = job.of.lease != self.number && world.weakness == Some(Weakness::JobsOutliveLeases);
-        if over
-            && register(world, me, &job.of, *epoch).is_ok()
-            && world.machine(me).hypervisor.resume(job.of.instance).is_ok()
-        {
-            world.restored(node, me, self.restored_from(node), generation);
-        }
     }
 
     fn resume(&mut self, world: &mut World, me: &HostId, job: &Job) -> Outcome {
@@ -324,7 +311,7 @@ impl Agent {
         let registered = if job.fails {
             Err("the guard did not acknowledge it".to_owned())
         } else {
-            register(world, me, &job.of, *epoch)
+            self.register(world, me, &job.of, *epoch)
         };
         let hypervisor = &world.machine(me).hypervisor;
         let woken = registered.and_then(|()| {
@@ -431,26 +418,35 @@ fn us(world: &World, me: &HostId, instance: InstanceId, words: &[&str]) -> Resul
     }
 }
 
-/// Has the guard acknowledge what runs under this id, then notes the epoch on it.
-fn guard(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Outcome {
-    if let Err(why) = register(world, me, of, epoch) {
-        return Outcome::Failed(why);
+impl Agent {
+    /// Has the guard acknowledge what runs under this id, then notes the epoch on it.
+    fn guard(&mut self, world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Outcome {
+        if let Err(why) = self.register(world, me, of, epoch) {
+            return Outcome::Failed(why);
+        }
+        // The note is for people and for the hook; the guard's word is what counts.
+        let _ = world.machine(me).hypervisor.set_note(of.instance, &note(epoch, of.address));
+        Outcome::Guarded(epoch)
     }
-    // The note is for people and for the hook; the guard's word is what counts.
-    let _ = world.machine(me).hypervisor.set_note(of.instance, &note(epoch, of.address));
-    Outcome::Guarded(epoch)
-}
 
-/// Asks the guard to take a process under its eyes, on behalf of the lease that the job belongs to.
-fn register(world: &mut World, me: &HostId, of: &CoreJob, epoch: Epoch) -> Result<(), String> {
-    let now = world.now;
-    let lease = (world.weakness != Some(Weakness::JobsOutliveLeases)).then_some(of.lease);
-    let machine = world.machine_mut(me);
-    let process = machine.hypervisor.process_of(of.instance).ok_or("no process runs the instance")?;
-    let clock = machine.boottime(now);
-    let held = now >= machine.guard_deaf_until
-        && machine.guard.register(of.instance, (process, epoch), lease, clock);
-    held.then_some(()).ok_or_else(|| "the guard does not acknowledge it".to_owned())
+    /// Asks the guard to take a process under its eyes, on behalf of the lease that the job belongs to.
+    pub(super) fn register(
+        &mut self,
+        world: &mut World,
+        me: &HostId,
+        of: &CoreJob,
+        epoch: Epoch,
+    ) -> Result<(), String> {
+        let now = world.now;
+        let machine = world.machine_mut(me);
+        let process = machine.hypervisor.process_of(of.instance).ok_or("no process runs the instance")?;
+        // Held before it may run: what is not held is not killed when the lease is lost.
+        self.members.insert(of.instance, process);
+        let clock = machine.boottime(now);
+        let held = !machine.lacks_guard(now)
+            && machine.guard.register(of.instance, (process, epoch), of.lease, clock);
+        held.then_some(()).ok_or_else(|| "the guard does not acknowledge it".to_owned())
+    }
 }
 
 fn send_windows(world: &mut World, me: &HostId, send: &SendWindows) -> Outcome {

@@ -17,7 +17,6 @@ use understudy_store::Txn;
 use understudy_store::election::{Bid, Leadership};
 
 use super::{Agent, Tag};
-use crate::Weakness;
 use crate::world::{Answer, Body, World};
 
 impl Agent {
@@ -75,14 +74,11 @@ impl Agent {
 
     fn write_leading(&mut self, world: &mut World, me: &HostId, request: WriteRequest) {
         let WriteRequest { id, transaction, what } = request;
-        let mut txn = Txn::from(transaction);
+        let txn = Txn::from(transaction);
         match what {
             What::Assign { assignment, .. } => {
                 self.asks_its_set(world, me);
                 world.decided(&assignment.node, &assignment.record, &assignment.reasons);
-                if world.weakness == Some(Weakness::BlindWrites) {
-                    txn.conditions.clear();
-                }
             }
             What::Expire(_) | What::Suspend(_) => {}
             What::Activate(record) => {

@@ -18,7 +18,9 @@ use understudy_store::{Entry, Txn};
 
 use super::jobs::ipv4;
 use super::{Agent, Tag, boot_id};
+use crate::Weakness;
 use crate::cached_store::unchanged;
+use crate::guard::Acknowledgement;
 use crate::world::{Answer, Body, World};
 
 /// What is asked of the store for the lease.
@@ -79,14 +81,16 @@ impl Agent {
 
     fn ask_guard(&mut self, world: &mut World, me: &HostId, deadline: Boottime) -> LeaseAnswer {
         let (number, now) = (self.lease.status().number, world.now);
-        let answers = now >= world.machine(me).guard_deaf_until;
+        let answers = !world.machine(me).lacks_guard(now);
         self.inform(world, me, Input::Service { service: Service::Guard, answers });
         let machine = world.machine_mut(me);
-        let clock = machine.boottime(now);
-        match answers {
-            false => LeaseAnswer::GuardSilent,
-            true if machine.confirm(deadline, number, clock) => LeaseAnswer::GuardAcknowledged,
-            true => LeaseAnswer::GuardRefused,
+        if !answers {
+            return LeaseAnswer::GuardSilent;
+        }
+        match machine.confirm(deadline, number, now) {
+            Acknowledgement::Given => LeaseAnswer::GuardAcknowledged,
+            Acknowledgement::Refused => LeaseAnswer::GuardRefused,
+            Acknowledgement::Closing => LeaseAnswer::GuardSilent,
         }
     }
 
@@ -118,6 +122,10 @@ impl Agent {
     ) {
         let answer = match (request, answer) {
             (LeaseRequest::Read, Answer::Read(known)) => {
+                let foreign = world.machine(me).foreign.contains_key(&Key::Lease(me.clone()).to_string());
+                if foreign && known.is_some() {
+                    return self.lease_is_unavailable(world, me, attempt);
+                }
                 return self.open(world, me, attempt, lease_of(known));
             }
             (LeaseRequest::Open { record, sent }, Answer::Applied(revision)) => {
@@ -144,7 +152,12 @@ impl Agent {
 
     fn kill_members(&mut self, world: &mut World, me: &HostId) {
         world.note(format!("{me} has lost lease {}: every member ends", self.number));
-        world.machine_mut(me).kill_registered();
+        let (members, now) = (std::mem::take(&mut self.members), world.now);
+        if world.weakness != Some(Weakness::SparesMembers) {
+            for (instance, process) in members {
+                world.machine_mut(me).kill(instance, process, now);
+            }
+        }
         self.inform(world, me, Input::LeaseLost);
         (self.has_recovered, self.recovers) = (false, false);
     }
@@ -160,7 +173,7 @@ impl Agent {
     ) {
         let (known, revision) = known.map_or((None, 0), |known| (Some(known.value), known.revision));
         let machine = world.machine(me);
-        let (clock, deaf) = (machine.boottime(world.now), world.now < machine.guard_deaf_until);
+        let (clock, deaf) = (machine.boottime(world.now), machine.lacks_guard(world.now));
         let guard =
             machine.guard.deadline.map(|deadline| GuardHolds { number: machine.guard.lease, deadline });
         let own = Identity { boot: boot_id(world, me), machine: Default::default() };
@@ -200,21 +213,30 @@ impl Agent {
     ) -> Option<Discovered> {
         let machine = world.machine(me);
         let hypervisor = machine.hypervisor.clone();
+        if machine.guard.gone_until > world.now {
+            return None;
+        }
         let here = hypervisor.instances().ok()?;
         let nothing = StoreCache::default();
         let cache = self.cache.as_deref().unwrap_or(&nothing);
         let facts = cache.facts(me).filter(|facts| Some(facts.lease) == previous);
         let nodes = cache.view().nodes.iter().map(|(node, known)| (node, &known.value));
         let number = if resumed { self.number } else { 0 };
-        let guarded =
-            here.iter().filter_map(|fact| Some((fact.id, machine.guard.epoch_of(fact.id, fact.pid?)?)));
+        let guarded = here
+            .iter()
+            .filter(|fact| !machine.dying.contains_key(&fact.id))
+            .filter_map(|fact| Some((fact.id, machine.guard.epoch_of(fact.id, fact.pid?)?)));
         let reported = facts.into_iter().flat_map(|facts| facts.instances.keys().copied());
         let gone = |instance: &InstanceId| {
             hypervisor.liveness(*instance).is_ok_and(|liveness| liveness == Liveness::Gone)
         };
         let discovery = Discovery {
             resumed,
-            reported: facts.map_or(Reported::Nothing, Reported::Facts),
+            reported: if cache.has_quarantined_facts(me) {
+                Reported::Unreadable
+            } else {
+                facts.map_or(Reported::Nothing, Reported::Facts)
+            },
             found: &here.iter().map(|fact| (fact.id, found(fact))).collect(),
             gone: &reported.filter(gone).collect(),
             guarded: &guarded.collect(),
@@ -257,7 +279,8 @@ impl Agent {
 /// What a read of a host's lease gave.
 fn lease_of(entry: Option<Entry>) -> Option<Versioned<LeaseRecord>> {
     let entry = entry?;
-    let value = decode(&entry.key, &entry.value).expect("every agent here writes leases of one version");
+    let value =
+        decode(&entry.key, &entry.value).expect("what was written is read by an agent of this version");
     Some(Versioned { value, revision: entry.modified.0 })
 }
 
@@ -265,8 +288,9 @@ fn found(fact: &InstanceFact) -> Found {
     let seen = match fact.state {
         InstanceState::Running | InstanceState::ShuttingDown => Seen::Running,
         InstanceState::Paused(PauseCause::Migration) => Seen::Incoming,
+        InstanceState::Paused(PauseCause::IoError | PauseCause::Watchdog | PauseCause::Panicked)
+        | InstanceState::Crashed => Seen::Failed,
         InstanceState::Paused(_) => Seen::Paused,
-        InstanceState::Crashed => Seen::Failed,
         InstanceState::Off => Seen::Off,
     };
     let (epoch, address) = (fact.note.epoch, ipv4(fact.note.address));

@@ -8,7 +8,7 @@ use understudy_core::host::{DomainEvent, Effect, HostSettings, Input, Records, S
 use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_core::model::units::Now;
 use understudy_core::model::view::View;
-use understudy_hypervisor::{Hypervisor, Liveness};
+use understudy_hypervisor::{EventKind, Hypervisor, InstanceState, Liveness, PauseCause, WatchdogAction};
 use uuid::Uuid;
 
 use super::{Agent, jobs::Job};
@@ -36,10 +36,10 @@ impl Agent {
                 None
             }
             Effect::Step { job, step } => self.begin_step(world, me, *job, step),
-            // No guest here has come to where it cannot go on.
             Effect::List => {
                 let here = world.machine(me).hypervisor.instances().ok();
-                let shown = here.map(|here| here.into_iter().map(|fact| (fact.id, Shown::Well)).collect());
+                let shown =
+                    here.map(|here| here.into_iter().map(|fact| (fact.id, shown(fact.state))).collect());
                 Some(Input::Listed(shown))
             }
             Effect::LookFor(instance) => {
@@ -108,6 +108,31 @@ impl Agent {
         }
     }
 
+    /// What libvirt tells of guests.
+    pub(super) fn watch_guests(&mut self, world: &mut World, me: &HostId) {
+        while let Ok(event) = self.events.try_recv() {
+            let event = match event.kind {
+                EventKind::Panicked { id } => DomainEvent::Panicked(id),
+                EventKind::Watchdog { id, action: WatchdogAction::None | WatchdogAction::Paused } => {
+                    DomainEvent::Hangs(id)
+                }
+                EventKind::IoError { id, device, paused } => {
+                    DomainEvent::DiskFailed { instance: id, device, paused }
+                }
+                // The pidfds and the connection are looked at by themselves.
+                EventKind::Died { .. }
+                | EventKind::ConnectionLost
+                | EventKind::ConnectionRegained
+                | EventKind::Emulates { .. }
+                | EventKind::Lifecycle { .. }
+                | EventKind::Agent { .. }
+                | EventKind::Watchdog { action: WatchdogAction::Ended, .. } => continue,
+            };
+            self.dirty = true;
+            self.inform(world, me, Input::Hypervisor(event));
+        }
+    }
+
     /// The pidfds: a process that has ended is known dead at once.
     pub(super) fn watch_processes(&mut self, world: &mut World, me: &HostId) {
         for instance in world.machine(me).hypervisor.ended(&self.watched) {
@@ -136,6 +161,18 @@ pub(super) fn settings(world: &mut World, me: &HostId) -> HostSettings {
         addresses: [10, 0, number, 1].into()..=[10, 0, number, 254].into(),
         bounds: world.bounds,
         names: Uuid::from_u128(u128::from(world.rng.draw()) << 64 | 7),
+    }
+}
+
+fn shown(state: InstanceState) -> Shown {
+    match state {
+        InstanceState::Crashed | InstanceState::Paused(PauseCause::Panicked) => Shown::Panicked,
+        InstanceState::Paused(PauseCause::Watchdog) => Shown::Hangs,
+        InstanceState::Paused(PauseCause::IoError) => Shown::DiskFailed,
+        InstanceState::Paused(_)
+        | InstanceState::Running
+        | InstanceState::ShuttingDown
+        | InstanceState::Off => Shown::Well,
     }
 }
 

@@ -47,6 +47,9 @@ impl World {
         if offer != Offer::Taken && !careless {
             return offer;
         }
+        if machine.read_only_until > now {
+            return Offer::Over("read-only file system".to_owned());
+        }
         if machine.full_until > now {
             return Offer::Over("no space left on device".to_owned());
         }
@@ -69,6 +72,9 @@ impl World {
 
     /// Deletes all images of a node on a machine.
     pub(crate) fn drop_images(&mut self, host: &HostId, node: &NodeId) {
+        if self.machine(host).read_only_until > self.now {
+            return;
+        }
         for id in self.machine_mut(host).images.remove(node).unwrap_or_default() {
             self.site.remove_image(&kept(host, node, id));
         }
@@ -81,6 +87,8 @@ impl World {
         machine.frozen_until = None;
         machine.hypervisor.power_off();
         machine.guard = Default::default();
+        machine.dying.clear();
+        machine.stopped.clear();
         self.lose_agent(host);
         self.note(format!("{host} loses its power"));
     }
@@ -102,8 +110,10 @@ impl World {
 
     /// What it was about to send has no use any more.
     fn lose_agent(&mut self, host: &HostId) {
+        let now = self.now;
         let machine = self.machine_mut(host);
         (machine.agent, machine.agent_frozen) = (None, None);
+        machine.restart_guard(now);
         self.site.remove_images(&scratch(host));
     }
 

@@ -16,8 +16,7 @@ use understudy_hypervisor::{
     Hypervisor, InstanceState, Liveness, MigrationOutcome, MigrationTarget, PauseCause,
 };
 
-use super::{ipv4, permit, register, withdraw};
-use crate::Weakness;
+use super::{ipv4, permit, withdraw};
 use crate::agent::Agent;
 use crate::world::{STEP_MS, World};
 
@@ -37,8 +36,6 @@ struct Step {
 #[derive(Debug, Default)]
 pub(in crate::agent) struct Steps {
     under_way: Vec<Step>,
-    /// What is let run as soon as it is whole, with that protection switched off.
-    eager: Vec<CoreJob>,
 }
 
 impl Steps {
@@ -77,7 +74,6 @@ impl Agent {
     }
 
     pub(in crate::agent) fn take_steps(&mut self, world: &mut World, me: &HostId) {
-        self.land_early(world, me);
         for mut step in std::mem::take(&mut self.steps.under_way) {
             let answer = (step.until <= world.now).then(|| self.take_step(world, me, &mut step)).flatten();
             match answer {
@@ -93,7 +89,7 @@ impl Agent {
     fn take_step(&mut self, world: &mut World, me: &HostId, step: &mut Step) -> Option<MigrationAnswer> {
         let instance = step.of.instance;
         Some(match step.step {
-            MigrationStep::Permit { .. } => self.permit(world, me, &step.of),
+            MigrationStep::Permit { .. } => Self::permit(world, me, &step.of),
             MigrationStep::Look => look(world, me, instance),
             MigrationStep::Land => self.land(world, me, &step.of),
             MigrationStep::Withdraw => done(withdraw(world, me, instance)),
@@ -104,31 +100,17 @@ impl Agent {
         })
     }
 
-    fn permit(&mut self, world: &World, me: &HostId, of: &CoreJob) -> MigrationAnswer {
+    fn permit(world: &World, me: &HostId, of: &CoreJob) -> MigrationAnswer {
         let HostAction::Accept { epoch, .. } = of.action else { return MigrationAnswer::Done };
         if let Err(why) = permit(world, me, of.instance, epoch) {
             return MigrationAnswer::Failed(why);
         }
-        if world.weakness == Some(Weakness::EagerDestination) {
-            self.steps.eager.push(of.clone());
-        }
         MigrationAnswer::Done
-    }
-
-    /// With the protection switched off, whoever permits it also lets it run once all of it is here.
-    fn land_early(&mut self, world: &mut World, me: &HostId) {
-        for of in std::mem::take(&mut self.steps.eager) {
-            if look(world, me, of.instance) == MigrationAnswer::Seen(Presence::Paused) {
-                self.land(world, me, &of);
-            } else {
-                self.steps.eager.push(of);
-            }
-        }
     }
 
     fn land(&mut self, world: &mut World, me: &HostId, of: &CoreJob) -> MigrationAnswer {
         let HostAction::Accept { epoch, .. } = of.action else { return MigrationAnswer::Done };
-        if let Err(why) = register(world, me, of, epoch) {
+        if let Err(why) = self.register(world, me, of, epoch) {
             return MigrationAnswer::Failed(why);
         }
         let hypervisor = &world.machine(me).hypervisor;
