@@ -43,7 +43,7 @@ const RACK: usize = 40;
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
     setup::ensure(&options.setup)?;
-    for more in [&[][..], &["--ailing"], &["--sets"]] {
+    for more in [&[][..], &["--ailing"], &["--sets"], &["--partial"]] {
         println!("== simulator, {} seeds {}", options.seeds, more.join(" "));
         let (first, count) = ((TESTED + 1).to_string(), options.seeds.to_string());
         let words = [&["--seed", &first, "--seeds", &count], more].concat();

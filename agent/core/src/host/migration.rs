@@ -50,7 +50,7 @@ pub enum MigrationAnswer {
     Landed(Option<Landed>),
     /// It is on the other host, and nothing of it is here.
     Moved,
-    /// It did not move: both hosts agree that it is here and that nothing of it has run there.
+    /// It did not move, and nothing of that is under way any more: it is here, and nothing of it has run there.
     Stayed(String),
     /// It did not come to its end, or nobody can say whether it did.
     Failed(String),

@@ -9,9 +9,9 @@
 //!                                        └───── runs ─▶ stayed
 //! ```
 //!
-//! Promises: the instance is called moved only by the word of both hosts, and so is a migration called failed ("stayed"),
-//! which has the destination destroy what it has of it (SAFE-7): a try that could not even begin says nothing of what became
-//! of the one before. What the migration left standing still is let run before that is said. A look that fails ends the try,
+//! Promises: the instance is called moved only by the word of both hosts; a migration is called failed ("stayed"), which has
+//! the destination destroy what it has of it (SAFE-7), only once nothing of it is under way and the instance is here: a try that
+//! could not even begin says nothing of what became of the one before. What the migration left standing still is let run before that is said. A look that fails ends the try,
 //! never the instance. Must not do: look, move, or wait.
 //!
 //! Cost: nothing but at its own steps.
