@@ -57,6 +57,8 @@ pub struct Local {
     pub fact: InstanceFact,
     /// The guest stands still: it has arrived by migration, or is being restored.
     pub paused: bool,
+    /// It may run, and the guard has not, or no longer, been told of it in its epoch: it is registered anew.
+    pub unguarded: bool,
 }
 
 /// An instance whose image is loaded, and that waits, paused.

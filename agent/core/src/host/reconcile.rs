@@ -165,7 +165,9 @@ fn resume(situation: &Situation<'_>, named: &Named<'_>, since: Boottime) -> Opti
         fact.is_none_or(|fact| fact.admitted.get(node).is_some_and(|let_in| *let_in >= record.epoch));
     let waited = situation.now.boottime.since(since) >= INTAKE;
     let incident = record.incident.as_ref().filter(|incident| incident.epoch == record.epoch);
-    let ended = incident.is_some_and(|incident| incident.last.as_ref().unwrap_or(&incident.cause).is_seen());
+    let ended = incident.is_some_and(|incident| {
+        incident.cause.is_seen() && incident.last.as_ref().is_none_or(Death::is_seen)
+    });
     (let_in || waited || ended).then(|| HostAction::Resume {
         node: node.clone(),
         instance,
@@ -202,7 +204,7 @@ fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Loca
             },
         },
         Phase::Idle if yields(situation, named) => Vec::new(),
-        Phase::Idle | Phase::Deploying if local.fact.epoch < epoch => vec![guard()],
+        Phase::Idle | Phase::Deploying if local.unguarded || local.fact.epoch < epoch => vec![guard()],
         Phase::Idle | Phase::Deploying => {
             let spec = Box::new(record.spec.clone());
             vec![HostAction::Deploy { node: node.clone(), instance, epoch, spec }]
@@ -211,7 +213,15 @@ fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Loca
             Some(migration) if local.fact.epoch < migration.epoch => vec![accept(named, migration)],
             Some(_) | None => Vec::new(),
         },
-        Phase::Ready if local.fact.epoch < epoch && !is_migrating_out(situation, record) => vec![guard()],
+        // While it leaves, its epoch is the one that it was let run in.
+        Phase::Ready if local.unguarded && is_migrating_out(situation, record) => {
+            vec![HostAction::Guard { node: node.clone(), instance, epoch: local.fact.epoch }]
+        }
+        Phase::Ready
+            if (local.unguarded || local.fact.epoch < epoch) && !is_migrating_out(situation, record) =>
+        {
+            vec![guard()]
+        }
         Phase::Ready => {
             let mut actions: Vec<HostAction> = leave(situation, named, local).into_iter().collect();
             match (node.role(), part) {

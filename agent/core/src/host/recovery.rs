@@ -8,7 +8,7 @@
 //!
 //! | discovered, lease goes on | runs | stands still | cannot go on |
 //! |---|---|---|---|
-//! | ready, idle | goes on; a member that the guard has not is registered anew | resumed | goes on, and is judged by its state |
+//! | ready, idle | goes on; one that the guard has lost is registered anew | resumed, then the same | goes on, and is judged by its state |
 //! | deploying, its node names it | goes on, and is deployed again | resumed | as above |
 //! | restoring, guard holds it | ready | resumed, ready | as above |
 //! | restoring, guard does not | destroyed: it never ran, and its node has it restored again | the same | the same |
@@ -225,9 +225,8 @@ impl Discovery<'_> {
         fact: &InstanceFact,
         naming: Option<&Naming>,
     ) -> Recovery {
-        let is_member = matches!(naming, Some(Naming::Member { .. }));
         let local =
-            |fact: InstanceFact| Local { fact: self.as_guarded(instance, fact, is_member), paused: false };
+            |fact: InstanceFact| Local { unguarded: self.is_unguarded(instance, &fact), fact, paused: false };
         let is_named = matches!(naming, Some(Naming::Member { .. } | Naming::MigratingOut { .. }));
         match &fact.phase {
             Phase::Ready => alive(found.seen, local(fact.clone())),
@@ -245,12 +244,11 @@ impl Discovery<'_> {
         }
     }
 
-    /// A member counts as begun in the epoch in which the guard has it, so that one which the guard has lost is registered
-    /// anew: nobody would end it with the lease.
-    fn as_guarded(&self, instance: InstanceId, fact: InstanceFact, is_member: bool) -> InstanceFact {
+    /// Whether the guard has lost one that it once acknowledged: nobody would end it with the lease. Its epoch stays what it
+    /// is: a death before it is registered anew is of that life.
+    fn is_unguarded(&self, instance: InstanceId, fact: &InstanceFact) -> bool {
         let held = self.guarded.get(&instance).copied().unwrap_or_default();
-        let epoch = if is_member { fact.epoch.min(held) } else { fact.epoch };
-        InstanceFact { epoch, ..fact }
+        held < fact.epoch
     }
 
     /// What this host did not get to report of a member, the guard tells: it acknowledged what was about to run.
@@ -260,6 +258,7 @@ impl Discovery<'_> {
         let local = |phase, epoch| Local {
             fact: InstanceFact { node: Some(node.clone()), epoch, ..rebuilt(found, phase, self.now) },
             paused: false,
+            unguarded: false,
         };
         match (held, found.seen) {
             (_, Seen::Off) => HALF_WAY,
@@ -301,7 +300,7 @@ impl Discovery<'_> {
         match (self.reported, fact) {
             _ if !self.is_idle(instance, found) => NO_PLACE,
             (Reported::Facts(_), Some(fact)) if fact.phase == Phase::Idle && fact.node.is_none() => {
-                Recovery::GoesOn(Local { fact: fact.clone(), paused: false })
+                Recovery::GoesOn(Local { fact: fact.clone(), paused: false, unguarded: false })
             }
             (Reported::Unreadable, _) => Recovery::GoesOn(idle(found, self.now)),
             (Reported::Facts(_) | Reported::Nothing, _) => NO_PLACE,
@@ -332,7 +331,7 @@ fn alive(seen: Seen, local: Local) -> Recovery {
 }
 
 fn idle(found: &Found, now: UnixMillis) -> Local {
-    Local { fact: rebuilt(found, Phase::Idle, now), paused: false }
+    Local { fact: rebuilt(found, Phase::Idle, now), paused: false, unguarded: false }
 }
 
 fn rebuilt(found: &Found, phase: Phase, since: UnixMillis) -> InstanceFact {

@@ -216,7 +216,8 @@ impl Change<'_> {
         let may_be_had = |copy: &CheckpointRecord, host: &HostId| {
             // What cannot be read is no proof of a loss.
             let known = self.view.hosts.get(host);
-            let there = known.map_or(self.view.unread_hosts.contains(host), |seen| seen.is_open());
+            let unread = self.view.unread_hosts.contains(host);
+            let there = unread || known.is_some_and(|seen| seen.is_open());
             let lost = known.is_some() && !there;
             !failed(copy, host) && (there || lost && waited < STATE_WAIT)
         };

@@ -214,7 +214,7 @@ fn install(
     }
     let now = leader.now.wall;
     let cause = death.as_ref().map_or("first placement".to_owned(), |death| death.cause.to_string());
-    let last = death.as_ref().map(|death| death.cause.clone());
+    let last = last_unseen(before, death.as_ref());
     let (death, again) = first_failure(before, death);
     let kept = state_kept(node, before, &successor, death.as_ref());
     let restored = successor.checkpoint.is_some();
@@ -254,6 +254,17 @@ fn install(
         let wait = record.state_wait.filter(|_| restored);
         record.state_wait = wait.map(|wait| StateWait { given_up: false, ..wait });
     });
+}
+
+/// How the last of those died that may still be heard of, else how the last one did.
+fn last_unseen(before: &NodeRecord, death: Option<&Found>) -> Option<Death> {
+    let unseen = before.incident.as_ref().and_then(|incident| incident.last.clone());
+    let unseen = unseen.filter(|death| !death.is_seen());
+    let now = death.map(|death| death.cause.clone());
+    match now {
+        Some(now) if !now.is_seen() => Some(now),
+        now => unseen.or(now),
+    }
 }
 
 /// What failed is what its successors stand in for: one that was never ready is a step on the way back, and no failure of

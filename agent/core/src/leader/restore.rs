@@ -156,7 +156,8 @@ fn usable<'a>(
 ) -> Option<&'a HostId> {
     let usable = |host: &&HostId| {
         let able = leader.view.hosts.get(*host).is_some_and(|seen| seen.is_able());
-        able && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
+        let unread = leader.view.unread_hosts.contains(*host);
+        able && !unread && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
     };
     let failed = |host: &HostId| tries == Tries::Fresh && leader.failed_to_restore(record, host);
     holders(record, copy)
@@ -193,8 +194,10 @@ fn hindrances<'a>(
 ) -> impl Iterator<Item = Hindered<'a>> {
     let undamaged = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host));
     undamaged.filter_map(move |host| {
+        let unread = leader.view.unread_hosts.contains(host);
         let why = match leader.view.hosts.get(host) {
             Some(seen) => match seen.current_facts() {
+                _ if unread => Hindrance::Unread,
                 _ if !seen.is_open() => Hindrance::Lost,
                 None => Hindrance::NotReported,
                 Some(facts) => match facts.unable.first() {
@@ -202,7 +205,7 @@ fn hindrances<'a>(
                     None => Hindrance::NoRoom { free: leader.room(node, host), needed: record.spec.memory },
                 },
             },
-            None if leader.view.unread_hosts.contains(host) => Hindrance::Unread,
+            None if unread => Hindrance::Unread,
             None => return None,
         };
         Some(Hindered { copy, host, why })
@@ -321,7 +324,8 @@ pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRec
         (Some(known), Kind::Newer) if known.newer_since.is_none_or(|since| since > now) => {
             (wait.why.clone(), StateWait { newer_since: Some(now), ..known.anew(now) })
         }
-        (Some(known), Kind::There) if known.waited_ms > 0 || known.newer_since.is_some() => {
+        // What waits for a newer copy now and then, for a host that comes and goes, does so once.
+        (Some(known), Kind::There) if known.waited_ms > 0 || is_over(known.newer_since, now) => {
             ("a host with its state is there again, and is waited for".to_owned(), known.anew(now))
         }
         (Some(known), Kind::Lost) if known.newer_since.is_some() => (wait.why.clone(), known.anew(now)),
@@ -332,6 +336,10 @@ pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRec
         (Some(_), Kind::Newer | Kind::There | Kind::Lost) => return,
     };
     leader.change(node, reason, |record| record.state_wait = Some(next));
+}
+
+fn is_over(newer_since: Option<UnixMillis>, now: UnixMillis) -> bool {
+    newer_since.is_some_and(|since| since > now || now.since(since) >= NEWER_STATE)
 }
 
 /// When a node that waits is to be looked at again.

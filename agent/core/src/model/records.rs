@@ -167,7 +167,7 @@ pub struct Incident {
     pub epoch: Epoch,
     /// What failed.
     pub cause: Death,
-    /// How the last of those died that stood in for it, where there was one.
+    /// How the last of those died that stood in for it, where there was one: of those whose end was not seen, if there is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<Death>,
     /// The step of the fallback order that was taken, and where.

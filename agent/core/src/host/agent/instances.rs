@@ -85,7 +85,10 @@ impl HostAgent {
                 self.destroy_as(instance, Death::DeployFailed { detail });
             }
             (HostAction::Guard { .. }, Outcome::Guarded(epoch)) => {
-                self.edit(instance, |local| local.fact.epoch = epoch);
+                self.edit(instance, |local| {
+                    local.fact.epoch = epoch;
+                    local.unguarded = false;
+                });
             }
             (HostAction::Deploy { .. }, Outcome::Done) => {
                 self.change(instance, Phase::Ready, "its role reported ready");
@@ -120,9 +123,9 @@ impl HostAgent {
             (HostAction::MigrateOut { epoch, .. }, Outcome::Stayed(why)) => {
                 self.edit(instance, |local| local.fact.migration_failed = Some((epoch, why)));
             }
-            // The migration stays open: what the destination may have of it is newer than any checkpoint.
-            (HostAction::MigrateOut { node, .. }, Outcome::Died(detail)) => {
-                self.dead(instance, Some(node), Death::Exited { detail });
+            // What the destination may have of it is newer than any checkpoint: its word decides.
+            (HostAction::MigrateOut { node, to, .. }, Outcome::Died(_)) => {
+                self.moved(instance, Some(node), Death::MaybeMoved { to });
             }
             (HostAction::Accept { node, epoch, from, .. }, Outcome::Arrived { memory, vcpus, address }) => {
                 let fresh = booting(self.now.wall, None, address, memory, vcpus);
@@ -229,9 +232,13 @@ impl HostAgent {
             let cooldowns = record.into_iter().flat_map(|record| &record.cooldowns);
             let mut here =
                 cooldowns.filter(|cooldown| &cooldown.host == host && cooldown.cause.bars_a_restore());
-            here.any(|cooldown| cooldown.at <= now && now.since(cooldown.at) < bounds.cooldown)
+            // One that lies ahead is of a leader with another clock.
+            here.any(|cooldown| now.since(cooldown.at) < bounds.cooldown)
         };
-        let able = |host: &HostId| view.hosts.get(host).is_some_and(|seen| seen.is_able());
+        let has_room = |host: &HostId| {
+            record.is_some_and(|record| record.touches(host) || view.room(host) >= record.spec.memory)
+        };
+        let able = |host: &HostId| view.hosts.get(host).is_some_and(|seen| seen.is_able()) && has_room(host);
         let mut copies = view.checkpoints.get(node).into_iter().flat_map(|known| known.value.copies());
         copies.any(|copy| {
             copy.hosts.iter().any(|host| *host != self.settings.me && able(host) && !failed(host))
@@ -295,7 +302,7 @@ impl HostAgent {
         };
         self.changed(instance, None, &Phase::Ready, "arrived by live migration");
         self.exited.remove(&instance);
-        self.local.insert(instance, Local { fact, paused: false });
+        self.local.insert(instance, Local { fact, paused: false, unguarded: false });
         // It has run since it was resumed, and its end is told once: nothing knew it then.
         self.look_for(instance);
     }
@@ -344,7 +351,11 @@ impl HostAgent {
         let phase = Phase::Dead { death: death.clone(), at };
         self.changed(instance, known.as_ref().map(|(phase, _)| phase), &phase, &death.to_string());
         let fresh = || booting(at, node.clone(), None::<Ipv4Addr>, MiB(0), Vcpus(0));
-        let local = self.local.entry(instance).or_insert_with(|| Local { fact: fresh(), paused: false });
+        let local = self.local.entry(instance).or_insert_with(|| Local {
+            fact: fresh(),
+            paused: false,
+            unguarded: false,
+        });
         local.fact.phase = phase;
         local.fact.epoch = local.fact.epoch.max(epoch);
         local.fact.node = node.or_else(|| local.fact.node.clone());

@@ -24,7 +24,7 @@ impl HostAgent {
                 };
                 self.exited.remove(&instance);
                 let fact = booting(self.now.wall, Some(node.clone()), Some(address), memory, vcpus);
-                self.local.insert(instance, Local { fact, paused: false });
+                self.local.insert(instance, Local { fact, paused: false, unguarded: false });
                 let job = self.job(action, instance);
                 self.spawn(job);
             }
@@ -91,7 +91,7 @@ impl HostAgent {
         let fact = InstanceFact { phase: Phase::Restoring, epoch, ..fresh };
         self.exited.remove(&instance);
         self.loaded.remove(&instance);
-        self.local.insert(instance, Local { fact, paused: true });
+        self.local.insert(instance, Local { fact, paused: true, unguarded: false });
     }
 
     fn is_ready(&self, instance: InstanceId) -> bool {
@@ -112,7 +112,7 @@ impl HostAgent {
         let instance = InstanceId::from_uuid(name);
         self.filling = true;
         let fact = booting(self.now.wall, None, Some(address), pool.memory, pool.vcpus);
-        self.local.insert(instance, Local { fact, paused: false });
+        self.local.insert(instance, Local { fact, paused: false, unguarded: false });
         let job = self.job(HostAction::CreateIdle(pool), instance);
         self.spawn(job);
     }

@@ -219,15 +219,19 @@ fn nodes_name_members_of_this_lease_of_others_and_what_passes() {
 /// The guard was started anew without its table, and then the agent was: with the lease nobody would end what goes on.
 #[test]
 fn a_member_that_the_guard_has_lost_goes_on_as_one_that_is_to_be_registered() {
-    for (guarded, naming, epoch) in [
-        (Some(4), Some(member(4, RESTORED)), Epoch(4)),
-        (Some(3), Some(member(3, RESTORED)), Epoch(3)),
-        (None, Some(member(4, RESTORED)), Epoch(0)),
-        // It is on its way to another host: there is nobody to register it for.
-        (None, Some(Naming::MigratingOut { to: host("host2") }), Epoch(4)),
+    for (guarded, naming, unguarded) in [
+        (Some(4), Some(member(4, RESTORED)), false),
+        (Some(3), Some(member(3, RESTORED)), true),
+        (None, Some(member(4, RESTORED)), true),
+        (None, Some(Naming::MigratingOut { to: host("host2") }), true),
     ] {
         let case = Case { phase: Some(Phase::Ready), guarded, naming: naming.clone(), ..CASE };
         let Some(Recovery::GoesOn(local)) = outcome(case) else { panic!("{guarded:?}") };
-        assert_eq!((local.fact.epoch, local.fact.phase), (epoch, Phase::Ready), "{guarded:?} {naming:?}");
+        assert_eq!(local.unguarded, unguarded, "{guarded:?} {naming:?}");
+        assert_eq!(
+            (local.fact.epoch, local.fact.phase),
+            (Epoch(4), Phase::Ready),
+            "it is in that life still"
+        );
     }
 }

@@ -168,6 +168,22 @@ fn a_host_whose_lease_cannot_be_read_is_not_unknown() {
     assert!(restored(&cluster).is_some());
 }
 
+/// It is back, with a lease of another version, while the one that is known of it has expired; or that one is open still.
+#[test]
+fn a_lease_that_cannot_be_read_counts_more_than_the_one_before_it() {
+    for expired in [true, false] {
+        let mut cluster = Cluster::of(4).with(&[NODE]);
+        let held = cluster.backup_hosts(NODE)[0].clone();
+        if expired {
+            cluster.lose(&held);
+        }
+        cluster.view.unread_hosts.insert(host(&held));
+        cluster.kill_primary(NODE);
+        assert_eq!(until_decided(&mut cluster, STATE_WAIT * 2), None, "expired: {expired}");
+        assert!(notes(&cluster).contains("whose lease cannot be read"), "{}", notes(&cluster));
+    }
+}
+
 /// The one that follows hears of it without looking at everything anew.
 #[test]
 fn a_lease_that_can_be_read_again_has_the_waiting_nodes_looked_at() {
@@ -416,5 +432,21 @@ fn an_incident_says_how_the_last_that_stood_in_died() {
     cluster.step();
     let incident = cluster.record(NODE).incident.clone().unwrap();
     assert!(matches!(incident.cause, Death::Exited { .. }), "{incident:?}");
+    assert!(matches!(incident.last, Some(Death::HostLost { .. })), "{incident:?}");
+}
+
+#[test]
+fn a_death_that_was_not_seen_stays_on_record_until_the_node_is_ready_again() {
+    let (mut cluster, backups, _) = older_elsewhere(false);
+    let at = cluster.primary_host(NODE);
+    cluster.lose(&at);
+    cluster.step();
+    assert_eq!(cluster.primary_host(NODE), backups[0]);
+    cluster.lose(&backups[0]);
+    cluster.step();
+    fail_restore(&mut cluster);
+    cluster.reopen(&backups[0]);
+    cluster.step();
+    let incident = cluster.record(NODE).incident.clone().unwrap();
     assert!(matches!(incident.last, Some(Death::HostLost { .. })), "{incident:?}");
 }

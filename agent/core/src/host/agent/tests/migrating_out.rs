@@ -131,3 +131,14 @@ fn once_the_lease_is_lost_nothing_lets_run_again_what_stayed() {
     rig.say(Input::Stepped { job: Box::new(job), answer: MigrationAnswer::Stayed("cut".to_owned()) });
     assert_eq!((rig.steps(), rig.under_way()), (vec![], vec![]));
 }
+
+/// Both had it for a moment, and the source's process ended before the second look: what the destination has is newer than
+/// any checkpoint, and must not be given up for one.
+#[test]
+fn one_that_stayed_and_is_gone_at_the_second_look_may_be_at_the_destination() {
+    let (mut rig, instance, to) = moving();
+    rig.answer(MigrationAnswer::Stayed("the destination does not answer".to_owned()));
+    rig.answer(MigrationAnswer::Seen(Presence::Gone));
+    assert_eq!(rig.death(instance), Some(Death::MaybeMoved { to }));
+    assert_eq!(rig.agent.local[&instance].fact.migration_failed, None);
+}

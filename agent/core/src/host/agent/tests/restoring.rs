@@ -296,3 +296,60 @@ fn two_hosts_that_both_cannot_restore_it_do_not_pass_it_to_each_other() {
     }
     assert!(waited >= cooldown && waited < 3 * cooldown, "{waited:?}");
 }
+
+/// Nobody would take it there: it would come back here, an epoch later.
+#[test]
+fn a_restore_is_not_left_to_a_host_without_room_nor_to_one_that_another_clock_saw_fail() {
+    for ahead in [false, true] {
+        let (mut rig, instance, other) = restoring_with_a_copy_elsewhere();
+        let death = Death::NotRestored { detail: "no room".to_owned() };
+        let cause = crate::death::CooldownCause::Died { death, epoch: Epoch(1) };
+        let at = rig.cluster.now.wall + Duration::from_secs(600);
+        rig.cluster.edit("alice/exec-1", |record| {
+            record.backups.clear();
+            if ahead {
+                record.cooldowns.push(crate::death::Cooldown { host: other.clone(), cause, at });
+            }
+        });
+        if !ahead {
+            rig.cluster.facts(other.as_str()).capacity.memory = MiB(64);
+        }
+        rig.records();
+        for _ in 0..6 {
+            rig.end(failed());
+            rig.pass(10_000);
+        }
+        assert_eq!(rig.phase(instance), Some("restoring"), "ahead: {ahead}");
+    }
+}
+
+/// The guard was started anew without its table, and then the agent was: it dies before it is registered anew. That is the
+/// death of this life, and no reason to restore the image that it once came from.
+#[test]
+fn a_death_of_one_that_the_guard_has_lost_is_of_its_life() {
+    let (mut rig, instance) = restoring();
+    rig.end(Outcome::Loaded { address: None });
+    rig.tick();
+    rig.end(Outcome::Done);
+    let lost = |local: &mut Local| local.unguarded = true;
+    rig.agent.local.get_mut(&instance).into_iter().for_each(lost);
+    rig.tick();
+    assert_eq!(rig.under_way(), ["Guard"]);
+    rig.end(failed());
+    rig.exits(instance);
+    assert!(matches!(rig.death(instance), Some(Death::Exited { .. })), "{:?}", rig.phase(instance));
+    assert_eq!(rig.agent.local[&instance].fact.epoch, Epoch(2));
+    rig.pass(10_000);
+    assert!(rig.under_way().is_empty(), "{:?}", rig.under_way());
+    // Registered anew it is as any other.
+    let (mut rig, instance) = restoring();
+    rig.end(Outcome::Loaded { address: None });
+    rig.tick();
+    rig.end(Outcome::Done);
+    rig.agent.local.get_mut(&instance).into_iter().for_each(lost);
+    rig.tick();
+    rig.end(Outcome::Guarded(Epoch(2)));
+    assert!(!rig.agent.local[&instance].unguarded);
+    rig.pass(1_000);
+    assert!(!rig.under_way().contains(&"Guard".to_owned()));
+}
