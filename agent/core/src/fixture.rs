@@ -441,7 +441,7 @@ impl Cluster {
     /// What a host knows of its own instances: what it reports.
     pub(crate) fn local(&self, name: &str) -> BTreeMap<InstanceId, Local> {
         let facts = self.view.hosts[&host(name)].facts.as_ref().unwrap();
-        let local = |fact: &InstanceFact| Local { fact: fact.clone(), paused: false, unguarded: false };
+        let local = |fact: &InstanceFact| Local::of(fact.clone());
         facts.instances.iter().map(|(&instance, fact)| (instance, local(fact))).collect()
     }
 }

@@ -209,7 +209,7 @@ impl Rig {
             admitted: BTreeMap::new(),
             migration_failed: None,
         };
-        self.known.insert(id, Local { fact, paused: false, unguarded: false });
+        self.known.insert(id, Local::of(fact));
         self.recover();
     }
 

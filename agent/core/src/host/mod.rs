@@ -61,6 +61,14 @@ pub struct Local {
     pub unguarded: bool,
 }
 
+impl Local {
+    /// One that does not stand still, and that the guard has.
+    #[must_use]
+    pub fn of(fact: InstanceFact) -> Self {
+        Self { fact, paused: false, unguarded: false }
+    }
+}
+
 /// An instance whose image is loaded, and that waits, paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loaded {

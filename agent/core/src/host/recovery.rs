@@ -255,10 +255,8 @@ impl Discovery<'_> {
     fn named(&self, instance: InstanceId, found: &Found, whose: (&NodeId, Epoch, Origin)) -> Recovery {
         let (node, since, origin) = whose;
         let held = self.guarded.get(&instance).copied();
-        let local = |phase, epoch| Local {
-            fact: InstanceFact { node: Some(node.clone()), epoch, ..rebuilt(found, phase, self.now) },
-            paused: false,
-            unguarded: false,
+        let local = |phase, epoch| {
+            Local::of(InstanceFact { node: Some(node.clone()), epoch, ..rebuilt(found, phase, self.now) })
         };
         match (held, found.seen) {
             (_, Seen::Off) => HALF_WAY,
@@ -300,7 +298,7 @@ impl Discovery<'_> {
         match (self.reported, fact) {
             _ if !self.is_idle(instance, found) => NO_PLACE,
             (Reported::Facts(_), Some(fact)) if fact.phase == Phase::Idle && fact.node.is_none() => {
-                Recovery::GoesOn(Local { fact: fact.clone(), paused: false, unguarded: false })
+                Recovery::GoesOn(Local::of(fact.clone()))
             }
             (Reported::Unreadable, _) => Recovery::GoesOn(idle(found, self.now)),
             (Reported::Facts(_) | Reported::Nothing, _) => NO_PLACE,
@@ -331,7 +329,7 @@ fn alive(seen: Seen, local: Local) -> Recovery {
 }
 
 fn idle(found: &Found, now: UnixMillis) -> Local {
-    Local { fact: rebuilt(found, Phase::Idle, now), paused: false, unguarded: false }
+    Local::of(rebuilt(found, Phase::Idle, now))
 }
 
 fn rebuilt(found: &Found, phase: Phase, since: UnixMillis) -> InstanceFact {

@@ -75,7 +75,7 @@ fn a_new_member_is_created_guarded_deployed_and_then_left_alone() {
     ];
     for (phase, epoch, expected) in stages {
         let seen = fact(phase.clone(), Some(node("alice/display")), Epoch(epoch));
-        local.insert(instance, Local { fact: seen, paused: false, unguarded: false });
+        local.insert(instance, Local::of(seen));
         assert_eq!(letters(&actions(&cluster, "host1", &local, &rest)), expected, "{phase:?} {epoch}");
     }
 }
@@ -94,7 +94,7 @@ fn what_was_deployed_for_another_node_is_destroyed_and_not_taken_for_this_one() 
         (Phase::Idle, None, 0, "Guard"),
     ] {
         let seen = fact(phase.clone(), owner.map(node), Epoch(epoch));
-        let local = Locals::from([(instance, Local { fact: seen.clone(), paused: false, unguarded: false })]);
+        let local = Locals::from([(instance, Local::of(seen.clone()))]);
         let found = actions(&cluster, "host1", &local, &Rest::default());
         assert_eq!(letters(&found), [expected], "{phase:?} {owner:?}");
         cluster.facts("host1").instances.insert(instance, seen);
@@ -134,11 +134,7 @@ fn a_protected_node_is_restored_under_its_new_epoch_also_where_it_has_died_befor
     let restore = actions(&cluster, at.as_str(), &local, &rest);
     let HostAction::Restore { epoch, valid, checkpoint, .. } = &restore[0] else { panic!("{restore:?}") };
     assert_eq!((*epoch, *valid, checkpoint.epoch), (Epoch(2), Epoch(2), Epoch(1)));
-    let of = |phase, epoch| Local {
-        fact: fact(phase, Some(node("alice/exec-1")), epoch),
-        paused: false,
-        unguarded: false,
-    };
+    let of = |phase, epoch| Local::of(fact(phase, Some(node("alice/exec-1")), epoch));
     local.insert(instance, of(dead("an earlier life"), Epoch(1)));
     assert_eq!(actions(&cluster, at.as_str(), &local, &rest), [HostAction::Forget { instance }]);
     local.insert(instance, of(Phase::Restoring, Epoch(2)));
@@ -385,7 +381,7 @@ fn an_orphan_is_destroyed_and_its_remains_forgotten() {
         Rest { pool: crate::host::PoolSettings { idle: 1, ..Rest::default().pool }, ..Rest::default() };
     let of = |phase: Phase, name: Option<&str>, epoch| {
         let seen = fact(phase, name.map(node), Epoch(epoch));
-        Locals::from([(instance, Local { fact: seen, paused: false, unguarded: false })])
+        Locals::from([(instance, Local::of(seen))])
     };
     for (phase, name, epoch, expected) in [
         (Phase::Ready, Some("bob/display"), 1, vec!["Destroy", "CreateIdle"]),

@@ -255,9 +255,9 @@ impl Agent {
                 }
                 Recovery::Destroy { dead, .. } => {
                     hypervisor.destroy(instance).ok()?;
-                    dead.map(|fact| Local { fact: *fact, paused: false, unguarded: false })
+                    dead.map(|fact| Local::of(*fact))
                 }
-                Recovery::Dead(fact) => Some(Local { fact, paused: false, unguarded: false }),
+                Recovery::Dead(fact) => Some(Local::of(fact)),
                 Recovery::Leave => None,
             };
             goes_on.extend(local.map(|local| (instance, local)));

@@ -302,7 +302,7 @@ impl HostAgent {
         };
         self.changed(instance, None, &Phase::Ready, "arrived by live migration");
         self.exited.remove(&instance);
-        self.local.insert(instance, Local { fact, paused: false, unguarded: false });
+        self.local.insert(instance, Local::of(fact));
         // It has run since it was resumed, and its end is told once: nothing knew it then.
         self.look_for(instance);
     }
@@ -351,11 +351,7 @@ impl HostAgent {
         let phase = Phase::Dead { death: death.clone(), at };
         self.changed(instance, known.as_ref().map(|(phase, _)| phase), &phase, &death.to_string());
         let fresh = || booting(at, node.clone(), None::<Ipv4Addr>, MiB(0), Vcpus(0));
-        let local = self.local.entry(instance).or_insert_with(|| Local {
-            fact: fresh(),
-            paused: false,
-            unguarded: false,
-        });
+        let local = self.local.entry(instance).or_insert_with(|| Local::of(fresh()));
         local.fact.phase = phase;
         local.fact.epoch = local.fact.epoch.max(epoch);
         local.fact.node = node.or_else(|| local.fact.node.clone());

@@ -24,7 +24,7 @@ impl HostAgent {
                 };
                 self.exited.remove(&instance);
                 let fact = booting(self.now.wall, Some(node.clone()), Some(address), memory, vcpus);
-                self.local.insert(instance, Local { fact, paused: false, unguarded: false });
+                self.local.insert(instance, Local::of(fact));
                 let job = self.job(action, instance);
                 self.spawn(job);
             }
@@ -112,7 +112,7 @@ impl HostAgent {
         let instance = InstanceId::from_uuid(name);
         self.filling = true;
         let fact = booting(self.now.wall, None, Some(address), pool.memory, pool.vcpus);
-        self.local.insert(instance, Local { fact, paused: false, unguarded: false });
+        self.local.insert(instance, Local::of(fact));
         let job = self.job(HostAction::CreateIdle(pool), instance);
         self.spawn(job);
     }

@@ -21,7 +21,7 @@ fn while_a_record_cannot_be_read_nothing_is_destroyed_or_deleted_for_want_of_a_n
     for (phase, number) in [(Phase::Deploying, 0), (dead("killed"), 1)] {
         let id = InstanceId::derived(&node("carol/display"), Epoch(1), &host(&at), number);
         let seen = fact(phase, Some(node("carol/display")), Epoch(1));
-        local.insert(id, Local { fact: seen, paused: false, unguarded: false });
+        local.insert(id, Local::of(seen));
     }
     cluster.view.nodes.remove(&node("alice/exec-1"));
     let me = host(&at);
@@ -52,7 +52,7 @@ fn while_a_record_cannot_be_read_what_left_is_not_called_missing_and_anothers_is
     cluster.step();
     let instance = cluster.primary("alice/display").1;
     let seen = fact(Phase::Ready, Some(node("bob/display")), Epoch(1));
-    let local = Locals::from([(instance, Local { fact: seen, paused: false, unguarded: false })]);
+    let local = Locals::from([(instance, Local::of(seen))]);
     assert_eq!(letters(&actions(&cluster, "host1", &local, &Rest::default())), ["Destroy"]);
     let rest = Rest { unreadable: true, ..Rest::default() };
     assert_eq!(letters(&actions(&cluster, "host1", &local, &rest)), Vec::<String>::new());

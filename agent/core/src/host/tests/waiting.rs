@@ -59,7 +59,7 @@ fn a_backup_is_made_once_the_windows_are_back_or_the_wait_is_over() {
     let backup = cluster.record("alice/display").backups.last().unwrap().clone();
     let (me, instance) = (backup.host.to_string(), backup.instance.unwrap());
     let idle = fact(Phase::Idle, None, Epoch(0));
-    let local = Locals::from([(instance, Local { fact: idle, paused: false, unguarded: false })]);
+    let local = Locals::from([(instance, Local::of(idle))]);
     let mut rest = fresh(&cluster);
     rest.pool.idle = 2;
     let made = |cluster: &Cluster| letters(&actions(cluster, &me, &local, &rest));

@@ -86,9 +86,9 @@ pub(in crate::runtime) fn recover_guarded(
             Recovery::Destroy { reason, dead } => {
                 tracing::info!(%instance, reason, "destroying an instance");
                 parts.hypervisor.destroy(instance)?;
-                dead.map(|fact| Local { fact: *fact, paused: false, unguarded: false })
+                dead.map(|fact| Local::of(*fact))
             }
-            Recovery::Dead(fact) => Some(Local { fact, paused: false, unguarded: false }),
+            Recovery::Dead(fact) => Some(Local::of(fact)),
             Recovery::Leave => None,
         };
         let set_clock = match &records.known {

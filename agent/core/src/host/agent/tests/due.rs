@@ -190,7 +190,7 @@ fn each_wait_is_due_when_it_is_over() {
     assert_eq!(after(&rig), seconds(2), "what was restored runs, let in or not");
     let dead = crate::fixture::fact(crate::fixture::dead("killed"), None, Epoch(1));
     let nobodys = InstanceId::from_uuid(Uuid::from_u128(9));
-    rig.agent.local.insert(nobodys, Local { fact: dead, paused: false, unguarded: false });
+    rig.agent.local.insert(nobodys, Local::of(dead));
     rig.tick();
     assert_eq!(after(&rig), seconds(0), "a node may want again what was forgotten");
     assert!(rig.agent.due() <= Some(rig.cluster.now.boottime));
