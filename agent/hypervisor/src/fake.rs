@@ -24,7 +24,7 @@ use understudy_core::model::units::{Boottime, MiB, Vcpus};
 
 pub use self::guest::{Guest, GuestMemory, Memory};
 pub use self::host::Instance;
-pub use self::migration::Course;
+pub use self::migration::{Course, Left};
 
 use self::guest::plain_guest;
 use self::host::{Host, Image};

@@ -36,10 +36,17 @@ pub struct Course {
     pub opens: Duration,
     /// How long its memory travels.
     pub takes: Duration,
-    /// The source does not hear of the end and goes on: both sides have the instance.
-    pub loses_end: bool,
-    /// The same, and libvirt leaves the source standing still, as one does that restarts in the last step.
-    pub left_paused: bool,
+    /// The source does not hear of the end: both sides have the instance.
+    pub loses_end: Option<Left>,
+}
+
+/// How libvirt leaves a source that does not hear of the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// It goes on.
+    Running,
+    /// It stands still, as where libvirt restarts in the last step.
+    Paused,
 }
 
 pub(super) struct Migration {
@@ -264,8 +271,8 @@ impl<G: Memory> World<G> {
         let there = self.here(&migration.to);
         there.instances.insert(id, arrived);
         there.tell_change(clock, id, Lifecycle::Suspended(PauseCause::Asked));
-        if migration.course.loses_end {
-            if migration.course.left_paused {
+        if let Some(left) = migration.course.loses_end {
+            if left == Left::Paused {
                 let here = self.here(&migration.from);
                 here.instances.get_mut(&id).into_iter().for_each(|left| left.pause(PauseCause::Migration));
                 here.tell_change(clock, id, Lifecycle::Suspended(PauseCause::Migration));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use understudy_core::model::ids::{Epoch, InstanceId};
 use understudy_core::model::units::{MiB, Vcpus};
-use understudy_hypervisor::fake::{Course, FakeHypervisor, Site};
+use understudy_hypervisor::fake::{Course, FakeHypervisor, Left, Site};
 use understudy_hypervisor::{
     ControlError, GuestCommand, GuestError, Hypervisor, InstanceState, MigrationOutcome, MigrationTarget,
     PauseCause, RestoreSpec, SaveError,
@@ -14,8 +14,7 @@ use crate::host::id;
 use crate::simulated::{SOON, spec, target};
 use crate::suite::{Pair, moves, state};
 
-const COURSE: Course =
-    Course { opens: SOON, takes: Duration::from_secs(3), loses_end: false, left_paused: false };
+const COURSE: Course = Course { opens: SOON, takes: Duration::from_secs(3), loses_end: None };
 const LONG: Duration = Duration::from_secs(60);
 const KEEPALIVE: Duration = Duration::from_secs(7);
 
@@ -137,12 +136,13 @@ fn a_migration_goes_on_by_itself_and_what_has_come_in_part_does_not_run() {
 
 #[test]
 fn who_does_not_hear_of_the_end_says_that_it_has_stayed() {
-    for (left_paused, left) in
-        [(false, InstanceState::Running), (true, InstanceState::Paused(PauseCause::Migration))]
-    {
-        let (two, number) = Two::moving(Course { loses_end: true, left_paused, ..COURSE });
+    for (left, here) in [
+        (Left::Running, InstanceState::Running),
+        (Left::Paused, InstanceState::Paused(PauseCause::Migration)),
+    ] {
+        let (two, number) = Two::moving(Course { loses_end: Some(left), ..COURSE });
         stayed(two.after(COURSE.takes, number), "never ran");
-        assert_eq!(two.here_is(), Some(left));
+        assert_eq!(two.here_is(), Some(here));
         assert_eq!(two.there_is(), Some(InstanceState::Paused(PauseCause::Asked)));
         two.here.resume(id(1)).unwrap();
     }

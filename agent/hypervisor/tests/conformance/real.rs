@@ -420,18 +420,12 @@ fn a_migration_that_takes_too_long_is_cancelled_and_the_instance_runs_on() {
         assert!(matches!(stayed, MigrationOutcome::StayedHere { .. }), "{stayed:?}");
         assert_eq!(state(&hv, instance.id), Some(InstanceState::Running));
         assert_eq!(state(&there, instance.id), None);
-        // A destination that is cut off: it has stayed, or the call hangs and nothing can be known; the instance runs on.
+        // A destination that is cut off: the call ends, so it has stayed, and the instance runs on.
         let status = Command::new("ip").args(["link", "set", "eth0", "down"]).status().unwrap();
         assert!(status.success());
         let cut = hv.migrate(instance.id, &target(None), Duration::from_secs(3)).unwrap();
-        eprintln!("figure: cut off: {cut:?}");
-        assert!(
-            matches!(
-                cut,
-                MigrationOutcome::StayedHere { .. } | MigrationOutcome::Unknown { still_here: true, .. }
-            ),
-            "{cut:?}"
-        );
+        let says = |why: &String| why.contains("the destination") && why.contains("does not answer");
+        assert!(matches!(&cut, MigrationOutcome::StayedHere { why } if says(why)), "{cut:?}");
         assert_eq!(hv.liveness(instance.id).unwrap(), Liveness::Known(InstanceState::Running));
         hv.guest_ping(instance.id, LONG).unwrap_or_else(|error| panic!("{}", chain(&error)));
         hv.destroy(instance.id).unwrap();

@@ -11,7 +11,7 @@ use understudy_core::host::{
     HostAction, Input, Job as CoreJob, Landed, MigrationAnswer, MigrationStep, Presence,
 };
 use understudy_core::model::ids::{HostId, InstanceId};
-use understudy_hypervisor::fake::Course;
+use understudy_hypervisor::fake::{Course, Left};
 use understudy_hypervisor::{
     Hypervisor, InstanceState, Liveness, MigrationOutcome, MigrationTarget, PauseCause,
 };
@@ -163,8 +163,8 @@ fn transfer(world: &mut World, me: &HostId, step: &mut Step, lasts: Duration) ->
             bandwidth: None,
         };
         // Not drawn: the seeds that failed once stay what they were.
-        let left_paused = (world.now / STEP_MS).is_multiple_of(3);
-        let course = Course { opens, takes, loses_end, left_paused };
+        let left = if (world.now / STEP_MS).is_multiple_of(3) { Left::Paused } else { Left::Running };
+        let course = Course { opens, takes, loses_end: loses_end.then_some(left) };
         let hypervisor = &world.machine(me).hypervisor;
         return match hypervisor.begin_migration(step.of.instance, &target, lasts, course) {
             Ok(begun) => {
