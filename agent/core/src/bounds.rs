@@ -51,16 +51,17 @@ pub const COPY_ATTEMPTS: u32 = 3;
 pub const COPY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long a node without a primary waits for a host that is lost and has the only copy of its state, before it starts
-/// with nothing. A server's reboot takes 2 to 5 minutes, most of it before its kernel runs; a power cycle
-/// of a virtual host, or a switch, less. Kubernetes keeps a pod on an unreachable node as long, for the same reason. The
-/// terminal is dark meanwhile, so that it is no longer than that, and an operator can end it.
+/// with nothing. A server's reboot takes 2 to 5 minutes, most of it before its kernel runs; a power cycle of a virtual host, or
+/// a switch, less. Kubernetes keeps a pod on an unreachable node as long, for the same reason. The terminal is dark
+/// meanwhile, so that it is no longer than that, and an operator can end it.
 pub const STATE_WAIT: Duration = Duration::from_mins(5);
 /// That wait is written down in such steps, and so survives a change of the leader: ten writes for each node that waits. Each
 /// may be wrong by one step where a wall clock is set.
 pub const STATE_WAIT_STEP: Duration = Duration::from_secs(30);
 /// How long a node waits for the newest copy of its state, on a host that is there and has to report first, or to have its
-/// guard or libvirtd back, where an older one could be restored at once, however long the node has waited before: the older one is behind by an interval, of 5 s, and a terminal that
-/// is dark for longer than that has gained nothing. systemd has either back within [`REFUSE`].
+/// guard or libvirtd back, where an older one could be restored at once, however long the node has waited before: the older
+/// one is behind by an interval, of 5 s, and a terminal that is dark for longer than that has gained nothing. systemd has
+/// either back within [`REFUSE`].
 pub const NEWER_STATE: Duration = Duration::from_secs(5);
 
 /// How long a restore is tried again on a host where it fails for want of something else than its image, such as room or a

@@ -152,6 +152,14 @@ pub struct Cooldown {
     pub at: UnixMillis,
 }
 
+impl Cooldown {
+    /// Whether a restore on `host` is no better for it.
+    #[must_use]
+    pub fn bars_a_restore_on(&self, host: &HostId) -> bool {
+        &self.host == host && self.cause.bars_a_restore()
+    }
+}
+
 /// What is held against a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

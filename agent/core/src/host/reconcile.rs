@@ -179,7 +179,9 @@ fn resume(situation: &Situation<'_>, named: &Named<'_>, since: Boottime) -> Opti
 fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Local) -> Vec<HostAction> {
     let Named { node, record, instance, part, .. } = *named;
     let epoch = record.epoch;
-    let guard = || HostAction::Guard { node: node.clone(), instance, epoch };
+    let guard = |epoch| HostAction::Guard { node: node.clone(), instance, epoch };
+    // While it leaves, the epoch that it was let run in stays its own.
+    let begun = if is_migrating_out(situation, record) { local.fact.epoch } else { epoch };
     match &local.fact.phase {
         // It may be named again under the same id, to be restored or received: what is known of it is out of date.
         Phase::Dead { .. } if local.fact.epoch < named.since() => vec![HostAction::Forget { instance }],
@@ -204,7 +206,7 @@ fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Loca
             },
         },
         Phase::Idle if yields(situation, named) => Vec::new(),
-        Phase::Idle | Phase::Deploying if local.unguarded || local.fact.epoch < epoch => vec![guard()],
+        Phase::Idle | Phase::Deploying if local.unguarded || local.fact.epoch < epoch => vec![guard(epoch)],
         Phase::Idle | Phase::Deploying => {
             let spec = Box::new(record.spec.clone());
             vec![HostAction::Deploy { node: node.clone(), instance, epoch, spec }]
@@ -213,15 +215,7 @@ fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Loca
             Some(migration) if local.fact.epoch < migration.epoch => vec![accept(named, migration)],
             Some(_) | None => Vec::new(),
         },
-        // While it leaves, its epoch is the one that it was let run in.
-        Phase::Ready if local.unguarded && is_migrating_out(situation, record) => {
-            vec![HostAction::Guard { node: node.clone(), instance, epoch: local.fact.epoch }]
-        }
-        Phase::Ready
-            if (local.unguarded || local.fact.epoch < epoch) && !is_migrating_out(situation, record) =>
-        {
-            vec![guard()]
-        }
+        Phase::Ready if local.unguarded || local.fact.epoch < begun => vec![guard(begun)],
         Phase::Ready => {
             let mut actions: Vec<HostAction> = leave(situation, named, local).into_iter().collect();
             match (node.role(), part) {

@@ -109,10 +109,7 @@ impl Leader {
 
     /// Whether a member of the node failed on `host` a moment ago in a way that a restore there may fail too.
     pub(super) fn failed_to_restore(&self, record: &NodeRecord, host: &HostId) -> bool {
-        let recent = |cooldown: &Cooldown| {
-            &cooldown.host == host && cooldown.cause.bars_a_restore() && self.is_recent(cooldown.at)
-        };
-        record.cooldowns.iter().any(recent)
+        record.cooldowns.iter().any(|one| one.bars_a_restore_on(host) && self.is_recent(one.at))
     }
 
     /// Memory of `host` that `node` may take. What another node gives up is not given away before that is written:

@@ -264,8 +264,7 @@ impl Waits<'_> {
     }
 
     fn has_time_for_newer(&self) -> bool {
-        let since = self.wait.and_then(|wait| wait.newer_since);
-        !self.is_given_up() && since.is_none_or(|since| self.leader.now.wall.since(since) < NEWER_STATE)
+        !self.is_given_up() && self.leader.now.wall < self.newer_ends()
     }
 
     fn ends(&self) -> UnixMillis {
@@ -273,7 +272,8 @@ impl Waits<'_> {
     }
 
     fn newer_ends(&self) -> UnixMillis {
-        self.wait.and_then(|wait| wait.newer_since).unwrap_or(self.leader.now.wall) + NEWER_STATE
+        let ends = self.wait.and_then(|wait| wait.newer_ends());
+        ends.unwrap_or(self.leader.now.wall + NEWER_STATE)
     }
 
     fn until(&self, ends: UnixMillis, hindered: &[Hindered<'_>]) -> String {
@@ -313,19 +313,21 @@ fn time_of_day(at: UnixMillis) -> String {
 /// has its power back, the host with the older copy may be the first that reports, long after the loss.
 pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wait: &Wait) {
     let now = leader.now.wall;
-    let known = record.state_wait;
-    let is_newer = wait.kind == Kind::Newer;
-    let (reason, next) = match (known, wait.kind) {
-        (None, _) => {
-            let started = StateWait::started(now);
-            (wait.why.clone(), StateWait { newer_since: is_newer.then_some(now), ..started })
+    let (reason, next) = match (record.state_wait, wait.kind) {
+        (None, kind) => {
+            let newer_since = (kind == Kind::Newer).then_some(now);
+            (wait.why.clone(), StateWait { newer_since, ..StateWait::started(now) })
         }
         // One that lies ahead was written by another clock.
         (Some(known), Kind::Newer) if known.newer_since.is_none_or(|since| since > now) => {
             (wait.why.clone(), StateWait { newer_since: Some(now), ..known.anew(now) })
         }
         // What waits for a newer copy now and then, for a host that comes and goes, does so once.
-        (Some(known), Kind::There) if known.waited_ms > 0 || is_over(known.newer_since, now) => {
+        (Some(known), Kind::There)
+            if known.waited_ms > 0
+                || known.newer_since.is_some_and(|since| since > now)
+                || known.newer_ends().is_some_and(|ends| ends <= now) =>
+        {
             ("a host with its state is there again, and is waited for".to_owned(), known.anew(now))
         }
         (Some(known), Kind::Lost) if known.newer_since.is_some() => (wait.why.clone(), known.anew(now)),
@@ -338,13 +340,8 @@ pub(super) fn go_on_waiting(leader: &mut Leader, node: &NodeId, record: &NodeRec
     leader.change(node, reason, |record| record.state_wait = Some(next));
 }
 
-fn is_over(newer_since: Option<UnixMillis>, now: UnixMillis) -> bool {
-    newer_since.is_some_and(|since| since > now || now.since(since) >= NEWER_STATE)
-}
-
 /// When a node that waits is to be looked at again.
 pub(super) fn due(wait: StateWait, now: UnixMillis) -> Option<UnixMillis> {
-    let newer = wait.newer_since.map(|since| since + NEWER_STATE);
     let step = wait.at + StateWait::STEP;
-    newer.into_iter().chain([wait.ends(STATE_WAIT), step]).filter(|at| *at > now).min()
+    wait.newer_ends().into_iter().chain([wait.ends(STATE_WAIT), step]).filter(|at| *at > now).min()
 }

@@ -229,11 +229,9 @@ impl HostAgent {
         let (view, now, bounds) = (&self.records.view, self.now.wall, &self.settings.bounds);
         let record = view.nodes.get(node).map(|known| &known.value);
         let failed = |host: &HostId| {
-            let cooldowns = record.into_iter().flat_map(|record| &record.cooldowns);
-            let mut here =
-                cooldowns.filter(|cooldown| &cooldown.host == host && cooldown.cause.bars_a_restore());
+            let mut cooldowns = record.into_iter().flat_map(|record| &record.cooldowns);
             // One that lies ahead is of a leader with another clock.
-            here.any(|cooldown| now.since(cooldown.at) < bounds.cooldown)
+            cooldowns.any(|one| one.bars_a_restore_on(host) && now.since(one.at) < bounds.cooldown)
         };
         let has_room = |host: &HostId| {
             record.is_some_and(|record| record.touches(host) || view.room(host) >= record.spec.memory)

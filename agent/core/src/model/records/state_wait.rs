@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::STATE_WAIT_STEP;
+use crate::bounds::{NEWER_STATE, STATE_WAIT_STEP};
 use crate::model::units::UnixMillis;
 
 /// How long a node without a primary has waited for its state. The time is added up in steps: of what a wall clock says has
@@ -48,6 +48,12 @@ impl StateWait {
     #[must_use]
     pub fn ends(&self, longest: Duration) -> UnixMillis {
         self.at + longest.saturating_sub(Duration::from_millis(self.waited_ms))
+    }
+
+    /// When a newer copy is waited for no longer, where one is.
+    #[must_use]
+    pub fn newer_ends(&self) -> Option<UnixMillis> {
+        self.newer_since.map(|since| since + NEWER_STATE)
     }
 
     /// The same wait, of which nothing has gone by: whoever is waited for is there again.
