@@ -11,8 +11,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use understudy_e2e::stage::Artifacts;
 
-/// The shell is that of the initramfs, which the role's own root sees through the first process.
-const NOTHING: &str = "#!/proc/1/root/bin/sh\n# A role that does nothing.\nexit 0\n";
+/// The shell is that of the initramfs, which the role's own root sees through the first process: that one stays in the
+/// folder `/`, as busybox's init does.
+const NOTHING: &str = "#!/proc/1/cwd/bin/sh\n# A role that does nothing.\nexit 0\n";
 /// What the guest calls (config/guest/README.md, The us contract).
 const SCRIPTS: [&str; 4] = ["prepare", "display", "exec", "health"];
 /// What the guest mounts into the root of a role.
