@@ -30,6 +30,13 @@ pub fn libvirt_fault(config: &Config, error: &dyn Error) -> String {
     said(config, "libvirt.uri", error)
 }
 
+/// What to tell while libvirt has not answered yet.
+#[must_use]
+pub fn libvirt_silent(config: &Config, error: &dyn Error) -> String {
+    let fault = libvirt_fault(config, error);
+    format!("libvirtd does not answer, this host takes no work: see systemctl status libvirtd: {fault}")
+}
+
 /// What to tell about a store that does not do what it was asked.
 #[must_use]
 pub fn store_fault(config: &Config, error: &StoreError) -> String {

@@ -150,7 +150,7 @@ fn watch_capacity(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
                     let _ = events.send(Event::Capacity(for_instances(&parts.config, room)));
                     return;
                 }
-                Ok(Err(CapacityError::Read(error))) => connect::libvirt_fault(&parts.config, &error),
+                Ok(Err(CapacityError::Read(error))) => connect::libvirt_silent(&parts.config, &error),
                 Err(error) => return parts.tasks.joined::<()>("capacity", Err(error)),
             };
             if reported.replace(text.clone()).as_ref() != Some(&text) {

@@ -186,6 +186,7 @@ impl Runtime {
         }
         if matches!(self.recovery, Recovery::Due(at) if at <= now) {
             self.recovery = Recovery::Running;
+            self.inform(Input::Resumed { lease: self.lease_number });
             self.recover();
         }
     }

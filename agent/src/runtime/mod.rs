@@ -319,7 +319,7 @@ impl Runtime {
         if !self.has_begun(now) {
             return recovery;
         }
-        let host = self.agent.due().filter(|_| self.works());
+        let host = self.agent.due().filter(|_| self.works() || self.recovery != lease::Recovery::None);
         let later = [Some(self.publish_after), self.lease.until].into_iter().flatten().filter(|at| *at > now);
         let decided = [host, recovery, self.leadership.due(&self.cache), self.line.due()];
         decided.into_iter().flatten().chain(later).min()
@@ -438,7 +438,7 @@ impl Runtime {
             self.keep_in_line(&view, now.boottime);
             self.notify_manager(&view);
             let works = self.works();
-            if works {
+            if works || self.recovery != lease::Recovery::None {
                 self.work(now);
             }
             // What leading changes is no part of them.

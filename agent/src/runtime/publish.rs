@@ -39,7 +39,6 @@ impl Runtime {
         if let Some(reported) =
             reported.filter(|reported| !self.has_recovered && reported.lease == facts.lease)
         {
-            facts.instances.clone_from(&reported.instances);
             facts.capacity = self.capacity.unwrap_or(reported.capacity);
         }
         facts
@@ -62,7 +61,7 @@ impl Runtime {
             migration_uri: config.migration_uri.clone(),
             migration_data_uri: config.migration_data_uri.clone(),
             load_milli,
-            instances: self.agent.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
+            instances: self.agent.instances(),
             conditions: self.conditions.values().cloned().collect(),
             unable: self.agent.unable(),
             copy_faults: self.agent.copy_faults(),

@@ -136,6 +136,8 @@ fn let_another_lead(stage: &Stage, host: &str) -> Result<()> {
     stage.wait("another leads", REPAIR, |status| {
         let leader = &status["leader"];
         ensure!(leader.is_string() && *leader != host, "{leader} leads");
+        // What it is given from here on comes after its first reading of the store: no agent before it can have begun it.
+        stage.status_on(stage.host(host)?)?;
         ensure!(host_of(status, host)?["state"] == "open", "{}", host_of(status, host)?);
         Ok(())
     })

@@ -219,7 +219,7 @@ impl Agent {
             (true, true) | (false, false) => {}
         }
         if !self.has_recovered {
-            return;
+            return self.await_recovery(world, me, &view);
         }
         self.work(world, me, &view);
         self.step_change(world, me, &view, clock);
@@ -263,7 +263,7 @@ impl Agent {
             lease: self.number,
             capacity: Capacity { vcpus: VCPUS, memory: world.machine(me).memory },
             migration_uri: uri(me),
-            instances: self.host.local().iter().map(|(&id, local)| (id, local.fact.clone())).collect(),
+            instances: self.host.instances(),
             conditions: self.conditions.values().cloned().collect(),
             unable: self.host.unable(),
             copy_faults: self.host.copy_faults(),

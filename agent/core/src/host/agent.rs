@@ -36,6 +36,7 @@ use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, orphaned, 
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
+use crate::model::records::{HostFacts, InstanceFact};
 use crate::model::units::{Boottime, MiB, Now};
 
 /// What a host's agent is set to.
@@ -86,6 +87,8 @@ pub struct HostAgent {
     records: Records,
     lease: u64,
     recovered: bool,
+    /// The lease goes on from an earlier agent, and what runs under it is not known yet.
+    resumed: bool,
     local: BTreeMap<InstanceId, Local>,
     lanes: BTreeMap<(InstanceId, Lane), Busy>,
     /// Instances that jobs bring to life, with the lease of each: they may not be there yet.
@@ -126,6 +129,7 @@ impl HostAgent {
             records: Records::default(),
             lease: 0,
             recovered: false,
+            resumed: false,
             local: BTreeMap::new(),
             lanes: BTreeMap::new(),
             starting: BTreeSet::new(),
@@ -155,6 +159,7 @@ impl HostAgent {
         match input {
             Input::Records(records) => self.take_records(*records),
             Input::Recovered { lease, found } => self.recovered(lease, found),
+            Input::Resumed { lease } => (self.lease, self.resumed, self.recovered) = (lease, true, false),
             Input::LeaseLost => self.lease_lost(),
             Input::Hypervisor(event) => self.domain_event(event),
             Input::Listed(shown) => self.listed(shown),
@@ -166,7 +171,7 @@ impl HostAgent {
             Input::Stepped { job, answer } => self.stepped(&job, answer),
             Input::Copy { node, id, event } => self.copy_event(&node, id, event),
             Input::Tick { open } if self.recovered => self.reconcile(open),
-            Input::Tick { .. } => self.review_arrivals(),
+            Input::Tick { open } => self.await_recovery(open),
         }
         std::mem::take(&mut self.effects)
     }
@@ -175,6 +180,23 @@ impl HostAgent {
     #[must_use]
     pub fn local(&self) -> &BTreeMap<InstanceId, Local> {
         &self.local
+    }
+
+    /// What this host reports of its instances: what an earlier agent reported, as long as nobody could look.
+    #[must_use]
+    pub fn instances(&self) -> BTreeMap<InstanceId, InstanceFact> {
+        let mut instances = match self.predecessor() {
+            Some(facts) if self.resumed => facts.instances.clone(),
+            Some(_) | None => BTreeMap::new(),
+        };
+        instances.extend(self.local.iter().map(|(&id, local)| (id, local.fact.clone())));
+        instances
+    }
+
+    /// What was reported under the lease that is open.
+    fn predecessor(&self) -> Option<&HostFacts> {
+        let facts = self.records.view.hosts.get(&self.settings.me)?.facts.as_deref()?;
+        (facts.lease == self.lease).then_some(facts)
     }
 
     /// Where a live migration takes an instance of this host, as far as it is known to stand.
@@ -192,9 +214,10 @@ impl HostAgent {
 
     /// What goes on was found; whatever was under way belonged to the lease before.
     fn recovered(&mut self, lease: u64, found: BTreeMap<InstanceId, Local>) {
-        self.lease = lease;
-        self.recovered = true;
+        let refused = self.refused(lease);
+        (self.lease, self.recovered, self.resumed) = (lease, true, false);
         self.local = found;
+        self.local.extend(refused);
         self.forget_work();
         self.recover_started();
         self.exited.clear();
@@ -210,8 +233,18 @@ impl HostAgent {
         }
     }
 
+    /// What runs here is not known: nothing is begun or ended meanwhile, but what comes, and what came in vain.
+    fn await_recovery(&mut self, open: bool) {
+        (self.ticked, self.unsettled) = (self.now.boottime, false);
+        self.review_arrivals();
+        if open && self.resumed {
+            self.refuse();
+        }
+    }
+
     fn take_records(&mut self, records: Records) {
         let before = std::mem::replace(&mut self.records, records);
+        self.take_over();
         self.review_checkpoints();
         self.review_arrivals();
         if !self.restores.is_empty() {
@@ -226,7 +259,7 @@ impl HostAgent {
     }
 
     fn lease_lost(&mut self) {
-        self.recovered = false;
+        (self.recovered, self.resumed) = (false, false);
         self.local.retain(|_, local| local.fact.node.is_none());
         self.forget_work();
         self.review_arrivals();

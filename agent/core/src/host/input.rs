@@ -24,6 +24,11 @@ pub enum Input {
         /// What was found here, the dead among them.
         found: BTreeMap<InstanceId, Local>,
     },
+    /// The lease of an earlier agent goes on; what runs under it is not known yet.
+    Resumed {
+        /// The lease's number.
+        lease: u64,
+    },
     /// The lease is lost: its members are destroyed by whoever says so.
     LeaseLost,
     /// The hypervisor says something of its own accord.

@@ -11,7 +11,7 @@ use understudy_core::keys::{Key, decode, encode};
 use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_core::model::records::{LeaseRecord, RenewalRecord, Service};
 use understudy_core::model::units::Boottime;
-use understudy_core::model::view::Versioned;
+use understudy_core::model::view::{Versioned, View};
 use understudy_core::store_cache::StoreCache;
 use understudy_hypervisor::{Hypervisor, InstanceFact, InstanceState, Liveness, PauseCause, Pid};
 use understudy_store::{Entry, Txn};
@@ -53,6 +53,7 @@ impl Agent {
         // What goes on is looked at as soon as it can be.
         if self.recovers && self.cache.is_some() {
             let number = self.number;
+            self.inform(world, me, Input::Resumed { lease: number });
             if let Some(discovered) = self.discover(world, me, Some(number), true) {
                 self.recovers = false;
                 self.finish_recovery(world, me, discovered);
@@ -265,6 +266,16 @@ impl Agent {
         let process = |instance: &InstanceId| Some((*instance, hypervisor.process_of(*instance)?));
         let processes = goes_on.keys().filter_map(process).collect();
         Some((goes_on, processes))
+    }
+
+    /// What goes on could not be looked at yet: it stands as an earlier agent reported it.
+    pub(super) fn await_recovery(&mut self, world: &mut World, me: &HostId, view: &View) {
+        let reported = self.cache.as_ref().and_then(|cache| cache.facts(me));
+        if !self.recovers || reported.is_none_or(|facts| facts.lease != self.number) {
+            return;
+        }
+        self.work(world, me, view);
+        self.publish(world, me);
     }
 
     /// A process that has ended since the discovery is found dead at the next look.

@@ -25,7 +25,8 @@ impl HostAgent {
         }
         let arrivals = self.arrivals.values().filter_map(|arrival| arrival.due(&self.records.view));
         if !self.recovered {
-            return arrivals.min();
+            let refusals = self.refusals_due().filter(|at| self.resumed && *at > self.ticked);
+            return arrivals.chain(refusals).min();
         }
         let lanes = self.lanes.values().filter_map(|busy| match busy {
             Busy::Waiting { until, .. } => Some(*until),

@@ -2,8 +2,10 @@
 //!
 //! Promises: only what was never let run for its node is refused; a refusal is a death in the node's epoch and is for good
 //! (design, rule 8): nothing begins that instance in that epoch any more. What is here of it is destroyed first, which
-//! needs no libvirtd, and is dead once it is gone (SAFE-2). A wait of [`REFUSE`] lets a service that restarts come back first. Must not do: refuse what a live migration brings, or what may
-//! have begun before this agent started.
+//! needs no libvirtd, and is dead once it is gone (SAFE-2). A wait of [`REFUSE`] lets a service that restarts come back
+//! first. An agent that starts while libvirtd is away, and so cannot look at what runs, gives back what came after its
+//! first reading of the store and is to be made here. Must not do: refuse what a live migration brings, or what may have
+//! begun before this agent started.
 //!
 //! Cost: nothing while all services answer; else one walk over this host's own nodes a tick.
 
@@ -20,6 +22,8 @@ use crate::model::units::Boottime;
 #[derive(Debug, Default)]
 pub(super) struct Ability {
     unable: BTreeMap<Service, Boottime>,
+    /// The store was read: what it named here then, an earlier agent may have begun.
+    took_over: bool,
     started: BTreeSet<(InstanceId, Epoch)>,
 }
 
@@ -41,6 +45,26 @@ impl HostAgent {
     /// From here on it may act for its node.
     pub(super) fn begins(&mut self, instance: InstanceId, epoch: Epoch) {
         self.ability.started.insert((instance, epoch));
+    }
+
+    /// The earlier agent is gone, and whatever it began was named before.
+    pub(super) fn take_over(&mut self) {
+        if std::mem::replace(&mut self.ability.took_over, true) {
+            return;
+        }
+        let named = self.members_here();
+        let named = named.filter_map(|(_, record, member)| Some((member.instance?, record.epoch)));
+        self.ability.started = named.collect();
+    }
+
+    /// What was refused before the lease that goes on was recovered: it is for good.
+    pub(super) fn refused(&mut self, lease: u64) -> BTreeMap<InstanceId, Local> {
+        let mut known = std::mem::take(&mut self.local);
+        let resumed = self.resumed && self.lease == lease;
+        known.retain(|_, local| {
+            resumed && matches!(local.fact.phase, Phase::Dead { death: Death::Refused { .. }, .. })
+        });
+        known
     }
 
     /// An earlier agent may have begun whatever lives here and has a name.
@@ -97,6 +121,12 @@ impl HostAgent {
         }
     }
 
+    /// Whether it may run although nobody has looked yet.
+    fn may_run(&self, instance: InstanceId) -> bool {
+        let reported = self.predecessor().and_then(|facts| facts.instances.get(&instance));
+        reported.is_some_and(|fact| !fact.phase.is_dead()) || self.local.contains_key(&instance)
+    }
+
     /// The instance of a member that waits to be begun, and of which nothing was begun.
     fn waiting(&self, node: &NodeId, record: &NodeRecord, member: &Member) -> Option<InstanceId> {
         let instance = member.instance.filter(|_| member.lease == self.lease)?;
@@ -105,7 +135,8 @@ impl HostAgent {
             || record.migration.is_some()
             || self.destroys.contains_key(&instance)
             || self.starting.iter().any(|(made, _)| *made == instance)
-            || self.ability.started.contains(&(instance, record.epoch));
+            || self.ability.started.contains(&(instance, record.epoch))
+            || (!self.recovered && self.may_run(instance));
         let local = self.local.get(&instance);
         let waits = match member.origin {
             Origin::Created => local.is_none_or(|local| is_fresh(node, local)),

@@ -166,3 +166,58 @@ fn a_warm_backup_that_is_to_take_over_is_refused_before_the_guard_is_asked_and_n
         assert_eq!(rig.under_way().contains(&"Destroy".to_owned()), !asked);
     }
 }
+
+/// An agent that starts anew on the first of two hosts, libvirtd away: it cannot look at what runs.
+fn started_anew() -> (Rig, u64) {
+    let mut rig = Rig::new(Cluster::of(2).with(&["alice/exec-1"]), "host1", 0);
+    let settings = rig.agent.settings.clone();
+    let lease = rig.agent.lease;
+    rig.agent = HostAgent::new(settings);
+    rig.say(Input::Service { service: Service::Libvirtd, answers: false });
+    (rig, lease)
+}
+
+/// S2, where the agent has started anew too. What was named before is not touched: it may have begun.
+#[test]
+fn an_agent_that_cannot_look_yet_gives_back_what_came_after_its_start_and_that_stays() {
+    for before in [false, true] {
+        let (mut rig, lease) = started_anew();
+        rig.records();
+        if before {
+            rig.cluster.edit("alice/exec-1", |_| {});
+        }
+        let given = |rig: &mut Rig| {
+            rig.cluster.add(&["bob/display"]);
+            rig.cluster.step();
+            rig.cluster.edit("bob/display", |record| {
+                let primary = record.primary.as_mut().unwrap();
+                (primary.host, primary.lease) = (host("host1"), lease);
+            });
+            rig.cluster.primary("bob/display").1
+        };
+        let instance = given(&mut rig);
+        if before {
+            let settings = rig.agent.settings.clone();
+            rig.agent = HostAgent::new(settings);
+            rig.say(Input::Service { service: Service::Libvirtd, answers: false });
+        }
+        rig.records();
+        rig.pass(WAIT);
+        assert_eq!(refused(&rig, instance), None, "which lease goes on is not known yet");
+        rig.say(Input::Resumed { lease });
+        rig.say(Input::Tick { open: false });
+        assert_eq!(refused(&rig, instance), None);
+        rig.tick();
+        assert_eq!(refused(&rig, instance), (!before).then_some(Service::Libvirtd));
+        let others: Vec<_> = rig.agent.local().keys().filter(|id| **id != instance).collect();
+        assert!(others.is_empty(), "{others:?}");
+        let found = rig.cluster.local("host1");
+        rig.say(Input::Hypervisor(DomainEvent::Regained));
+        rig.say(Input::Recovered { lease, found });
+        rig.say(Input::Listed(None));
+        rig.pass(60_000);
+        assert_eq!(refused(&rig, instance), (!before).then_some(Service::Libvirtd), "for good");
+        let made = rig.under_way().contains(&"Create".to_owned());
+        assert_eq!(made, before);
+    }
+}
