@@ -32,6 +32,8 @@ const MEMORY_MIB: u64 = 4_096;
 const MEMBER_MIB: u64 = 176;
 /// Until twelve emulated guests have booted, or moved.
 const LIMIT: Duration = Duration::from_secs(600);
+/// Until a line of a log is in its file.
+const LOGGED: Duration = Duration::from_secs(10);
 /// The most from the decision to the last write, in seconds.
 const MASS_MAX: f64 = 0.25;
 
@@ -116,6 +118,11 @@ fn lose(stage: &Stage) -> Result<f64> {
         ensure!(waits.is_none(), "{waits:?}");
         Ok(after)
     })?;
+    // A node may be seen to go on before the line of its assignment is in the file.
+    stage.wait("the assignments are in the logs", LOGGED, |_| last_written(stage, &after))
+}
+
+fn last_written(stage: &Stage, after: &[Value]) -> Result<f64> {
     let logs = OTHERS.iter().filter_map(|host| stage.host(host).ok()?.on_disk("/var/log/agent.log"));
     let log: String = logs.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
     let mut decided = f64::MAX;
