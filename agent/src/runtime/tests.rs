@@ -230,6 +230,19 @@ impl Rig {
         }
     }
 
+    /// The same, as the loop does it.
+    async fn until_advanced(&mut self, what: &str, is_so: impl Fn(&Runtime) -> bool) {
+        let started = std::time::Instant::now();
+        while !is_so(&self.runtime) {
+            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.runtime.agent.local());
+            self.runtime.advance();
+            let sleeps = self.runtime.sleeps();
+            if let Ok(Some(event)) = tokio::time::timeout(sleeps, self.runtime.receiver.recv()).await {
+                self.runtime.take(event);
+            }
+        }
+    }
+
     fn phase(&self, id: InstanceId) -> Option<Phase> {
         self.runtime.agent.local().get(&id).map(|local| local.fact.phase.clone())
     }

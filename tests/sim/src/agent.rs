@@ -70,6 +70,8 @@ pub(crate) struct Agent {
     cleared: Option<Discovered>,
     /// A lease goes on, and what runs under it was not looked at yet.
     recovers: bool,
+    /// Core has heard of what the store held when it was first read.
+    informed: bool,
     pub(crate) has_recovered: bool,
     pub(crate) host: HostAgent,
     conditions: work::Conditions,
@@ -111,6 +113,7 @@ impl Agent {
             revision: 0,
             cleared: None,
             recovers: false,
+            informed: false,
             has_recovered: false,
             host: HostAgent::new(work::settings(world, me)),
             conditions: BTreeMap::new(),
@@ -183,6 +186,10 @@ impl Agent {
                 self.answered(world, me, tag, Answer::Unavailable);
             }
         }
+        if !self.informed && self.cache.is_some() {
+            self.informed = true;
+            self.inform_of_records(world, me);
+        }
         self.step_lease(world, me);
         self.step_sets(world);
         self.watch_libvirtd(world, me);
@@ -219,9 +226,9 @@ impl Agent {
             (true, true) | (false, false) => {}
         }
         if !self.has_recovered {
-            return self.await_recovery(world, me, &view);
+            return self.await_recovery(world, me);
         }
-        self.work(world, me, &view);
+        self.work(world, me);
         self.step_change(world, me, &view, clock);
         self.publish(world, me);
         self.lead(world, me);

@@ -36,7 +36,7 @@ use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, orphaned, 
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::model::records::{HostFacts, InstanceFact};
+use crate::model::records::{HostFacts, InstanceFact, Phase};
 use crate::model::units::{Boottime, MiB, Now};
 
 /// What a host's agent is set to.
@@ -217,8 +217,14 @@ impl HostAgent {
         let refused = self.refused(lease);
         (self.lease, self.recovered, self.resumed) = (lease, true, false);
         self.local = found;
-        self.local.extend(refused);
+        self.local.extend(refused.clone());
         self.forget_work();
+        // A refusal is for good: should there be something of it after all, it does not stay.
+        for (instance, local) in refused {
+            if let Phase::Dead { death, .. } = local.fact.phase {
+                self.destroy_as(instance, death);
+            }
+        }
         self.recover_started();
         self.exited.clear();
         self.show_destroys();

@@ -1,13 +1,15 @@
 //! An agent's restart costs no healthy instance (S8): what core decides of it, done over the hypervisor's double.
 
-use understudy_core::model::ids::Epoch;
-use understudy_core::model::records::Phase;
+use understudy_core::death::Death;
+use understudy_core::host::{HostAgent, Input};
+use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::records::{Origin, Phase, Service};
 use understudy_hypervisor::{Hypervisor, InstanceState};
 
 use super::super::LeaseEvent;
 use super::super::effects::domain::recovery::{Recovered, recover_guarded};
 use super::super::effects::fence::Guarded;
-use super::super::now;
+use super::super::{host_settings, now};
 use super::{Rig, instance, me, node, running};
 use crate::keys::{Key, encode};
 
@@ -86,6 +88,35 @@ async fn before_the_next_lease_no_member_is_left_and_libvirtd_is_waited_for() {
     assert!(clear().is_err(), "what may run cannot be looked at");
     rig.hypervisor.set_libvirt_up(true);
     assert!(clear().unwrap().is_empty() && running(&rig.hypervisor).is_empty());
+}
+
+/// S2: an agent that starts while libvirtd is away has what was reported, and gives back what it is given since.
+#[tokio::test]
+async fn what_was_reported_stands_until_it_can_be_looked_at_beside_what_is_given_back() {
+    let (mut rig, _) = primary(Phase::Ready);
+    let expected = rig.runtime.facts().instances;
+    assert!(expected.contains_key(&instance(1)));
+    rig.hypervisor.set_libvirt_up(false);
+    rig.runtime.agent = HostAgent::new(host_settings(&rig.runtime.parts.config, None));
+    rig.runtime.inform(Input::Service { service: Service::Libvirtd, answers: false });
+    rig.runtime.inform_of_records();
+    (rig.runtime.has_recovered, rig.runtime.capacity) = (false, None);
+    rig.runtime.lease_event(LeaseEvent::Opened { number: 1, resumed: true });
+    rig.runtime.advance();
+    let facts = rig.runtime.facts();
+    assert_eq!(facts.instances, expected);
+    assert!(facts.unable.contains(&Service::Libvirtd));
+
+    let given: NodeId = "bob/display".parse().unwrap();
+    let mut record = super::record(Some(instance(2)));
+    record.primary.as_mut().unwrap().origin = Origin::Created;
+    rig.write(&Key::Node(given), encode(&record));
+    rig.until_advanced("it is given back", |runtime| runtime.agent.local().contains_key(&instance(2))).await;
+    let mut facts = rig.runtime.facts();
+    let refused = facts.instances.remove(&instance(2)).unwrap();
+    let Phase::Dead { death, .. } = refused.phase else { panic!("{refused:?}") };
+    assert_eq!(death, Death::Refused { service: Service::Libvirtd });
+    assert_eq!(facts.instances, expected);
 }
 
 /// S10: said at once, and the end of the agent where it lasts.

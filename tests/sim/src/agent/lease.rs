@@ -11,7 +11,7 @@ use understudy_core::keys::{Key, decode, encode};
 use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_core::model::records::{LeaseRecord, RenewalRecord, Service};
 use understudy_core::model::units::Boottime;
-use understudy_core::model::view::{Versioned, View};
+use understudy_core::model::view::Versioned;
 use understudy_core::store_cache::StoreCache;
 use understudy_hypervisor::{Hypervisor, InstanceFact, InstanceState, Liveness, PauseCause, Pid};
 use understudy_store::{Entry, Txn};
@@ -269,12 +269,12 @@ impl Agent {
     }
 
     /// What goes on could not be looked at yet: it stands as an earlier agent reported it.
-    pub(super) fn await_recovery(&mut self, world: &mut World, me: &HostId, view: &View) {
+    pub(super) fn await_recovery(&mut self, world: &mut World, me: &HostId) {
         let reported = self.cache.as_ref().and_then(|cache| cache.facts(me));
         if !self.recovers || reported.is_none_or(|facts| facts.lease != self.number) {
             return;
         }
-        self.work(world, me, view);
+        self.work(world, me);
         self.publish(world, me);
     }
 

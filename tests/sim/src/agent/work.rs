@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use understudy_core::host::{DomainEvent, Effect, HostSettings, Input, Records, Shown};
 use understudy_core::model::ids::{HostId, InstanceId};
 use understudy_core::model::units::Now;
-use understudy_core::model::view::View;
 use understudy_hypervisor::{EventKind, Hypervisor, InstanceState, Liveness, PauseCause, WatchdogAction};
 use uuid::Uuid;
 
@@ -83,15 +82,19 @@ impl Agent {
         }
     }
 
-    /// All that it heard, then the time: core acts on it.
-    pub(super) fn work(&mut self, world: &mut World, me: &HostId, view: &View) {
+    pub(super) fn inform_of_records(&mut self, world: &mut World, me: &HostId) {
         let Some(cache) = &self.cache else { return };
         let records = Records {
-            view: view.clone(),
+            view: cache.view().clone(),
             failovers: cache.failovers().collect(),
             unreadable: cache.has_quarantined_names(),
         };
         self.inform(world, me, Input::Records(Box::new(records)));
+    }
+
+    /// All that it heard, then the time: core acts on it.
+    pub(super) fn work(&mut self, world: &mut World, me: &HostId) {
+        self.inform_of_records(world, me);
         let images = world.machine(me).images.keys().cloned().collect();
         self.inform(world, me, Input::Images(images));
         let open = self.lease.status().is_open(world.machine(me).boottime(world.now));

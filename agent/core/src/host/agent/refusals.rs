@@ -22,8 +22,9 @@ use crate::model::units::Boottime;
 #[derive(Debug, Default)]
 pub(super) struct Ability {
     unable: BTreeMap<Service, Boottime>,
-    /// The store was read: what it named here then, an earlier agent may have begun.
-    took_over: bool,
+    /// What the store named here at its first reading, in whatever epoch: an earlier agent may have begun it. None before
+    /// that, and while something cannot be read.
+    inherited: Option<BTreeSet<InstanceId>>,
     started: BTreeSet<(InstanceId, Epoch)>,
 }
 
@@ -49,15 +50,14 @@ impl HostAgent {
 
     /// The earlier agent is gone, and whatever it began was named before.
     pub(super) fn take_over(&mut self) {
-        if std::mem::replace(&mut self.ability.took_over, true) {
+        if self.ability.inherited.is_some() || self.records.unreadable {
             return;
         }
-        let named = self.members_here();
-        let named = named.filter_map(|(_, record, member)| Some((member.instance?, record.epoch)));
-        self.ability.started = named.collect();
+        let named = self.members_here().filter_map(|(_, _, member)| member.instance).collect();
+        self.ability.inherited = Some(named);
     }
 
-    /// What was refused before the lease that goes on was recovered: it is for good.
+    /// What was refused before the lease that goes on was recovered.
     pub(super) fn refused(&mut self, lease: u64) -> BTreeMap<InstanceId, Local> {
         let mut known = std::mem::take(&mut self.local);
         let resumed = self.resumed && self.lease == lease;
@@ -121,10 +121,17 @@ impl HostAgent {
         }
     }
 
-    /// Whether it may run although nobody has looked yet.
-    fn may_run(&self, instance: InstanceId) -> bool {
-        let reported = self.predecessor().and_then(|facts| facts.instances.get(&instance));
-        reported.is_some_and(|fact| !fact.phase.is_dead()) || self.local.contains_key(&instance)
+    /// Whether an earlier agent may have begun it, as far as can be told before anybody has looked. Where that agent's
+    /// report or a name cannot be read, it may.
+    fn may_have_begun(&self, instance: InstanceId) -> bool {
+        let (Some(inherited), Some(facts)) = (&self.ability.inherited, self.predecessor()) else {
+            return true;
+        };
+        let reported = facts.instances.get(&instance).is_some_and(|fact| !fact.phase.is_dead());
+        self.records.unreadable
+            || reported
+            || inherited.contains(&instance)
+            || self.local.contains_key(&instance)
     }
 
     /// The instance of a member that waits to be begun, and of which nothing was begun.
@@ -136,7 +143,7 @@ impl HostAgent {
             || self.destroys.contains_key(&instance)
             || self.starting.iter().any(|(made, _)| *made == instance)
             || self.ability.started.contains(&(instance, record.epoch))
-            || (!self.recovered && self.may_run(instance));
+            || (!self.recovered && self.may_have_begun(instance));
         let local = self.local.get(&instance);
         let waits = match member.origin {
             Origin::Created => local.is_none_or(|local| is_fresh(node, local)),
