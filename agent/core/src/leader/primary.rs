@@ -286,7 +286,12 @@ fn state_kept(node: &NodeId, before: &NodeRecord, successor: &Successor, death: 
             let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
             StateKept::Checkpoint { id: checkpoint.id, age_ms }
         }
-        (None, Role::Execution, Some(_)) if before.primary.is_some() => StateKept::Lost,
+        // A first placement that was given back had no state yet; what followed something has that for its cause.
+        (None, Role::Execution, Some(death))
+            if before.primary.is_some() && !matches!(death.cause, Death::Refused { .. }) =>
+        {
+            StateKept::Lost
+        }
         (None, Role::Execution | Role::Display, _) => StateKept::NotNeeded,
     }
 }

@@ -3,7 +3,7 @@
 use crate::death::Death;
 use crate::fixture::{Cluster, died, fact, node};
 use crate::model::ids::Epoch;
-use crate::model::records::{Origin, Service};
+use crate::model::records::{Origin, Service, StateKept};
 
 /// S2: a host whose guard or libvirtd is away keeps what it has and gets nothing, and the report names it.
 #[test]
@@ -65,4 +65,19 @@ fn a_warm_backup_whose_host_cannot_do_its_part_is_passed_over() {
     cluster.kill_primary("alice/display");
     cluster.step();
     assert_ne!(cluster.primary_host("alice/display"), backup);
+}
+
+/// Nothing had begun: the story of the node must not tell of a state that is lost.
+#[test]
+fn a_first_placement_that_is_given_back_has_lost_no_state() {
+    let mut cluster = Cluster::of(3);
+    cluster.add(&["alice/display", "alice/exec-1"]);
+    cluster.step();
+    let (first, instance) = cluster.primary("alice/exec-1");
+    let refused = died(Death::Refused { service: Service::Guard });
+    let given_back = fact(refused, Some(node("alice/exec-1")), Epoch(1));
+    cluster.facts(first.as_str()).instances.insert(instance, given_back);
+    cluster.step();
+    let incident = cluster.record("alice/exec-1").incident.clone().unwrap();
+    assert_eq!(incident.state, StateKept::NotNeeded, "{incident:?}");
 }
