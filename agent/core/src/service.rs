@@ -16,6 +16,17 @@ pub enum Service {
     Libvirtd,
 }
 
+impl Service {
+    /// The name of its unit of systemd.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Guard => "understudy-guard",
+            Self::Libvirtd => "libvirtd",
+        }
+    }
+}
+
 impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use understudy_core::host::{Input, Job, MigrationAnswer, MigrationStep, Outcome};
 use understudy_core::leader::Trial;
 use understudy_core::model::ids::{HostId, NodeId};
-use understudy_core::model::records::{Capacity, NodeRecord};
+use understudy_core::model::records::{Capacity, NodeRecord, Service};
 use understudy_hypervisor::HypervisorEvent;
 use understudy_store::election::{Bid, ElectionError};
 use understudy_store::{Batch, Listing, Revision};
@@ -49,8 +49,8 @@ pub enum Event {
     Recovered {
         /// The lease's number.
         number: u64,
-        /// What goes on.
-        found: Result<Vec<Recovered>, String>,
+        /// What goes on; else which service did not do its part, and how that was seen.
+        found: Result<Vec<Recovered>, (Service, String)>,
     },
     /// A job ended.
     Job {

@@ -121,8 +121,9 @@ impl Runtime {
             LeaseEvent::Store(false) => {
                 let remaining = self.lease.until.map(|deadline| deadline.since(now().boottime));
                 tracing::warn!(?remaining, "the lease could not be renewed");
+                let follows = remaining.map_or("", |_| "; instances end when the lease does");
                 let text = connect::store_silent(&self.parts.config);
-                self.raise(LEASE, format!("{text}; instances end when the lease does"));
+                self.raise(LEASE, format!("{text}{follows}"));
             }
         }
     }
@@ -224,12 +225,13 @@ impl Runtime {
         let (parts, sender, number) = (self.parts.clone(), self.sender.clone(), self.lease_number);
         let records = self.records_of(number);
         self.parts.tasks.block("recovery", move || {
-            let found = recovery::recover(&parts, &records).map_err(|error| chain(&error));
+            let found = recovery::recover(&parts, &records);
+            let found = found.map_err(|error| (error.service(), chain(&error)));
             let _ = sender.send(Event::Recovered { number, found });
         });
     }
 
-    pub(super) fn recovered(&mut self, number: u64, found: Result<Vec<Recovered>, String>) {
+    pub(super) fn recovered(&mut self, number: u64, found: Result<Vec<Recovered>, (Service, String)>) {
         if self.recovery != Recovery::Running || number != self.lease_number {
             return;
         }
@@ -239,12 +241,15 @@ impl Runtime {
                 self.clear(RECOVERY);
                 self.finish_recovery(found);
             }
-            Err(error) => {
+            Err((service, error)) => {
                 tracing::warn!(%error, "cannot look at this host's instances, they run on");
-                self.raise(
-                    RECOVERY,
-                    format!("this host's instances run on, and cannot be looked at: {error}"),
+                let text = format!(
+                    "this host's instances run on, and cannot be looked at, it takes no work: see systemctl status \
+                     {}: {error}",
+                    service.unit()
                 );
+                self.raise(RECOVERY, text);
+                self.inform(Input::Unrecovered { service });
                 self.recovery = Recovery::Due(now().boottime + RECOVER_AGAIN);
             }
         }

@@ -160,6 +160,7 @@ impl HostAgent {
             Input::Records(records) => self.take_records(*records),
             Input::Recovered { lease, found } => self.recovered(lease, found),
             Input::Resumed { lease } => (self.lease, self.resumed, self.recovered) = (lease, true, false),
+            Input::Unrecovered { service } => self.unrecovered(service),
             Input::LeaseLost => self.lease_lost(),
             Input::Hypervisor(event) => self.domain_event(event),
             Input::Listed(shown) => self.listed(shown),
@@ -216,6 +217,7 @@ impl HostAgent {
     fn recovered(&mut self, lease: u64, found: BTreeMap<InstanceId, Local>) {
         let refused = self.refused(lease);
         (self.lease, self.recovered, self.resumed) = (lease, true, false);
+        self.recovery_over();
         self.local = found;
         self.local.extend(refused.clone());
         self.forget_work();
@@ -266,6 +268,7 @@ impl HostAgent {
 
     fn lease_lost(&mut self) {
         (self.recovered, self.resumed) = (false, false);
+        self.recovery_over();
         self.local.retain(|_, local| local.fact.node.is_none());
         self.forget_work();
         self.review_arrivals();

@@ -29,6 +29,12 @@ pub enum Input {
         /// The lease's number.
         lease: u64,
     },
+    /// What runs under the lease that goes on could not be looked at, or not be brought to what it should be: it is tried
+    /// again.
+    Unrecovered {
+        /// What did not do its part, though it may answer.
+        service: Service,
+    },
     /// The lease is lost: its members are destroyed by whoever says so.
     LeaseLost,
     /// The hypervisor says something of its own accord.

@@ -117,6 +117,8 @@ async fn what_was_reported_stands_until_it_can_be_looked_at_beside_what_is_given
     let Phase::Dead { death, .. } = refused.phase else { panic!("{refused:?}") };
     assert_eq!(death, Death::Refused { service: Service::Libvirtd });
     assert_eq!(facts.instances, expected);
+    let said = rig.conditions();
+    assert!(said.contains("it takes no work: see systemctl status"), "{said}");
 }
 
 /// S10: said at once, and the end of the agent where it lasts.

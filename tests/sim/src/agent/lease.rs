@@ -57,6 +57,10 @@ impl Agent {
             if let Some(discovered) = self.discover(world, me, Some(number), true) {
                 self.recovers = false;
                 self.finish_recovery(world, me, discovered);
+            } else {
+                let guarded = world.machine(me).guard.gone_until <= world.now;
+                let service = if guarded { Service::Libvirtd } else { Service::Guard };
+                self.inform(world, me, Input::Unrecovered { service });
             }
         }
     }

@@ -22,6 +22,8 @@ use crate::model::units::Boottime;
 #[derive(Debug, Default)]
 pub(super) struct Ability {
     unable: BTreeMap<Service, Boottime>,
+    /// The recovery fails over this, since then: nothing is begun meanwhile, whatever answers.
+    unrecovered: Option<(Service, Boottime)>,
     /// What the store named here at its first reading, in whatever epoch: an earlier agent may have begun it. None before
     /// that, and while something cannot be read.
     inherited: Option<BTreeSet<InstanceId>>,
@@ -32,7 +34,24 @@ impl HostAgent {
     /// What of this host cannot do its part at present.
     #[must_use]
     pub fn unable(&self) -> BTreeSet<Service> {
-        self.ability.unable.keys().copied().collect()
+        self.lacks().map(|(service, _)| service).collect()
+    }
+
+    fn lacks(&self) -> impl Iterator<Item = (Service, Boottime)> {
+        let Ability { unable, unrecovered, .. } = &self.ability;
+        unable.iter().map(|(&service, &since)| (service, since)).chain(*unrecovered)
+    }
+
+    pub(super) fn unrecovered(&mut self, service: Service) {
+        if self.resumed {
+            let since = self.ability.unrecovered.map_or(self.now.boottime, |(_, since)| since);
+            self.ability.unrecovered = Some((service, since));
+        }
+    }
+
+    /// Whatever the recovery failed over: it is done, or there is none to be done.
+    pub(super) fn recovery_over(&mut self) {
+        self.ability.unrecovered = None;
     }
 
     pub(super) fn service(&mut self, service: Service, answers: bool) {
@@ -76,16 +95,13 @@ impl HostAgent {
 
     /// When what cannot be begun is given back, for each service that does not answer.
     pub(super) fn refusals_due(&self) -> impl Iterator<Item = Boottime> {
-        self.ability.unable.values().map(|since| *since + REFUSE)
+        self.lacks().map(|(_, since)| since + REFUSE)
     }
 
     /// Gives back what cannot be begun.
     pub(super) fn refuse(&mut self) {
         let now = self.now.boottime;
-        let Some((&service, _)) = self.ability.unable.iter().find(|(_, since)| now.since(**since) >= REFUSE)
-        else {
-            return;
-        };
+        let Some((service, _)) = self.lacks().find(|(_, since)| now.since(*since) >= REFUSE) else { return };
         let refused: Vec<(NodeId, InstanceId, Epoch)> = self
             .members_here()
             .filter_map(|(node, record, member)| {

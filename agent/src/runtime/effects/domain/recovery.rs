@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use understudy_core::host::Local;
 use understudy_core::host::recovery::{self, Discovery, Recovery, Reported, Seen};
 use understudy_core::model::ids::InstanceId;
-use understudy_core::model::records::Phase;
+use understudy_core::model::records::{Phase, Service};
 use understudy_guard::ClientError;
 use understudy_hypervisor::{
     ControlError, DestroyError, InstanceFact, InstanceState, ListError, Liveness, PauseCause,
@@ -45,6 +45,16 @@ pub(in crate::runtime) enum RecoveryError {
     /// The guard does not say what it holds.
     #[error("cannot ask the guard what it holds")]
     Guard(#[from] ClientError),
+}
+
+impl RecoveryError {
+    /// What did not do its part.
+    pub(in crate::runtime) fn service(&self) -> Service {
+        match self {
+            Self::Guard(_) => Service::Guard,
+            Self::List(_) | Self::Destroy(_) | Self::Resume(_) => Service::Libvirtd,
+        }
+    }
 }
 
 /// Looks at this host and brings it to what core makes of it.

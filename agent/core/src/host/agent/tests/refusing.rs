@@ -177,6 +177,17 @@ fn started_anew() -> (Rig, u64) {
     (rig, lease)
 }
 
+/// bob's display is to be made on the first host.
+fn named_on_host1(rig: &mut Rig, lease: u64) -> InstanceId {
+    rig.cluster.add(&["bob/display"]);
+    rig.cluster.step();
+    rig.cluster.edit("bob/display", |record| {
+        let primary = record.primary.as_mut().unwrap();
+        (primary.host, primary.lease) = (host("host1"), lease);
+    });
+    rig.cluster.primary("bob/display").1
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Given {
     Since,
@@ -192,18 +203,10 @@ enum Given {
 fn an_agent_that_cannot_look_yet_gives_back_what_came_after_its_start_and_that_stays() {
     for given in [Given::Since, Given::Before, Given::BeforeInAnotherEpoch, Given::Unread] {
         let (mut rig, lease) = started_anew();
-        let name = |rig: &mut Rig| {
-            rig.cluster.add(&["bob/display"]);
-            rig.cluster.step();
-            rig.cluster.edit("bob/display", |record| {
-                let primary = record.primary.as_mut().unwrap();
-                (primary.host, primary.lease) = (host("host1"), lease);
-            });
-        };
         match given {
             Given::Since => rig.records(),
             Given::Before | Given::BeforeInAnotherEpoch => {
-                name(&mut rig);
+                named_on_host1(&mut rig, lease);
                 rig.records();
             }
             Given::Unread => {
@@ -212,7 +215,7 @@ fn an_agent_that_cannot_look_yet_gives_back_what_came_after_its_start_and_that_s
             }
         }
         match given {
-            Given::Since | Given::Unread => name(&mut rig),
+            Given::Since | Given::Unread => drop(named_on_host1(&mut rig, lease)),
             Given::Before => {}
             Given::BeforeInAnotherEpoch => {
                 rig.cluster.edit("bob/display", |record| record.epoch = record.epoch.next());
@@ -250,4 +253,28 @@ fn an_agent_that_cannot_look_yet_gives_back_what_came_after_its_start_and_that_s
         let made = matches!(given, Given::Before | Given::Unread);
         assert_eq!(rig.under_way().contains(&"Create".to_owned()), made, "{given:?}");
     }
+}
+
+/// What answers may still not do its part: a qemu that cannot be ended, a list that is never given.
+#[test]
+fn a_host_whose_recovery_fails_is_unable_whatever_answers_and_gives_back_what_it_was_given() {
+    let (mut rig, lease) = started_anew();
+    rig.say(Input::Service { service: Service::Libvirtd, answers: true });
+    rig.records();
+    rig.say(Input::Unrecovered { service: Service::Guard });
+    assert!(rig.agent.unable().is_empty(), "nothing is to be recovered");
+    rig.say(Input::Resumed { lease });
+    let instance = named_on_host1(&mut rig, lease);
+    rig.records();
+    for _ in 0..2 {
+        rig.say(Input::Unrecovered { service: Service::Libvirtd });
+        assert_eq!(rig.agent.unable(), [Service::Libvirtd].into());
+        assert_eq!(refused(&rig, instance), None);
+        rig.pass(WAIT / 2);
+        rig.say(Input::Hypervisor(DomainEvent::Regained));
+    }
+    assert_eq!(refused(&rig, instance), Some(Service::Libvirtd));
+    let found = rig.cluster.local("host1");
+    rig.say(Input::Recovered { lease, found });
+    assert!(rig.agent.unable().is_empty());
 }
