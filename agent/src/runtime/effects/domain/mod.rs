@@ -240,10 +240,15 @@ fn wake(parts: &Parts, whose: Whose, epoch: Epoch) -> Result<(), String> {
 
 /// libvirt hears of the agent's channel a moment after the guest went on: until then it refuses to ask.
 pub(in crate::runtime) fn set_clock(parts: &Parts, instance: InstanceId) -> Result<(), GuestError> {
-    let until = Instant::now() + CLOCK;
+    until_set(Instant::now() + CLOCK, || parts.hypervisor.guest_set_time(instance))
+}
+
+/// A guest that has just been let run may be slow to take the time: what it was sent is old by then, and it is sent again.
+fn until_set(until: Instant, mut set: impl FnMut() -> Result<(), GuestError>) -> Result<(), GuestError> {
     loop {
-        match parts.hypervisor.guest_set_time(instance) {
+        match set() {
             Err(GuestError::Silent { .. }) if Instant::now() < until => std::thread::sleep(PAUSE / 4),
+            Err(GuestError::Clock { .. }) if Instant::now() < until => {}
             outcome => return outcome,
         }
     }
@@ -274,6 +279,15 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_time_that_was_old_when_the_guest_took_it_is_sent_again_within_the_patience() {
+        let id = InstanceId::from_uuid(Uuid::from_u128(7));
+        let off = || Err(GuestError::Clock { id, off: Duration::from_secs(1) });
+        let mut answers = vec![Ok(()), off(), off()];
+        assert!(until_set(Instant::now() + CLOCK, || answers.pop().unwrap()).is_ok() && answers.is_empty());
+        assert!(matches!(until_set(Instant::now(), off), Err(GuestError::Clock { .. })));
+    }
 
     #[test]
     fn only_what_is_wrong_with_the_image_itself_is_called_damage() {
