@@ -219,25 +219,21 @@ impl Rig {
 
     /// Takes what has happened on the hypervisor, and what jobs say, until it is so.
     async fn until(&mut self, what: &str, is_so: impl Fn(&Runtime) -> bool) {
-        let started = std::time::Instant::now();
-        while !is_so(&self.runtime) {
-            assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.runtime.agent.local());
-            self.work();
-            let heard = tokio::time::timeout(Duration::from_millis(50), self.runtime.receiver.recv()).await;
-            if let Ok(Some(event)) = heard {
-                self.runtime.take(event);
-            }
-        }
+        self.until_by(|runtime| runtime.work(now()), what, is_so).await;
     }
 
     /// The same, as the loop does it.
     async fn until_advanced(&mut self, what: &str, is_so: impl Fn(&Runtime) -> bool) {
+        self.until_by(Runtime::advance, what, is_so).await;
+    }
+
+    async fn until_by(&mut self, turn: impl Fn(&mut Runtime), what: &str, is_so: impl Fn(&Runtime) -> bool) {
         let started = std::time::Instant::now();
         while !is_so(&self.runtime) {
             assert!(started.elapsed() < LIMIT, "in vain: {what}: {:#?}", self.runtime.agent.local());
-            self.runtime.advance();
-            let sleeps = self.runtime.sleeps();
-            if let Ok(Some(event)) = tokio::time::timeout(sleeps, self.runtime.receiver.recv()).await {
+            turn(&mut self.runtime);
+            let heard = tokio::time::timeout(Duration::from_millis(50), self.runtime.receiver.recv()).await;
+            if let Ok(Some(event)) = heard {
                 self.runtime.take(event);
             }
         }

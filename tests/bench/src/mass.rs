@@ -119,10 +119,11 @@ fn lose(stage: &Stage) -> Result<f64> {
         Ok(after)
     })?;
     // A node may be seen to go on before the line of its assignment is in the file.
-    stage.wait("the assignments are in the logs", LOGGED, |_| last_written(stage, &after))
+    stage.wait("the assignments are in the logs", LOGGED, |_| logged(stage, &after))
 }
 
-fn last_written(stage: &Stage, after: &[Value]) -> Result<f64> {
+/// The same, as incidents and logs have it.
+fn logged(stage: &Stage, after: &[Value]) -> Result<f64> {
     let logs = OTHERS.iter().filter_map(|host| stage.host(host).ok()?.on_disk("/var/log/agent.log"));
     let log: String = logs.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
     let mut decided = f64::MAX;
