@@ -8,6 +8,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
+use understudy_core::host::LIBVIRTD_AWAY;
 use understudy_hypervisor::{CapacityError, Hypervisor, Libvirt, LibvirtConfig};
 use understudy_store::{
     Credentials, Embedded, EmbeddedLimits, Etcd, EtcdConfig, IdentityFiles, Store, StoreError, TlsFiles,
@@ -33,8 +34,7 @@ pub fn libvirt_fault(config: &Config, error: &dyn Error) -> String {
 /// What to tell while libvirt has not answered yet.
 #[must_use]
 pub fn libvirt_silent(config: &Config, error: &dyn Error) -> String {
-    let fault = libvirt_fault(config, error);
-    format!("libvirtd does not answer, this host takes no work: see systemctl status libvirtd: {fault}")
+    format!("{LIBVIRTD_AWAY}: {}", libvirt_fault(config, error))
 }
 
 /// What to tell about a store that does not do what it was asked.

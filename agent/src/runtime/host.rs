@@ -34,12 +34,7 @@ impl Runtime {
     }
 
     pub(super) fn inform_of_records(&mut self) {
-        let records = Records {
-            view: self.cache.view().clone(),
-            failovers: self.cache.failovers().collect(),
-            unreadable: self.cache.has_quarantined_names(),
-        };
-        self.inform(Input::Records(Box::new(records)));
+        self.inform(Input::Records(Box::new(Records::from(&self.cache))));
     }
 
     pub(super) fn work(&mut self, now: Now) {

@@ -157,6 +157,7 @@ impl Runtime {
         self.lease_number = number;
         self.has_recovered = false;
         if resumed {
+            self.inform(Input::Resumed { lease: number });
             self.recovery = Recovery::Due(now().boottime);
         } else if let Some(found) = self.cleared.take() {
             self.finish_recovery(found);
@@ -187,7 +188,6 @@ impl Runtime {
         }
         if matches!(self.recovery, Recovery::Due(at) if at <= now) {
             self.recovery = Recovery::Running;
-            self.inform(Input::Resumed { lease: self.lease_number });
             self.recover();
         }
     }
@@ -218,7 +218,7 @@ impl Runtime {
     pub(super) fn speaks_for_its_predecessor(&self) -> bool {
         let me = &self.parts.config.host;
         let reported = self.cache.facts(me).is_some_and(|facts| facts.lease == self.lease_number);
-        self.recovery != Recovery::None && reported && !self.cache.has_quarantined_facts(me)
+        self.recovers() && reported && !self.cache.has_quarantined_facts(me)
     }
 
     fn recover(&self) {

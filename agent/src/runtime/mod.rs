@@ -319,7 +319,7 @@ impl Runtime {
         if !self.has_begun(now) {
             return recovery;
         }
-        let host = self.agent.due().filter(|_| self.works() || self.recovery != lease::Recovery::None);
+        let host = self.agent.due().filter(|_| self.works() || self.recovers());
         let later = [Some(self.publish_after), self.lease.until].into_iter().flatten().filter(|at| *at > now);
         let decided = [host, recovery, self.leadership.due(&self.cache), self.line.due()];
         decided.into_iter().flatten().chain(later).min()
@@ -330,9 +330,14 @@ impl Runtime {
         self.capacity.is_some() || self.lease.is_open(now)
     }
 
-    /// Whether the host's agent hears of the time.
+    /// Whether it is known what runs here, and what there is room for.
     fn works(&self) -> bool {
         self.synced && self.has_recovered && self.capacity.is_some()
+    }
+
+    /// Whether the lease goes on and what runs under it is not known yet.
+    fn recovers(&self) -> bool {
+        self.recovery != lease::Recovery::None
     }
 
     fn capacity_answered(&mut self, answer: Result<Capacity, Failure>) {
@@ -438,7 +443,7 @@ impl Runtime {
             self.keep_in_line(&view, now.boottime);
             self.notify_manager(&view);
             let works = self.works();
-            if works || self.recovery != lease::Recovery::None {
+            if works || self.recovers() {
                 self.work(now);
             }
             // What leading changes is no part of them.

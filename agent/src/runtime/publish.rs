@@ -34,23 +34,15 @@ pub struct Published {
 impl Runtime {
     /// What this host reports. What runs under a lease that goes on is, until it was looked at, what was reported of it.
     pub(super) fn facts(&self) -> HostFacts {
-        let mut facts = self.own_facts();
-        let reported = self.cache.facts(&self.parts.config.host);
-        if let Some(reported) =
-            reported.filter(|reported| !self.has_recovered && reported.lease == facts.lease)
-        {
-            facts.capacity = self.capacity.unwrap_or(reported.capacity);
-        }
-        facts
-    }
-
-    fn own_facts(&self) -> HostFacts {
         let config = &self.parts.config;
+        let reported = self.cache.facts(&config.host);
+        let reported = reported.filter(|facts| !self.has_recovered && facts.lease == self.lease_number);
+        let capacity = self.capacity.or_else(|| reported.map(|facts| facts.capacity));
         let last = self.published.as_ref().map_or(0, |published| published.facts.load_milli);
         let load_milli = if self.load_milli.abs_diff(last) >= LOAD_STEP { self.load_milli } else { last };
         HostFacts {
             lease: self.lease_number,
-            capacity: self.capacity.unwrap_or_default(),
+            capacity: capacity.unwrap_or_default(),
             labels: config.labels.clone(),
             api: config.api_advertise.clone(),
             gateway: if config.gateway_listen.is_some() {

@@ -27,6 +27,8 @@ use std::ops::RangeInclusive;
 
 use uuid::Uuid;
 
+pub use self::guests::LIBVIRTD_AWAY;
+
 use self::destroys::Destroy;
 use self::refusals::Ability;
 use super::checkpoints::Checkpoints;
@@ -36,7 +38,7 @@ use super::{HostAction, Lane, Loaded, Local, PoolSettings, Situation, orphaned, 
 use crate::bounds::{Bounds, RETRY};
 use crate::death::Death;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::model::records::{HostFacts, InstanceFact, Phase};
+use crate::model::records::{HostFacts, InstanceFact, Service};
 use crate::model::units::{Boottime, MiB, Now};
 
 /// What a host's agent is set to.
@@ -63,6 +65,30 @@ enum Busy {
     Waiting { until: Boottime, tries: u32 },
 }
 
+/// How far it is known what runs here under the lease.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// There is no lease.
+    None,
+    /// The lease goes on from an earlier agent, and what runs under it is not known yet.
+    Resumed {
+        /// What the recovery fails over, since when: nothing is begun meanwhile, whatever answers.
+        fails: Option<(Service, Boottime)>,
+    },
+    /// What was here was found.
+    Recovered,
+}
+
+impl Standing {
+    fn is_resumed(self) -> bool {
+        matches!(self, Self::Resumed { .. })
+    }
+
+    fn is_recovered(self) -> bool {
+        matches!(self, Self::Recovered)
+    }
+}
+
 /// A restore that is tried again.
 #[derive(Debug, Clone)]
 struct Retry {
@@ -86,9 +112,7 @@ pub struct HostAgent {
     effects: Vec<Effect>,
     records: Records,
     lease: u64,
-    recovered: bool,
-    /// The lease goes on from an earlier agent, and what runs under it is not known yet.
-    resumed: bool,
+    standing: Standing,
     local: BTreeMap<InstanceId, Local>,
     lanes: BTreeMap<(InstanceId, Lane), Busy>,
     /// Instances that jobs bring to life, with the lease of each: they may not be there yet.
@@ -128,8 +152,7 @@ impl HostAgent {
             effects: Vec::new(),
             records: Records::default(),
             lease: 0,
-            recovered: false,
-            resumed: false,
+            standing: Standing::None,
             local: BTreeMap::new(),
             lanes: BTreeMap::new(),
             starting: BTreeSet::new(),
@@ -159,7 +182,9 @@ impl HostAgent {
         match input {
             Input::Records(records) => self.take_records(*records),
             Input::Recovered { lease, found } => self.recovered(lease, found),
-            Input::Resumed { lease } => (self.lease, self.resumed, self.recovered) = (lease, true, false),
+            Input::Resumed { lease } => {
+                (self.lease, self.standing) = (lease, Standing::Resumed { fails: None });
+            }
             Input::Unrecovered { service } => self.unrecovered(service),
             Input::LeaseLost => self.lease_lost(),
             Input::Hypervisor(event) => self.domain_event(event),
@@ -171,7 +196,7 @@ impl HostAgent {
             Input::Finished { job, outcome } => self.finish(*job, outcome),
             Input::Stepped { job, answer } => self.stepped(&job, answer),
             Input::Copy { node, id, event } => self.copy_event(&node, id, event),
-            Input::Tick { open } if self.recovered => self.reconcile(open),
+            Input::Tick { open } if self.standing.is_recovered() => self.reconcile(open),
             Input::Tick { open } => self.await_recovery(open),
         }
         std::mem::take(&mut self.effects)
@@ -187,7 +212,7 @@ impl HostAgent {
     #[must_use]
     pub fn instances(&self) -> BTreeMap<InstanceId, InstanceFact> {
         let mut instances = match self.predecessor() {
-            Some(facts) if self.resumed => facts.instances.clone(),
+            Some(facts) if self.standing.is_resumed() => facts.instances.clone(),
             Some(_) | None => BTreeMap::new(),
         };
         instances.extend(self.local.iter().map(|(&id, local)| (id, local.fact.clone())));
@@ -215,17 +240,12 @@ impl HostAgent {
 
     /// What goes on was found; whatever was under way belonged to the lease before.
     fn recovered(&mut self, lease: u64, found: BTreeMap<InstanceId, Local>) {
-        let refused = self.refused(lease);
-        (self.lease, self.recovered, self.resumed) = (lease, true, false);
-        self.recovery_over();
-        self.local = found;
-        self.local.extend(refused.clone());
+        let before = std::mem::replace(&mut self.local, found);
+        let goes_on = self.standing.is_resumed() && self.lease == lease;
+        (self.lease, self.standing) = (lease, Standing::Recovered);
         self.forget_work();
-        // A refusal is for good: should there be something of it after all, it does not stay.
-        for (instance, local) in refused {
-            if let Phase::Dead { death, .. } = local.fact.phase {
-                self.destroy_as(instance, death);
-            }
+        if goes_on {
+            self.keep_refused(before);
         }
         self.recover_started();
         self.exited.clear();
@@ -245,7 +265,7 @@ impl HostAgent {
     fn await_recovery(&mut self, open: bool) {
         (self.ticked, self.unsettled) = (self.now.boottime, false);
         self.review_arrivals();
-        if open && self.resumed {
+        if open && self.standing.is_resumed() {
             self.refuse();
         }
     }
@@ -267,8 +287,7 @@ impl HostAgent {
     }
 
     fn lease_lost(&mut self) {
-        (self.recovered, self.resumed) = (false, false);
-        self.recovery_over();
+        self.standing = Standing::None;
         self.local.retain(|_, local| local.fact.node.is_none());
         self.forget_work();
         self.review_arrivals();

@@ -11,6 +11,7 @@ use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::model::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
 use crate::model::units::{MiB, UnixMillis, Vcpus};
 use crate::model::view::View;
+use crate::store_cache::StoreCache;
 
 /// Something that a host's agent hears of.
 #[derive(Debug, Clone)]
@@ -150,6 +151,16 @@ pub struct Records {
     pub failovers: BTreeMap<NodeId, Epoch>,
     /// Some record cannot be read: it may name any instance that no other names, and any image.
     pub unreadable: bool,
+}
+
+impl From<&StoreCache> for Records {
+    fn from(cache: &StoreCache) -> Self {
+        Self {
+            view: cache.view().clone(),
+            failovers: cache.failovers().collect(),
+            unreadable: cache.has_quarantined_names(),
+        }
+    }
 }
 
 /// What the hypervisor says of its own accord.

@@ -25,7 +25,7 @@ mod windows;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-pub use agent::{HostAgent, HostSettings};
+pub use agent::{HostAgent, HostSettings, LIBVIRTD_AWAY};
 pub use checkpoints::Destination;
 pub use images::{Offer, offered};
 pub use input::{

@@ -53,7 +53,6 @@ impl Agent {
         // What goes on is looked at as soon as it can be.
         if self.recovers && self.cache.is_some() {
             let number = self.number;
-            self.inform(world, me, Input::Resumed { lease: number });
             if let Some(discovered) = self.discover(world, me, Some(number), true) {
                 self.recovers = false;
                 self.finish_recovery(world, me, discovered);
@@ -143,6 +142,7 @@ impl Agent {
             (LeaseRequest::Resume { number, sent, acknowledged }, Answer::Applied(_)) => {
                 world.note(format!("{me} opens lease {number}"));
                 (self.number, self.has_recovered, self.recovers) = (number, false, true);
+                self.inform(world, me, Input::Resumed { lease: number });
                 LeaseAnswer::Opened { number, sent, acknowledged: Some(acknowledged) }
             }
             (LeaseRequest::Renew, Answer::Applied(_)) => LeaseAnswer::Renewed,

@@ -84,11 +84,7 @@ impl Agent {
 
     pub(super) fn inform_of_records(&mut self, world: &mut World, me: &HostId) {
         let Some(cache) = &self.cache else { return };
-        let records = Records {
-            view: cache.view().clone(),
-            failovers: cache.failovers().collect(),
-            unreadable: cache.has_quarantined_names(),
-        };
+        let records = Records::from(&**cache);
         self.inform(world, me, Input::Records(Box::new(records)));
     }
 

@@ -24,8 +24,8 @@ impl HostAgent {
             return Some(self.ticked);
         }
         let arrivals = self.arrivals.values().filter_map(|arrival| arrival.due(&self.records.view));
-        if !self.recovered {
-            let refusals = self.refusals_due().filter(|at| self.resumed && *at > self.ticked);
+        if !self.standing.is_recovered() {
+            let refusals = self.refusals_due().filter(|at| self.standing.is_resumed() && *at > self.ticked);
             return arrivals.chain(refusals).min();
         }
         let lanes = self.lanes.values().filter_map(|busy| match busy {

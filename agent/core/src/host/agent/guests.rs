@@ -12,6 +12,9 @@ use crate::bounds::LOOK;
 use crate::host::input::{DomainEvent, Shown};
 use crate::model::records::{NodeRecord, Phase, Service};
 
+/// What is told of a libvirtd that is away, with what to do.
+pub const LIBVIRTD_AWAY: &str =
+    "libvirtd does not answer, this host takes no work: see systemctl status libvirtd";
 /// What a disk is called whose failure was not told but found.
 const SOME_DISK: &str = "of which libvirt does not say the name";
 
@@ -31,9 +34,7 @@ impl HostAgent {
             DomainEvent::Panicked(_) | DomainEvent::Hangs(_) | DomainEvent::DiskFailed { .. } => {}
             DomainEvent::Lost => {
                 self.service(Service::Libvirtd, false);
-                let text = "libvirtd does not answer, this host takes no work: see systemctl status libvirtd; \
-                            instances run on";
-                self.raise(Condition::Libvirt, text.to_owned());
+                self.raise(Condition::Libvirt, format!("{LIBVIRTD_AWAY}; instances run on"));
             }
             DomainEvent::Regained => {
                 self.service(Service::Libvirtd, true);
@@ -185,7 +186,7 @@ impl HostAgent {
             || self.lanes.iter().any(running) || self.starting.iter().any(|(made, _)| *made == instance);
         let nodes = &self.records.view.nodes;
         let named = || nodes.on_host(me).any(|(_, known)| names(&known.value));
-        self.recovered
+        self.standing.is_recovered()
             && !self.records.unreadable
             && !self.local.contains_key(&instance)
             && !busy()

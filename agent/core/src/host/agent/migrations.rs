@@ -91,6 +91,6 @@ impl HostAgent {
 
     /// The lease that this host has, if it has not lost it.
     fn lease(&self) -> Option<u64> {
-        self.recovered.then_some(self.lease)
+        self.standing.is_recovered().then_some(self.lease)
     }
 }

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Busy, HostAgent, Lane, Local};
+use super::{Busy, HostAgent, Lane, Local, Standing};
 use crate::bounds::REFUSE;
 use crate::death::Death;
 use crate::model::ids::{Epoch, InstanceId, NodeId};
@@ -22,8 +22,6 @@ use crate::model::units::Boottime;
 #[derive(Debug, Default)]
 pub(super) struct Ability {
     unable: BTreeMap<Service, Boottime>,
-    /// The recovery fails over this, since then: nothing is begun meanwhile, whatever answers.
-    unrecovered: Option<(Service, Boottime)>,
     /// What the store named here at its first reading, in whatever epoch: an earlier agent may have begun it. None before
     /// that, and while something cannot be read.
     inherited: Option<BTreeSet<InstanceId>>,
@@ -38,20 +36,18 @@ impl HostAgent {
     }
 
     fn lacks(&self) -> impl Iterator<Item = (Service, Boottime)> {
-        let Ability { unable, unrecovered, .. } = &self.ability;
-        unable.iter().map(|(&service, &since)| (service, since)).chain(*unrecovered)
+        let fails = match self.standing {
+            Standing::Resumed { fails } => fails,
+            Standing::None | Standing::Recovered => None,
+        };
+        self.ability.unable.iter().map(|(&service, &since)| (service, since)).chain(fails)
     }
 
     pub(super) fn unrecovered(&mut self, service: Service) {
-        if self.resumed {
-            let since = self.ability.unrecovered.map_or(self.now.boottime, |(_, since)| since);
-            self.ability.unrecovered = Some((service, since));
+        if let Standing::Resumed { fails } = &mut self.standing {
+            let since = fails.map_or(self.now.boottime, |(_, since)| since);
+            *fails = Some((service, since));
         }
-    }
-
-    /// Whatever the recovery failed over: it is done, or there is none to be done.
-    pub(super) fn recovery_over(&mut self) {
-        self.ability.unrecovered = None;
     }
 
     pub(super) fn service(&mut self, service: Service, answers: bool) {
@@ -76,14 +72,14 @@ impl HostAgent {
         self.ability.inherited = Some(named);
     }
 
-    /// What was refused before the lease that goes on was recovered.
-    pub(super) fn refused(&mut self, lease: u64) -> BTreeMap<InstanceId, Local> {
-        let mut known = std::mem::take(&mut self.local);
-        let resumed = self.resumed && self.lease == lease;
-        known.retain(|_, local| {
-            resumed && matches!(local.fact.phase, Phase::Dead { death: Death::Refused { .. }, .. })
-        });
-        known
+    /// A refusal from before the recovery is for good: should there be something of it after all, it does not stay.
+    pub(super) fn keep_refused(&mut self, before: BTreeMap<InstanceId, Local>) {
+        for (instance, local) in before {
+            if let Phase::Dead { death: death @ Death::Refused { .. }, .. } = &local.fact.phase {
+                self.destroy_as(instance, death.clone());
+                self.local.insert(instance, local);
+            }
+        }
     }
 
     /// An earlier agent may have begun whatever lives here and has a name.
@@ -159,7 +155,7 @@ impl HostAgent {
             || self.destroys.contains_key(&instance)
             || self.starting.iter().any(|(made, _)| *made == instance)
             || self.ability.started.contains(&(instance, record.epoch))
-            || (!self.recovered && self.may_have_begun(instance));
+            || (!self.standing.is_recovered() && self.may_have_begun(instance));
         let local = self.local.get(&instance);
         let waits = match member.origin {
             Origin::Created => local.is_none_or(|local| is_fresh(node, local)),
