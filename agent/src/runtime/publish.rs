@@ -1,7 +1,8 @@
 //! Owns what leaves the runtime: the facts for the store, the directory for the gateway, the snapshot for the API.
 //!
 //! Promises: facts carry the lease in which they hold; they are written when they changed, over the revision that this agent
-//! knows of: a write that was not answered may still come, and never comes after a newer one. Store, metrics and snapshot
+//! knows of: a write that was not answered may still come, and never comes after a newer one. Where core owes a report they
+//! are written although they did not change, and core is told of each that stands. Store, metrics and snapshot
 //! get the same facts. Must not do: judge, or write itself (`effects::store` does).
 //!
 //! Cost of an event: the facts once, O(instances of this host). They are not kept for the next event: each hands the time
@@ -11,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use understudy_core::host::Input;
 use understudy_core::model::records::HostFacts;
 use understudy_core::model::units::{Boottime, Now};
 use understudy_core::model::view::View;
@@ -70,7 +72,8 @@ impl Runtime {
             Some(own) => (Some(own.facts.as_ref()), Some(own.at)),
             None => (self.cache.facts(me).filter(|_| !self.cache.has_quarantined_facts(me)), heard),
         };
-        if self.publishing || now.boottime < self.publish_after || known == Some(facts) {
+        let is_known = known == Some(facts) && !self.agent.owes_report();
+        if self.publishing || now.boottime < self.publish_after || is_known {
             return;
         }
         self.publishing = true;
@@ -80,8 +83,9 @@ impl Runtime {
     pub(super) fn published(&mut self, written: Option<Box<Published>>) {
         self.publishing = false;
         self.published = written.map(|written| *written);
-        if self.published.is_none() {
-            self.publish_after = now().boottime + RETRY;
+        match &self.published {
+            Some(published) => self.inform(Input::Reported { lease: published.facts.lease }),
+            None => self.publish_after = now().boottime + RETRY,
         }
     }
 

@@ -15,8 +15,8 @@ mod work;
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 
-use understudy_core::host::HostAgent;
 use understudy_core::host::lease::{Attempt, HostLease};
+use understudy_core::host::{HostAgent, Input as HostInput};
 use understudy_core::keys::{Key, encode};
 use understudy_core::leader::Report;
 use understudy_core::leader::leadership::{Input, Leadership, WriteId};
@@ -245,7 +245,11 @@ impl Agent {
             Tag::Facts(facts) => {
                 self.publishing = false;
                 match answer {
-                    Answer::Applied(revision) => self.published = Some((*facts, revision)),
+                    Answer::Applied(revision) => {
+                        let lease = facts.lease;
+                        self.published = Some((*facts, revision));
+                        self.inform(world, me, HostInput::Reported { lease });
+                    }
                     Answer::Refused { .. } => self.published = None,
                     Answer::Unavailable | Answer::Read(_) | Answer::Bid(_) => {
                         self.published = None;
@@ -290,7 +294,8 @@ impl Agent {
             Some((facts, revision)) => (Some(facts), *revision),
             None => (cache.facts(me), heard),
         };
-        if self.publishing || world.now < self.publish_after || known == Some(&facts) {
+        let is_known = known == Some(&facts) && !self.host.owes_report();
+        if self.publishing || world.now < self.publish_after || is_known {
             return;
         }
         self.publishing = true;

@@ -184,7 +184,10 @@ impl HostAgent {
             Input::Recovered { lease, found } => self.recovered(lease, found),
             Input::Resumed { lease } => {
                 (self.lease, self.standing) = (lease, Standing::Resumed { fails: None });
+                self.ability.owes_report = true;
             }
+            Input::Reported { lease } if lease == self.lease => self.ability.owes_report = false,
+            Input::Reported { .. } => {}
             Input::Unrecovered { service } => self.unrecovered(service),
             Input::LeaseLost => self.lease_lost(),
             Input::Hypervisor(event) => self.domain_event(event),
@@ -247,8 +250,12 @@ impl HostAgent {
         if goes_on {
             self.keep_refused(before);
         }
+        self.ability.owes_report &= goes_on;
         self.recover_started();
         self.exited.clear();
+        if goes_on {
+            self.heed_predecessor();
+        }
         self.show_destroys();
         self.show_restores();
         self.review_arrivals();
@@ -273,6 +280,9 @@ impl HostAgent {
     fn take_records(&mut self, records: Records) {
         let before = std::mem::replace(&mut self.records, records);
         self.take_over();
+        if self.standing.is_recovered() && self.owes_report() {
+            self.heed_predecessor();
+        }
         self.review_checkpoints();
         self.review_arrivals();
         if !self.restores.is_empty() {

@@ -30,6 +30,11 @@ pub enum Input {
         /// The lease's number.
         lease: u64,
     },
+    /// What this agent reports stands in the store.
+    Reported {
+        /// The lease that it is reported under.
+        lease: u64,
+    },
     /// What runs under the lease that goes on could not be looked at, or not be brought to what it should be: it is tried
     /// again.
     Unrecovered {

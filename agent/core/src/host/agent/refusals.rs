@@ -4,18 +4,20 @@
 //! (design, rule 8): nothing begins that instance in that epoch any more. What is here of it is destroyed first, which
 //! needs no libvirtd, and is dead once it is gone (SAFE-2). A wait of [`REFUSE`] lets a service that restarts come back
 //! first. An agent that starts while libvirtd is away, and so cannot look at what runs, gives back what came after its
-//! first reading of the store and is to be made here. Must not do: refuse what a live migration brings, or what may have
-//! begun before this agent started.
+//! first reading of the store and is to be made here. A refusal that an earlier agent had on its way to the store may land
+//! late: under a lease that goes on nothing is begun before a report of this agent's own stands in the store, over which no
+//! earlier one can come any more, and what landed until then is heeded. Must not do: refuse what a live migration brings, or
+//! what may have begun before this agent started.
 //!
 //! Cost: nothing while all services answer; else one walk over this host's own nodes a tick.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Busy, HostAgent, Lane, Local, Standing};
+use super::{Busy, HostAction, HostAgent, Lane, Local, Standing};
 use crate::bounds::REFUSE;
 use crate::death::Death;
 use crate::model::ids::{Epoch, InstanceId, NodeId};
-use crate::model::records::{Member, NodeRecord, Origin, Phase, Service};
+use crate::model::records::{InstanceFact, Member, NodeRecord, Origin, Phase, Service};
 use crate::model::units::Boottime;
 
 /// What of this host does not answer, since when; and which members were begun, in which epoch of their nodes.
@@ -26,6 +28,8 @@ pub(super) struct Ability {
     /// that, and while something cannot be read.
     inherited: Option<BTreeSet<InstanceId>>,
     started: BTreeSet<(InstanceId, Epoch)>,
+    /// What an earlier agent reports of the lease may still come.
+    pub(super) owes_report: bool,
 }
 
 impl HostAgent {
@@ -70,6 +74,57 @@ impl HostAgent {
         }
         let named = self.members_here().filter_map(|(_, _, member)| member.instance).collect();
         self.ability.inherited = Some(named);
+    }
+
+    /// Whether it has to report, changed or not, before it begins anything.
+    #[must_use]
+    pub fn owes_report(&self) -> bool {
+        self.ability.owes_report
+    }
+
+    /// Whether it is too early for what is asked: it would begin something that an earlier agent may have refused.
+    pub(super) fn is_too_early(&self, action: &HostAction) -> bool {
+        self.ability.owes_report
+            && match action {
+                HostAction::Create { .. } | HostAction::Deploy { .. } | HostAction::Restore { .. } => true,
+                // One that serves in this epoch and that the guard has lost is registered without delay.
+                HostAction::Guard { instance, epoch, .. } => {
+                    self.local.get(instance).is_none_or(|local| local.fact.epoch < *epoch)
+                }
+                HostAction::Resume { .. }
+                | HostAction::Accept { .. }
+                | HostAction::CreateIdle(_)
+                | HostAction::Admit { .. }
+                | HostAction::SendWindows(_)
+                | HostAction::Checkpoint { .. }
+                | HostAction::MigrateOut { .. }
+                | HostAction::Destroy { .. }
+                | HostAction::Forget { .. }
+                | HostAction::Missing { .. }
+                | HostAction::DropImages { .. } => false,
+            }
+    }
+
+    /// What an earlier agent has refused, and that is seen only now, is refused.
+    pub(super) fn heed_predecessor(&mut self) {
+        let reported = self.predecessor().into_iter().flat_map(|facts| &facts.instances);
+        let refused = reported.filter(|(instance, fact)| {
+            let stands = self.local.get(instance).is_some_and(|local| {
+                local.fact.epoch > fact.epoch
+                    || (local.fact.phase.is_dead() && local.fact.epoch == fact.epoch)
+            });
+            matches!(fact.phase, Phase::Dead { death: Death::Refused { .. }, .. }) && !stands
+        });
+        let refused: Vec<(InstanceId, InstanceFact)> =
+            refused.map(|(instance, fact)| (*instance, fact.clone())).collect();
+        for (instance, fact) in refused {
+            match &fact.phase {
+                Phase::Dead { death, .. } if self.has_a_process(instance) => {
+                    self.destroy_as(instance, death.clone());
+                }
+                _ => drop(self.local.insert(instance, Local::of(fact))),
+            }
+        }
     }
 
     /// A refusal from before the recovery is for good: should there be something of it after all, it does not stay.

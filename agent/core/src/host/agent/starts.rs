@@ -15,6 +15,9 @@ use crate::model::units::{MiB, UnixMillis, Vcpus};
 
 impl HostAgent {
     pub(super) fn start(&mut self, action: HostAction) {
+        if self.is_too_early(&action) {
+            return;
+        }
         match action {
             HostAction::CreateIdle(pool) => self.create_idle(pool),
             HostAction::Create { ref node, instance, memory, vcpus, .. } => {

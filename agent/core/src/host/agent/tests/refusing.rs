@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bounds::REFUSE;
+use crate::fixture::fact;
 use crate::model::records::{Origin, Service};
 
 const WAIT: u64 = 3_000;
@@ -249,6 +250,9 @@ fn an_agent_that_cannot_look_yet_gives_back_what_came_after_its_start_and_that_s
             rig.end(Outcome::Done);
         }
         rig.pass(60_000);
+        assert!(!rig.under_way().contains(&"Create".to_owned()), "nobody has heard of this agent yet");
+        rig.say(Input::Reported { lease });
+        rig.pass(60_000);
         assert_eq!(refused(&rig, instance), service, "for good");
         let made = matches!(given, Given::Before | Given::Unread);
         assert_eq!(rig.under_way().contains(&"Create".to_owned()), made, "{given:?}");
@@ -277,4 +281,34 @@ fn a_host_whose_recovery_fails_is_unable_whatever_answers_and_gives_back_what_it
     let found = rig.cluster.local("host1");
     rig.say(Input::Recovered { lease, found });
     assert!(rig.agent.unable().is_empty());
+}
+
+/// Its write was on its way when the agent ended: the leader may have acted on it before this agent hears of it.
+#[test]
+fn a_refusal_of_an_earlier_agent_that_lands_late_is_heeded_and_nothing_begins_before_none_can_land() {
+    for lands in [false, true] {
+        let (mut rig, lease) = started_anew();
+        let instance = named_on_host1(&mut rig, lease);
+        rig.records();
+        rig.say(Input::Resumed { lease });
+        let found = rig.cluster.local("host1");
+        rig.say(Input::Hypervisor(DomainEvent::Regained));
+        rig.say(Input::Recovered { lease, found });
+        rig.say(Input::Reported { lease: lease - 1 });
+        rig.pass(60_000);
+        let made = |rig: &Rig| rig.under_way().contains(&"Create".to_owned());
+        assert!(rig.agent.owes_report() && !made(&rig), "{:?}", rig.under_way());
+        if lands {
+            let epoch = rig.cluster.record("bob/display").epoch;
+            let death = Death::Refused { service: Service::Guard };
+            let phase = Phase::Dead { death, at: rig.agent.now.wall };
+            let fact = fact(phase, None, epoch);
+            rig.cluster.facts("host1").instances.insert(instance, fact);
+            rig.records();
+        }
+        rig.say(Input::Reported { lease });
+        rig.pass(60_000);
+        assert_eq!((refused(&rig, instance).is_some(), made(&rig)), (lands, !lands));
+        assert!(!rig.agent.owes_report());
+    }
 }
