@@ -15,6 +15,10 @@
 //! | booting for a node | left: its node has it booted | destroyed | destroyed |
 //! | not reported, its node names it | by the guard's word and where it came from: ready, to be deployed, idle | the same | the same |
 //! | not reported, own facts unreadable | idle, if nothing speaks against it, else left | left | left |
+//!
+//! A member that is gone, and of which what was reported cannot be read, may have been ready: it is dead, and not made again
+//! as if it had never been.
+//!
 //! | anything else | destroyed | destroyed | destroyed |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,7 +103,7 @@ pub struct Discovery<'a> {
     pub reported: Reported<'a>,
     /// What libvirt has.
     pub found: &'a BTreeMap<InstanceId, Found>,
-    /// Of what was reported: what neither libvirt nor any process has.
+    /// Of what was to be looked for ([`sought`]): what neither libvirt nor any process has.
     pub gone: &'a BTreeSet<InstanceId>,
     /// What the guard holds, in which epoch.
     pub guarded: &'a BTreeMap<InstanceId, Epoch>,
@@ -161,6 +165,20 @@ pub fn names<'a>(
     names
 }
 
+/// What is to be looked for although libvirt may not have it: what was reported and, where that cannot be read, the members
+/// that nodes name.
+#[must_use]
+pub fn sought(reported: Reported<'_>, names: &BTreeMap<InstanceId, Naming>) -> BTreeSet<InstanceId> {
+    match reported {
+        Reported::Nothing => BTreeSet::new(),
+        Reported::Facts(facts) => facts.instances.keys().copied().collect(),
+        Reported::Unreadable => {
+            let members = names.iter().filter(|(_, naming)| matches!(naming, Naming::Member { .. }));
+            members.map(|(instance, _)| *instance).collect()
+        }
+    }
+}
+
 /// Decides for every instance that was discovered or reported.
 #[must_use]
 pub fn recover(discovery: &Discovery<'_>) -> BTreeMap<InstanceId, Recovery> {
@@ -177,6 +195,16 @@ pub fn recover(discovery: &Discovery<'_>) -> BTreeMap<InstanceId, Recovery> {
     for (&instance, fact) in reported.into_iter().flat_map(|facts| &facts.instances) {
         if discovery.gone.contains(&instance) && !discovery.found.contains_key(&instance) {
             recovery.insert(instance, Recovery::Dead(discovery.dead(instance, fact)));
+        }
+    }
+    if discovery.resumed && matches!(discovery.reported, Reported::Unreadable) {
+        for (&instance, naming) in discovery.names {
+            if let Naming::Member { node, since, .. } = naming
+                && discovery.gone.contains(&instance)
+                && !discovery.found.contains_key(&instance)
+            {
+                recovery.insert(instance, Recovery::Dead(discovery.not_here(node, *since)));
+            }
         }
     }
     recovery
@@ -302,6 +330,21 @@ impl Discovery<'_> {
             }
             (Reported::Unreadable, _) => Recovery::GoesOn(idle(found, self.now)),
             (Reported::Facts(_) | Reported::Nothing, _) => NO_PLACE,
+        }
+    }
+
+    fn not_here(&self, node: &NodeId, epoch: Epoch) -> InstanceFact {
+        InstanceFact {
+            phase: Phase::Dead { death: Death::NotHere, at: self.now },
+            node: Some(node.clone()),
+            epoch,
+            address: None,
+            memory: MiB(0),
+            vcpus: Vcpus(0),
+            since: self.now,
+            windows: None,
+            admitted: BTreeMap::new(),
+            migration_failed: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use understudy_core::host::lease::{Attempt, LeaseAnswer, LeaseEffect, LeaseInput};
 use understudy_core::host::opening::{GuardHolds, Identity, Opening, opening};
-use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover};
+use understudy_core::host::recovery::{Discovery, Found, Recovery, Reported, Seen, names, recover, sought};
 use understudy_core::host::{Input, Local};
 use understudy_core::keys::{Key, decode, encode};
 use understudy_core::model::ids::{HostId, InstanceId};
@@ -231,21 +231,22 @@ impl Agent {
             .iter()
             .filter(|fact| !machine.dying.contains_key(&fact.id))
             .filter_map(|fact| Some((fact.id, machine.guard.epoch_of(fact.id, fact.pid?)?)));
-        let reported = facts.into_iter().flat_map(|facts| facts.instances.keys().copied());
+        let reported = if cache.has_quarantined_facts(me) {
+            Reported::Unreadable
+        } else {
+            facts.map_or(Reported::Nothing, Reported::Facts)
+        };
+        let names = names(me, number, nodes, facts);
         let gone = |instance: &InstanceId| {
             hypervisor.liveness(*instance).is_ok_and(|liveness| liveness == Liveness::Gone)
         };
         let discovery = Discovery {
             resumed,
-            reported: if cache.has_quarantined_facts(me) {
-                Reported::Unreadable
-            } else {
-                facts.map_or(Reported::Nothing, Reported::Facts)
-            },
+            reported,
             found: &here.iter().map(|fact| (fact.id, found(fact))).collect(),
-            gone: &reported.filter(gone).collect(),
+            gone: &sought(reported, &names).into_iter().filter(gone).collect(),
             guarded: &guarded.collect(),
-            names: &names(me, number, nodes, facts),
+            names: &names,
             unreadable: cache.has_quarantined_nodes(),
             now: machine.wall(world.now),
         };

@@ -47,13 +47,15 @@ fn outcome(case: Case) -> Option<Recovery> {
         let (memory, vcpus) = (MiB(512), Vcpus(1));
         (id(1), Found { seen, epoch: Epoch(case.guarded.unwrap_or(0)), address: None, memory, vcpus })
     });
+    let reported = if case.readable { Reported::Facts(&facts) } else { Reported::Unreadable };
+    let names = case.naming.map(|naming| (id(1), naming)).into_iter().collect();
     let discovery = Discovery {
         resumed: case.resumed,
-        reported: if case.readable { Reported::Facts(&facts) } else { Reported::Unreadable },
-        gone: &facts.instances.keys().copied().filter(|_| case.seen.is_none()).collect(),
+        reported,
+        gone: &sought(reported, &names).into_iter().filter(|_| case.seen.is_none()).collect(),
         found: &found.into_iter().collect(),
         guarded: &case.guarded.map(|epoch| (id(1), Epoch(epoch))).into_iter().collect(),
-        names: &case.naming.map(|naming| (id(1), naming)).into_iter().collect(),
+        names: &names,
         unreadable: case.unreadable_node,
         now: NOW,
     };
@@ -191,6 +193,18 @@ fn what_a_migration_brings_or_an_unreadable_record_may_bring_is_left() {
     assert!(
         matches!(gone, Some(Recovery::Dead(fact)) if matches!(&fact.phase, Phase::Dead { death, .. } if *death == maybe))
     );
+}
+
+#[test]
+fn a_member_that_is_gone_and_of_which_the_report_cannot_be_read_is_dead_and_not_made_again() {
+    let naming = || Some(member(4, CREATED));
+    let gone = |readable, resumed| Case { seen: None, naming: naming(), readable, resumed, ..CASE };
+    let Some(Recovery::Dead(fact)) = outcome(gone(false, true)) else { panic!() };
+    let is_dead = matches!(fact.phase, Phase::Dead { death: Death::NotHere, .. });
+    assert!(is_dead && fact.epoch == Epoch(4), "{fact:?}");
+    assert_eq!(word(gone(true, true)), "nothing", "nobody reported it: it never was");
+    assert_eq!(word(gone(false, false)), "nothing");
+    assert_eq!(word(Case { naming: Some(Naming::Arriving), ..gone(false, true) }), "nothing");
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub(in crate::runtime) fn recover_guarded(
         resumed: records.resumed,
         reported,
         found: &here.iter().map(|fact| (fact.id, found(fact))).collect(),
-        gone: &gone(parts, records, &here)?,
+        gone: &gone(parts, records, reported, &here)?,
         guarded,
         names: &records.names,
         unreadable: records.unreadable,
@@ -138,11 +138,12 @@ fn found(fact: &InstanceFact) -> recovery::Found {
 fn gone(
     parts: &Parts,
     records: &Records,
+    reported: Reported<'_>,
     here: &[InstanceFact],
 ) -> Result<BTreeSet<InstanceId>, RecoveryError> {
-    let Known::Facts(facts) = &records.known else { return Ok(BTreeSet::new()) };
+    let sought = recovery::sought(reported, &records.names);
     let mut gone = BTreeSet::new();
-    for &instance in facts.instances.keys().filter(|id| !here.iter().any(|fact| fact.id == **id)) {
+    for instance in sought.into_iter().filter(|id| !here.iter().any(|fact| fact.id == *id)) {
         if parts.hypervisor.liveness(instance)? == Liveness::Gone {
             gone.insert(instance);
         }
