@@ -93,6 +93,15 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
 /// Where the seeds begin with which parts of hosts fail.
 const PARTIAL: u64 = 60_001;
 
+/// A job that was late ended what a newer decision had begun under the same name; an agent that could not read what its
+/// predecessor had reported made a dead member anew in the same epoch.
+#[test]
+fn seeds_that_broke_something_with_hosts_that_work_in_part_hold() {
+    for seed in [511, 909, 1065, 1293, 1670, 2542, 2579, 3071, 3664, 4553] {
+        run_or_panic(seed, Options { partial: true, ..Options::default() });
+    }
+}
+
 /// What serves a host fails by itself, while the rest of the host works; and a guard that is gone, or was, is no licence.
 #[test]
 fn a_part_that_fails_takes_nothing_with_it() {

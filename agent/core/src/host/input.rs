@@ -405,7 +405,7 @@ pub enum Outcome {
     Refused(String),
     /// The instance is dead for that: it is known to be gone.
     Died(String),
-    /// It could not be made whole for that, nor be ended: it may run.
+    /// It could not be made whole for that, and may run: it is to be ended, unless what runs is of a newer decision.
     Unsure(String),
     /// Nothing is lost: to be tried again.
     Failed(String),

@@ -11,7 +11,6 @@ use understudy_core::model::records::{NodeSpec, WindowsSent};
 use understudy_hypervisor::GuestCommand;
 
 use super::super::{Parts, now};
-use super::domain::clean_up;
 use crate::exit::chain;
 
 /// The one command of the guest's image.
@@ -56,7 +55,7 @@ pub(super) fn deploy(
 ) -> Outcome {
     match try_deploy(parts, instance, node, spec, address) {
         Ok(()) => Outcome::Done,
-        Err(reason) => clean_up(parts, instance, reason),
+        Err(reason) => Outcome::Unsure(reason),
     }
 }
 

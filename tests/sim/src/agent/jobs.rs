@@ -210,30 +210,7 @@ impl Agent {
                 }
             },
         };
-        Some(self.clean_up(world, me, instance, why))
-    }
-
-    /// What a job could not bring up is ended. Only when that worked is it dead.
-    fn clean_up(&mut self, world: &World, me: &HostId, instance: InstanceId, reason: String) -> Outcome {
-        match self.leave_nothing(world, me, instance, Outcome::Died(reason.clone())) {
-            Outcome::Unsure(why) => Outcome::Unsure(format!("{reason}; and {why}")),
-            outcome => outcome,
-        }
-    }
-
-    /// Nothing of a try may stay that did not come to its end.
-    fn leave_nothing(
-        &mut self,
-        world: &World,
-        me: &HostId,
-        instance: InstanceId,
-        outcome: Outcome,
-    ) -> Outcome {
-        if let Err(why) = withdraw(world, me, instance) {
-            return Outcome::Unsure(why);
-        }
-        self.watched.remove(&instance);
-        outcome
+        Some(Outcome::Unsure(why))
     }
 
     fn deploy(
@@ -254,7 +231,7 @@ impl Agent {
         let words = ["deploy", &node.to_string(), &token, &generation.to_string()];
         let deployed = attached.map_err(|error| chain(&error)).and_then(|()| us(world, me, instance, &words));
         if let Err(why) = deployed {
-            return self.clean_up(world, me, instance, why);
+            return Outcome::Unsure(why);
         }
         hypervisor.change_memory(instance, |memory| memory.acts |= acts);
         Outcome::Done
@@ -293,7 +270,12 @@ impl Agent {
                 hypervisor.revoke(instance);
                 return Outcome::Failed(chain(&error));
             }
-            Err(error) => return self.leave_nothing(world, me, instance, not_restored(&error)),
+            // Another runs here, and it is not this try's to end.
+            Err(error @ RestoreError::AlreadyHere(_)) => return Outcome::Unsure(chain(&error)),
+            Err(error) => {
+                let withdrawn = withdraw(world, me, instance);
+                return withdrawn.map_or_else(Outcome::Unsure, |()| not_restored(&error));
+            }
         }
         // What it was connected to when it was saved it is not any more.
         hypervisor.change_memory(instance, |memory| {
@@ -319,7 +301,7 @@ impl Agent {
             linked.and_then(|()| hypervisor.resume(instance)).map_err(|error| chain(&error))
         });
         if let Err(why) = woken {
-            return self.leave_nothing(world, me, instance, Outcome::Failed(why));
+            return Outcome::Unsure(why);
         }
         let generation = hypervisor.look(instance, |instance| instance.memory().generation);
         world.restored(node, me, self.restored_from(node), generation.unwrap_or_default());

@@ -1,8 +1,8 @@
 //! Owns creating, restoring and destroying instances.
 //!
-//! Promises: nothing starts without a permit of the deciding epoch; an instance that could not be made whole is ended;
-//! after a restore the order is: paused with its link down, guard, link up, resume, clock; when is for core to say. Must not
-//! do: choose.
+//! Promises: nothing starts without a permit of the deciding epoch; what could not be made whole is told, for core to end:
+//! whoever did not get far may be late, and what runs under the same name be of a newer decision; after a restore the order
+//! is: paused with its link down, guard, link up, resume, clock; when is for core to say. Must not do: choose.
 
 pub(in crate::runtime) mod recovery;
 
@@ -61,7 +61,7 @@ pub(super) fn create(
     }
     match ready {
         Ok(()) => Outcome::Done,
-        Err(reason) => clean_up(parts, instance, reason),
+        Err(reason) => Outcome::Unsure(reason),
     }
 }
 
@@ -86,14 +86,6 @@ fn booted(parts: &Parts, instance: InstanceId) -> Result<(), String> {
                 std::thread::sleep(PAUSE);
             }
         }
-    }
-}
-
-/// Ends what could not be made whole. Only when that worked is it dead.
-pub(super) fn clean_up(parts: &Parts, instance: InstanceId, reason: String) -> Outcome {
-    match withdraw(parts, instance) {
-        Outcome::Failed(why) => Outcome::Unsure(format!("{reason}; and {why}")),
-        _ => Outcome::Died(reason),
     }
 }
 
@@ -154,6 +146,10 @@ pub(super) fn restore(
             let revoked = parts.permits.revoke(instance);
             return Outcome::Failed(revoked.map_or_else(|error| chain(&error), |()| chain(&error)));
         }
+        // Another runs here, and it is not this try's to end.
+        if is_anothers(&error) {
+            return Outcome::Unsure(chain(&error));
+        }
         return leave_nothing(parts, instance, not_restored(&error));
     }
     steps.done("restored, paused");
@@ -205,6 +201,20 @@ fn never_asked(error: &RestoreError) -> bool {
     }
 }
 
+/// Whether an instance of that name was here already.
+fn is_anothers(error: &RestoreError) -> bool {
+    match error {
+        RestoreError::AlreadyHere(_) => true,
+        RestoreError::Restore { source, .. } => source.refused() == Some(RefusalKind::AlreadyThere),
+        RestoreError::Damaged { .. }
+        | RestoreError::OtherInstance { .. }
+        | RestoreError::Describe(_)
+        | RestoreError::Image { .. }
+        | RestoreError::NotPermitted { .. }
+        | RestoreError::Look { .. } => false,
+    }
+}
+
 /// Nothing of a try may stay that did not come to its end.
 fn leave_nothing(parts: &Parts, instance: InstanceId, outcome: Outcome) -> Outcome {
     match withdraw(parts, instance) {
@@ -213,13 +223,9 @@ fn leave_nothing(parts: &Parts, instance: InstanceId, outcome: Outcome) -> Outco
     }
 }
 
-/// Lets run what was restored. Nothing may stay of one that cannot.
+/// Lets run what was restored.
 pub(super) fn resume(parts: &Parts, whose: Whose, epoch: Epoch) -> Outcome {
-    let (instance, _) = whose;
-    match wake(parts, whose, epoch) {
-        Ok(()) => Outcome::Done,
-        Err(reason) => leave_nothing(parts, instance, Outcome::Failed(reason)),
-    }
+    wake(parts, whose, epoch).map_or_else(Outcome::Unsure, |()| Outcome::Done)
 }
 
 fn wake(parts: &Parts, whose: Whose, epoch: Epoch) -> Result<(), String> {
@@ -310,6 +316,8 @@ mod tests {
         let unasked = RestoreError::Restore { id, source: down() };
         let asked = RestoreError::Restore { id, source: silent() };
         assert!(never_asked(&unasked) && !never_asked(&asked), "a call that is late may still take effect");
+        let there = RestoreError::Restore { id, source: refuses(RefusalKind::AlreadyThere) };
+        assert!(is_anothers(&there) && is_anothers(&RestoreError::AlreadyHere(id)) && !is_anothers(&asked));
         for (error, expected) in [
             (RestoreError::Damaged { path: path(), source: refused() }, "damaged"),
             (RestoreError::OtherInstance { path: path(), wanted: id, found: id }, "damaged"),
