@@ -133,11 +133,13 @@ impl World {
     }
 
     /// Whether what runs on a machine runs on, unless a guard is about to kill it: it comes late only because its machine
-    /// stood still, and an older epoch keeps its effects out.
+    /// stood still, and an older epoch keeps its effects out. A guard that has found its table damaged kills all, and has no
+    /// deadline from then on.
     fn runs_on(&self, machine: &Machine) -> bool {
+        let (guard, clock) = (&machine.guard, machine.boottime(self.now));
         let thawing = machine.thawed_at > 0
             && self.now <= machine.thawed_at + GUARD_LATE_MS + machine.kills_take
-            && machine.guard.expired(machine.boottime(self.now));
+            && (guard.deadline.is_none() || guard.expired(clock));
         machine.runs() && !thawing
     }
 

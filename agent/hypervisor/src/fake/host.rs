@@ -163,6 +163,8 @@ impl<G: Memory> Host<G> {
             self.tell(clock, EventKind::Agent { id, connected: true });
         }
         let fact = instance.fact.clone();
+        // Another process: what hung was the one that it comes from.
+        instance.hangs = false;
         self.instances.insert(id, instance);
         Some(fact)
     }

@@ -269,6 +269,8 @@ impl<G: Memory> World<G> {
         arrived.pause(PauseCause::Asked);
         arrived.fact.pid = Some(arrival);
         let there = self.here(&migration.to);
+        // Whether signals end it is its own process's.
+        arrived.hangs = there.instances.get(&id).is_some_and(|one| one.hangs);
         there.instances.insert(id, arrived);
         there.tell_change(clock, id, Lifecycle::Suspended(PauseCause::Asked));
         if let Some(left) = migration.course.loses_end {
