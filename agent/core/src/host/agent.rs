@@ -254,7 +254,7 @@ impl HostAgent {
         self.recover_started();
         self.exited.clear();
         if goes_on {
-            self.heed_predecessor();
+            self.adopt_refusals();
         }
         self.show_destroys();
         self.show_restores();
@@ -281,7 +281,7 @@ impl HostAgent {
         let before = std::mem::replace(&mut self.records, records);
         self.take_over();
         if self.standing.is_recovered() && self.owes_report() {
-            self.heed_predecessor();
+            self.adopt_refusals();
         }
         self.review_checkpoints();
         self.review_arrivals();

@@ -6,7 +6,7 @@
 //! first. An agent that starts while libvirtd is away, and so cannot look at what runs, gives back what came after its
 //! first reading of the store and is to be made here. A refusal that an earlier agent had on its way to the store may land
 //! late: under a lease that goes on nothing is begun before a report of this agent's own stands in the store, over which no
-//! earlier one can come any more, and what landed until then is heeded. Must not do: refuse what a live migration brings, or
+//! earlier one can come any more, and what landed until then holds. Must not do: refuse what a live migration brings, or
 //! what may have begun before this agent started.
 //!
 //! Cost: nothing while all services answer; else one walk over this host's own nodes a tick.
@@ -106,7 +106,7 @@ impl HostAgent {
     }
 
     /// What an earlier agent has refused, and that is seen only now, is refused.
-    pub(super) fn heed_predecessor(&mut self) {
+    pub(super) fn adopt_refusals(&mut self) {
         let reported = self.predecessor().into_iter().flat_map(|facts| &facts.instances);
         let refused = reported.filter(|(instance, fact)| {
             let stands = self.local.get(instance).is_some_and(|local| {

@@ -285,7 +285,7 @@ fn a_host_whose_recovery_fails_is_unable_whatever_answers_and_gives_back_what_it
 
 /// Its write was on its way when the agent ended: the leader may have acted on it before this agent hears of it.
 #[test]
-fn a_refusal_of_an_earlier_agent_that_lands_late_is_heeded_and_nothing_begins_before_none_can_land() {
+fn a_refusal_of_an_earlier_agent_that_lands_late_holds_and_nothing_begins_before_none_can_land() {
     for lands in [false, true] {
         let (mut rig, lease) = started_anew();
         let instance = named_on_host1(&mut rig, lease);
