@@ -4,6 +4,8 @@
 //! whole memory images. The seam for a page store is [`ImageStore::receive`] and [`ImageStore::image`]: a caller hands
 //! in a reader and gets the path of something that `virDomainRestore` takes; what lies between is this crate's own.
 //!
+//! Owns also the header with which such an image begins ([`SaveImage`]). It knows nothing of the folder, nor that of it.
+//!
 //! Promises:
 //! * SAFE-3: a checkpoint is complete only when its bytes, its manifest and their names are durable; power lost at any
 //!   moment leaves it complete or not there; a damaged one is skipped and reported, never offered;
@@ -17,9 +19,11 @@ mod files;
 mod incoming;
 mod layout;
 mod manifest;
+mod save_image;
 mod store;
 
 pub use digest::{Digest, digest_of};
 pub use incoming::{Expected, FinishError, Incoming};
 pub use manifest::{Damage, Description, Manifest};
+pub use save_image::{SaveImage, SaveImageError, SaveImageParser};
 pub use store::{BeginError, Image, ImageError, ImageStore, ReceiveError, Scratch, StoreError};
