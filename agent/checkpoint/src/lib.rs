@@ -4,7 +4,8 @@
 //! whole memory images. The seam for a page store is [`ImageStore::receive`] and [`ImageStore::image`]: a caller hands
 //! in a reader and gets the path of something that `virDomainRestore` takes; what lies between is this crate's own.
 //!
-//! Owns also the header with which such an image begins ([`SaveImage`]). It knows nothing of the folder, nor that of it.
+//! Owns also the two formats that such an image is made of: libvirt's header ([`SaveImage`]) and behind it QEMU's
+//! migration stream ([`stream`]). They know nothing of the folder, nor it of them.
 //!
 //! Promises:
 //! * SAFE-3: a checkpoint is complete only when its bytes, its manifest and their names are durable; power lost at any
@@ -21,6 +22,7 @@ mod layout;
 mod manifest;
 mod save_image;
 mod store;
+pub mod stream;
 
 pub use digest::{Digest, digest_of};
 pub use incoming::{Expected, FinishError, Incoming};
