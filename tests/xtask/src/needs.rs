@@ -40,7 +40,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
 ];
 
 /// Words that are the name of a program.
-const PROGRAMS: [&str; 5] = ["etcd", "ip", "promtool", "setpriv", "systemd-analyze"];
+const PROGRAMS: [&str; 6] = ["etcd", "ip", "promtool", "qemu-system-x86_64", "setpriv", "systemd-analyze"];
 
 /// Folders in which programs are that an operator's own path may lack.
 const ADMINISTRATION: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
