@@ -259,6 +259,7 @@ fn a_parser_shows_no_guest_memory() {
 fn the_seeds_hold() {
     for seed in seeds() {
         assert_eq!(examine(&seed), Ok(()));
+        assert_eq!(parse(&seed, &[1], LIMITS), parse(&seed, &[], LIMITS));
     }
 }
 

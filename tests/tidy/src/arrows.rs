@@ -58,6 +58,7 @@ fn allowed(path: &str) -> Allowed {
         "agent/checkpoint" | "agent/hypervisor" | "agent/policy" | "agent/store" => {
             Allowed::Only(&["understudy-core"])
         }
+        "agent/checkpoint/fuzz" => Allowed::Only(&["understudy-checkpoint"]),
         "agent/policy/fuzz" => Allowed::Only(&["understudy-core", "understudy-policy"]),
         "policies/sdk" => Allowed::Only(&[]),
         path if path.starts_with("policies/") => Allowed::Only(&["understudy-policy-sdk"]),

@@ -21,7 +21,7 @@ pub(crate) struct Options {
     /// Seeds of the simulator with each mix of faults, from the first one that the tests do not run.
     #[arg(long, default_value_t = 5_000)]
     seeds: u64,
-    /// Minutes for which the loader of policies is fuzzed; 0 leaves that out.
+    /// Minutes for which the loader of policies, and then the parser of migration streams, is fuzzed; 0 leaves that out.
     #[arg(long, default_value_t = 10)]
     fuzz_minutes: u64,
     /// How often the end-to-end tests are run.

@@ -232,7 +232,7 @@ pub(crate) fn write(
 /// What must hold of any bytes. Why it does not.
 pub(crate) fn examine(bytes: &[u8]) -> Result<(), String> {
     let (parsed, outcome) = parse(bytes, &[bytes.len()], LIMITS);
-    for pieces in [&[1][..], &[13, 4096, 1, 9]] {
+    for pieces in [&[1, 7, 1, 1, 300, 4097][..], &[13, 4096, 1, 9]] {
         if parse(bytes, pieces, LIMITS) != (parsed.clone(), outcome.clone()) {
             return Err(format!("pieces of {pieces:?} make another stream of it"));
         }

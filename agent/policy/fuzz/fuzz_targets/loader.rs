@@ -1,7 +1,7 @@
 //! The loader under any bytes at all: what must hold is what the property test over mutants asks, in the same function.
 //!
 //! Built without `--cfg fuzzing` it does nothing, so that the workspace builds without LLVM's fuzzer. With it, it first
-//! writes the seeds of the property test into the folder that `LOADER_SEEDS` names.
+//! writes the seeds of the property test into the folder that `SEEDS` names.
 #![cfg_attr(fuzzing, no_main)]
 #![allow(clippy::unwrap_used, reason = "what cannot go on has found something")]
 
@@ -11,7 +11,7 @@ mod common;
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(
     init: {
-        if let Some(folder) = std::env::var_os("LOADER_SEEDS").map(std::path::PathBuf::from) {
+        if let Some(folder) = std::env::var_os("SEEDS").map(std::path::PathBuf::from) {
             for (at, seed) in common::mutant::SEEDS.iter().enumerate() {
                 std::fs::write(folder.join(format!("seed-{at}.wasm")), seed).unwrap();
             }
