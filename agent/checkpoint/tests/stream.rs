@@ -30,6 +30,7 @@ fn a_stream_is_its_machine_its_blocks_its_pages_and_the_rest() {
     let blocks: Vec<_> = parsed.blocks.iter().map(|block| (&*block.name, block.bytes)).collect();
     assert_eq!(blocks, BLOCKS);
     assert_eq!(parsed.blocks, skeleton.blocks());
+    assert_eq!(skeleton.places(), 8);
     let places: Vec<_> = parsed.pages.iter().map(|(place, _)| *place).collect();
     let all = [at(0, 0), at(0, 1), at(0, 2), at(0, 3), at(0, 4), at(1, 0), at(1, 1), at(2, 0)];
     assert_eq!(places, all);

@@ -67,6 +67,12 @@ impl Skeleton {
         &self.blocks
     }
 
+    /// How many places for pages the blocks have. A stream of a paused VM and a background snapshot give one page for each.
+    #[must_use]
+    pub fn places(&self) -> u64 {
+        self.blocks.iter().map(|block| block.bytes / PAGE_BYTES as u64).sum()
+    }
+
     /// The machine type: `pc-q35-10.0`.
     #[must_use]
     pub fn machine(&self) -> &str {

@@ -15,7 +15,8 @@ use super::{Block, BlockIndex, PAGE_BYTES, Page, Place, Skeleton};
 pub enum Absent {
     /// An error.
     Refuse,
-    /// Zero, and written as that: for a caller that keeps no zero pages.
+    /// Zero, and written as that: for a caller that keeps no zero pages. The stream that they are of must have given as
+    /// many pages as [`Skeleton::places`] says, or memory that was sent on another way (multifd) becomes zero, too.
     Zero,
     /// Left out: the machine keeps what it has there. Only right for places that the original stream left out as well
     /// (unplugged memory of virtio-mem, pages that the guest has reported as free).

@@ -51,7 +51,7 @@ fn parse(stream: &Path) -> Result<Kept, StreamError> {
 /// Parses a stream of a whole VM and writes another from what a store would keep.
 fn rebuild(stream: &Path, to: &Path) -> Kept {
     let kept = parse(stream).unwrap_or_else(|error| panic!("{}: {error}", stream.display()));
-    let all: u64 = kept.skeleton.blocks().iter().map(|block| block.bytes / PAGE_BYTES as u64).sum();
+    let all = kept.skeleton.places();
     assert_eq!(kept.came, all, "each page comes once from a VM that is paused or write-protected");
     let skeleton =
         Skeleton::from_bytes(kept.skeleton.bytes(), Limits::default()).expect("it was written here");
