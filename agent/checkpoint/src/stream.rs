@@ -27,6 +27,8 @@ mod parser;
 mod skeleton;
 mod writer;
 
+use serde::{Deserialize, Serialize};
+
 pub use error::StreamError;
 pub use format::PAGE_BYTES;
 pub use parser::{Event, Parser};
@@ -34,7 +36,8 @@ pub use skeleton::Skeleton;
 pub use writer::{Absent, StreamWriter, WriteError};
 
 /// A block of guest memory: RAM, or a ROM or table that the machine holds in RAM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Block {
     /// As QEMU calls it: `pc.ram`, `/rom@etc/acpi/tables`.
     pub name: String,

@@ -1,9 +1,10 @@
 //! A stream out of a skeleton and pages.
 //!
-//! Promises: each page once and in QEMU's order; a place without a page is what the caller said it is to be, and by
-//! default an error, since a page that is missing unnoticed is a guest with wrong memory. Costs: it holds no pages; a zero
-//! page is 9 bytes of the stream, and so none is left out, which would be right only for RAM that the machine has not
-//! filled itself, as it fills ROMs. Must not buffer: the caller's `out` may.
+//! Promises: each page once, in the order in which the caller has them, which QEMU does not mind; a place without a page is
+//! what the caller said it is to be, and by default an error, since a page that is missing unnoticed is a guest with wrong
+//! memory. Costs: it holds no pages, and a bit for each place; a zero page is 9 bytes of the stream, and so none is left
+//! out, which would be right only for RAM that the machine has not filled itself, as it fills ROMs. Must not buffer: the
+//! caller's `out` may.
 
 use std::io::{self, Write};
 
@@ -29,9 +30,9 @@ pub enum WriteError {
     /// The destination did not take it.
     #[error("cannot write the migration stream")]
     Write(#[source] io::Error),
-    /// A page before the last one, or the same.
-    #[error("the page at {offset:#x} of the RAM block '{block}' comes after a later one or twice")]
-    Order {
+    /// A page once more.
+    #[error("the page at {offset:#x} of the RAM block '{block}' comes twice")]
+    Twice {
         /// The block.
         block: String,
         /// Where in the block, in bytes.
@@ -55,7 +56,7 @@ pub enum WriteError {
     },
 }
 
-/// Writes a stream; give it pages in the order of their places, then finish it.
+/// Writes a stream; give it pages in any order, then finish it.
 #[derive(Debug)]
 pub struct StreamWriter<'a, W> {
     skeleton: &'a Skeleton,
@@ -63,8 +64,10 @@ pub struct StreamWriter<'a, W> {
     out: W,
     /// The block of the last page written.
     current: Option<BlockIndex>,
-    /// The first place that is not written.
-    next: Place,
+    /// The number of places before each block.
+    starts: Vec<u64>,
+    /// A bit for each place: whether it is written.
+    written: Vec<u64>,
 }
 
 impl<'a, W: Write> StreamWriter<'a, W> {
@@ -75,8 +78,14 @@ impl<'a, W: Write> StreamWriter<'a, W> {
     /// [`WriteError::Write`].
     pub fn new(skeleton: &'a Skeleton, absent: Absent, mut out: W) -> Result<Self, WriteError> {
         out.write_all(skeleton.halves().0).map_err(WriteError::Write)?;
-        let next = Place { block: BlockIndex(0), offset: 0 };
-        Ok(Self { skeleton, absent, out, current: None, next })
+        let mut places = 0;
+        let mut starts = Vec::new();
+        for block in skeleton.blocks() {
+            starts.push(places);
+            places += block.bytes / PAGE_BYTES as u64;
+        }
+        let words = usize::try_from(places.div_ceil(64)).unwrap_or(usize::MAX);
+        Ok(Self { skeleton, absent, out, current: None, starts, written: vec![0; words] })
     }
 
     /// Writes a page.
@@ -90,13 +99,20 @@ impl<'a, W: Write> StreamWriter<'a, W> {
         let Some(of) = self.skeleton.blocks().get(block).filter(|of| aligned && offset < of.bytes) else {
             return Err(WriteError::NoPlace { block, offset });
         };
-        if place < self.next {
-            return Err(WriteError::Order { block: of.name.clone(), offset });
+        if !self.mark(place) {
+            return Err(WriteError::Twice { block: of.name.clone(), offset });
         }
-        self.fill_up_to(place)?;
-        self.put(place, of, page)?;
-        self.next = Place { offset: offset + PAGE_BYTES as u64, ..place };
-        Ok(())
+        self.put(place, of, page)
+    }
+
+    /// Whether a place had not been written.
+    fn mark(&mut self, place: Place) -> bool {
+        let page = self.starts[place.block.0] + place.offset / PAGE_BYTES as u64;
+        let at = usize::try_from(page / 64).unwrap_or(usize::MAX);
+        let (word, bit) = (&mut self.written[at], 1 << (page % 64));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
     }
 
     /// Writes what is behind the pages and gives `out` back, not flushed.
@@ -105,27 +121,27 @@ impl<'a, W: Write> StreamWriter<'a, W> {
     ///
     /// [`WriteError::Write`], [`WriteError::Missing`].
     pub fn finish(mut self) -> Result<W, WriteError> {
-        self.fill_up_to(Place { block: BlockIndex(self.skeleton.blocks().len()), offset: 0 })?;
+        self.fill()?;
         self.out.write_all(self.skeleton.halves().1).map_err(WriteError::Write)?;
         Ok(self.out)
     }
 
-    /// Does with the places before this one what is to be done with places that have no page.
-    fn fill_up_to(&mut self, end: Place) -> Result<(), WriteError> {
+    /// Does with the places that have no page what is to be done with them.
+    fn fill(&mut self) -> Result<(), WriteError> {
         let skeleton = self.skeleton;
-        while self.next < end {
-            let Place { block, offset } = self.next;
-            let Some(of) = skeleton.blocks().get(block.0).filter(|of| offset < of.bytes) else {
-                self.next = Place { block: BlockIndex(block.0 + 1), offset: 0 };
-                continue;
-            };
-            match self.absent {
-                Absent::Refuse => return Err(WriteError::Missing { block: of.name.clone(), offset }),
-                Absent::Zero => {
-                    self.put(self.next, of, Page::Fill(0))?;
-                    self.next.offset += PAGE_BYTES as u64;
+        if self.absent == Absent::LeaveOut {
+            return Ok(());
+        }
+        for (index, block) in skeleton.blocks().iter().enumerate() {
+            for offset in (0..block.bytes).step_by(PAGE_BYTES) {
+                let place = Place { block: BlockIndex(index), offset };
+                if !self.mark(place) {
+                    continue;
                 }
-                Absent::LeaveOut => self.next = end,
+                if self.absent == Absent::Refuse {
+                    return Err(WriteError::Missing { block: block.name.clone(), offset });
+                }
+                self.put(place, block, Page::Fill(0))?;
             }
         }
         Ok(())
