@@ -5,7 +5,8 @@
 //! in a reader and gets the path of something that `virDomainRestore` takes; what lies between is this crate's own.
 //!
 //! Owns also the two formats that such an image is made of: libvirt's header ([`SaveImage`]) and behind it QEMU's
-//! migration stream ([`stream`]). They know nothing of the folder, nor it of them.
+//! migration stream ([`stream`]). And the next form, which nobody uses yet: what of a guest's memory changed, as pages that
+//! travel and are kept in segments ([`pages`]). Neither knows the folder, nor it them.
 //!
 //! Promises:
 //! * SAFE-3: a checkpoint is complete only when its bytes, its manifest and their names are durable; power lost at any
@@ -20,6 +21,7 @@ mod files;
 mod incoming;
 mod layout;
 mod manifest;
+pub mod pages;
 mod save_image;
 mod store;
 pub mod stream;

@@ -1,0 +1,210 @@
+//! Owns the segments of one checkpoint as a whole: they are taken in one after the other, read back as pages, and made into
+//! fewer.
+//!
+//! ```text
+//! whole ◀─ adds to it ◀─ adds to that ◀─ …          oldest first
+//!          └────────── merge ──────────┘ one that adds to the whole, and says what the newest of them said
+//! ```
+//!
+//! Promises: a page that is given out matches its digest; a merged segment makes the same state as those that it was made
+//! of, on the same base. Must not do: choose what is merged, or name files.
+//!
+//! Cost: a replay reads, decompresses and hashes every byte of the chain; reading back the same once more, and keeps 12
+//! bytes for each page of the segment that it reads; a merge is O(what it merges) and never reads what lies below.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use super::receiver::{IngestError, Received, Receiver, Source};
+use super::segment::{Frame, Given, Head, SegmentError, SegmentReader, SegmentWriter};
+use super::table::{PageDigest, PageKey};
+use crate::stream::PAGE_BYTES as PAGE;
+
+/// Bytes that are read at a time: several frames.
+const AT_ONCE: usize = 1 << 20;
+
+/// Why a chain of segments gives no state.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// A segment cannot be read.
+    #[error("it cannot be read")]
+    Read(#[from] io::Error),
+    /// A segment is damaged.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// A segment does not fit on those before it.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    /// It was whole when it was taken in, and gives something else now.
+    #[error("its page {0} is not what it was when it came")]
+    Page(u32),
+    /// What is to be merged is no chain.
+    #[error("what is to be merged is no chain: {0}")]
+    NoChain(&'static str),
+}
+
+/// Where pages go that are read back.
+pub trait PageSink {
+    /// Takes one page. They come in no order, each once.
+    ///
+    /// # Errors
+    /// What keeps it from being taken.
+    fn page(&mut self, key: PageKey, bytes: &[u8; PAGE]) -> io::Result<()>;
+}
+
+/// The frames of a segment, one after the other, to its end.
+fn frames(
+    source: &mut dyn Read,
+    mut take: impl FnMut(Frame) -> Result<(), ChainError>,
+) -> Result<(), ChainError> {
+    let mut reader = SegmentReader::default();
+    let mut buffer = vec![0; AT_ONCE];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(reader.ends()?),
+            Ok(count) => reader.push(buffer.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        while let Some((_, frame)) = reader.frame()? {
+            take(frame)?;
+        }
+    }
+}
+
+/// Takes one whole segment in.
+///
+/// # Errors
+/// When it is damaged, or makes no checkpoint on what the receiver has; that is as it was then.
+pub fn replay(receiver: &mut Receiver, segment: &mut dyn Read) -> Result<Received, ChainError> {
+    receiver.give_up();
+    let mut received = None;
+    let taken = frames(segment, |frame| {
+        // What follows an end has no head, and is refused.
+        if let Some(whole) = receiver.take(frame)? {
+            received = Some(whole);
+        }
+        Ok(())
+    });
+    receiver.give_up();
+    taken?;
+    received.ok_or(ChainError::Segment(SegmentError::Short { at: 0 }))
+}
+
+/// Reads all pages of what a receiver has back, out of the segments that it took in, by their numbers.
+///
+/// # Errors
+/// When a segment is damaged or gives another page than it did, or when the sink takes one not.
+pub fn read_back<R: Read>(
+    receiver: &Receiver,
+    mut segment: impl FnMut(u32) -> io::Result<R>,
+    sink: &mut dyn PageSink,
+) -> Result<(), ChainError> {
+    let mut stored: BTreeMap<u32, Vec<(u32, PageKey, PageDigest)>> = BTreeMap::new();
+    for (key, digest, source) in receiver.pages() {
+        match source {
+            Source::Fill(byte) => sink.page(key, &[byte; PAGE])?,
+            Source::Stored { segment, page } => stored.entry(segment).or_default().push((page, key, digest)),
+        }
+    }
+    for (number, mut wanted) in stored {
+        wanted.sort_unstable_by_key(|(page, ..)| *page);
+        let mut wanted = wanted.into_iter().peekable();
+        let mut next = 0_u32;
+        let mut source = segment(number)?;
+        frames(&mut source, |frame| {
+            let Frame::Pages(pages) = frame else { return Ok(()) };
+            for bytes in pages.stored() {
+                let mut digest = None;
+                while let Some((page, key, of)) = wanted.next_if(|(page, ..)| *page == next) {
+                    if *digest.get_or_insert_with(|| PageDigest::of(bytes)) != of {
+                        return Err(ChainError::Page(page));
+                    }
+                    sink.page(key, bytes)?;
+                }
+                next += 1;
+            }
+            Ok(())
+        })?;
+        if let Some((page, ..)) = wanted.next() {
+            return Err(ChainError::Page(page));
+        }
+    }
+    Ok(())
+}
+
+/// Makes one segment of several that follow on each other, the oldest first. It is handed on in pieces.
+///
+/// # Errors
+/// When one is damaged or does not follow on the one before it, or when `out` takes a piece not.
+pub fn merge<R: Read>(
+    count: usize,
+    mut segment: impl FnMut(usize) -> io::Result<R>,
+    out: &mut dyn io::Write,
+) -> Result<Head, ChainError> {
+    let mut head: Option<Head> = None;
+    let mut newest: BTreeMap<PageKey, (usize, Given)> = BTreeMap::new();
+    let (mut rest, mut root) = (Vec::new(), None);
+    for number in 0..count {
+        rest.clear();
+        root = None;
+        frames(&mut segment(number)?, |frame| {
+            match frame {
+                Frame::Head(of) => match &mut head {
+                    Some(head)
+                        if of.base != Some(head.id) || of.blocks != head.blocks || of.node != head.node =>
+                    {
+                        return Err(ChainError::NoChain("one does not add to the one before it"));
+                    }
+                    Some(head) => head.id = of.id,
+                    None => head = Some(*of),
+                },
+                Frame::Pages(pages) => {
+                    let named = pages.entries.into_iter().map(|(key, given)| (key, (number, given)));
+                    newest.extend(named);
+                }
+                Frame::State(bytes) => rest.extend_from_slice(&bytes),
+                Frame::End { root: of, .. } => root = Some(of),
+            }
+            Ok(())
+        })?;
+    }
+    let (Some(head), Some(root)) = (head, root) else { return Err(ChainError::NoChain("there is none")) };
+    let mut writer = SegmentWriter::new(&head);
+    let mut stored: BTreeMap<usize, Vec<(u32, PageKey)>> = BTreeMap::new();
+    for (key, (number, given)) in newest {
+        match given {
+            Given::Fill(byte) => {
+                let bytes = [byte; PAGE];
+                writer.page(key, PageDigest::of(&bytes), &bytes)?;
+            }
+            Given::Stored(page) => stored.entry(number).or_default().push((page, key)),
+        }
+    }
+    for (number, mut wanted) in stored {
+        wanted.sort_unstable_by_key(|(page, _)| *page);
+        let mut wanted = wanted.into_iter().peekable();
+        let mut next = 0_u32;
+        frames(&mut segment(number)?, |frame| {
+            let Frame::Pages(pages) = frame else { return Ok(()) };
+            for bytes in pages.stored() {
+                let mut digest = None;
+                while let Some((_, key)) = wanted.next_if(|(page, _)| *page == next) {
+                    let digest = *digest.get_or_insert_with(|| PageDigest::of(bytes));
+                    writer.page(key, digest, bytes)?;
+                }
+                next += 1;
+            }
+            if writer.ready() >= AT_ONCE {
+                out.write_all(&writer.take())?;
+            }
+            Ok(())
+        })?;
+        if let Some((page, _)) = wanted.next() {
+            return Err(ChainError::Page(page));
+        }
+    }
+    writer.state(&rest)?;
+    out.write_all(&writer.end(root)?)?;
+    Ok(head)
+}
