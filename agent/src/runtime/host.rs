@@ -142,6 +142,10 @@ fn log_outcome(job: &Job, outcome: &Outcome) {
             let action = job.action.lane();
             tracing::warn!(instance = %job.instance, ?action, %reason, "job failed, trying again");
         }
+        Outcome::Unsure(reason) => {
+            let action = job.action.lane();
+            tracing::warn!(instance = %job.instance, ?action, %reason, "job failed, ending what there is of it");
+        }
         Outcome::Done
         | Outcome::Guarded(_)
         | Outcome::WindowsSent(_)
@@ -150,8 +154,7 @@ fn log_outcome(job: &Job, outcome: &Outcome) {
         | Outcome::Arrived { .. }
         | Outcome::Moved
         | Outcome::Gone
-        | Outcome::Stayed(_)
-        | Outcome::Unsure(_) => {}
+        | Outcome::Stayed(_) => {}
     }
 }
 

@@ -139,7 +139,7 @@ impl World {
         let (guard, clock) = (&machine.guard, machine.boottime(self.now));
         let thawing = machine.thawed_at > 0
             && self.now <= machine.thawed_at + GUARD_LATE_MS + machine.kills_take
-            && (guard.deadline.is_none() || guard.expired(clock));
+            && (guard.lost || guard.expired(clock));
         machine.runs() && !thawing
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Guard {
     pub(crate) gone_until: u64,
     /// What its successor makes of the table.
     pub(crate) table: Table,
+    /// It has found its table damaged, has killed all that it had, and knows no deadline since.
+    pub(crate) lost: bool,
 }
 
 /// What a successor finds.
@@ -40,6 +42,11 @@ pub(crate) enum Acknowledgement {
 }
 
 impl Guard {
+    /// One that begins anew, after it has killed all that it had.
+    pub(crate) fn after_damage() -> Self {
+        Self { lost: true, ..Self::default() }
+    }
+
     pub(crate) fn confirm(&mut self, deadline: Boottime, lease: u64, now: Boottime) -> bool {
         let over = self.expired(now);
         let backwards = lease < self.lease
@@ -49,6 +56,7 @@ impl Guard {
         }
         self.deadline = Some(deadline);
         self.lease = lease;
+        self.lost = false;
         true
     }
 

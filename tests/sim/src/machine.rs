@@ -226,7 +226,7 @@ impl Machine {
             self.kill_registered(now);
         }
         if damaged || (returns && forgets) {
-            self.guard = Guard::default();
+            self.guard = if forgets { Guard::default() } else { Guard::after_damage() };
         }
     }
 

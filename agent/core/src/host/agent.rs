@@ -84,6 +84,10 @@ impl Standing {
         matches!(self, Self::Resumed { .. })
     }
 
+    fn has_lease(self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     fn is_recovered(self) -> bool {
         matches!(self, Self::Recovered)
     }
@@ -117,6 +121,9 @@ pub struct HostAgent {
     lanes: BTreeMap<(InstanceId, Lane), Busy>,
     /// Instances that jobs bring to life, with the lease of each: they may not be there yet.
     starting: BTreeSet<(InstanceId, u64)>,
+    /// Jobs that make, resume or end an instance, and outlast the lease that they are of: they act by its name, so that
+    /// no other life of it begins beside them.
+    outlasting: BTreeSet<(InstanceId, u64)>,
     /// Instances that come here by live migration.
     arrivals: BTreeMap<InstanceId, Arrival>,
     /// Instances that leave by live migration.
@@ -156,6 +163,7 @@ impl HostAgent {
             local: BTreeMap::new(),
             lanes: BTreeMap::new(),
             starting: BTreeSet::new(),
+            outlasting: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             departures: BTreeMap::new(),
             exited: BTreeSet::new(),
@@ -243,6 +251,7 @@ impl HostAgent {
 
     /// What goes on was found; whatever was under way belonged to the lease before.
     fn recovered(&mut self, lease: u64, found: BTreeMap<InstanceId, Local>) {
+        self.note_outlasting();
         let before = std::mem::replace(&mut self.local, found);
         let goes_on = self.standing.is_resumed() && self.lease == lease;
         (self.lease, self.standing) = (lease, Standing::Recovered);
@@ -254,7 +263,7 @@ impl HostAgent {
         self.recover_started();
         self.exited.clear();
         if goes_on {
-            self.adopt_refusals();
+            self.hear_predecessor();
         }
         self.show_destroys();
         self.show_restores();
@@ -281,7 +290,7 @@ impl HostAgent {
         let before = std::mem::replace(&mut self.records, records);
         self.take_over();
         if self.standing.is_recovered() && self.owes_report() {
-            self.adopt_refusals();
+            self.hear_predecessor();
         }
         self.review_checkpoints();
         self.review_arrivals();
@@ -297,10 +306,25 @@ impl HostAgent {
     }
 
     fn lease_lost(&mut self) {
+        self.note_outlasting();
         self.standing = Standing::None;
         self.local.retain(|_, local| local.fact.node.is_none());
         self.forget_work();
         self.review_arrivals();
+    }
+
+    /// What is under way on instances themselves goes on after the lease, or after what was known of it. Live migrations are
+    /// told step by step, and have their own ends.
+    fn note_outlasting(&mut self) {
+        let moves = |id: &InstanceId| self.arrivals.contains_key(id) || self.departures.contains_key(id);
+        let running = |((instance, lane), busy): (&(InstanceId, Lane), &Busy)| {
+            (*lane == Lane::Domain && matches!(busy, Busy::Running { .. })).then_some(*instance)
+        };
+        let running = self.lanes.iter().filter_map(running).filter(|id| !moves(id));
+        let ending = self.destroys.iter().filter(|(_, destroy)| destroy.is_tried());
+        let all = running.chain(ending.map(|(&instance, _)| instance));
+        let all: Vec<InstanceId> = all.collect();
+        self.outlasting.extend(all.into_iter().map(|instance| (instance, self.lease)));
     }
 
     fn forget_work(&mut self) {
@@ -332,6 +356,7 @@ impl HostAgent {
             })
             .map(|(&lane, _)| lane)
             .chain(self.destroys.keys().chain(self.arrivals.keys()).map(|&instance| (instance, Lane::Domain)))
+            .chain(self.outlasting.iter().map(|&(instance, _)| (instance, Lane::Domain)))
             .collect();
         let resting = self.checkpoints.resting(self.now.boottime);
         let (view, me) = (&self.records.view, &self.settings.me);

@@ -15,11 +15,10 @@
 //! | booting for a node | left: its node has it booted | destroyed | destroyed |
 //! | not reported, its node names it | by the guard's word and where it came from: ready, to be deployed, idle | the same | the same |
 //! | not reported, own facts unreadable | idle, if nothing speaks against it, else left | left | left |
-//!
-//! A member that is gone, and of which what was reported cannot be read, may have been ready: it is dead, and not made again
-//! as if it had never been.
-//!
 //! | anything else | destroyed | destroyed | destroyed |
+//!
+//! A member that is gone, and of which what was reported cannot be read, may have been ready: it is dead (as not here), and
+//! not made again as if it had never been. A first placement that had not begun may then be told of as a loss.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

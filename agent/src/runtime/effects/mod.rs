@@ -1,8 +1,9 @@
 //! Owns the doing: each action of core as a job that blocks on a thread of its own and ends with an outcome, and each step
 //! of a live migration likewise. The modules are named for what they talk to.
 //!
-//! Promises: a job may be repeated; what it had begun before it failed is undone or found again by the next try;
-//! nothing that an older epoch decided is done after a newer one was heard of (the permits keep the highest epoch).
+//! Promises: a job may be repeated; what it had begun before it failed is undone, found again by the next try, or told, for
+//! core to end; nothing that an older epoch decided is brought to life after a newer one was heard of (the permits keep the
+//! highest epoch). Jobs act by an instance's name: that none does beside a newer life of it is core's to see to.
 //! Must not do: change the runtime's state, but for the list of images that are on their way (`checkpoint::Copies`).
 
 pub(super) mod checkpoint;

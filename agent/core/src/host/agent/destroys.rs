@@ -22,6 +22,13 @@ pub(super) struct Destroy {
     failure: Option<String>,
 }
 
+impl Destroy {
+    /// Whether a try is under way.
+    pub(super) fn is_tried(&self) -> bool {
+        self.again.is_none()
+    }
+}
+
 impl HostAgent {
     /// Destroys an instance for this reason.
     pub(super) fn destroy(&mut self, instance: InstanceId, reason: &str) {

@@ -34,14 +34,16 @@ impl HostAgent {
         if job.makes() {
             self.starting.remove(&(job.instance, job.lease));
         }
-        if job.lease != self.lease {
+        self.outlasting.remove(&(job.instance, job.lease));
+        let destroys = matches!(job.action, HostAction::Destroy { .. });
+        // Without a lease only what is being ended is gone on with.
+        if job.lease != self.lease || (!self.standing.has_lease() && !destroys) {
             self.outlived(&job, &outcome);
             return;
         }
         if matches!(job.action, HostAction::Checkpoint { .. }) {
             return self.checkpoint_saved(&job, outcome);
         }
-        let destroys = matches!(job.action, HostAction::Destroy { .. });
         if let Some(lane) = job.action.lane().filter(|_| !destroys) {
             let restores = matches!(job.action, HostAction::Restore { .. } | HostAction::Resume { .. });
             let next = match outcome {

@@ -4,10 +4,11 @@
 //! (design, rule 8): nothing begins that instance in that epoch any more. What is here of it is destroyed first, which
 //! needs no libvirtd, and is dead once it is gone (SAFE-2). A wait of [`REFUSE`] lets a service that restarts come back
 //! first. An agent that starts while libvirtd is away, and so cannot look at what runs, gives back what came after its
-//! first reading of the store and is to be made here. A refusal that an earlier agent had on its way to the store may land
-//! late: under a lease that goes on nothing is begun before a report of this agent's own stands in the store, over which no
-//! earlier one can come any more, and what landed until then holds. Must not do: refuse what a live migration brings, or
-//! what may have begun before this agent started.
+//! first reading of the store and is to be made here. A report that an earlier agent had on its way to the store may land
+//! late, and the leader act on the deaths in it: under a lease that goes on nothing is begun before a report of this agent's
+//! own stands in the store, over which no earlier one can come any more, and what landed until then holds. One of another
+//! version that lands so late that only this agent's own report is over it is not seen. Must not do: refuse what a live
+//! migration brings, or what may have begun before this agent started.
 //!
 //! Cost: nothing while all services answer; else one walk over this host's own nodes a tick.
 
@@ -17,7 +18,7 @@ use super::{Busy, HostAction, HostAgent, Lane, Local, Standing};
 use crate::bounds::REFUSE;
 use crate::death::Death;
 use crate::model::ids::{Epoch, InstanceId, NodeId};
-use crate::model::records::{InstanceFact, Member, NodeRecord, Origin, Phase, Service};
+use crate::model::records::{Member, NodeRecord, Origin, Phase, Service};
 use crate::model::units::Boottime;
 
 /// What of this host does not answer, since when; and which members were begun, in which epoch of their nodes.
@@ -105,24 +106,34 @@ impl HostAgent {
             }
     }
 
-    /// What an earlier agent has refused, and that is seen only now, is refused.
-    pub(super) fn adopt_refusals(&mut self) {
-        let reported = self.predecessor().into_iter().flat_map(|facts| &facts.instances);
-        let refused = reported.filter(|(instance, fact)| {
-            let stands = self.local.get(instance).is_some_and(|local| {
-                local.fact.epoch > fact.epoch
-                    || (local.fact.phase.is_dead() && local.fact.epoch == fact.epoch)
-            });
-            matches!(fact.phase, Phase::Dead { death: Death::Refused { .. }, .. }) && !stands
-        });
-        let refused: Vec<(InstanceId, InstanceFact)> =
-            refused.map(|(instance, fact)| (*instance, fact.clone())).collect();
-        for (instance, fact) in refused {
+    /// What an earlier agent has reported, and that is seen only now: what it called dead is dead, for the leader may have
+    /// acted on that, and what it called ready was ready and is looked for.
+    pub(super) fn hear_predecessor(&mut self) {
+        let reported = self.predecessor().map(|facts| facts.instances.clone()).unwrap_or_default();
+        for (instance, fact) in reported {
+            let known = self.local.get(&instance).map(|local| (local.fact.epoch, local.fact.phase.is_dead()));
+            let stands =
+                known.is_some_and(|(epoch, dead)| epoch > fact.epoch || (dead && epoch == fact.epoch));
             match &fact.phase {
-                Phase::Dead { death, .. } if self.has_a_process(instance) => {
+                Phase::Dead { death: death @ Death::Refused { .. }, .. }
+                    if !stands && self.has_a_process(instance) =>
+                {
                     self.destroy_as(instance, death.clone());
                 }
-                _ => drop(self.local.insert(instance, Local::of(fact))),
+                Phase::Dead { .. } if known.is_none() => drop(self.local.insert(instance, Local::of(fact))),
+                Phase::Dead { death: Death::Refused { .. }, .. } if !stands => {
+                    self.local.insert(instance, Local::of(fact));
+                }
+                Phase::Ready if known.is_none() => {
+                    self.local.insert(instance, Local::of(fact));
+                    self.look_for(instance);
+                }
+                Phase::Dead { .. }
+                | Phase::Ready
+                | Phase::Booting
+                | Phase::Idle
+                | Phase::Deploying
+                | Phase::Restoring => {}
             }
         }
     }

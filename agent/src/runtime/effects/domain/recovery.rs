@@ -134,7 +134,7 @@ fn found(fact: &InstanceFact) -> recovery::Found {
     recovery::Found { seen, epoch, address, memory: fact.memory, vcpus: fact.vcpus }
 }
 
-/// Instances that were reported and are known to be gone. "Not in libvirt's list" is no death.
+/// Instances that are to be looked for and are known to be gone. "Not in libvirt's list" is no death.
 fn gone(
     parts: &Parts,
     records: &Records,

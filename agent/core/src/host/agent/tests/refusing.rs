@@ -285,8 +285,11 @@ fn a_host_whose_recovery_fails_is_unable_whatever_answers_and_gives_back_what_it
 
 /// Its write was on its way when the agent ended: the leader may have acted on it before this agent hears of it.
 #[test]
-fn a_refusal_of_an_earlier_agent_that_lands_late_holds_and_nothing_begins_before_none_can_land() {
-    for lands in [false, true] {
+fn a_death_that_an_earlier_agent_reported_and_that_lands_late_holds_and_nothing_begins_before_none_can_land()
+{
+    let deaths =
+        [Death::Refused { service: Service::Guard }, Death::DeployFailed { detail: "no room".to_owned() }];
+    for lands in deaths.map(Some).into_iter().chain([None]) {
         let (mut rig, lease) = started_anew();
         let instance = named_on_host1(&mut rig, lease);
         rig.records();
@@ -298,17 +301,37 @@ fn a_refusal_of_an_earlier_agent_that_lands_late_holds_and_nothing_begins_before
         rig.pass(60_000);
         let made = |rig: &Rig| rig.under_way().contains(&"Create".to_owned());
         assert!(rig.agent.owes_report() && !made(&rig), "{:?}", rig.under_way());
-        if lands {
+        if let Some(death) = lands.clone() {
             let epoch = rig.cluster.record("bob/display").epoch;
-            let death = Death::Refused { service: Service::Guard };
-            let phase = Phase::Dead { death, at: rig.agent.now.wall };
-            let fact = fact(phase, None, epoch);
+            let fact = fact(Phase::Dead { death, at: rig.agent.now.wall }, None, epoch);
             rig.cluster.facts("host1").instances.insert(instance, fact);
             rig.records();
         }
         rig.say(Input::Reported { lease });
         rig.pass(60_000);
-        assert_eq!((refused(&rig, instance).is_some(), made(&rig)), (lands, !lands));
+        assert_eq!((rig.death(instance), made(&rig)), (lands.clone(), lands.is_none()));
         assert!(!rig.agent.owes_report());
     }
+}
+
+/// It was ready once: it is not made anew as if it had not been.
+#[test]
+fn what_an_earlier_agent_reports_late_as_ready_is_looked_for() {
+    let (mut rig, lease) = started_anew();
+    let instance = named_on_host1(&mut rig, lease);
+    rig.records();
+    rig.say(Input::Resumed { lease });
+    let found = rig.cluster.local("host1");
+    rig.say(Input::Hypervisor(DomainEvent::Regained));
+    rig.say(Input::Recovered { lease, found });
+    let epoch = rig.cluster.record("bob/display").epoch;
+    let ready = fact(Phase::Ready, Some("bob/display".parse().unwrap()), epoch);
+    rig.cluster.facts("host1").instances.insert(instance, ready);
+    rig.records();
+    assert!(rig.seen.contains(&Effect::LookFor(instance)));
+    rig.say(Input::Looked { instance, there: Some(false) });
+    rig.say(Input::Reported { lease });
+    rig.pass(60_000);
+    assert!(matches!(rig.death(instance), Some(Death::Exited { .. })), "{:?}", rig.death(instance));
+    assert!(!rig.under_way().contains(&"Create".to_owned()));
 }

@@ -353,3 +353,38 @@ fn a_death_of_one_that_the_guard_has_lost_is_of_its_life() {
     rig.pass(1_000);
     assert!(!rig.under_way().contains(&"Guard".to_owned()));
 }
+
+/// It stood still over the end of the lease, and acts by the instance's name.
+#[test]
+fn no_life_begins_beside_a_job_of_a_lease_that_is_over() {
+    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    cluster.step();
+    let (me, instance) = cluster.primary("alice/exec-1");
+    let mut rig = Rig::new(cluster, me.as_str(), 0);
+    rig.tick();
+    assert_eq!(rig.under_way(), ["Restore"]);
+    rig.say(Input::LeaseLost);
+    let lease = rig.agent.lease + 1;
+    let (view, name) = (&mut rig.cluster.view, me.clone());
+    let mut seen = (*view.hosts[&name]).clone();
+    seen.lease.value.number = lease;
+    view.hosts.insert(name, std::sync::Arc::new(seen));
+    rig.cluster.edit("alice/exec-1", |record| {
+        record.epoch = record.epoch.next();
+        record.incarnation = record.epoch;
+        record.primary.as_mut().unwrap().lease = lease;
+    });
+    rig.records();
+    rig.say(Input::Recovered { lease, found: BTreeMap::new() });
+    rig.pass(60_000);
+    assert_eq!(rig.under_way(), ["Restore"], "that of the lease before");
+    rig.end(failed());
+    rig.pass(60_000);
+    assert_eq!(rig.under_way(), ["Destroy"], "whatever it has made");
+    rig.end(Outcome::Done);
+    rig.tick();
+    rig.tick();
+    assert_eq!((rig.under_way(), rig.phase(instance)), (vec!["Restore".to_owned()], Some("restoring")));
+    assert_eq!(rig.jobs[0].lease, lease);
+}
