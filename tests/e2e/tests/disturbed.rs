@@ -175,6 +175,11 @@ fn without_libvirtd(stage: &Stage, moments: &mut Moments) -> Result<()> {
         stage.host(host)?.kill_libvirtd()?;
         for wait in &waits {
             std::thread::sleep(wait.saturating_sub(begun.elapsed()));
+            // Two moments may be closer than an agent takes to be started again.
+            stage.wait(&format!("the agent of {host} runs"), REPAIR, |_| {
+                let agent = stage.host(host)?.service(understudy_lab::cluster::AGENT);
+                agent.pid()?.map(drop).context("it has not started")
+            })?;
             stage.kill_agent(host)?;
         }
         std::thread::sleep(AWAY.saturating_sub(begun.elapsed()));
