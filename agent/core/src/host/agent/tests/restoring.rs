@@ -366,7 +366,7 @@ fn no_life_begins_beside_a_job_of_a_lease_that_is_over() {
     assert_eq!(rig.under_way(), ["Restore"]);
     rig.say(Input::LeaseLost);
     let lease = rig.agent.lease + 1;
-    let (view, name) = (&mut rig.cluster.view, me.clone());
+    let (view, name) = (&mut rig.cluster.view, me);
     let mut seen = (*view.hosts[&name]).clone();
     seen.lease.value.number = lease;
     view.hosts.insert(name, std::sync::Arc::new(seen));
