@@ -121,9 +121,10 @@ pub struct HostAgent {
     lanes: BTreeMap<(InstanceId, Lane), Busy>,
     /// Instances that jobs bring to life, with the lease of each: they may not be there yet.
     starting: BTreeSet<(InstanceId, u64)>,
-    /// Jobs that make, resume or end an instance, and outlast the lease that they are of: they act by its name, so that
-    /// no other life of it begins beside them.
-    outlasting: BTreeSet<(InstanceId, u64)>,
+    /// Jobs that act on instances themselves, by their names, and are not over, with the lease of each: no life of an
+    /// instance begins beside one that has outlasted its lease. An instance may be there twice: it is destroyed beside what
+    /// else is under way with it.
+    acting: Vec<(InstanceId, u64)>,
     /// Instances that come here by live migration.
     arrivals: BTreeMap<InstanceId, Arrival>,
     /// Instances that leave by live migration.
@@ -163,7 +164,7 @@ impl HostAgent {
             local: BTreeMap::new(),
             lanes: BTreeMap::new(),
             starting: BTreeSet::new(),
-            outlasting: BTreeSet::new(),
+            acting: Vec::new(),
             arrivals: BTreeMap::new(),
             departures: BTreeMap::new(),
             exited: BTreeSet::new(),
@@ -251,7 +252,6 @@ impl HostAgent {
 
     /// What goes on was found; whatever was under way belonged to the lease before.
     fn recovered(&mut self, lease: u64, found: BTreeMap<InstanceId, Local>) {
-        self.note_outlasting();
         let before = std::mem::replace(&mut self.local, found);
         let goes_on = self.standing.is_resumed() && self.lease == lease;
         (self.lease, self.standing) = (lease, Standing::Recovered);
@@ -306,25 +306,10 @@ impl HostAgent {
     }
 
     fn lease_lost(&mut self) {
-        self.note_outlasting();
         self.standing = Standing::None;
         self.local.retain(|_, local| local.fact.node.is_none());
         self.forget_work();
         self.review_arrivals();
-    }
-
-    /// What is under way on instances themselves goes on after the lease, or after what was known of it. Live migrations are
-    /// told step by step, and have their own ends.
-    fn note_outlasting(&mut self) {
-        let moves = |id: &InstanceId| self.arrivals.contains_key(id) || self.departures.contains_key(id);
-        let running = |((instance, lane), busy): (&(InstanceId, Lane), &Busy)| {
-            (*lane == Lane::Domain && matches!(busy, Busy::Running { .. })).then_some(*instance)
-        };
-        let running = self.lanes.iter().filter_map(running).filter(|id| !moves(id));
-        let ending = self.destroys.iter().filter(|(_, destroy)| destroy.is_tried());
-        let all = running.chain(ending.map(|(&instance, _)| instance));
-        let all: Vec<InstanceId> = all.collect();
-        self.outlasting.extend(all.into_iter().map(|instance| (instance, self.lease)));
     }
 
     fn forget_work(&mut self) {
@@ -347,6 +332,7 @@ impl HostAgent {
         if open {
             self.refuse();
         }
+        let outlasting = self.acting.iter().filter(|(_, lease)| *lease != self.lease);
         let busy: BTreeSet<(InstanceId, Lane)> = self
             .lanes
             .iter()
@@ -356,7 +342,7 @@ impl HostAgent {
             })
             .map(|(&lane, _)| lane)
             .chain(self.destroys.keys().chain(self.arrivals.keys()).map(|&instance| (instance, Lane::Domain)))
-            .chain(self.outlasting.iter().map(|&(instance, _)| (instance, Lane::Domain)))
+            .chain(outlasting.map(|&(instance, _)| (instance, Lane::Domain)))
             .collect();
         let resting = self.checkpoints.resting(self.now.boottime);
         let (view, me) = (&self.records.view, &self.settings.me);

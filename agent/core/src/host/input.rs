@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::{Destination, HostAction, Local, MigrationAnswer, MigrationStep};
+use super::{Destination, HostAction, Lane, Local, MigrationAnswer, MigrationStep};
 use crate::death::CopyFault;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::model::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
@@ -365,6 +365,13 @@ impl Job {
             self.action,
             HostAction::CreateIdle(_) | HostAction::Create { .. } | HostAction::Restore { .. }
         )
+    }
+
+    /// Whether it acts on the instance itself, by its name. Live migrations are told step by step, and have their own ends.
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        let moves = matches!(self.action, HostAction::Accept { .. } | HostAction::MigrateOut { .. });
+        !moves && self.action.lane().is_some_and(|(_, lane)| lane == Lane::Domain)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use super::{Boottime, Condition, Death, Effect, HostAction, HostAgent, InstanceId, Outcome, RETRY};
+use super::{Boottime, Condition, Death, HostAction, HostAgent, InstanceId, Outcome, RETRY};
 
 /// An instance that is to be destroyed.
 #[derive(Debug)]
@@ -20,13 +20,6 @@ pub(super) struct Destroy {
     again: Option<Boottime>,
     /// What the last try ran into.
     failure: Option<String>,
-}
-
-impl Destroy {
-    /// Whether a try is under way.
-    pub(super) fn is_tried(&self) -> bool {
-        self.again.is_none()
-    }
 }
 
 impl HostAgent {
@@ -63,7 +56,7 @@ impl HostAgent {
 
     fn try_to_destroy(&mut self, instance: InstanceId, death: Death) {
         let job = self.job(HostAction::Destroy { instance, death }, instance);
-        self.effect(Effect::Start(Box::new(job)));
+        self.begin_job(job);
     }
 
     /// Tries again what could not be destroyed.

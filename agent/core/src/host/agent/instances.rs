@@ -34,7 +34,12 @@ impl HostAgent {
         if job.makes() {
             self.starting.remove(&(job.instance, job.lease));
         }
-        self.outlasting.remove(&(job.instance, job.lease));
+        let acts = |(instance, lease): &(InstanceId, u64)| (*instance, *lease) == (job.instance, job.lease);
+        if job.acts()
+            && let Some(at) = self.acting.iter().position(acts)
+        {
+            self.acting.swap_remove(at);
+        }
         let destroys = matches!(job.action, HostAction::Destroy { .. });
         // Without a lease only what is being ended is gone on with.
         if job.lease != self.lease || (!self.standing.has_lease() && !destroys) {

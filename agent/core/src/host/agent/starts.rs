@@ -152,8 +152,15 @@ impl HostAgent {
         if matches!(job.action, HostAction::Accept { .. } | HostAction::MigrateOut { .. }) {
             self.begin_migration(job);
         } else {
-            self.effect(Effect::Start(Box::new(job)));
+            self.begin_job(job);
         }
+    }
+
+    pub(super) fn begin_job(&mut self, job: Job) {
+        if job.acts() {
+            self.acting.push((job.instance, job.lease));
+        }
+        self.effect(Effect::Start(Box::new(job)));
     }
 }
 

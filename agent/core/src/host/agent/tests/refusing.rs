@@ -283,6 +283,18 @@ fn a_host_whose_recovery_fails_is_unable_whatever_answers_and_gives_back_what_it
     assert!(rig.agent.unable().is_empty());
 }
 
+/// One that has looked at what runs, and was given bob's display.
+fn recovered_anew() -> (Rig, u64, InstanceId) {
+    let (mut rig, lease) = started_anew();
+    let instance = named_on_host1(&mut rig, lease);
+    rig.records();
+    rig.say(Input::Resumed { lease });
+    let found = rig.cluster.local("host1");
+    rig.say(Input::Hypervisor(DomainEvent::Regained));
+    rig.say(Input::Recovered { lease, found });
+    (rig, lease, instance)
+}
+
 /// Its write was on its way when the agent ended: the leader may have acted on it before this agent hears of it.
 #[test]
 fn a_death_that_an_earlier_agent_reported_and_that_lands_late_holds_and_nothing_begins_before_none_can_land()
@@ -290,13 +302,7 @@ fn a_death_that_an_earlier_agent_reported_and_that_lands_late_holds_and_nothing_
     let deaths =
         [Death::Refused { service: Service::Guard }, Death::DeployFailed { detail: "no room".to_owned() }];
     for lands in deaths.map(Some).into_iter().chain([None]) {
-        let (mut rig, lease) = started_anew();
-        let instance = named_on_host1(&mut rig, lease);
-        rig.records();
-        rig.say(Input::Resumed { lease });
-        let found = rig.cluster.local("host1");
-        rig.say(Input::Hypervisor(DomainEvent::Regained));
-        rig.say(Input::Recovered { lease, found });
+        let (mut rig, lease, instance) = recovered_anew();
         rig.say(Input::Reported { lease: lease - 1 });
         rig.pass(60_000);
         let made = |rig: &Rig| rig.under_way().contains(&"Create".to_owned());
@@ -317,13 +323,7 @@ fn a_death_that_an_earlier_agent_reported_and_that_lands_late_holds_and_nothing_
 /// It was ready once: it is not made anew as if it had not been.
 #[test]
 fn what_an_earlier_agent_reports_late_as_ready_is_looked_for() {
-    let (mut rig, lease) = started_anew();
-    let instance = named_on_host1(&mut rig, lease);
-    rig.records();
-    rig.say(Input::Resumed { lease });
-    let found = rig.cluster.local("host1");
-    rig.say(Input::Hypervisor(DomainEvent::Regained));
-    rig.say(Input::Recovered { lease, found });
+    let (mut rig, lease, instance) = recovered_anew();
     let epoch = rig.cluster.record("bob/display").epoch;
     let ready = fact(Phase::Ready, Some("bob/display".parse().unwrap()), epoch);
     rig.cluster.facts("host1").instances.insert(instance, ready);

@@ -354,22 +354,17 @@ fn a_death_of_one_that_the_guard_has_lost_is_of_its_life() {
     assert!(!rig.under_way().contains(&"Guard".to_owned()));
 }
 
-/// It stood still over the end of the lease, and acts by the instance's name.
+/// Jobs that stood still over the end of the lease act by the instance's name.
 #[test]
 fn no_life_begins_beside_a_job_of_a_lease_that_is_over() {
-    let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
-    cluster.kill_primary("alice/exec-1");
-    cluster.step();
-    let (me, instance) = cluster.primary("alice/exec-1");
-    let mut rig = Rig::new(cluster, me.as_str(), 0);
-    rig.tick();
-    assert_eq!(rig.under_way(), ["Restore"]);
+    let (mut rig, instance) = restoring();
+    rig.agent.destroy(instance, "an operator asked for a failover");
     rig.say(Input::LeaseLost);
-    let lease = rig.agent.lease + 1;
-    let (view, name) = (&mut rig.cluster.view, me);
-    let mut seen = (*view.hosts[&name]).clone();
+    let (me, lease) = (rig.agent.settings.me.clone(), rig.agent.lease + 1);
+    let view = &mut rig.cluster.view;
+    let mut seen = (*view.hosts[&me]).clone();
     seen.lease.value.number = lease;
-    view.hosts.insert(name, std::sync::Arc::new(seen));
+    view.hosts.insert(me, std::sync::Arc::new(seen));
     rig.cluster.edit("alice/exec-1", |record| {
         record.epoch = record.epoch.next();
         record.incarnation = record.epoch;
@@ -378,7 +373,11 @@ fn no_life_begins_beside_a_job_of_a_lease_that_is_over() {
     rig.records();
     rig.say(Input::Recovered { lease, found: BTreeMap::new() });
     rig.pass(60_000);
-    assert_eq!(rig.under_way(), ["Restore"], "that of the lease before");
+    assert_eq!(rig.under_way(), ["Restore", "Destroy"], "those of the lease before");
+    rig.jobs.swap(0, 1);
+    rig.end(Outcome::Done);
+    rig.pass(60_000);
+    assert_eq!(rig.under_way(), ["Restore"], "the other is not over");
     rig.end(failed());
     rig.pass(60_000);
     assert_eq!(rig.under_way(), ["Destroy"], "whatever it has made");
