@@ -395,9 +395,9 @@ fn hold_switch(helper: &Path, cgroup: &Cgroup, log: &Path) -> Result<ProcessId, 
     })
 }
 
+/// As its unit file has it (`Type=notify`): its sockets are all there then, which it opens one after the other.
 fn libvirtd() -> ServiceSpec {
-    ServiceSpec::new("libvirtd", ["libvirtd", "--listen"])
-        .ready(Ready::UnixSocket("/run/libvirt/libvirt-sock".into()))
+    ServiceSpec::new("libvirtd", ["libvirtd", "--listen"]).ready(Ready::Notify)
 }
 
 fn check(options: &LabOptions) -> Result<(), LabError> {
