@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pieces::Pieces;
+
 /// The BLAKE3 digest of some bytes; 64 hexadecimal digits as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -57,16 +59,11 @@ impl From<Digest> for String {
 /// The digest and length of everything that a reader gives: what the sender of an image announces.
 pub fn digest_of(reader: &mut dyn Read) -> io::Result<(Digest, u64)> {
     let mut hasher = blake3::Hasher::new();
-    // Large reads let BLAKE3 hash many chunks at once.
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok((Digest(*hasher.finalize().as_bytes()), hasher.count())),
-            Ok(len) => hasher.update(&buffer[..len]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
+    let mut pieces = Pieces::new(reader);
+    while let Some(piece) = pieces.next()? {
+        hasher.update(piece);
     }
+    Ok((Digest(*hasher.finalize().as_bytes()), hasher.count()))
 }
 
 #[cfg(test)]

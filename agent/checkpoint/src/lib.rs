@@ -22,6 +22,7 @@ mod incoming;
 mod layout;
 mod manifest;
 pub mod pages;
+mod pieces;
 mod save_image;
 mod store;
 pub mod stream;

@@ -18,10 +18,8 @@ use std::io::{self, Read};
 use super::receiver::{IngestError, Received, Receiver, Source};
 use super::segment::{Frame, Given, Head, SegmentError, SegmentReader, SegmentWriter};
 use super::table::{PageDigest, PageKey};
+use crate::pieces::{AT_ONCE, Pieces};
 use crate::stream::PAGE_BYTES as PAGE;
-
-/// Bytes that are read at a time: several frames.
-const AT_ONCE: usize = 1 << 20;
 
 /// Why a chain of segments gives no state.
 #[derive(Debug, thiserror::Error)]
@@ -52,22 +50,33 @@ pub trait PageSink {
     fn page(&mut self, key: PageKey, bytes: &[u8; PAGE]) -> io::Result<()>;
 }
 
-/// The frames of a segment, one after the other, to its end.
-fn frames(
-    source: &mut dyn Read,
-    mut take: impl FnMut(Frame) -> Result<(), ChainError>,
-) -> Result<(), ChainError> {
-    let mut reader = SegmentReader::default();
-    let mut buffer = vec![0; AT_ONCE];
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => return Ok(reader.ends()?),
-            Ok(count) => reader.push(buffer.get(..count).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-        while let Some((_, frame)) = reader.frame()? {
-            take(frame)?;
+/// The frames of a segment, one after the other.
+pub(super) struct Frames<'a> {
+    pieces: Pieces<'a>,
+    reader: SegmentReader,
+}
+
+impl<'a> Frames<'a> {
+    pub(super) fn of(segment: &'a mut dyn Read) -> Self {
+        Self { pieces: Pieces::new(segment), reader: SegmentReader::default() }
+    }
+
+    /// The next frame; none at the segment's end.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub(super) fn next(&mut self) -> Result<Option<Frame>, ChainError> {
+        loop {
+            if let Some((_, frame)) = self.reader.frame()? {
+                return Ok(Some(frame));
+            }
+            match self.pieces.next()? {
+                Some(piece) => self.reader.push(piece),
+                None => {
+                    self.reader.ends()?;
+                    return Ok(None);
+                }
+            }
         }
     }
 }
@@ -78,17 +87,20 @@ fn frames(
 /// When it is damaged, or makes no checkpoint on what the receiver has; that is as it was then.
 pub fn replay(receiver: &mut Receiver, segment: &mut dyn Read) -> Result<Received, ChainError> {
     receiver.give_up();
-    let mut received = None;
-    let taken = frames(segment, |frame| {
+    let received = take_all(receiver, segment);
+    receiver.give_up();
+    received?.ok_or(ChainError::Segment(SegmentError::Short { at: 0 }))
+}
+
+fn take_all(receiver: &mut Receiver, segment: &mut dyn Read) -> Result<Option<Received>, ChainError> {
+    let (mut frames, mut received) = (Frames::of(segment), None);
+    while let Some(frame) = frames.next()? {
         // What follows an end has no head, and is refused.
         if let Some(whole) = receiver.take(frame)? {
             received = Some(whole);
         }
-        Ok(())
-    });
-    receiver.give_up();
-    taken?;
-    received.ok_or(ChainError::Segment(SegmentError::Short { at: 0 }))
+    }
+    Ok(received)
 }
 
 /// Reads all pages of what a receiver has back, out of the segments that it took in, by their numbers.
@@ -112,8 +124,9 @@ pub fn read_back<R: Read>(
         let mut wanted = wanted.into_iter().peekable();
         let mut next = 0_u32;
         let mut source = segment(number)?;
-        frames(&mut source, |frame| {
-            let Frame::Pages(pages) = frame else { return Ok(()) };
+        let mut frames = Frames::of(&mut source);
+        while let Some(frame) = frames.next()? {
+            let Frame::Pages(pages) = frame else { continue };
             for bytes in pages.stored() {
                 let mut digest = None;
                 while let Some((page, key, of)) = wanted.next_if(|(page, ..)| *page == next) {
@@ -124,8 +137,7 @@ pub fn read_back<R: Read>(
                 }
                 next += 1;
             }
-            Ok(())
-        })?;
+        }
         if let Some((page, ..)) = wanted.next() {
             return Err(ChainError::Page(page));
         }
@@ -148,7 +160,9 @@ pub fn merge<R: Read>(
     for number in 0..count {
         rest.clear();
         root = None;
-        frames(&mut segment(number)?, |frame| {
+        let mut source = segment(number)?;
+        let mut frames = Frames::of(&mut source);
+        while let Some(frame) = frames.next()? {
             match frame {
                 Frame::Head(of) => match &mut head {
                     Some(head)
@@ -166,8 +180,7 @@ pub fn merge<R: Read>(
                 Frame::State(bytes) => rest.extend_from_slice(&bytes),
                 Frame::End { root: of, .. } => root = Some(of),
             }
-            Ok(())
-        })?;
+        }
     }
     let (Some(head), Some(root)) = (head, root) else { return Err(ChainError::NoChain("there is none")) };
     let mut writer = SegmentWriter::new(&head);
@@ -185,8 +198,10 @@ pub fn merge<R: Read>(
         wanted.sort_unstable_by_key(|(page, _)| *page);
         let mut wanted = wanted.into_iter().peekable();
         let mut next = 0_u32;
-        frames(&mut segment(number)?, |frame| {
-            let Frame::Pages(pages) = frame else { return Ok(()) };
+        let mut source = segment(number)?;
+        let mut frames = Frames::of(&mut source);
+        while let Some(frame) = frames.next()? {
+            let Frame::Pages(pages) = frame else { continue };
             for bytes in pages.stored() {
                 let mut digest = None;
                 while let Some((_, key)) = wanted.next_if(|(page, _)| *page == next) {
@@ -198,8 +213,7 @@ pub fn merge<R: Read>(
             if writer.ready() >= AT_ONCE {
                 out.write_all(&writer.take())?;
             }
-            Ok(())
-        })?;
+        }
         if let Some((page, _)) = wanted.next() {
             return Err(ChainError::Page(page));
         }

@@ -24,13 +24,11 @@ use super::segment::{Head, SegmentWriter};
 use super::table::{Blocks, BlocksError, PageDigest, PageKey};
 use super::tracker::{Changes, Tracker};
 use crate::digest::Digest;
+use crate::pieces::{AT_ONCE, Pieces};
 use crate::save_image::{SaveImage, SaveImageError, SaveImageParser};
 use crate::stream::{
     Absent, Event, Limits, PAGE_BYTES as PAGE, Page, Parser, Skeleton, StreamError, StreamWriter, WriteError,
 };
-
-/// Bytes of an image that are read at a time.
-const AT_ONCE: usize = 1 << 20;
 
 /// Why an image makes no segments.
 #[derive(Debug, thiserror::Error)]
@@ -94,20 +92,11 @@ pub fn capture(
     (node, id): (&NodeId, CheckpointId),
     copies: &mut [Copy<'_>],
 ) -> Result<Captured, CaptureError> {
-    let mut buffer = vec![0; AT_ONCE];
+    let mut pieces = Pieces::new(image);
     let mut header = SaveImageParser::default();
     let (mut parser, mut header_bytes) = (Parser::new(Limits::default()), Vec::new());
     let (mut segments, mut copies, mut begun) = (Vec::new(), Some(copies), None);
-    loop {
-        let count = match image.read(&mut buffer) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(CaptureError::Read(error)),
-        };
-        if count == 0 {
-            break;
-        }
-        let mut rest = buffer.get(..count).unwrap_or_default();
+    while let Some(mut rest) = pieces.next().map_err(CaptureError::Read)? {
         if header_bytes.is_empty() {
             match header.next(&mut rest)? {
                 Some(known) => header_bytes = known.encode()?,
