@@ -27,7 +27,7 @@ mod tests;
 mod tracker;
 
 pub use chain::{ChainError, PageSink, merge, read_back, replay};
-pub use image::{CaptureError, Captured, Copy, RebuildError, capture, header_of, rebuild};
+pub use image::{CaptureError, Captured, RebuildError, Wanted, capture, header_of, rebuild};
 pub use receiver::{IngestError, Received, Receiver, Source};
 pub use segment::{Frame, Head, RUN, SegmentError, SegmentReader, SegmentWriter};
 pub use table::{Blocks, BlocksError, PageDigest, PageKey};

@@ -10,7 +10,7 @@ use common::{
 };
 use understudy_checkpoint::SaveImage;
 use understudy_checkpoint::pages::{
-    CaptureError, Captured, Copy, Receiver, Tracker, capture, header_of, rebuild, replay,
+    CaptureError, Captured, Receiver, Tracker, Wanted, capture, header_of, rebuild, replay,
 };
 use understudy_checkpoint::stream::Place;
 use understudy_core::model::ids::{Epoch, NodeId};
@@ -52,9 +52,9 @@ fn take(
     bases: &[Option<(CheckpointId, u32)>],
 ) -> Result<(Captured, Vec<Vec<u8>>), CaptureError> {
     let mut outs = vec![Vec::new(); bases.len()];
-    let mut copies: Vec<Copy<'_>> =
-        bases.iter().zip(&mut outs).map(|(base, out)| Copy { base: *base, out }).collect();
-    let captured = capture(&mut Slowly(image), tracker, (&node(), id(sequence)), &mut copies)?;
+    let mut wanted: Vec<Wanted<'_>> =
+        bases.iter().zip(&mut outs).map(|(base, out)| Wanted { base: *base, out }).collect();
+    let captured = capture(&mut Slowly(image), tracker, (&node(), id(sequence)), &mut wanted)?;
     Ok((captured, outs))
 }
 

@@ -57,7 +57,7 @@ pub enum CaptureError {
 }
 
 /// A segment that is asked for.
-pub struct Copy<'a> {
+pub struct Wanted<'a> {
     /// The checkpoint that its receivers have, and the number of the tracker's image that it was; none for the whole.
     pub base: Option<(CheckpointId, u32)>,
     /// Where it goes.
@@ -78,7 +78,7 @@ pub struct Captured {
 struct Segment<'a, 'b> {
     changes: Changes,
     writer: SegmentWriter,
-    copy: &'b mut Copy<'a>,
+    wanted: &'b mut Wanted<'a>,
 }
 
 /// Takes a save image apart: tells the tracker of every page, and writes what each receiver lacks. What is written until an
@@ -90,12 +90,12 @@ pub fn capture(
     image: &mut dyn Read,
     tracker: &mut Option<Tracker>,
     (node, id): (&NodeId, CheckpointId),
-    copies: &mut [Copy<'_>],
+    wanted: &mut [Wanted<'_>],
 ) -> Result<Captured, CaptureError> {
     let mut pieces = Pieces::new(image);
     let mut header = SaveImageParser::default();
     let (mut parser, mut header_bytes) = (Parser::new(Limits::default()), Vec::new());
-    let (mut segments, mut copies, mut begun) = (Vec::new(), Some(copies), None);
+    let (mut segments, mut wanted, mut begun) = (Vec::new(), Some(wanted), None);
     while let Some(mut rest) = pieces.next().map_err(CaptureError::Read)? {
         if header_bytes.is_empty() {
             match header.next(&mut rest)? {
@@ -112,11 +112,11 @@ pub fn capture(
                         *tracker = Some(Tracker::new(blocks.clone()));
                     }
                     let head = |base| Head { node: node.clone(), id, base, blocks: blocks.clone() };
-                    for copy in copies.take().into_iter().flatten() {
-                        let base = copy.base.filter(|_| !anew);
+                    for one in wanted.take().into_iter().flatten() {
+                        let base = one.base.filter(|_| !anew);
                         let changes = base.map_or(Changes::Whole, |(_, image)| Changes::Since(image));
                         let writer = SegmentWriter::new(&head(base.map(|(base, _)| base)));
-                        segments.push(Segment { changes, writer, copy });
+                        segments.push(Segment { changes, writer, wanted: one });
                     }
                     begun = tracker.as_mut().map(|tracker| (tracker.begin(), anew));
                 }
@@ -154,7 +154,7 @@ pub fn capture(
         let rest = rest_of(&header_bytes, &skeleton);
         let ended = rest.iter().try_for_each(|bytes| segment.writer.state(bytes));
         let ended = ended.and_then(|()| segment.writer.end(root));
-        ended.and_then(|bytes| segment.copy.out.write_all(&bytes)).map_err(CaptureError::Write)?;
+        ended.and_then(|bytes| segment.wanted.out.write_all(&bytes)).map_err(CaptureError::Write)?;
     }
     Ok(Captured { image, root, anew })
 }
@@ -163,7 +163,7 @@ impl Segment<'_, '_> {
     fn add(&mut self, key: PageKey, digest: PageDigest, bytes: &[u8; PAGE]) -> io::Result<()> {
         self.writer.page(key, digest, bytes)?;
         if self.writer.ready() >= AT_ONCE {
-            self.copy.out.write_all(&self.writer.take())?;
+            self.wanted.out.write_all(&self.writer.take())?;
         }
         Ok(())
     }
