@@ -17,18 +17,22 @@
 //! Cost, with P pages of 4 KiB and C changed ones: a tracker and a receiver keep 20 and 24 bytes for each of P; taking in a
 //! segment is O(C) of hashing and compression, and O(P) of 16 bytes each for the digest of the whole (1 GiB: 4 MiB).
 
+mod capture;
 mod chain;
 mod image;
 mod receiver;
+mod rest;
 mod segment;
 mod table;
 #[cfg(test)]
 mod tests;
 mod tracker;
 
+pub use capture::{CaptureError, Captured, Wanted, capture};
 pub use chain::{ChainError, PageSink, merge, read_back, replay};
-pub use image::{CaptureError, Captured, RebuildError, Wanted, capture, header_of, rebuild};
+pub use image::{RebuildError, UnreadableImage, rebuild};
 pub use receiver::{IngestError, Received, Receiver, Source};
+pub use rest::{RestError, header_of};
 pub use segment::{Frame, Head, RUN, SegmentError, SegmentReader, SegmentWriter};
 pub use table::{Blocks, BlocksError, PageDigest, PageKey};
 pub use tracker::{Changes, Tracker};
