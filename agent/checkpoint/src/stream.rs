@@ -24,6 +24,7 @@ mod error;
 mod format;
 mod items;
 mod parser;
+mod record;
 mod skeleton;
 mod writer;
 

@@ -80,7 +80,7 @@ impl Skeleton {
     }
 
     /// What is before the pages and what is behind them.
-    pub(super) fn halves(&self) -> (&[u8], &[u8]) {
+    pub(crate) fn halves(&self) -> (&[u8], &[u8]) {
         self.bytes.split_at(self.pages_at)
     }
 }

@@ -9,6 +9,7 @@
 use std::io::{self, Write};
 
 use super::format;
+use super::record::Records;
 use super::{Block, BlockIndex, PAGE_BYTES, Page, Place, Skeleton};
 
 /// What a place is that no page was given for.
@@ -62,8 +63,9 @@ pub struct StreamWriter<'a, W> {
     skeleton: &'a Skeleton,
     absent: Absent,
     out: W,
-    /// The block of the last page written.
-    current: Option<BlockIndex>,
+    records: Records,
+    /// The record that is written.
+    record: Vec<u8>,
     /// The number of places before each block.
     starts: Vec<u64>,
     /// A bit for each place: whether it is written.
@@ -85,7 +87,8 @@ impl<'a, W: Write> StreamWriter<'a, W> {
             places += block.bytes / PAGE_BYTES as u64;
         }
         let words = usize::try_from(places.div_ceil(64)).unwrap_or(usize::MAX);
-        Ok(Self { skeleton, absent, out, current: None, starts, written: vec![0; words] })
+        let (records, record) = (Records::default(), Vec::new());
+        Ok(Self { skeleton, absent, out, records, record, starts, written: vec![0; words] })
     }
 
     /// Writes a page.
@@ -148,27 +151,8 @@ impl<'a, W: Write> StreamWriter<'a, W> {
     }
 
     fn put(&mut self, place: Place, block: &Block, page: Page<'_>) -> Result<(), WriteError> {
-        let filled;
-        let (kind, body): (u64, &[u8]) = match page {
-            Page::Fill(0) => (format::ZERO, &[0]),
-            // Newer releases of QEMU take no other byte.
-            Page::Fill(byte) => {
-                filled = [byte; PAGE_BYTES];
-                (format::PAGE, &filled)
-            }
-            Page::Bytes(bytes) => (format::PAGE, bytes),
-        };
-        let goes_on = self.current == Some(place.block);
-        let word = place.offset | kind | if goes_on { format::CONTINUE } else { 0 };
-        let mut write = |bytes: &[u8]| self.out.write_all(bytes).map_err(WriteError::Write);
-        write(&word.to_be_bytes())?;
-        if !goes_on {
-            let length = u8::try_from(block.name.len()).expect("a name of the stream has at most 255 bytes");
-            write(&[length])?;
-            write(block.name.as_bytes())?;
-        }
-        write(body)?;
-        self.current = Some(place.block);
-        Ok(())
+        self.record.clear();
+        self.records.put(place, block, page, &mut self.record);
+        self.out.write_all(&self.record).map_err(WriteError::Write)
     }
 }
