@@ -7,19 +7,22 @@
 //!
 //! ```text
 //! the sender's host                         a backup's host
-//! image ─▶ Tracker ── what changed since ─▶ segment ─▶ Receiver ── digest of all ─▶ complete
+//! image ─▶ Tracker ── what changed since ─▶ segment ─▶ Receiver ── digest of all ─▶ complete ─▶ ReadyImage ─▶ restore
 //!           digests of every page           bytes       digests of every page
 //! ```
 //!
 //! Promises: no bytes become a page that do not match the digest of what was sent; two ends that take the same segments
-//! have the same digest of the whole, and one that lacks something is told apart by it. Must not do: read or write files.
+//! have the same digest of the whole, and one that lacks something is told apart by it; no guest need run from an image
+//! that was not compared with those digests. Must not do: read or write files, but for the one of a [`ReadyImage`].
 //!
 //! Cost, with P pages of 4 KiB and C changed ones: a tracker and a receiver keep 20 and 24 bytes for each of P; taking in a
 //! segment is O(C) of hashing and compression, and O(P) of 16 bytes each for the digest of the whole (1 GiB: 4 MiB).
 
 mod capture;
 mod chain;
+mod compare;
 mod image;
+mod ready;
 mod receiver;
 mod rest;
 mod segment;
@@ -30,7 +33,9 @@ mod tracker;
 
 pub use capture::{CaptureError, Captured, Wanted, capture};
 pub use chain::{ChainError, PageSink, merge, read_back, replay};
+pub use compare::{CompareError, compare};
 pub use image::{RebuildError, UnreadableImage, rebuild};
+pub use ready::{ReadyError, ReadyImage};
 pub use receiver::{IngestError, Received, Receiver, Source};
 pub use rest::{RestError, header_of};
 pub use segment::{Frame, Head, RUN, SegmentError, SegmentReader, SegmentWriter};

@@ -10,9 +10,9 @@
 //! by byte; compressed images and versions that it does not know are refused by name, with what to do instead; memory is
 //! the header, whose size is limited. Must not read the XML, which is the caller's to understand.
 
-const MAGIC: &[u8; 16] = b"LibvirtQemudSave";
+pub(crate) const MAGIC: &[u8; 16] = b"LibvirtQemudSave";
 /// Of an image that was not finished.
-const PARTIAL: &[u8; 16] = b"LibvirtQemudPart";
+pub(crate) const PARTIAL: &[u8; 16] = b"LibvirtQemudPart";
 const VERSION: u32 = 2;
 const HEAD_BYTES: usize = 92;
 /// Far above any XML with libvirt's padding.

@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use error::StreamError;
 pub use format::PAGE_BYTES;
 pub use parser::{Event, Parser};
+pub(crate) use record::Records;
 pub use skeleton::Skeleton;
 pub use writer::{Absent, StreamWriter, WriteError};
 

@@ -89,7 +89,7 @@ fn shown(id: Option<CheckpointId>) -> String {
 }
 
 /// More of the rest of a state than any guest has: its devices, and its frame buffers where those are no RAM.
-const REST_MAX: usize = 256 << 20;
+pub(super) const REST_MAX: usize = 256 << 20;
 
 /// A segment that is coming.
 #[derive(Debug)]
@@ -138,6 +138,11 @@ impl Receiver {
     pub fn pages(&self) -> impl Iterator<Item = (PageKey, PageDigest, Source)> + '_ {
         let keys = self.blocks.iter().flat_map(Blocks::keys);
         keys.zip(&self.pages).map(|(key, held)| (key, held.digest, held.source))
+    }
+
+    /// The digest of a page, by its place among all.
+    pub(super) fn digest(&self, index: usize) -> Option<PageDigest> {
+        self.pages.get(index).map(|held| held.digest)
     }
 
     /// The rest of the state of the checkpoint that it has.
