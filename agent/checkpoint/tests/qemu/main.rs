@@ -1,6 +1,7 @@
 //! Streams of a real QEMU, taken apart, put together and loaded again: memory, registers and ROMs are as they were.
 
 mod machine;
+mod ready;
 
 use std::collections::BTreeMap;
 use std::io::Read;
