@@ -11,6 +11,7 @@
 mod faults;
 mod guest;
 mod host;
+mod image_file;
 mod migration;
 mod operations;
 
@@ -147,7 +148,7 @@ impl<G: Memory> Site<G> {
         }
     }
 
-    /// From here on images are written as files too, for those who send them on.
+    /// From here on images are written as files too, for those who send them on: an image is then what such a file is of.
     pub fn write_files(&self) {
         self.world().files = true;
     }

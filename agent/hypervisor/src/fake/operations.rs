@@ -13,7 +13,7 @@ use understudy_core::model::units::{Boottime, MiB};
 
 use super::guest::{Guest, Memory};
 use super::host::{Host, Image, Instance};
-use super::{FakeHypervisor, Fault, Operation, World};
+use super::{FakeHypervisor, Fault, Operation, World, image_file};
 use crate::api::Hypervisor;
 use crate::error::{
     CallError, CapacityError, ControlError, CreateError, DestroyError, GuestError, ListError, MigrateError,
@@ -28,9 +28,6 @@ use crate::types::{
 
 /// What a simulated guest's memory counts for in an image, per MiB of its size: a third is in use.
 const IMAGE_BYTES_PER_MIB: u64 = (1 << 20) / 3;
-
-/// How much of an image there is as a file: more than a connection takes in before anybody reads.
-const FILE_BYTES: u64 = 8 << 20;
 
 impl<G: Memory> FakeHypervisor<G> {
     /// Does an operation under the faults that were put there: without an answer from libvirt, after a refusal, or
@@ -270,8 +267,7 @@ impl<G: Memory> Hypervisor for FakeHypervisor<G> {
             suspend_and_resume(host, clock, id);
             let bytes = instance.fact.memory.0 * IMAGE_BYTES_PER_MIB;
             if files {
-                let file = usize::try_from(bytes.min(FILE_BYTES)).unwrap_or_default();
-                let written = std::fs::write(path, vec![7; file]);
+                let written = image_file::write(path);
                 written.map_err(|source| SaveError::Image { path: path.to_owned(), source })?;
             }
             world.images.insert(path.to_owned(), Image { instance, whole: true });
@@ -285,7 +281,9 @@ impl<G: Memory> Hypervisor for FakeHypervisor<G> {
         let id = spec.id;
         let path = || spec.image.clone();
         let restore = |world: &mut World<G>, uri: &str| {
-            let Some(image) = world.images.get(&spec.image).cloned() else {
+            let known_as = if world.files { image_file::known_as(&spec.image) } else { Ok(path()) };
+            let known_as = known_as.map_err(|source| RestoreError::Image { path: path(), source })?;
+            let Some(image) = world.images.get(&known_as).cloned() else {
                 let source = io::Error::from(io::ErrorKind::NotFound);
                 return Err(RestoreError::Image { path: path(), source });
             };
