@@ -90,6 +90,7 @@ pub struct Config {
     pub host: HostId,
     pub labels: Labels,
     pub reserved_memory: MiB,
+    pub ready_images: MiB,
     pub vcpus_per_processor: u32,
     pub state_dir: PathBuf,
     pub runtime_dir: PathBuf,

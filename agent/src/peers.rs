@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use understudy_checkpoint::{Description, Digest};
+use understudy_checkpoint::Description;
 use understudy_core::model::ids::NodeId;
 use understudy_core::model::records::CheckpointId;
 use understudy_core::model::units::MiB;
@@ -42,7 +42,7 @@ const CHUNK: usize = 1 << 20;
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What is said of an image before its bytes come.
+/// What is said of a checkpoint before its bytes come: a segment of pages, which says itself what it adds to and where it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shipment {
@@ -50,10 +50,6 @@ pub struct Shipment {
     pub node: NodeId,
     /// Which of its checkpoints.
     pub id: CheckpointId,
-    /// How many bytes come.
-    pub bytes: u64,
-    /// Their digest.
-    pub digest: Digest,
     /// What state it is.
     pub description: Description,
 }
@@ -85,6 +81,12 @@ pub enum SendError {
     /// The connection broke.
     #[error("the connection broke")]
     Broken(#[source] hyper::Error),
+    /// The peer does not have what it adds to: it is to be sent the whole.
+    #[error("does not have what it adds to: {said}")]
+    Lacks {
+        /// What it has.
+        said: String,
+    },
     /// The peer refused it.
     #[error("refused the image ({status}): {said}")]
     Refused {
@@ -144,7 +146,10 @@ pub async fn send_checkpoint(
     }
     let said =
         answer.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
-    Err(SendError::Refused { status, said })
+    Err(match status {
+        StatusCode::PRECONDITION_FAILED => SendError::Lacks { said },
+        status => SendError::Refused { status, said },
+    })
 }
 
 /// The image's bytes, once they are bidden. What keeps them from being read is left in `failed`.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::serve::ListenerExt;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
-use understudy_checkpoint::ImageStore;
+use understudy_checkpoint::{ImageStore, ReadyImages};
 use understudy_core::model::records::Capacity;
 use understudy_core::model::units::Vcpus;
 use understudy_hypervisor::permit::{Permits, boot_id};
@@ -26,7 +26,7 @@ use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
 use crate::policy_manager::Policies;
-use crate::runtime::{Event, Members, Parts, Runtime, Snapshot};
+use crate::runtime::{Event, Members, Parts, Runtime, Snapshot, Trackers, keep_ready};
 use crate::tasks::Tasks;
 
 /// Between two attempts at something that the agent cannot do without at its start.
@@ -73,6 +73,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let runtime = Runtime::new(parts.clone(), None, events, publisher, snapshots);
     watch_capacity(parts.clone(), runtime.events());
     tell_checkpoint_faults(&faults, &runtime.events());
+    keep_ready(&parts, &runtime.events(), parts.images.nodes());
     watch_load(&parts.tasks, runtime.events());
     watch_role_disks(parts.clone(), runtime.events());
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
@@ -95,6 +96,9 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
     // One bad file, or a disk that is read-only, costs copies; an agent that stays away for it costs what runs here.
     let (images, faults) = ImageStore::open_as_it_is(&config.state_dir.join("checkpoints"));
     let faults = faults.iter().map(|fault| chain(fault)).collect();
+    let ready = config.runtime_dir.join("ready");
+    let ready_images = ReadyImages::open(images.clone(), &ready, config.ready_images.bytes())
+        .map_err(|error| failed(&format!("cannot make or empty {}", ready.display()), &error))?;
     let scratch = config.runtime_dir.join("scratch");
     std::fs::create_dir_all(&scratch)
         .map_err(|error| failed(&format!("cannot make {}", scratch.display()), &error))?;
@@ -111,6 +115,8 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
         permits,
         policies,
         images: Arc::new(images),
+        ready_images: Arc::new(ready_images),
+        trackers: Trackers::default(),
         members: Members::default(),
         tasks: Tasks::default(),
         scratch,

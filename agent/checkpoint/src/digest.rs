@@ -1,12 +1,9 @@
-//! BLAKE3 digests of images.
+//! BLAKE3 digests.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-
-use crate::pieces::Pieces;
 
 /// The BLAKE3 digest of some bytes; 64 hexadecimal digits as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,16 +53,6 @@ impl From<Digest> for String {
     }
 }
 
-/// The digest and length of everything that a reader gives: what the sender of an image announces.
-pub fn digest_of(reader: &mut dyn Read) -> io::Result<(Digest, u64)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut pieces = Pieces::new(reader);
-    while let Some(piece) = pieces.next()? {
-        hasher.update(piece);
-    }
-    Ok((Digest(*hasher.finalize().as_bytes()), hasher.count()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,8 +61,6 @@ mod tests {
     fn a_digest_reads_back_as_it_was_written() {
         let digest = Digest::of(b"understudy");
         assert_eq!(digest.to_string().parse(), Ok(digest));
-        let bytes = vec![7; 3 << 20];
-        assert_eq!(digest_of(&mut &bytes[..]).unwrap(), (Digest::of(&bytes), 3 << 20));
         for bad in ["", "00", &"g".repeat(64), &digest.to_string().to_uppercase()] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }

@@ -1,198 +1,187 @@
 //! A checkpoint that is arriving.
 //!
-//! Promises: until [`Incoming::finish`] has returned `Ok` there is no checkpoint; dropped before that, it leaves
-//! nothing. The order of the steps in [`Incoming::finish`] is the promise of completeness.
+//! Promises: until [`Incoming::finish`] has returned `Ok` there is no checkpoint; dropped before that, it leaves nothing.
+//! The order of the steps in [`Incoming::finish`] is the promise of completeness. One that stands still on its way keeps
+//! no other. Must not do: take in what does not add to what this host has.
+//!
+//! Cost: each byte is written, hashed and decompressed once as it comes; the end is one pass over the digests of the guest's
+//! pages (`pages`), four syncs, and the removal of what is old.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard};
 
-use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::ids::NodeId;
 use understudy_core::model::records::CheckpointId;
 
-use crate::digest::Digest;
 use crate::files::WriteFile;
-use crate::layout::{self, IMAGE, MANIFEST};
-use crate::manifest::{self, Description, HEAD_BYTES, Manifest};
-use crate::store::{Shared, StoreError};
+use crate::layout;
+use crate::manifest::{self, Description, Manifest};
+use crate::pages::{Coming, Frame, Head, IngestError, Received, Receiver, SegmentError, SegmentReader};
+use crate::store::{BeginError, ImageError, ImageStore, Link, ReceiveError, StoreError, may_come};
 
-/// What the sender says that it sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expected {
-    /// How many bytes.
-    pub bytes: u64,
-    /// Their digest.
-    pub digest: Digest,
-}
-
-/// Why an image that has arrived is no checkpoint. Nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-pub enum FinishError {
-    /// Bytes are missing or too many.
-    #[error("checkpoint {id} of {node} has {found} bytes instead of {expected}: send it again")]
-    Size {
-        /// The node.
-        node: NodeId,
-        /// The checkpoint.
-        id: CheckpointId,
-        /// As announced.
-        expected: u64,
-        /// As arrived.
-        found: u64,
-    },
-    /// The bytes are not those that were sent.
-    #[error("checkpoint {id} of {node} does not match its digest: send it again")]
-    Digest {
-        /// The node.
-        node: NodeId,
-        /// The checkpoint.
-        id: CheckpointId,
-    },
-    /// A newer epoch was seen while it arrived (SAFE-4).
-    #[error("checkpoint {id} of {node} is older than epoch {seen}, which was seen meanwhile")]
-    OldEpoch {
-        /// The node.
-        node: NodeId,
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The highest epoch seen.
-        seen: Epoch,
-    },
-    /// A newer checkpoint was completed while it arrived.
-    #[error("checkpoint {id} of {node} is not newer than {newest}, which was completed meanwhile")]
-    NotNewer {
-        /// The node.
-        node: NodeId,
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The newest complete one.
-        newest: CheckpointId,
-    },
-    /// The disk did not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// A checkpoint being received; write the image into it.
-pub struct Incoming {
-    shared: Arc<Shared>,
+/// A checkpoint being received.
+pub(crate) struct Incoming {
+    store: ImageStore,
     node: NodeId,
     id: CheckpointId,
     path: PathBuf,
     file: Box<dyn WriteFile>,
-    hasher: blake3::Hasher,
-    head: blake3::Hasher,
-    /// A write failed: what is on the disk is not what was hashed.
-    broken: bool,
+    bytes: u64,
+    reader: SegmentReader,
+    coming: Option<Coming>,
     /// The temporary file is still to be removed.
     pending: bool,
 }
 
 impl Incoming {
-    pub(crate) fn new(shared: Arc<Shared>, node: NodeId, id: CheckpointId) -> Result<Self, StoreError> {
-        let path = shared.aside();
-        let file = shared.files.create(&path).map_err(|source| StoreError::Create(path.clone(), source))?;
-        let (hasher, head) = (blake3::Hasher::new(), blake3::Hasher::new());
-        Ok(Self { shared, node, id, path, file, hasher, head, broken: false, pending: true })
+    pub(crate) fn new(store: ImageStore, node: NodeId, id: CheckpointId) -> Result<Self, StoreError> {
+        let path = store.shared.aside();
+        let file = store.shared.files.create(&path);
+        let file = file.map_err(|source| StoreError::Create(path.clone(), source))?;
+        let reader = SegmentReader::default();
+        Ok(Self { store, node, id, path, file, bytes: 0, reader, coming: None, pending: true })
     }
 
-    /// How many bytes have arrived.
-    #[must_use]
-    pub fn received(&self) -> u64 {
-        self.hasher.count()
+    /// Takes the next bytes of the segment.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<(), ReceiveError> {
+        let failed = |source| StoreError::Write(self.path.clone(), source);
+        self.file.write_all(bytes).map_err(failed)?;
+        self.bytes += bytes.len() as u64;
+        self.reader.push(bytes);
+        while let Some((_, frame)) = self.reader.frame().map_err(|error| self.damaged(error))? {
+            self.frame(frame)?;
+        }
+        Ok(())
     }
 
-    /// Makes it a checkpoint: bytes compared and synced, image named, manifest synced and named. `Ok` means durable.
-    pub fn finish(mut self, expected: Expected, description: Description) -> Result<Manifest, FinishError> {
-        let manifest = self.compare(expected, description)?;
+    fn frame(&mut self, frame: Frame) -> Result<(), ReceiveError> {
+        let (node, id) = (&self.node, self.id);
+        let taken = match (&mut self.coming, frame) {
+            (Some(coming), frame) => coming.take(frame),
+            (None, Frame::Head(head)) if head.node != *node || head.id != id => {
+                let (of, found) = (head.node, head.id);
+                return Err(ReceiveError::Other { node: node.clone(), id, of, found });
+            }
+            (None, Frame::Head(head)) => {
+                self.find_base(&head)?;
+                self.coming = Some(Coming::new(*head));
+                return Ok(());
+            }
+            (None, _) => Err(IngestError::Order("something before the head")),
+        };
+        taken.map_err(|error| self.refused(error))
+    }
+
+    /// Whether this host has what the segment adds to. After a start, and after an answer that the sender did not hear, that
+    /// is read from the disk.
+    fn find_base(&self, head: &Head) -> Result<(), ReceiveError> {
+        let Some(base) = head.base else { return Ok(()) };
+        let pages = self.store.shared.pages(&self.node);
+        let mut receiver = locked(&pages);
+        if receiver.has() != Some(base) && self.store.shared.lock().has(&self.node, base) {
+            *receiver = Receiver::default();
+            *receiver = match self.store.replayed(&self.node, base) {
+                Ok((replayed, _)) => replayed,
+                Err(ImageError::Store(error)) => return Err(error.into()),
+                Err(error) => return Err(ReceiveError::Base(self.node.clone(), self.id, Box::new(error))),
+            };
+        }
+        receiver.accepts(head).map_err(|error| self.refused(error))
+    }
+
+    /// Makes it a checkpoint: all of it compared and synced, segment named, manifest synced and named. `Ok` means durable.
+    pub(crate) fn finish(mut self, description: Description) -> Result<Manifest, ReceiveError> {
+        self.reader.ends().map_err(|error| self.damaged(error))?;
+        let Some(coming) = self.coming.take().filter(Coming::is_whole) else {
+            return Err(self.damaged(SegmentError::Short { at: self.bytes }));
+        };
         self.file.sync().map_err(|source| StoreError::Write(self.path.clone(), source))?;
-        let shared = Arc::clone(&self.shared);
-        let mut index = shared.lock();
+        let pages = self.store.shared.pages(&self.node);
+        let mut receiver = locked(&pages);
+        let received = receiver.complete(coming).map_err(|error| self.refused(error))?;
+        let manifest = self.complete(received, description);
+        if manifest.is_err() {
+            // It knows pages now that are in no checkpoint: what was there is read from the disk when it is needed.
+            *receiver = Receiver::default();
+        }
+        manifest
+    }
+
+    fn complete(&mut self, received: Received, description: Description) -> Result<Manifest, ReceiveError> {
+        let store = self.store.clone();
+        let mut index = store.shared.lock();
         let (node, id) = (self.node.clone(), self.id);
-        let seen = index.seen(&node);
-        if id.epoch < seen {
-            return Err(FinishError::OldEpoch { node, id, seen });
+        may_come(&index, &node, id)?;
+        let base = received.head.base;
+        if let Some(base) = base.filter(|base| !index.has(&node, *base)) {
+            // Removed while this was on its way.
+            return Err(self.refused(IngestError::OtherBase { base: Some(base), has: None }));
         }
-        if let Some(newest) = index.newest(&node).filter(|newest| id <= *newest) {
-            return Err(FinishError::NotNewer { node, id, newest });
-        }
+        let Received { root, state, .. } = received;
+        let manifest = Manifest { node, id, base, description, bytes: self.bytes, root, state };
         self.publish(&manifest)?;
-        index.completed(&node, id);
+        index.completed(&self.node, id, Link { base, bytes: self.bytes });
         // What cannot be removed now is removed at the next one: it is no reason to lose this.
-        drop(shared.prune(&mut index, &node));
+        drop(store.shared.prune(&mut index, &self.node));
         Ok(manifest)
     }
 
-    /// Gives it up; as good as dropping it.
-    pub fn abort(self) {}
-
-    fn compare(&self, expected: Expected, description: Description) -> Result<Manifest, FinishError> {
-        let (node, id) = (self.node.clone(), self.id);
-        let found = self.received();
-        if found != expected.bytes {
-            return Err(FinishError::Size { node, id, expected: expected.bytes, found });
-        }
-        let digest = Digest(*self.hasher.finalize().as_bytes());
-        if self.broken || digest != expected.digest {
-            return Err(FinishError::Digest { node, id });
-        }
-        let head = Digest(*self.head.finalize().as_bytes());
-        Ok(Manifest { node, id, description, bytes: found, digest, head })
-    }
-
-    /// The image gets its name first and keeps it durably, so that a manifest's name never stands alone.
+    /// The segment gets its name first and keeps it durably, so that a manifest's name never stands alone.
     fn publish(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
-        let files = &*self.shared.files;
-        let folder = layout::node(&self.shared.root, &self.node);
-        let image = layout::file(&self.shared.root, &self.node, self.id, IMAGE);
-        let name = layout::file(&self.shared.root, &self.node, self.id, MANIFEST);
-        let aside = self.shared.aside();
+        let shared = &self.store.shared;
+        let files = &*shared.files;
+        let folder = layout::node(&shared.root, &self.node);
+        let segment = layout::segment(&shared.root, &self.node, self.id, manifest.base);
+        let name = layout::manifest(&shared.root, &self.node, self.id);
+        let aside = shared.aside();
         let publish = || {
-            files.rename(&self.path, &image)?;
+            files.rename(&self.path, &segment)?;
             files.sync_dir(&folder)?;
             crate::files::replace(files, &aside, &name, &manifest::encode(manifest))
         };
         let outcome = publish();
         self.pending = outcome.is_err();
         outcome.map_err(|source| {
-            // The manifest first and durably, as in every removal; an image that stays is nothing by itself, and is
+            // The manifest first and durably, as in every removal; a segment that stays is nothing by itself, and is
             // removed when the store is opened.
             drop(files.remove(&aside));
             if files.remove(&name).and_then(|()| files.sync_dir(&folder)).is_ok() {
-                drop(files.remove(&image));
+                drop(files.remove(&segment));
             }
-            StoreError::Write(image, source)
+            StoreError::Write(segment, source)
         })
+    }
+
+    fn refused(&self, error: IngestError) -> ReceiveError {
+        ReceiveError::Ingest(self.node.clone(), self.id, Box::new(error))
+    }
+
+    fn damaged(&self, error: SegmentError) -> ReceiveError {
+        ReceiveError::Segment(self.node.clone(), self.id, error)
     }
 }
 
-impl Write for Incoming {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(bytes).inspect_err(|error| {
-            self.broken |= error.kind() != io::ErrorKind::Interrupted;
-        })?;
-        let room = HEAD_BYTES.saturating_sub(usize::try_from(self.head.count()).unwrap_or(usize::MAX));
-        self.head.update(&bytes[..written.min(room)]);
-        self.hasher.update(&bytes[..written]);
-        Ok(written)
+impl From<StoreError> for ReceiveError {
+    fn from(error: StoreError) -> Self {
+        Self::Begin(BeginError::Store(error))
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
+/// What is known of a node's pages; nothing, where a panic came between.
+pub(crate) fn locked(pages: &Mutex<Receiver>) -> MutexGuard<'_, Receiver> {
+    pages.lock().unwrap_or_else(|poisoned| {
+        let mut receiver = poisoned.into_inner();
+        *receiver = Receiver::default();
+        pages.clear_poison();
+        receiver
+    })
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
         if self.pending {
             // What cannot be removed now is removed when the store is opened.
-            drop(self.shared.files.remove(&self.path));
+            drop(self.store.shared.files.remove(&self.path));
         }
-    }
-}
-
-impl std::fmt::Debug for Incoming {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Incoming").field("node", &self.node).field("id", &self.id).finish_non_exhaustive()
     }
 }

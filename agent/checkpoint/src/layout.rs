@@ -1,11 +1,12 @@
 //! Where things are in the store's folder.
 //!
 //! ```text
-//! incoming/<number>            being received or written aside; emptied when the store is opened
-//! nodes/<terminal>.<node>/     one folder per node: alice.exec-1
-//!   epoch                      the highest epoch seen
-//!   <epoch>.<sequence>.image   what libvirt restores
-//!   <epoch>.<sequence>.json    its manifest; the checkpoint is complete when this name is durable
+//! incoming/<number>                 being received or written aside; emptied when the store is opened
+//! nodes/<terminal>.<node>/          one folder per node: alice.exec-1
+//!   epoch                           the highest epoch seen
+//!   <epoch>.<sequence>.json         a manifest; the checkpoint is complete when this name is durable
+//!   <epoch>.<sequence>.pages        the segment of a checkpoint that is whole by itself
+//!   <epoch>.<sequence>+<epoch>.<sequence>.pages    of one that adds to the second
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -13,9 +14,9 @@ use std::path::{Path, PathBuf};
 use understudy_core::model::ids::{Epoch, NodeId};
 use understudy_core::model::records::CheckpointId;
 
-pub(crate) const IMAGE: &str = "image";
-pub(crate) const MANIFEST: &str = "json";
 pub(crate) const EPOCH: &str = "epoch";
+const PAGES: &str = "pages";
+const MANIFEST: &str = "json";
 
 pub(crate) fn incoming(root: &Path) -> PathBuf {
     root.join("incoming")
@@ -34,17 +35,38 @@ pub(crate) fn node_of(folder: &Path) -> Option<NodeId> {
     folder.file_name()?.to_str()?.replacen('.', "/", 1).parse().ok()
 }
 
-pub(crate) fn file(root: &Path, of: &NodeId, id: CheckpointId, kind: &str) -> PathBuf {
-    node(root, of).join(format!("{id}.{kind}"))
+pub(crate) fn manifest(root: &Path, of: &NodeId, id: CheckpointId) -> PathBuf {
+    node(root, of).join(format!("{id}.{MANIFEST}"))
 }
 
-/// The checkpoint that a file belongs to, if it is of this kind.
-pub(crate) fn id_of(path: &Path, kind: &str) -> Option<CheckpointId> {
+pub(crate) fn segment(root: &Path, of: &NodeId, id: CheckpointId, base: Option<CheckpointId>) -> PathBuf {
+    node(root, of).join(segment_name(id, base))
+}
+
+pub(crate) fn segment_name(id: CheckpointId, base: Option<CheckpointId>) -> String {
+    base.map_or_else(|| format!("{id}.{PAGES}"), |base| format!("{id}+{base}.{PAGES}"))
+}
+
+/// The checkpoint whose manifest a file is.
+pub(crate) fn manifest_of(path: &Path) -> Option<CheckpointId> {
     let name = path.file_name()?.to_str()?;
-    let (epoch, sequence) = name.strip_suffix(kind)?.strip_suffix('.')?.split_once('.')?;
+    id_of(name.strip_suffix(MANIFEST)?.strip_suffix('.')?)
+}
+
+/// The checkpoint whose segment a file is, and what it adds to.
+pub(crate) fn segment_of(path: &Path) -> Option<(CheckpointId, Option<CheckpointId>)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(PAGES)?.strip_suffix('.')?;
+    match name.split_once('+') {
+        None => Some((id_of(name)?, None)),
+        Some((id, base)) => Some((id_of(id)?, Some(id_of(base)?))),
+    }
+}
+
+/// Only the one spelling: "5.017" and "5.17" are not to be two files of one checkpoint.
+fn id_of(text: &str) -> Option<CheckpointId> {
+    let (epoch, sequence) = text.split_once('.')?;
     let id = CheckpointId { epoch: Epoch(epoch.parse().ok()?), sequence: sequence.parse().ok()? };
-    // Only the one spelling: "5.017" and "5.17" are not to be two files of one checkpoint.
-    (name == format!("{id}.{kind}")).then_some(id)
+    (text == id.to_string()).then_some(id)
 }
 
 #[cfg(test)]
@@ -58,12 +80,22 @@ mod tests {
             let id: NodeId = text.parse().unwrap();
             assert_eq!(node_of(&node(root, &id)), Some(id));
         }
-        let id = CheckpointId { epoch: Epoch(5), sequence: 17 };
-        let image = file(root, &"a/exec-1".parse().unwrap(), id, IMAGE);
-        assert_eq!(image, Path::new("root/nodes/a.exec-1/5.17.image"));
-        assert_eq!(id_of(&image, IMAGE), Some(id));
-        for bad in ["5.17.json", "5.017.image", "5.image", "5.17.18.image", "+5.17.image", "epoch"] {
-            assert_eq!(id_of(Path::new(bad), IMAGE), None, "{bad}");
+        let (id, base) = (of(5, 17), of(4, 3));
+        let node: NodeId = "a/exec-1".parse().unwrap();
+        let (whole, adds) = (segment(root, &node, id, None), segment(root, &node, id, Some(base)));
+        assert_eq!(whole, Path::new("root/nodes/a.exec-1/5.17.pages"));
+        assert_eq!(adds, Path::new("root/nodes/a.exec-1/5.17+4.3.pages"));
+        assert_eq!((segment_of(&whole), segment_of(&adds)), (Some((id, None)), Some((id, Some(base)))));
+        assert_eq!(manifest_of(&manifest(root, &node, id)), Some(id));
+        for bad in
+            ["5.17.json", "5.017.pages", "5.pages", "5.17.18.pages", "+5.17.pages", "5.17+.pages", "epoch"]
+        {
+            assert_eq!(segment_of(Path::new(bad)), None, "{bad}");
         }
+        assert_eq!(manifest_of(Path::new("5.017.json")), None);
+    }
+
+    fn of(epoch: u64, sequence: u64) -> CheckpointId {
+        CheckpointId { epoch: Epoch(epoch), sequence }
     }
 }

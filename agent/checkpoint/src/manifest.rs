@@ -11,12 +11,10 @@ use understudy_core::model::units::{MiB, UnixMillis};
 
 use crate::digest::Digest;
 
-const VERSION: u32 = 1;
+/// 1 was of whole images.
+const VERSION: u32 = 2;
 /// Far above any manifest; what is longer is none.
 pub(crate) const BYTES_MAX: u64 = 1 << 20;
-/// How much of an image is checked each time it is offered. It covers libvirt's header and domain XML, without which
-/// nothing restores; the rest was checked when it arrived, and again by [`crate::ImageStore::verify`].
-pub(crate) const HEAD_BYTES: usize = 64 << 10;
 
 /// What the caller knows of the state that it hands in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,14 +40,16 @@ pub struct Manifest {
     pub node: NodeId,
     /// Which of its checkpoints.
     pub id: CheckpointId,
+    /// The checkpoint that it adds to; none where it is whole by itself.
+    pub base: Option<CheckpointId>,
     /// What the sender said of it.
     pub description: Description,
-    /// Size of the image.
+    /// Size of its segment.
     pub bytes: u64,
-    /// Digest of the image.
-    pub digest: Digest,
-    /// Digest of the image's first 64 KiB.
-    pub head: Digest,
+    /// Digest of all pages of the guest.
+    pub root: Digest,
+    /// Digest of the rest of its state.
+    pub state: Digest,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,23 +73,36 @@ pub enum Damage {
     /// The manifest lies under another checkpoint's name.
     #[error("its manifest is of another checkpoint")]
     Misplaced,
-    /// The image is not there.
-    #[error("its image is missing")]
-    Missing,
-    /// The image is longer or shorter than it was.
-    #[error("its image has {found} bytes, it had {expected}")]
+    /// Its segment is not there.
+    #[error("the segment {0} is missing")]
+    Missing(String),
+    /// A segment is longer or shorter than it was.
+    #[error("the segment {segment} has {found} bytes, it had {expected}")]
     Size {
+        /// Its file's name.
+        segment: String,
         /// As the manifest says.
         expected: u64,
         /// On the disk.
         found: u64,
     },
-    /// The image's beginning has changed.
-    #[error("the beginning of its image has changed")]
-    Head,
-    /// Something in the image has changed.
-    #[error("its image has changed")]
-    Content,
+    /// What it adds to is not there.
+    #[error("checkpoint {0}, which it adds to, is missing")]
+    Base(CheckpointId),
+    /// What it adds to is damaged.
+    #[error("checkpoint {0}, which it adds to, is damaged")]
+    Earlier(CheckpointId, #[source] Box<Damage>),
+    /// Something in a segment has changed.
+    #[error("the segment {segment} has changed: {what}")]
+    Content {
+        /// Its file's name.
+        segment: String,
+        /// What was found.
+        what: String,
+    },
+    /// An image that was made of it is not what it is.
+    #[error("the image that was made of it is damaged: {0}")]
+    Image(String),
 }
 
 pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {

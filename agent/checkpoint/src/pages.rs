@@ -36,7 +36,7 @@ pub use chain::{ChainError, PageSink, merge, read_back, replay};
 pub use compare::{CompareError, compare};
 pub use image::{RebuildError, UnreadableImage, rebuild};
 pub use ready::{ReadyError, ReadyImage};
-pub use receiver::{IngestError, Received, Receiver, Source};
+pub use receiver::{Coming, IngestError, Received, Receiver, Source};
 pub use rest::{RestError, header_of};
 pub use segment::{Frame, Head, RUN, SegmentError, SegmentReader, SegmentWriter};
 pub use table::{Blocks, BlocksError, PageDigest, PageKey};

@@ -1,10 +1,16 @@
 //! The folder of checkpoints: what is complete in it, what may come in, what is kept.
 //!
 //! Owns an index of complete checkpoints and seen epochs, read from the folder when it is opened and changed only
-//! after the disk was. Must not be opened twice at a time: the agent has one.
+//! after the disk was; and what is known of the pages of each node whose checkpoints come in. Must not be opened twice at a
+//! time: the agent has one.
+
+mod compact;
+mod error;
+mod index;
+mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,150 +18,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use understudy_core::model::ids::{Epoch, NodeId};
 use understudy_core::model::records::CheckpointId;
 
-use crate::digest::{Digest, digest_of};
+pub use error::{BeginError, ImageError, ReceiveError, StoreError};
+pub(crate) use index::{Index, Link};
+
 use crate::files::{self, Disk, Files};
-use crate::incoming::{Expected, FinishError, Incoming};
-use crate::layout::{self, EPOCH, IMAGE, MANIFEST};
-use crate::manifest::{self, BYTES_MAX, Damage, Description, HEAD_BYTES, Manifest};
-
-/// How many complete checkpoints of a node are kept: the newest, and the one before it should the newest be damaged.
-const GENERATIONS: usize = 2;
-/// How many are kept that are newer than what the cluster's record names: a write that names one may be on its way. The
-/// sender waits for each write's outcome, so that there are one or two.
-const NEWER: usize = 8;
-
-/// What the disk did not do.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The folder cannot be opened or made.
-    #[error("cannot open the checkpoints' folder {0}: check its path and rights")]
-    Open(PathBuf, #[source] io::Error),
-    /// A new file cannot be made.
-    #[error("cannot begin {0}: check the room on the checkpoints' disk")]
-    Create(PathBuf, #[source] io::Error),
-    /// A file cannot be written or made durable.
-    #[error("cannot write {0}: check the room on the checkpoints' disk")]
-    Write(PathBuf, #[source] io::Error),
-    /// A file cannot be read.
-    #[error("cannot read {0}")]
-    Read(PathBuf, #[source] io::Error),
-    /// A file cannot be removed.
-    #[error("cannot remove {0}")]
-    Remove(PathBuf, #[source] io::Error),
-    /// The highest epoch seen of a node is unreadable, so that nothing older could be refused.
-    #[error(
-        "the file {0} does not hold an epoch: write the node's epoch into it, or remove the node's folder"
-    )]
-    Epoch(PathBuf),
-}
-
-/// Why a checkpoint may not come in.
-#[derive(Debug, thiserror::Error)]
-pub enum BeginError {
-    /// It is of an epoch older than one that was seen (SAFE-4).
-    #[error("checkpoint {id} of {node} is refused: epoch {seen} was seen")]
-    OldEpoch {
-        /// The node.
-        node: NodeId,
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The highest epoch seen.
-        seen: Epoch,
-    },
-    /// It, or a newer one, is complete already.
-    #[error("checkpoint {id} of {node} is refused: {newest} is complete, count on from there")]
-    NotNewer {
-        /// The node.
-        node: NodeId,
-        /// The checkpoint.
-        id: CheckpointId,
-        /// The newest complete one.
-        newest: CheckpointId,
-    },
-    /// The disk did not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why there is no image to restore.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// This host has no such checkpoint.
-    #[error("checkpoint {1} of {0} is not kept here")]
-    Unknown(NodeId, CheckpointId),
-    /// It was complete once and is damaged.
-    #[error("checkpoint {1} of {0} cannot be used")]
-    Damaged(NodeId, CheckpointId, #[source] Damage),
-    /// The disk did not give it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// A complete checkpoint whose manifest, size and beginning were just checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// What is known of it.
-    pub manifest: Manifest,
-    /// The file that `virDomainRestore` takes.
-    pub path: PathBuf,
-}
-
-/// A name in the store's folder for a file that is only passing through, such as an image before it is sent. The file
-/// is made by whoever uses the name, and removed with this value or when the store is next opened.
-#[derive(Debug)]
-pub struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    /// Where the file is to be.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(Disk.remove(&self.path));
-    }
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    seen: Epoch,
-    /// Whether the disk says so too. Not so after a removal that failed half way.
-    seen_is_durable: bool,
-    complete: BTreeSet<CheckpointId>,
-    /// The file that should say which epoch was seen and does not: nothing comes in for the node until it does, because
-    /// nothing older could be refused. What is complete is there all the same.
-    unreadable: Option<PathBuf>,
-    /// Never pruned: what the cluster's record names; after a start, until that is known, all that is found.
-    named: BTreeSet<CheckpointId>,
-}
-
-/// What is in the folder, by node.
-#[derive(Debug, Default)]
-pub(crate) struct Index(BTreeMap<NodeId, Held>);
-
-impl Index {
-    pub(crate) fn seen(&self, node: &NodeId) -> Epoch {
-        self.0.get(node).map_or(Epoch(0), |held| held.seen)
-    }
-
-    pub(crate) fn newest(&self, node: &NodeId) -> Option<CheckpointId> {
-        self.0.get(node)?.complete.last().copied()
-    }
-
-    pub(crate) fn completed(&mut self, node: &NodeId, id: CheckpointId) {
-        self.0.entry(node.clone()).or_default().complete.insert(id);
-    }
-}
+use crate::incoming::Incoming;
+use crate::layout::{self, EPOCH};
+use crate::manifest::{self, BYTES_MAX, Description, Manifest};
+use crate::pages::Receiver;
+use crate::pieces::Pieces;
+use index::Held;
 
 pub(crate) struct Shared {
     pub(crate) root: PathBuf,
     pub(crate) files: Box<dyn Files>,
     index: Mutex<Index>,
+    /// What is known of the pages of each node's newest checkpoint. Taken before the index, where both are.
+    pages: Mutex<BTreeMap<NodeId, Arc<Mutex<Receiver>>>>,
+    /// Taken while segments are merged: one node's at a time.
+    compacting: Mutex<()>,
     next: AtomicU64,
 }
 
@@ -165,41 +46,45 @@ impl Shared {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is known of a node's pages; nothing at first.
+    pub(crate) fn pages(&self, node: &NodeId) -> Arc<Mutex<Receiver>> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        pages.entry(node.clone()).or_default().clone()
+    }
+
+    /// Nobody needs to know the pages of a node any more.
+    fn forget_pages(&self, node: &NodeId) {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+
     /// A free name for a file that is not yet what it is to be.
     pub(crate) fn aside(&self) -> PathBuf {
         layout::incoming(&self.root).join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// Removes checkpoints: their manifests first, and durably, so that a manifest never comes back without its image.
+    /// Removes checkpoints, in this order: what adds to another goes durably before that one. Their manifests go first, and
+    /// durably, so that a manifest never comes back without its segment.
     fn remove(&self, index: &mut Index, node: &NodeId, ids: &[CheckpointId]) -> Result<(), StoreError> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let remove = |id: CheckpointId, kind: &str| {
-            let path = layout::file(&self.root, node, id, kind);
-            self.files.remove(&path).map_err(|source| StoreError::Remove(path, source))
-        };
-        for id in ids {
-            remove(*id, MANIFEST)?;
-            if let Some(held) = index.0.get_mut(node) {
-                held.complete.remove(id);
-                held.named.remove(id);
-            }
-        }
         let folder = layout::node(&self.root, node);
-        self.files.sync_dir(&folder).map_err(|source| StoreError::Remove(folder, source))?;
-        ids.iter().try_for_each(|id| remove(*id, IMAGE))
+        let remove =
+            |path: PathBuf| self.files.remove(&path).map_err(|source| StoreError::Remove(path, source));
+        let mut segments = Vec::new();
+        for id in ids {
+            remove(layout::manifest(&self.root, node, *id))?;
+            self.files.sync_dir(&folder).map_err(|source| StoreError::Remove(folder.clone(), source))?;
+            let Some(held) = index.0.get_mut(node) else { continue };
+            held.named.remove(id);
+            // Of one whose manifest is damaged the segment's name is not known: it goes when the store is next opened.
+            segments.extend(held.complete.remove(id).flatten().map(|link| (*id, link.base)));
+        }
+        let mut segments = segments.into_iter();
+        segments.try_for_each(|(id, base)| remove(layout::segment(&self.root, node, id, base)))
     }
 
-    /// Removes what is neither among the newest nor named, and may not be named in a moment.
+    /// Removes what is neither among the newest nor named, may not be named in a moment, and is not added to by any of those.
     pub(crate) fn prune(&self, index: &mut Index, node: &NodeId) -> Result<usize, StoreError> {
         let Some(held) = index.0.get(node) else { return Ok(0) };
-        let is_kept = |at: usize, id: &CheckpointId| {
-            let is_newer = held.named.last().is_none_or(|named| id > named);
-            at < if is_newer { NEWER } else { GENERATIONS } || held.named.contains(id)
-        };
-        let old = held.complete.iter().rev().enumerate().filter(|(at, id)| !is_kept(*at, id));
-        let old: Vec<CheckpointId> = old.map(|(_, id)| *id).collect();
+        let old = held.old();
         self.remove(index, node, &old).map(|()| old.len())
     }
 
@@ -233,7 +118,7 @@ impl Shared {
 /// Checkpoints in a folder. Clones share it.
 #[derive(Clone)]
 pub struct ImageStore {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl std::fmt::Debug for ImageStore {
@@ -288,8 +173,14 @@ impl ImageStore {
                 faults.extend(more);
             }
         }
-        let shared =
-            Shared { root: root.to_owned(), files, index: Mutex::new(index), next: AtomicU64::new(0) };
+        let shared = Shared {
+            root: root.to_owned(),
+            files,
+            index: Mutex::new(index),
+            pages: Mutex::default(),
+            compacting: Mutex::default(),
+            next: AtomicU64::new(0),
+        };
         (Self { shared: Arc::new(shared) }, faults)
     }
 
@@ -305,36 +196,32 @@ impl ImageStore {
         self.shared.raise(&mut self.shared.lock(), node, epoch)
     }
 
-    /// Begins to receive a checkpoint.
-    pub fn begin(&self, node: &NodeId, id: CheckpointId) -> Result<Incoming, BeginError> {
-        let mut index = self.shared.lock();
-        let seen = index.seen(node);
-        if id.epoch < seen {
-            return Err(BeginError::OldEpoch { node: node.clone(), id, seen });
-        }
-        if let Some(newest) = index.newest(node).filter(|newest| id <= *newest) {
-            return Err(BeginError::NotNewer { node: node.clone(), id, newest });
-        }
-        self.shared.raise(&mut index, node, id.epoch)?;
-        drop(index);
-        Ok(Incoming::new(Arc::clone(&self.shared), node.clone(), id)?)
-    }
-
-    /// Receives a whole checkpoint from a reader.
+    /// Receives a checkpoint: the segment of this node and number that a reader gives. `Ok` means durable.
+    ///
+    /// # Errors
+    /// Why it is none. [`ReceiveError::lacks_base`] tells whether the sender has to send the whole.
     pub fn receive(
         &self,
         node: &NodeId,
         id: CheckpointId,
-        image: &mut dyn Read,
-        expected: Expected,
+        segment: &mut dyn Read,
         description: Description,
     ) -> Result<Manifest, ReceiveError> {
         let mut incoming = self.begin(node, id)?;
-        // One byte more than announced is enough to know that it is not what was announced.
-        let mut limited = image.take(expected.bytes.saturating_add(1));
-        io::copy(&mut limited, &mut incoming)
-            .map_err(|source| ReceiveError::Copy(node.clone(), id, source))?;
-        Ok(incoming.finish(expected, description)?)
+        let mut pieces = Pieces::new(segment);
+        while let Some(piece) = pieces.next().map_err(|error| ReceiveError::Read(node.clone(), id, error))? {
+            incoming.take(piece)?;
+        }
+        incoming.finish(description)
+    }
+
+    /// Begins to receive a checkpoint.
+    pub(crate) fn begin(&self, node: &NodeId, id: CheckpointId) -> Result<Incoming, ReceiveError> {
+        let mut index = self.shared.lock();
+        may_come(&index, node, id)?;
+        self.shared.raise(&mut index, node, id.epoch).map_err(BeginError::Store)?;
+        drop(index);
+        Ok(Incoming::new(self.clone(), node.clone(), id)?)
     }
 
     /// The nodes of which anything is kept, be it only the highest epoch.
@@ -346,43 +233,7 @@ impl ImageStore {
     /// The complete checkpoints of a node, oldest first, as far as names tell.
     #[must_use]
     pub fn complete(&self, node: &NodeId) -> Vec<CheckpointId> {
-        self.shared.lock().0.get(node).map(|held| held.complete.iter().copied().collect()).unwrap_or_default()
-    }
-
-    /// The newest checkpoint of a node that can be used, and what was found wrong with newer ones.
-    pub fn newest_complete(&self, node: &NodeId) -> Result<(Option<Image>, Vec<ImageError>), StoreError> {
-        let mut damaged = Vec::new();
-        for id in self.complete(node).into_iter().rev() {
-            match self.image(node, id) {
-                Ok(image) => return Ok((Some(image), damaged)),
-                Err(ImageError::Store(error)) => return Err(error),
-                Err(error) => damaged.push(error),
-            }
-        }
-        Ok((None, damaged))
-    }
-
-    /// A complete checkpoint, after a look at its manifest, its size and its beginning: milliseconds, since it is on
-    /// the way of a failover.
-    pub fn image(&self, node: &NodeId, id: CheckpointId) -> Result<Image, ImageError> {
-        if !self.complete(node).contains(&id) {
-            return Err(ImageError::Unknown(node.clone(), id));
-        }
-        let image = self.look_at(node, id)?;
-        image.map_err(|damage| ImageError::Damaged(node.clone(), id, damage))
-    }
-
-    /// Reads a whole image again and compares it with its digest; seconds for a large one.
-    pub fn verify(&self, image: &Image) -> Result<(), ImageError> {
-        let (node, id) = (&image.manifest.node, image.manifest.id);
-        let failed = |source| StoreError::Read(image.path.clone(), source);
-        let mut file = self.shared.files.open(&image.path).map_err(failed)?;
-        let (digest, _) = digest_of(&mut file).map_err(failed)?;
-        if digest == image.manifest.digest {
-            Ok(())
-        } else {
-            Err(ImageError::Damaged(node.clone(), id, Damage::Content))
-        }
+        self.shared.lock().0.get(node).map(|held| held.complete.keys().copied().collect()).unwrap_or_default()
     }
 
     /// The checkpoint that the cluster's record names for a node: it is kept, however many newer ones arrive, until
@@ -393,16 +244,18 @@ impl ImageStore {
         }
     }
 
-    /// Removes what is neither among a node's newest two, nor named, nor newer than that; how many. [`Incoming::finish`] does so by itself.
+    /// Removes what is neither among a node's newest two, nor named, nor newer than that, nor added to by those; how many.
+    /// Whatever comes in does so by itself.
     pub fn prune(&self, node: &NodeId) -> Result<usize, StoreError> {
         self.shared.prune(&mut self.shared.lock(), node)
     }
 
     /// Removes a node's checkpoints; the highest epoch seen stays, so that nothing older comes in later.
     pub fn drop_images(&self, node: &NodeId) -> Result<(), StoreError> {
+        self.shared.forget_pages(node);
         let mut index = self.shared.lock();
         let ids: Vec<CheckpointId> =
-            index.0.get(node).map_or_else(Vec::new, |held| held.complete.iter().copied().collect());
+            index.0.get(node).map_or_else(Vec::new, |held| held.complete.keys().rev().copied().collect());
         self.shared.remove(&mut index, node, &ids)
     }
 
@@ -420,62 +273,42 @@ impl ImageStore {
         index.0.remove(node);
         Ok(())
     }
+}
 
-    /// A name for a file that is only passing through, on the checkpoints' disk.
-    #[must_use]
-    pub fn scratch(&self) -> Scratch {
-        Scratch { path: self.shared.aside() }
+/// Whether a checkpoint is newer than all that was seen of its node (SAFE-4).
+pub(crate) fn may_come(index: &Index, node: &NodeId, id: CheckpointId) -> Result<(), BeginError> {
+    let seen = index.seen(node);
+    if id.epoch < seen {
+        return Err(BeginError::OldEpoch { node: node.clone(), id, seen });
     }
-
-    fn look_at(&self, node: &NodeId, id: CheckpointId) -> Result<Result<Image, Damage>, StoreError> {
-        let files = &*self.shared.files;
-        let path = layout::file(&self.shared.root, node, id, MANIFEST);
-        let bytes = files.read(&path, BYTES_MAX).map_err(|source| StoreError::Read(path, source))?;
-        let manifest = match manifest::decode(&bytes.unwrap_or_default()) {
-            Ok(manifest) if manifest.node != *node || manifest.id != id => return Ok(Err(Damage::Misplaced)),
-            Ok(manifest) => manifest,
-            Err(damage) => return Ok(Err(damage)),
-        };
-        let path = layout::file(&self.shared.root, node, id, IMAGE);
-        let failed = |source| StoreError::Read(path.clone(), source);
-        match files.size(&path).map_err(failed)? {
-            None => return Ok(Err(Damage::Missing)),
-            Some(found) if found != manifest.bytes => {
-                return Ok(Err(Damage::Size { expected: manifest.bytes, found }));
-            }
-            Some(_) => {}
-        }
-        let head = files.read(&path, HEAD_BYTES as u64).map_err(failed)?.unwrap_or_default();
-        let whole = Digest::of(&head) == manifest.head;
-        Ok(if whole { Ok(Image { manifest, path }) } else { Err(Damage::Head) })
+    match index.newest(node).filter(|newest| id <= *newest) {
+        Some(newest) => Err(BeginError::NotNewer { node: node.clone(), id, newest }),
+        None => Ok(()),
     }
 }
 
-/// Why a checkpoint was not received.
-#[derive(Debug, thiserror::Error)]
-pub enum ReceiveError {
-    /// It may not come in.
-    #[error(transparent)]
-    Begin(#[from] BeginError),
-    /// The reader or the disk failed on the way.
-    #[error("checkpoint {1} of {0} did not arrive whole: send it again")]
-    Copy(NodeId, CheckpointId, #[source] io::Error),
-    /// It has arrived and is no checkpoint.
-    #[error(transparent)]
-    Finish(#[from] FinishError),
-}
-
-/// Reads a node's folder and removes images whose checkpoint was never completed, or is half removed.
+/// Reads a node's folder and removes segments whose checkpoint was never completed, is half removed, or has another.
 fn read_node(files: &dyn Files, folder: &Path) -> (Held, Vec<StoreError>) {
     let path = folder.join(EPOCH);
     let mut faults = Vec::new();
     let bytes = files.read(&path, 64).map_err(|source| StoreError::Read(path.clone(), source));
     let entries = files.list(folder).map_err(|source| StoreError::Read(folder.to_owned(), source));
     let entries = entries.map_err(|fault| faults.push(fault)).unwrap_or_default();
-    let complete: BTreeSet<CheckpointId> =
-        entries.iter().filter_map(|path| layout::id_of(path, MANIFEST)).collect();
-    let images = entries.iter().filter_map(|path| Some((path, layout::id_of(path, IMAGE)?)));
-    for (path, _) in images.filter(|(_, id)| !complete.contains(id)) {
+    let mut complete = BTreeMap::new();
+    for (path, id) in entries.iter().filter_map(|path| Some((path, layout::manifest_of(path)?))) {
+        let bytes = files.read(path, BYTES_MAX).map_err(|source| StoreError::Read(path.clone(), source));
+        let bytes = bytes.map_err(|fault| faults.push(fault)).ok().flatten();
+        let manifest = bytes.and_then(|bytes| manifest::decode(&bytes).ok());
+        let link = manifest.filter(|manifest| manifest.id == id);
+        complete.insert(id, link.map(|manifest| Link { base: manifest.base, bytes: manifest.bytes }));
+    }
+    let segments = entries.iter().filter_map(|path| Some((path, layout::segment_of(path)?)));
+    // What a damaged manifest says is not known: whoever mends it needs the segment.
+    let is_none = |id: &CheckpointId, base: &Option<CheckpointId>| match complete.get(id) {
+        None => true,
+        Some(link) => link.is_some_and(|link| link.base != *base),
+    };
+    for (path, _) in segments.filter(|(_, (id, base))| is_none(id, base)) {
         faults.extend(files.remove(path).map_err(|source| StoreError::Remove(path.clone(), source)).err());
     }
     let durable = !matches!(bytes, Ok(None));
@@ -490,11 +323,11 @@ fn read_node(files: &dyn Files, folder: &Path) -> (Held, Vec<StoreError>) {
     let unreadable = seen.is_err().then_some(path);
     let seen = seen.map_err(|fault| faults.push(fault)).unwrap_or_default();
     // A checkpoint proves that its epoch was seen.
-    let proven = complete.last().map_or(seen, |newest| seen.max(newest.epoch));
+    let proven = complete.last_key_value().map_or(seen, |(newest, _)| seen.max(newest.epoch));
     let seen_is_durable = durable && proven == seen;
-    (Held { seen: proven, seen_is_durable, unreadable, named: complete.clone(), complete }, faults)
+    let named = complete.keys().copied().collect();
+    (Held { seen: proven, seen_is_durable, unreadable, named, complete }, faults)
 }
 
 #[cfg(test)]
-#[path = "store/tests.rs"]
 mod tests;

@@ -1,7 +1,8 @@
 //! Owns the receiving end of a checkpoint.
 //!
-//! Promises: success is answered only once the image is durable; nothing of an image that this host has no use for is
-//! read. Must not do: take one that the store of images refuses (an older epoch, a wrong digest).
+//! Promises: success is answered only once the checkpoint is durable; nothing of one that this host has no use for is read;
+//! whoever adds to what is not here is told so (412) and sends the whole; one that stands still ends. Must not do: take one
+//! that the store of images refuses (an older epoch, a wrong digest).
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -13,17 +14,20 @@ use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use understudy_checkpoint::Expected;
+use understudy_core::bounds::COPY_STALL;
 use understudy_core::host::{Offer, offered};
 use understudy_core::model::ids::{Epoch, HostId, NodeId};
 
 use super::{ApiState, Refusal};
 use crate::exit::chain;
 use crate::peers::{REVISION_HEADER, SHIPMENT_HEADER, Shipment};
-use crate::runtime::Snapshot;
+use crate::runtime::{Snapshot, keep_ready};
 
 /// Chunks that may wait for the disk.
 const AHEAD: usize = 8;
+
+/// A sender that says nothing for so long has given it up: twice what its own agent waits for.
+const SILENCE: Duration = COPY_STALL.saturating_mul(2);
 
 /// How far this host's store cache may be behind the sender's: a few milliseconds, unless it is busy.
 const BEHIND: Duration = Duration::from_secs(2);
@@ -90,14 +94,18 @@ pub(super) async fn receive(
     let me = &state.parts.config.host;
     wanted(state.snapshots.clone(), me, &shipment.node, decided).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);
+    let node = shipment.node.clone();
     let images = state.parts.images.clone();
     let writer = tokio::task::spawn_blocking(move || {
-        let Shipment { node, id, bytes, digest, description } = shipment;
+        let Shipment { node, id, description } = shipment;
         let mut chunks = Chunks { receiver, current: Bytes::new() };
-        images.receive(&node, id, &mut chunks, Expected { bytes, digest }, description)
+        images.receive(&node, id, &mut chunks, description)
     });
     let mut stream = body.into_data_stream();
-    while let Some(chunk) = stream.next().await {
+    let silent = || io::Error::other(format!("nothing of it came for {SILENCE:?}"));
+    while let Some(chunk) =
+        timeout(SILENCE, stream.next()).await.unwrap_or_else(|_| Some(Err(axum::Error::new(silent()))))
+    {
         if sender.send(chunk.map_err(io::Error::other)).await.is_err() {
             // The writer has given up; it says why.
             break;
@@ -105,7 +113,13 @@ pub(super) async fn receive(
     }
     drop(sender);
     match writer.await {
-        Ok(Ok(_)) => Ok(StatusCode::NO_CONTENT),
+        Ok(Ok(_)) => {
+            keep_ready(&state.parts, &state.events, vec![node]);
+            Ok(StatusCode::NO_CONTENT)
+        }
+        Ok(Err(error)) if error.lacks_base() => {
+            Err(Refusal::new(StatusCode::PRECONDITION_FAILED, chain(&error)))
+        }
         Ok(Err(error)) => Err(Refusal::new(StatusCode::CONFLICT, chain(&error))),
         Err(error) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
     }

@@ -65,6 +65,12 @@ pub(super) fn checked(file: &Path, text: &str) -> Result<Config, ConfigError> {
         let text = format_args!("is of no environment: [environments] names {known}");
         faults.add(&format!("environment_labels.{name}"), text);
     }
+    let (reserved, ready) = (raw.host.reserved_memory_mib, raw.host.ready_images_mib);
+    if ready.is_some_and(|ready| ready > reserved) {
+        let text =
+            format_args!("is more than host.reserved_memory_mib, of which it is a part: use 0 to {reserved}");
+        faults.add("host.ready_images_mib", text);
+    }
     faults.absolute("policies.dir", &raw.policies.dir);
     let bounds = bounds(&mut faults, &raw.cluster);
     let api_listen = listen(&mut faults, "api.listen", raw.api.listen.as_deref());
@@ -77,7 +83,8 @@ pub(super) fn checked(file: &Path, text: &str) -> Result<Config, ConfigError> {
         (Some(host), Some(store), Some(addresses)) if faults.list.is_empty() => Ok(Config {
             file: file.to_owned(),
             labels: raw.host.labels,
-            reserved_memory: MiB(raw.host.reserved_memory_mib),
+            reserved_memory: MiB(reserved),
+            ready_images: MiB(ready.unwrap_or(reserved / 2)),
             vcpus_per_processor: raw.host.vcpus_per_processor,
             state_dir: raw.host.state_dir,
             libvirt_uri: raw.libvirt.uri,

@@ -119,7 +119,8 @@ format = "xml"
     found.sort();
     let sections = "[host], [libvirt], [store], [cluster], [pool], [network], [environments], [environment_labels], [policies], [api], \
         [gateway], [guard], [log]";
-    let host = "name, labels, reserved_memory_mib, vcpus_per_processor, state_dir, runtime_dir";
+    let host =
+        "name, labels, reserved_memory_mib, ready_images_mib, vcpus_per_processor, state_dir, runtime_dir";
     let libvirt = "use qemu:///system, or qemu+unix:///system?socket=PATH where its socket is elsewhere";
     let addresses = "a range of IPv4 addresses such as 10.77.1.16-10.77.1.31";
     assert_eq!(

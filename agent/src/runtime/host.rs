@@ -97,8 +97,9 @@ impl Runtime {
     }
 
     fn drop_images(&self, node: NodeId, forget: bool) {
-        let images = self.parts.images.clone();
+        let (images, ready) = (self.parts.images.clone(), self.parts.ready_images.clone());
         self.parts.tasks.block("deletion of images", move || {
+            ready.forget(&node);
             let dropped = if forget { images.forget(&node) } else { images.drop_images(&node) };
             if let Err(error) = dropped {
                 tracing::warn!(%node, error = %chain(&error), "cannot delete checkpoint images");

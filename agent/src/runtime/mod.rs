@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{mpsc, watch};
-use understudy_checkpoint::ImageStore;
+use understudy_checkpoint::{ImageStore, ReadyImages};
 use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{HostAgent, HostSettings, Input};
 use understudy_core::leader::Report;
@@ -38,6 +38,7 @@ use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::Store;
 
+pub use effects::checkpoint::{Trackers, keep_ready};
 pub use effects::fence::{LeaseEvent, Members, OpenStore};
 pub use event::Event;
 pub use leader::{admission, trial};
@@ -77,6 +78,10 @@ pub struct Parts {
     pub policies: Arc<Policies>,
     /// Checkpoints kept for others.
     pub images: Arc<ImageStore>,
+    /// What of them can be restored at once.
+    pub ready_images: Arc<ReadyImages>,
+    /// What is known of the pages of this host's primaries.
+    pub trackers: Trackers,
     /// The processes of this host's members.
     pub members: Members,
     /// Where images are made before they are sent: a tmpfs.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use understudy_checkpoint::ImageStore;
+use understudy_checkpoint::{ImageStore, ReadyImages};
 use understudy_core::host::lease::LeaseStatus;
 use understudy_core::host::{Input, Local};
 use understudy_core::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId};
@@ -97,6 +97,7 @@ impl Rig {
         site.write_files();
         let hypervisor = site.host("fake://host1", Vcpus(16), MiB(16_384));
         let metrics = Arc::new(Metrics::new().unwrap());
+        let images = ImageStore::open(&home.path().join("checkpoints")).unwrap();
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),
             machine: Default::default(),
@@ -105,7 +106,11 @@ impl Rig {
             template: template.clone(),
             permits: Permits::open(&home.path().join("permits")).unwrap(),
             policies: Arc::new(Policies::open(&config, &metrics)),
-            images: Arc::new(ImageStore::open(&home.path().join("checkpoints")).unwrap()),
+            ready_images: Arc::new(
+                ReadyImages::open(images.clone(), &home.path().join("ready"), MiB(512).bytes()).unwrap(),
+            ),
+            images: Arc::new(images),
+            trackers: Default::default(),
             members: Default::default(),
             tasks: Default::default(),
             scratch: home.path().to_owned(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use understudy::keys::Key;
 use understudy::peers::{SendError, Shipment, send_checkpoint};
-use understudy_checkpoint::{Description, Digest};
+use understudy_checkpoint::Description;
+use understudy_checkpoint::pages::{Blocks, Head, PageDigest, PageKey, SegmentWriter};
+use understudy_checkpoint::stream::{Block, PAGE_BYTES};
 use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::model::records::{CheckpointId, Member, NodeRecord, Origin, Phase, RenewalRecord};
 use understudy_core::model::units::{MiB, UnixMillis};
@@ -72,13 +74,8 @@ async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_st
             memory: MiB(512),
             domain: Default::default(),
         };
-        let shipment = Shipment {
-            node: node.parse().unwrap(),
-            id: CheckpointId { epoch, sequence },
-            bytes: IMAGE.len().try_into().unwrap(),
-            digest: Digest::of(IMAGE),
-            description,
-        };
+        let id = CheckpointId { epoch, sequence };
+        let shipment = Shipment { node: node.parse().unwrap(), id, description };
         send_checkpoint(&agent.parts.config.api_advertise, &path, &shipment, revision, |_| {}).await
     };
     let (unknown, ahead, behind, before, after) = tokio::join!(
@@ -101,7 +98,35 @@ async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_st
         assert!(said.contains(status) && said.contains(why), "{said}");
     }
     assert_eq!(agent.parts.images.nodes(), Vec::<NodeId>::new(), "nothing is remembered of them");
-    send("alice/exec-1", EPOCH, 1, known).await.unwrap();
-    assert_eq!(agent.parts.images.complete(&node), [CheckpointId { epoch: EPOCH, sequence: 1 }]);
+    let [first, second, ninth] = [1, 2, 9].map(|sequence| CheckpointId { epoch: EPOCH, sequence });
+    let next = async |id: CheckpointId, base: Option<CheckpointId>| {
+        std::fs::write(&path, segment(&node, id, base)).unwrap();
+        send("alice/exec-1", EPOCH, id.sequence, known).await
+    };
+    next(first, None).await.unwrap();
+    next(second, Some(first)).await.unwrap();
+    // It adds to what is not here: nothing of it stays, and the sender is told in so many words.
+    let lacks = next(CheckpointId { sequence: 10, ..ninth }, Some(ninth)).await.unwrap_err();
+    assert!(
+        matches!(&lacks, SendError::Lacks { said } if said.contains("3.9") && said.contains("3.2")),
+        "{lacks}"
+    );
+    let damaged = send("alice/exec-1", EPOCH, 11, known).await.unwrap_err();
+    assert!(matches!(&damaged, SendError::Refused { said, .. } if said.contains("3.10")), "{damaged}");
+    assert_eq!(agent.parts.images.complete(&node), [first, second]);
     renewal.abort();
+}
+
+/// A checkpoint of a guest of one page, which each changes.
+fn segment(node: &NodeId, id: CheckpointId, base: Option<CheckpointId>) -> Vec<u8> {
+    let blocks = Blocks::new(vec![Block { name: "pc.ram".to_owned(), bytes: PAGE_BYTES as u64 }]).unwrap();
+    let mut page = [7; PAGE_BYTES];
+    page[..8].copy_from_slice(&id.sequence.to_le_bytes());
+    let (key, digest) = (PageKey { block: 0, page: 0 }, PageDigest::of(&page));
+    let root = blocks.root([digest].into_iter());
+    let mut writer = SegmentWriter::new(&Head { node: node.clone(), id, base, blocks });
+    writer.page(key, digest, &page).unwrap();
+    let mut bytes = writer.take();
+    bytes.extend(writer.end(root).unwrap());
+    bytes
 }

@@ -21,7 +21,7 @@ use understudy::metrics::Metrics;
 use understudy::policy_manager::Policies;
 use understudy::policy_manager::status::PoliciesStatus;
 use understudy::runtime::{Parts, Runtime, Snapshot};
-use understudy_checkpoint::ImageStore;
+use understudy_checkpoint::{ImageStore, ReadyImages};
 use understudy_core::model::ids::{BootId, HostId};
 use understudy_core::model::records::{Capacity, HostFacts, LeaseRecord};
 use understudy_core::model::units::{MiB, Vcpus};
@@ -99,6 +99,7 @@ impl Agent {
         site.set_guest(Arc::new(|_, _, _| GuestOutput { exit: 0, stdout: Vec::new(), stderr: Vec::new() }));
         let hypervisor = site.host(&format!("fake://{name}"), Vcpus(16), MiB(16_384));
         config.environments.values().for_each(|disk| hypervisor.put_role_disk(disk, Ok(())));
+        let images = ImageStore::open(&home.join("state/checkpoints")).unwrap();
         let parts = Arc::new(Parts {
             boot: BootId("boot".to_owned()),
             machine: Default::default(),
@@ -107,7 +108,9 @@ impl Agent {
             template: Arc::new(Template::parse(shipped).unwrap()),
             permits: Permits::open(&home.join("run/permits")).unwrap(),
             policies: Arc::new(Policies::open(&config, &metrics)),
-            images: Arc::new(ImageStore::open(&home.join("state/checkpoints")).unwrap()),
+            ready_images: Arc::new(ReadyImages::open(images.clone(), &home.join("ready"), 0).unwrap()),
+            images: Arc::new(images),
+            trackers: Default::default(),
             members: Default::default(),
             tasks: Default::default(),
             scratch: home.join("run"),

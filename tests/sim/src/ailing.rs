@@ -1,6 +1,6 @@
 //! Owns the faults of single parts: instances that resist their end, with operators who ask for failovers meanwhile, a
 //! libvirtd that is away, agents of another version, which cannot read the records of some node, and hosts that take no
-//! images or stand still in the middle of one.
+//! images, stand still in the middle of one, or have damaged what the next ones add to.
 //!
 //! Promises: it draws from generators of its own, so that runs without these faults stay as they are. Must not do: lose
 //! what it hides; a record that cannot be read is there.
@@ -18,6 +18,7 @@ const FAILOVER_WEIGHT: u64 = 250;
 const FOREIGN_WEIGHT: u64 = 150;
 const FULL_WEIGHT: u64 = 120;
 const STALL_WEIGHT: u64 = 120;
+const DAMAGE_WEIGHT: u64 = 120;
 /// Once a node waits for its state: about once in a minute.
 const GIVE_UP_WEIGHT: u64 = 40;
 /// How long an agent that is replaced by one of another version is away, in milliseconds.
@@ -73,6 +74,13 @@ impl World {
             let until = self.now + self.ailing_rng.between(1_000, 60_000);
             self.stall_images(&host, until);
         }
+        if self.pages_rng.below(100_000) < DAMAGE_WEIGHT
+            && let Some(host) = self.pages_rng.pick(&hosts).cloned()
+        {
+            let until = self.now + self.pages_rng.between(1_000, 30_000);
+            self.machine_mut(&host).pages_damaged_until = until;
+            self.note(format!("what {host} keeps of checkpoints cannot be added to"));
+        }
         if self.waits_rng.below(100_000) < GIVE_UP_WEIGHT {
             self.give_up_a_state();
         }
@@ -103,7 +111,7 @@ impl World {
             (machine.holds_until, machine.libvirtd_back) = (0, 0);
             machine.hypervisor.set_all_unkillable(false);
             machine.hypervisor.set_libvirt_up(true);
-            (machine.full_until, machine.stalls_until) = (0, 0);
+            (machine.full_until, machine.stalls_until, machine.pages_damaged_until) = (0, 0, 0);
             if self.is_to_be_updated(&host, u64::MAX) {
                 self.update(&host, u64::MAX);
             }

@@ -65,6 +65,8 @@ pub(crate) struct Machine {
     pub(crate) full_until: u64,
     /// It stands still in the middle of each image until then.
     pub(crate) stalls_until: u64,
+    /// What it keeps of checkpoints cannot be added to until then.
+    pub(crate) pages_damaged_until: u64,
     /// The guard cannot be asked until then; it kills all the same.
     pub(crate) guard_deaf_until: u64,
     /// Which images lie on its disk.
@@ -118,6 +120,7 @@ impl Machine {
             foreign: BTreeMap::new(),
             full_until: 0,
             stalls_until: 0,
+            pages_damaged_until: 0,
             guard_deaf_until: 0,
             images: BTreeMap::new(),
             agent: None,

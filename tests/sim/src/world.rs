@@ -105,6 +105,7 @@ pub(crate) struct World {
     pub(crate) ailing_rng: Rng,
     pub(crate) libvirtd_rng: Rng,
     pub(crate) waits_rng: Rng,
+    pub(crate) pages_rng: Rng,
     pub(crate) ailing: bool,
     /// Parts of hosts that fail, in a run that has such faults.
     pub(crate) partial: Option<Partial>,
@@ -150,6 +151,7 @@ impl World {
             ailing_rng: Rng::new(seed ^ 0xa111),
             libvirtd_rng: Rng::new(seed ^ 0x11b1),
             waits_rng: Rng::new(seed ^ 0x3a17),
+            pages_rng: Rng::new(seed ^ 0x70a6),
             ailing: false,
             partial: None,
             truth: Truth::new(&store),

@@ -5,6 +5,7 @@ fn manifest() -> Manifest {
     Manifest {
         node: "alice/exec-1".parse().unwrap(),
         id: CheckpointId { epoch: understudy_core::model::ids::Epoch(5), sequence: 17 },
+        base: Some(CheckpointId { epoch: understudy_core::model::ids::Epoch(5), sequence: 16 }),
         description: Description {
             instance: "11111111-2222-4333-8444-000000000001".parse().unwrap(),
             taken: UnixMillis(1_700_000_000_123),
@@ -13,8 +14,8 @@ fn manifest() -> Manifest {
             domain: BTreeMap::from([("machine".to_owned(), "pc-q35-10.0".to_owned())]),
         },
         bytes: 1 << 28,
-        digest: Digest::of(b"image"),
-        head: Digest::of(b"head"),
+        root: Digest::of(b"pages"),
+        state: Digest::of(b"devices"),
     }
 }
 
@@ -49,6 +50,6 @@ fn no_flipped_bit_changes_what_a_manifest_says() {
 #[test]
 fn a_later_version_is_distinguished_from_damage() {
     let text = String::from_utf8(encode(&manifest())).unwrap();
-    let later = text.replacen("\"version\": 1", "\"version\": 2, \"pages\": {}", 1);
-    assert_eq!(decode(later.as_bytes()), Err(Damage::Version(2)));
+    let later = text.replacen("\"version\": 2", "\"version\": 3, \"disks\": {}", 1);
+    assert_eq!(decode(later.as_bytes()), Err(Damage::Version(3)));
 }

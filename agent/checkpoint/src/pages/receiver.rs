@@ -91,15 +91,80 @@ fn shown(id: Option<CheckpointId>) -> String {
 /// More of the rest of a state than any guest has: its devices, and its frame buffers where those are no RAM.
 pub(super) const REST_MAX: usize = 256 << 20;
 
-/// A segment that is coming.
+/// A segment that is coming: it needs no receiver before its end, so that one that stands still on its way keeps nobody.
 #[derive(Debug)]
-struct Coming {
+pub struct Coming {
     head: Head,
     /// What becomes other than it is, by the page's place among all.
-    changes: Vec<(usize, Held)>,
+    changes: Vec<(usize, PageDigest, Given)>,
     /// The digests of its pages, in their order.
     digests: Vec<PageDigest>,
     rest: Vec<u8>,
+    /// What its end says: the digest of all pages, and of the rest of the state.
+    end: Option<(Digest, Digest)>,
+}
+
+impl Coming {
+    /// One that begins with this head.
+    #[must_use]
+    pub fn new(head: Head) -> Self {
+        Self { head, changes: Vec::new(), digests: Vec::new(), rest: Vec::new(), end: None }
+    }
+
+    /// What it says of itself.
+    #[must_use]
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Whether its end has come.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Takes the next frame behind the head.
+    ///
+    /// # Errors
+    /// Why it makes no checkpoint.
+    pub fn take(&mut self, frame: Frame) -> Result<(), IngestError> {
+        if self.is_whole() {
+            return Err(IngestError::Order("something behind the end"));
+        }
+        match frame {
+            Frame::Head(_) => return Err(IngestError::Order("a second head")),
+            Frame::Pages(pages) => return self.pages(&pages),
+            Frame::State(bytes) => {
+                if self.rest.len() + bytes.len() > REST_MAX {
+                    return Err(IngestError::Rest);
+                }
+                self.rest.extend_from_slice(&bytes);
+            }
+            Frame::End { root, state } => {
+                if Digest::of(&self.rest) != state {
+                    return Err(IngestError::OtherRest);
+                }
+                self.end = Some((root, state));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages of one frame.
+    fn pages(&mut self, pages: &Pages) -> Result<(), IngestError> {
+        self.digests.extend(pages.stored().map(|page| PageDigest::of(page)));
+        for (key, given) in &pages.entries {
+            let index = self.head.blocks.index(*key).ok_or(IngestError::Page(*key))?;
+            let digest = match *given {
+                Given::Fill(byte) => PageDigest::of(&[byte; PAGE]),
+                Given::Stored(page) => {
+                    *self.digests.get(page as usize).ok_or(IngestError::NotStored(page))?
+                }
+            };
+            self.changes.push((index, digest, *given));
+        }
+        Ok(())
+    }
 }
 
 /// What a backup's host knows of one guest's pages.
@@ -175,62 +240,62 @@ impl Receiver {
     /// # Errors
     /// Why it makes no checkpoint. Everything is as it was before its head then.
     pub fn take(&mut self, frame: Frame) -> Result<Option<Received>, IngestError> {
-        let taken = self.take_frame(frame);
-        if taken.is_err() {
-            self.coming = None;
+        let coming = match (self.coming.take(), frame) {
+            (None, Frame::Head(head)) => {
+                self.accepts(&head)?;
+                self.coming = Some(Coming::new(*head));
+                return Ok(None);
+            }
+            (None, _) => return Err(IngestError::Order("something before the head")),
+            (Some(mut coming), frame) => {
+                coming.take(frame)?;
+                coming
+            }
+        };
+        if coming.is_whole() {
+            return self.complete(coming).map(Some);
         }
-        taken
+        self.coming = Some(coming);
+        Ok(None)
     }
 
-    fn take_frame(&mut self, frame: Frame) -> Result<Option<Received>, IngestError> {
-        match (frame, &mut self.coming) {
-            (Frame::Head(_), Some(_)) => Err(IngestError::Order("a second head")),
-            (Frame::Head(head), None) => self.begin(*head).map(|()| None),
-            (_, None) => Err(IngestError::Order("something before the head")),
-            (Frame::Pages(pages), Some(coming)) => {
-                let blocks = &coming.head.blocks;
-                add(&mut coming.changes, &mut coming.digests, blocks, &pages, self.segments)?;
-                Ok(None)
-            }
-            (Frame::State(bytes), Some(coming)) => {
-                if coming.rest.len() + bytes.len() > REST_MAX {
-                    return Err(IngestError::Rest);
-                }
-                coming.rest.extend_from_slice(&bytes);
-                Ok(None)
-            }
-            (Frame::End { root, state }, Some(_)) => self.end(root, state).map(Some),
+    /// Whether a segment with this head adds to what this host has.
+    ///
+    /// # Errors
+    /// What it adds to instead.
+    pub fn accepts(&self, head: &Head) -> Result<(), IngestError> {
+        let Some(base) = head.base else { return Ok(()) };
+        if self.has != Some(base) {
+            return Err(IngestError::OtherBase { base: Some(base), has: self.has });
         }
-    }
-
-    fn begin(&mut self, head: Head) -> Result<(), IngestError> {
-        if let Some(base) = head.base {
-            if self.has != Some(base) {
-                return Err(IngestError::OtherBase { base: Some(base), has: self.has });
-            }
-            if self.blocks.as_ref() != Some(&head.blocks) {
-                return Err(IngestError::OtherBlocks);
-            }
+        if self.blocks.as_ref() != Some(&head.blocks) {
+            return Err(IngestError::OtherBlocks);
         }
-        let (changes, digests) = (Vec::new(), Vec::new());
-        self.coming = Some(Coming { head, changes, digests, rest: Vec::new() });
         Ok(())
     }
 
-    fn end(&mut self, sent: Digest, state: Digest) -> Result<Received, IngestError> {
-        let Some(Coming { head, changes, digests, rest }) = self.coming.take() else {
-            return Err(IngestError::Order("an end without a head"));
+    /// Takes in a segment of which all has come.
+    ///
+    /// # Errors
+    /// Why it makes no checkpoint. Everything is as it was then.
+    pub fn complete(&mut self, coming: Coming) -> Result<Received, IngestError> {
+        let Coming { head, changes, digests, rest, end } = coming;
+        let Some((sent, state)) = end else {
+            return Err(IngestError::Order("no end"));
         };
-        if Digest::of(&rest) != state {
-            return Err(IngestError::OtherRest);
-        }
+        self.accepts(&head)?;
+        let segment = self.segments;
         // What is overwritten is kept until the digest is known to be right.
         let whole = head.base.is_none();
         let count = usize::try_from(head.blocks.pages()).unwrap_or(usize::MAX);
         let kept = whole.then(|| std::mem::replace(&mut self.pages, vec![self.zero; count]));
         let mut before = Vec::with_capacity(changes.len());
-        for (index, held) in changes {
-            before.push((index, std::mem::replace(&mut self.pages[index], held)));
+        for (index, digest, given) in changes {
+            let source = match given {
+                Given::Fill(byte) => Source::Fill(byte),
+                Given::Stored(page) => Source::Stored { segment, page },
+            };
+            before.push((index, std::mem::replace(&mut self.pages[index], Held { digest, source })));
         }
         let made = head.blocks.root(self.pages.iter().map(|held| held.digest));
         if made != sent {
@@ -241,33 +306,9 @@ impl Receiver {
             }
             return Err(IngestError::OtherState { made, sent });
         }
-        let segment = self.segments;
         self.segments += 1;
         (self.has, self.blocks, self.rest) = (Some(head.id), Some(head.blocks.clone()), rest);
         let stored = u32::try_from(digests.len()).unwrap_or(u32::MAX);
         Ok(Received { head, root: made, state, segment, stored })
     }
-}
-
-/// The pages of one frame.
-fn add(
-    changes: &mut Vec<(usize, Held)>,
-    digests: &mut Vec<PageDigest>,
-    blocks: &Blocks,
-    pages: &Pages,
-    segment: u32,
-) -> Result<(), IngestError> {
-    digests.extend(pages.stored().map(|page| PageDigest::of(page)));
-    for (key, given) in &pages.entries {
-        let index = blocks.index(*key).ok_or(IngestError::Page(*key))?;
-        let held = match *given {
-            Given::Fill(byte) => Held { digest: PageDigest::of(&[byte; PAGE]), source: Source::Fill(byte) },
-            Given::Stored(page) => {
-                let digest = digests.get(page as usize).ok_or(IngestError::NotStored(page))?;
-                Held { digest: *digest, source: Source::Stored { segment, page } }
-            }
-        };
-        changes.push((index, held));
-    }
-    Ok(())
 }

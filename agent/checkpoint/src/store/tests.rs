@@ -1,13 +1,22 @@
 //! Power lost, operations failed and bytes changed at every place: a checkpoint is whole or not there.
-use std::io::Write as _;
+
+mod chains;
+
+use std::io;
 
 use proptest::prelude::*;
 use understudy_core::model::units::{MiB, UnixMillis};
 
 use super::*;
 use crate::files::weak_disk::{Fault, WeakDisk};
+use crate::manifest::Damage;
+use crate::pages::{Blocks, Head, PageDigest, PageKey, PageSink, SegmentWriter, read_back};
+use crate::stream::{Block, PAGE_BYTES as PAGE};
 
 const ROOT: &str = "/checkpoints";
+const PAGES: u32 = 12;
+
+type Page = [u8; PAGE];
 
 fn node() -> NodeId {
     "alice/exec-1".parse().unwrap()
@@ -17,16 +26,41 @@ const fn id(epoch: u64, sequence: u64) -> CheckpointId {
     CheckpointId { epoch: Epoch(epoch), sequence }
 }
 
-/// An image that no other checkpoint has, longer than its checked head.
-fn image(id: CheckpointId) -> Vec<u8> {
-    let text = format!("LibvirtQemudSave {id} ");
-    let mut bytes = text.repeat(HEAD_BYTES / text.len() + 100).into_bytes();
-    bytes.truncate(HEAD_BYTES + 1_000 + usize::try_from(id.sequence).unwrap());
-    bytes
+/// Memory that no other checkpoint has: most of it is as in all of the epoch, some pages are its own.
+fn memory(id: CheckpointId) -> Vec<Page> {
+    let page = |of: String| {
+        let mut page = [0; PAGE];
+        blake3::Hasher::new().update(of.as_bytes()).finalize_xof().fill(&mut page);
+        page
+    };
+    let own = |number: u32| number == 0 || u64::from(number) == 1 + id.sequence % u64::from(PAGES - 1);
+    (0..PAGES)
+        .map(|number| {
+            page(if own(number) { format!("{number} {id}") } else { format!("{number} {}", id.epoch) })
+        })
+        .collect()
 }
 
-fn expected(bytes: &[u8]) -> Expected {
-    Expected { bytes: bytes.len() as u64, digest: Digest::of(bytes) }
+fn rest(id: CheckpointId) -> Vec<u8> {
+    format!("devices of {id}").into_bytes()
+}
+
+/// What a sender sends of a checkpoint to a host that has another, or nothing.
+fn segment(id: CheckpointId, base: Option<CheckpointId>) -> Vec<u8> {
+    let blocks =
+        Blocks::new(vec![Block { name: "pc.ram".to_owned(), bytes: u64::from(PAGES) * PAGE as u64 }]);
+    let blocks = blocks.unwrap();
+    let mut writer = SegmentWriter::new(&Head { node: node(), id, base, blocks: blocks.clone() });
+    let (pages, before) = (memory(id), base.map(memory));
+    for (number, page) in (0..).zip(&pages) {
+        if before.as_ref().is_none_or(|before| before[number as usize] != *page) {
+            writer.page(PageKey { block: 0, page: number }, PageDigest::of(page), page).unwrap();
+        }
+    }
+    writer.state(&rest(id)).unwrap();
+    let mut bytes = writer.take();
+    bytes.extend(writer.end(blocks.root(pages.iter().map(|page| PageDigest::of(page)))).unwrap());
+    bytes
 }
 
 fn description() -> Description {
@@ -40,12 +74,33 @@ fn description() -> Description {
 }
 
 fn receive(store: &ImageStore, id: CheckpointId) -> Result<Manifest, ReceiveError> {
-    let bytes = image(id);
-    store.receive(&node(), id, &mut &bytes[..], expected(&bytes), description())
+    add(store, id, None)
+}
+
+fn add(store: &ImageStore, id: CheckpointId, base: Option<CheckpointId>) -> Result<Manifest, ReceiveError> {
+    store.receive(&node(), id, &mut &segment(id, base)[..], description())
 }
 
 fn newest(store: &ImageStore) -> Option<CheckpointId> {
-    store.newest_complete(&node()).unwrap().0.map(|image| image.manifest.id)
+    store.newest_complete(&node()).unwrap().0.map(|manifest| manifest.id)
+}
+
+struct Memory(Vec<Page>);
+
+impl PageSink for Memory {
+    fn page(&mut self, key: PageKey, bytes: &Page) -> io::Result<()> {
+        self.0[key.page as usize] = *bytes;
+        Ok(())
+    }
+}
+
+/// What a restore reads is what was sent.
+fn check_state(store: &ImageStore, id: CheckpointId) -> Result<(), ImageError> {
+    let (receiver, chain) = store.replayed(&node(), id)?;
+    let mut read = Memory(vec![[0; PAGE]; PAGES as usize]);
+    read_back(&receiver, |number| store.segment(&node(), &chain[number as usize]), &mut read).unwrap();
+    assert!(read.0 == memory(id) && receiver.rest() == rest(id), "{id}");
+    Ok(())
 }
 
 /// What a host was told before its disk failed.
@@ -62,6 +117,7 @@ enum Step {
     Abort(CheckpointId),
     Saw(Epoch),
     Name(CheckpointId),
+    Compact,
     DropImages,
     Forget,
 }
@@ -73,7 +129,11 @@ fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
     for step in steps {
         match *step {
             Step::Receive(id) => {
-                if receive(&store, id).is_ok() {
+                let mut received = add(&store, id, acknowledged.newest);
+                if received.as_ref().is_err_and(ReceiveError::lacks_base) {
+                    received = receive(&store, id);
+                }
+                if received.is_ok() {
                     acknowledged.newest = Some(id);
                     acknowledged.epoch = acknowledged.epoch.max(id.epoch);
                 }
@@ -81,8 +141,7 @@ fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
             Step::Abort(id) => {
                 let Ok(mut incoming) = store.begin(&node(), id) else { continue };
                 acknowledged.epoch = acknowledged.epoch.max(id.epoch);
-                drop(incoming.write_all(&image(id)[..50_000]));
-                incoming.abort();
+                drop(incoming.take(&segment(id, None)[..5_000]));
             }
             Step::Saw(epoch) => {
                 if store.saw_epoch(&node(), epoch).is_ok() {
@@ -90,6 +149,7 @@ fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
                 }
             }
             Step::Name(id) => store.name(&node(), id),
+            Step::Compact => drop(store.compact(&node())),
             // From its beginning on nothing is promised but wholeness.
             Step::DropImages => {
                 acknowledged.newest = None;
@@ -113,6 +173,11 @@ fn script() -> Vec<Step> {
         Step::Name(id(1, 3)),
         Step::Saw(Epoch(2)),
         Step::Receive(id(1, 4)),
+        Step::Receive(id(1, 5)),
+        Step::Name(id(1, 5)),
+        Step::Receive(id(1, 6)),
+        Step::Compact,
+        Step::Receive(id(1, 7)),
         Step::Receive(id(2, 1)),
         Step::Receive(id(2, 2)),
         Step::DropImages,
@@ -127,32 +192,35 @@ fn check(disk: &WeakDisk, acknowledged: &Acknowledged, context: &str) {
     let store = ImageStore::open_on(Path::new(ROOT), Box::new(disk.clone())).unwrap();
     let (found, damaged) = store.newest_complete(&node()).unwrap();
     assert!(damaged.is_empty(), "{context}: {damaged:?}");
-    let newest = found.as_ref().map(|image| image.manifest.id);
+    let newest = found.as_ref().map(|manifest| manifest.id);
     assert!(newest >= acknowledged.newest, "{context}: {newest:?} after {acknowledged:?}");
     for id in store.complete(&node()) {
-        let found = store.image(&node(), id).unwrap_or_else(|error| panic!("{context}: {error}"));
-        store.verify(&found).unwrap();
-        let mut bytes = Vec::new();
-        disk.open(&found.path).unwrap().read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes, image(id), "{context}");
-        assert_eq!(found.manifest.description, description(), "{context}");
+        let found = store.checkpoint(&node(), id).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+        check_state(&store, id).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+        assert_eq!(found.description, description(), "{context}");
     }
     assert!(store.seen_epoch(&node()) >= acknowledged.epoch, "{context}");
     if acknowledged.epoch > Epoch(1) && !acknowledged.forgotten {
         let old = store.begin(&node(), id(1, 99)).map(drop);
-        assert!(matches!(old, Err(BeginError::OldEpoch { .. })), "{context}: {old:?}");
+        assert!(matches!(old, Err(ReceiveError::Begin(BeginError::OldEpoch { .. }))), "{context}: {old:?}");
     }
     for path in disk.paths() {
         let inside = path.parent().and_then(Path::file_name);
         assert!(inside != Some("incoming".as_ref()), "{context}: {} is left over", path.display());
-        if let Some(id) = layout::id_of(&path, IMAGE) {
-            assert!(store.complete(&node()).contains(&id), "{context}: {} is left over", path.display());
+        if let Some((id, base)) = layout::segment_of(&path) {
+            let found = store.checkpoint(&node(), id);
+            assert!(
+                found.is_ok_and(|found| found.base == base),
+                "{context}: {} is left over",
+                path.display()
+            );
         }
     }
     // And it goes on.
     let next = id(store.seen_epoch(&node()).0.max(1), 1_000);
-    receive(&store, next).unwrap();
+    add(&store, next, newest).unwrap();
     assert_eq!(self::newest(&store), Some(next), "{context}");
+    check_state(&store, next).unwrap();
 }
 
 /// How many operations the script takes on a healthy disk.
@@ -198,7 +266,7 @@ proptest! {
 
     #[test]
     fn any_order_of_steps_survives_any_loss_of_power(
-        choices in prop::collection::vec((0_u8..12, 1_u64..4, 1_u64..6), 1..14),
+        choices in prop::collection::vec((0_u8..13, 1_u64..4, 1_u64..6), 1..14),
         step in 0_usize..180,
         seed in any::<u64>(),
     ) {
@@ -208,6 +276,7 @@ proptest! {
             8 => Step::Saw(Epoch(epoch)),
             9 => Step::Name(id(epoch, sequence)),
             10 => Step::DropImages,
+            11 => Step::Compact,
             _ => Step::Forget,
         }).collect();
         let disk = WeakDisk::new(Path::new(ROOT));
@@ -224,16 +293,19 @@ proptest! {
     #[test]
     fn a_cut_or_changed_newest_is_reported_and_the_older_is_used(
         kind in 0_u8..4,
-        at in 0_usize..HEAD_BYTES,
+        at in any::<prop::sample::Index>(),
         bit in 0_u8..8,
     ) {
         let folder = tempfile::tempdir().unwrap();
         let store = ImageStore::open(folder.path()).unwrap();
         receive(&store, id(1, 1)).unwrap();
-        receive(&store, id(1, 2)).unwrap();
-        let path = layout::file(folder.path(), &node(), id(1, 2), if kind < 2 { IMAGE } else { MANIFEST });
+        add(&store, id(1, 2), Some(id(1, 1))).unwrap();
+        let path = match kind {
+            0 | 1 => layout::segment(folder.path(), &node(), id(1, 2), Some(id(1, 1))),
+            _ => layout::manifest(folder.path(), &node(), id(1, 2)),
+        };
         let mut bytes = std::fs::read(&path).unwrap();
-        let at = at % bytes.len();
+        let at = at.index(bytes.len());
         match kind {
             0 | 2 => bytes.truncate(at),
             _ => bytes[at] ^= 1 << bit,
@@ -241,20 +313,31 @@ proptest! {
         std::fs::write(&path, bytes).unwrap();
         let store = ImageStore::open(folder.path()).unwrap();
         let (found, damaged) = store.newest_complete(&node()).unwrap();
-        let harmless = found.as_ref().is_some_and(|image| image.manifest.id == id(1, 2));
-        if harmless {
-            // Only white space of a manifest may change, or be cut at its end, without harm.
-            prop_assert!(kind >= 2);
-            let image = found.unwrap();
-            prop_assert_eq!(&image.manifest.description, &description());
-            store.verify(&image).unwrap();
+        let found = found.unwrap();
+        if found.id == id(1, 2) {
+            // A look does not read segments. And only white space of a manifest may change, or be cut, without harm.
+            prop_assert_eq!(&found.description, &description());
+            prop_assert!(kind != 0 && damaged.is_empty());
+            match check_state(&store, id(1, 2)) {
+                Ok(()) => prop_assert!(kind >= 2),
+                Err(ImageError::Damaged(_, _, Damage::Content { segment, .. })) => {
+                    prop_assert!(kind == 1 && segment == "1.2+1.1.pages");
+                }
+                Err(error) => prop_assert!(false, "{error:?}"),
+            }
         } else {
-            prop_assert_eq!(found.unwrap().manifest.id, id(1, 1));
-            prop_assert_eq!(damaged.len(), 1);
-            // And the host goes on: the damaged one's name is not used again.
-            receive(&store, id(1, 3)).unwrap();
-            prop_assert_eq!(newest(&store), Some(id(1, 3)));
+            prop_assert_eq!((found.id, damaged.len()), (id(1, 1), 1));
         }
+        check_state(&store, id(1, 1)).unwrap();
+        // And the host goes on: the damaged one's name is not used again, and what adds to it is refused.
+        let damaged = check_state(&store, id(1, 2)).is_err();
+        let added = add(&store, id(1, 3), Some(id(1, 2)));
+        prop_assert_eq!(added.as_ref().is_err_and(ReceiveError::lacks_base), damaged, "{:?}", added);
+        if damaged {
+            receive(&store, id(1, 3)).unwrap();
+        }
+        prop_assert_eq!(newest(&store), Some(id(1, 3)));
+        check_state(&store, id(1, 3)).unwrap();
     }
 }
 
@@ -262,34 +345,27 @@ proptest! {
 fn what_arrives_changed_short_or_long_is_refused_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::open(folder.path()).unwrap();
-    let bytes = image(id(1, 1));
+    let bytes = segment(id(1, 1), None);
     let mut changed = bytes.clone();
-    changed[HEAD_BYTES + 10] ^= 1;
+    changed[1_000] ^= 1;
     let long: Vec<u8> = bytes.iter().copied().chain([0]).collect();
-    for (name, arrived) in
-        [("changed", &changed[..]), ("short", &bytes[1..]), ("long", &long), ("empty", &[])]
-    {
-        let outcome = store.receive(&node(), id(1, 1), &mut &arrived[..], expected(&bytes), description());
-        let Err(ReceiveError::Finish(error)) = outcome else { panic!("{name}: {outcome:?}") };
-        assert_eq!(matches!(error, FinishError::Digest { .. }), name == "changed", "{name}: {error}");
+    let other = segment(id(1, 2), None);
+    for (name, arrived) in [
+        ("changed", &changed[..]),
+        ("short", &bytes[..bytes.len() - 1]),
+        ("without an end", &bytes[..bytes.len() - 170]),
+        ("long", &long),
+        ("empty", &[]),
+        ("another", &other),
+    ] {
+        let error = store.receive(&node(), id(1, 1), &mut &arrived[..], description()).unwrap_err();
+        let is_other = matches!(error, ReceiveError::Other { .. });
+        assert!(is_other == (name == "another") && !error.lacks_base(), "{name}: {error:?}");
         assert_eq!(newest(&store), None, "{name}");
         assert_eq!(std::fs::read_dir(layout::incoming(folder.path())).unwrap().count(), 0, "{name}");
     }
     receive(&store, id(1, 1)).unwrap();
     assert_eq!(newest(&store), Some(id(1, 1)));
-}
-
-#[test]
-fn a_change_beyond_the_head_is_found_by_verification() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(folder.path()).unwrap();
-    receive(&store, id(1, 1)).unwrap();
-    let path = layout::file(folder.path(), &node(), id(1, 1), IMAGE);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[HEAD_BYTES + 10] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
-    let image = store.image(&node(), id(1, 1)).unwrap();
-    assert!(matches!(store.verify(&image), Err(ImageError::Damaged(_, _, Damage::Content))));
 }
 
 #[test]
@@ -299,23 +375,29 @@ fn older_epochs_and_repeated_checkpoints_are_refused_also_on_their_way_and_after
     receive(&store, id(3, 7)).unwrap();
     for again in [id(3, 7), id(3, 1)] {
         let refused = store.begin(&node(), again);
-        assert!(matches!(refused, Err(BeginError::NotNewer { newest, .. }) if newest == id(3, 7)));
+        let refused = refused.err();
+        assert!(
+            matches!(&refused, Some(ReceiveError::Begin(BeginError::NotNewer { newest, .. })) if *newest == id(3, 7)),
+            "{refused:?}"
+        );
     }
     let mut on_its_way = store.begin(&node(), id(3, 8)).unwrap();
     let mut overtaken = store.begin(&node(), id(5, 1)).unwrap();
     // A later beginning raised the epoch: what was on its way belongs to a primary that is none any more.
-    on_its_way.write_all(&image(id(3, 8))).unwrap();
-    let refused = on_its_way.finish(expected(&image(id(3, 8))), description());
-    assert!(matches!(refused, Err(FinishError::OldEpoch { seen: Epoch(5), .. })), "{refused:?}");
+    on_its_way.take(&segment(id(3, 8), None)).unwrap();
+    let refused = on_its_way.finish(description());
+    let is_old = matches!(refused, Err(ReceiveError::Begin(BeginError::OldEpoch { seen: Epoch(5), .. })));
+    assert!(is_old, "{refused:?}");
     receive(&store, id(5, 2)).unwrap();
-    overtaken.write_all(&image(id(5, 1))).unwrap();
-    let refused = overtaken.finish(expected(&image(id(5, 1))), description());
-    assert!(matches!(refused, Err(FinishError::NotNewer { .. })), "{refused:?}");
+    overtaken.take(&segment(id(5, 1), None)).unwrap();
+    let refused = overtaken.finish(description());
+    assert!(matches!(refused, Err(ReceiveError::Begin(BeginError::NotNewer { .. }))), "{refused:?}");
     store.drop_images(&node()).unwrap();
     drop(store);
     let store = ImageStore::open(folder.path()).unwrap();
     assert_eq!((store.seen_epoch(&node()), newest(&store)), (Epoch(5), None));
-    assert!(matches!(store.begin(&node(), id(4, 1)), Err(BeginError::OldEpoch { .. })));
+    let refused = store.begin(&node(), id(4, 1)).err();
+    assert!(matches!(refused, Some(ReceiveError::Begin(BeginError::OldEpoch { .. }))), "{refused:?}");
     store.forget(&node()).unwrap();
     assert!(store.nodes().is_empty());
     receive(&store, id(1, 1)).unwrap();
@@ -342,7 +424,7 @@ fn two_generations_are_kept_and_the_named_one_and_what_is_newer() {
     for sequence in 8..=14 {
         receive(&store, id(1, sequence)).unwrap();
     }
-    assert_eq!(store.complete(&node()).len(), NEWER + 1, "not without a bound");
+    assert_eq!(store.complete(&node()).len(), index::NEWER + 1, "not without a bound");
     store.name(&node(), id(1, 7));
     store.name(&node(), id(1, 14));
     store.prune(&node()).unwrap();
@@ -362,24 +444,7 @@ fn two_generations_are_kept_and_the_named_one_and_what_is_newer() {
     assert_eq!(store.prune(&node()).unwrap(), 2);
     assert_eq!(store.complete(&node()), [id(2, 7), id(2, 8)]);
     let files = std::fs::read_dir(layout::node(folder.path(), &node())).unwrap().count();
-    assert_eq!(files, 5, "two images, two manifests, one epoch");
-}
-
-#[test]
-fn scratch_files_go_with_their_owner_or_at_the_next_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = ImageStore::open(folder.path()).unwrap();
-    let scratch = store.scratch();
-    std::fs::write(scratch.path(), "passing").unwrap();
-    let path = scratch.path().to_owned();
-    drop(scratch);
-    assert!(!path.exists());
-    let kept = store.scratch();
-    std::fs::write(kept.path(), "passing").unwrap();
-    let path = kept.path().to_owned();
-    std::mem::forget(kept);
-    ImageStore::open(folder.path()).unwrap();
-    assert!(!path.exists());
+    assert_eq!(files, 5, "two segments, two manifests, one epoch");
 }
 
 #[test]
@@ -394,10 +459,10 @@ fn an_unreadable_epoch_is_an_error_and_not_epoch_zero() {
     let (store, faults) = ImageStore::open_as_it_is(folder.path());
     assert!(matches!(faults.as_slice(), [StoreError::Epoch(file)] if *file == path), "{faults:?}");
     assert_eq!(newest(&store), Some(id(3, 7)));
-    assert!(store.image(&node(), id(3, 7)).is_ok());
+    assert!(store.checkpoint(&node(), id(3, 7)).is_ok());
     let refused = store.begin(&node(), id(4, 1)).err();
     assert!(
-        matches!(&refused, Some(BeginError::Store(StoreError::Epoch(file))) if *file == path),
+        matches!(&refused, Some(ReceiveError::Begin(BeginError::Store(StoreError::Epoch(file)))) if *file == path),
         "{refused:?}"
     );
     let other: NodeId = "bob/exec-1".parse().unwrap();

@@ -359,6 +359,7 @@ impl HostAgent {
             images: &self.images,
             last_checkpoint: &self.checkpoints.last_checkpoint,
             resting: &resting,
+            bases: &self.checkpoints.bases,
             loaded: &self.loaded,
             checkpoint_interval: self.settings.bounds.checkpoint_interval,
             pool: self.settings.pool,

@@ -45,7 +45,12 @@ pub struct Destination {
     pub lease: u64,
     /// `host:port` of its agent's API.
     pub api: String,
+    /// The newest checkpoint that it is known to have: only what changed since goes there. None: all of it does.
+    pub base: Option<CheckpointId>,
 }
+
+/// The newest checkpoint that each backup's host is known to have durably, and under which lease.
+pub type Bases = BTreeMap<(NodeId, HostId), (CheckpointId, u64)>;
 
 /// How many intervals lie between two checkpoints while a live migration leaves or comes, or is to leave: both copy whole
 /// memories, and a migration is the longer the more it shares. On a draining host one migration follows the other, and a
@@ -75,7 +80,9 @@ pub(super) fn due(
         .filter_map(|backup| {
             let facts = situation.hosts.get(&backup.host)?.current_facts()?;
             let (host, api) = (backup.host.clone(), facts.api.clone());
-            Some(Destination { host, lease: facts.lease, api })
+            let known = situation.bases.get(&(node.clone(), host.clone()));
+            let base = known.filter(|(_, lease)| *lease == facts.lease).map(|(id, _)| *id);
+            Some(Destination { host, lease: facts.lease, api, base })
         })
         .collect();
     let revision = situation.nodes.get(node)?.revision;
@@ -102,6 +109,7 @@ pub(super) struct Checkpoints {
     sequences: BTreeMap<NodeId, (Epoch, u64)>,
     under_way: BTreeMap<NodeId, Copying>,
     troubles: BTreeMap<(NodeId, HostId), Trouble>,
+    pub(super) bases: Bases,
 }
 
 /// What follows from a look at all that is under way.
@@ -163,11 +171,11 @@ impl Checkpoints {
         }
         for (node, how) in over {
             let Some(copying) = self.under_way.remove(&node) else { continue };
-            match (how, copying.checkpoint_before) {
-                (Over::Taken | Over::NotTaken | Over::NotSaved, _) => {}
-                // Nothing came of it, and it is no reason to wait for the next.
-                (Over::Void, Some(before)) => drop(self.last_checkpoint.insert(node.clone(), before)),
-                (Over::Void, None) => drop(self.last_checkpoint.remove(&node)),
+            // Nothing came of it, and it is no reason to wait for the next.
+            if matches!(how, Over::Void | Over::Lacked) {
+                self.last_checkpoint.remove(&node);
+                let before = copying.checkpoint_before.map(|before| (node.clone(), before));
+                self.last_checkpoint.extend(before);
             }
             self.judge(&node, &copying, bounds, now);
             reviewed.over.push((copying.instance, how));
@@ -178,10 +186,14 @@ impl Checkpoints {
 
     /// What has become of each copy is held for or against its host.
     fn judge(&mut self, node: &NodeId, copying: &Copying, bounds: &Bounds, now: Boottime) {
+        for host in copying.lacking() {
+            self.bases.remove(&(node.clone(), host.clone()));
+        }
         for (to, end) in copying.ends_of_copies() {
             let key = (node.clone(), to.host.clone());
             let Some(fault) = end else {
                 self.troubles.remove(&key);
+                self.bases.insert(key, (copying.id, to.lease));
                 continue;
             };
             let (fault, lease) = (fault.clone(), to.lease);
@@ -194,17 +206,19 @@ impl Checkpoints {
         }
     }
 
-    /// What was held against a host is forgotten once it is no backup any more, or has another lease.
+    /// What is known of a host, and held against it, is forgotten once it is no backup any more, or has another lease.
     fn forgive(&mut self, view: &View, me: &HostId) {
-        self.troubles.retain(|(node, host), trouble| {
+        let is_backup = |(node, host): &(NodeId, HostId), of: u64| {
             let record = view.nodes.get(node).map(|known| &known.value);
             let mine = |record: &&NodeRecord| {
                 record.primary.as_ref().is_some_and(|primary| &primary.host == me)
                     && record.backups.iter().any(|backup| &backup.host == host)
             };
             let lease = view.hosts.get(host).map(|seen| seen.lease.value.number);
-            record.filter(mine).is_some() && lease == Some(trouble.lease)
-        });
+            record.filter(mine).is_some() && lease == Some(of)
+        };
+        self.troubles.retain(|key, trouble| is_backup(key, trouble.lease));
+        self.bases.retain(|key, (_, lease)| is_backup(key, *lease));
     }
 
     /// The backups' hosts that are left alone for now.

@@ -104,6 +104,8 @@ pub enum CopyEvent {
         host: HostId,
         /// How many bytes there are by now.
         bytes: u64,
+        /// How many there are to be.
+        of: u64,
     },
     /// A host has all of it durably.
     Durable(HostId),
@@ -114,7 +116,14 @@ pub enum CopyEvent {
         /// Why not.
         fault: CopyFault,
     },
-    /// The image could not be read here: that says nothing of the host.
+    /// A host does not have what was to be added to.
+    Lacks {
+        /// The host.
+        host: HostId,
+        /// What it has.
+        detail: String,
+    },
+    /// What is sent could not be read here: that says nothing of the host.
     Unreadable {
         /// The host that it was to go to.
         host: HostId,
@@ -143,7 +152,7 @@ pub struct Saved {
     pub taken: UnixMillis,
     /// How long the guest stood still.
     pub pause_ms: u64,
-    /// Size of the image.
+    /// Size of the largest copy.
     pub bytes: u64,
 }
 
@@ -240,7 +249,7 @@ pub enum Effect {
         /// It is gone for good: the highest epoch seen of it may be forgotten too.
         forget: bool,
     },
-    /// Send the image of a checkpoint to a host, and tell what becomes of it as [`CopyEvent`]s.
+    /// Send a checkpoint to a host, all of it or what it adds to the destination's base, and tell what becomes of it as [`CopyEvent`]s.
     Send {
         /// Of which node.
         node: NodeId,

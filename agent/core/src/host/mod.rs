@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 pub use agent::{HostAgent, HostSettings, LIBVIRTD_AWAY};
-pub use checkpoints::Destination;
+pub use checkpoints::{Bases, Destination};
 pub use images::{Offer, offered};
 pub use input::{
     Condition, CopyEvent, DomainEvent, Effect, Input, Job, Outcome, Recorded, Records, Saved, Shown,
@@ -116,6 +116,8 @@ pub struct Situation<'a> {
     pub last_checkpoint: &'a BTreeMap<NodeId, Boottime>,
     /// Backups' hosts to which no copies of a node are sent for now.
     pub resting: &'a BTreeSet<(NodeId, HostId)>,
+    /// What each backup's host is known to have.
+    pub bases: &'a Bases,
     /// Instances that are restored and wait, paused.
     pub loaded: &'a BTreeMap<InstanceId, Loaded>,
     /// Between two checkpoints.

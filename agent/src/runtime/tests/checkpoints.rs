@@ -104,7 +104,8 @@ impl Rig {
 
     fn scratch(&self) -> usize {
         let files = std::fs::read_dir(&self.runtime.parts.scratch).unwrap().filter_map(Result::ok);
-        files.filter(|file| file.file_name().to_string_lossy().ends_with(".image")).count()
+        let is_passing = |name: &str| name.ends_with(".image") || name.ends_with(".pages");
+        files.filter(|file| is_passing(&file.file_name().to_string_lossy())).count()
     }
 }
 

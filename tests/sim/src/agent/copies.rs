@@ -30,6 +30,8 @@ const BEHIND_MS: u64 = 2_000;
 #[derive(Debug)]
 struct Sent {
     revision: u64,
+    /// What it adds to.
+    base: Option<CheckpointId>,
     /// When all of it has arrived, if nothing is in its way.
     due: u64,
     /// When whoever cannot be reached, or does not know yet, is given up.
@@ -72,7 +74,7 @@ impl Copies {
         to: Destination,
     ) {
         let due = world.now + world.duration(50, 500);
-        let sent = Sent { revision, due, patience: None, half_told: false, unheard: None };
+        let sent = Sent { revision, base: to.base, due, patience: None, half_told: false, unheard: None };
         if let Some(outgoing) = self.0.get_mut(&(node, id)) {
             outgoing.sends.insert(to.host, sent);
         }
@@ -96,7 +98,10 @@ impl Copies {
             outgoing.sends.retain(|host, sent| {
                 let (event, goes_on) = match sent.step(world, (me, host), (node, *id)) {
                     Step::Waits => return true,
-                    Step::Half => (CopyEvent::Accepted { host: host.clone(), bytes: BYTES / 2 }, true),
+                    Step::Half => {
+                        (CopyEvent::Accepted { host: host.clone(), bytes: BYTES / 2, of: BYTES }, true)
+                    }
+                    Step::Lacks(detail) => (CopyEvent::Lacks { host: host.clone(), detail }, false),
                     Step::Taken => (CopyEvent::Durable(host.clone()), false),
                     Step::Failed(fault) => (CopyEvent::Failed { host: host.clone(), fault }, false),
                 };
@@ -112,6 +117,7 @@ enum Step {
     Waits,
     Half,
     Taken,
+    Lacks(String),
     Failed(CopyFault),
 }
 
@@ -137,6 +143,12 @@ impl Sent {
         }
         if machine.stalls_until > now {
             return if std::mem::replace(&mut self.half_told, true) { Step::Waits } else { Step::Half };
+        }
+        if self.unheard.is_none()
+            && let Some(base) = self.base
+            && !world.can_add_to(to, node, base)
+        {
+            return Step::Lacks(format!("checkpoint {base} is not there, or damaged"));
         }
         let offer = match self.unheard.take() {
             Some(offer) => offer,

@@ -70,6 +70,13 @@ impl World {
         Offer::Taken
     }
 
+    /// Whether a host has the checkpoint that another adds to, and can read it.
+    pub(crate) fn can_add_to(&self, host: &HostId, node: &NodeId, base: CheckpointId) -> bool {
+        let machine = self.machine(host);
+        let has = machine.images.get(node).is_some_and(|images| images.contains(&base));
+        has && machine.pages_damaged_until <= self.now
+    }
+
     /// Deletes all images of a node on a machine.
     pub(crate) fn drop_images(&mut self, host: &HostId, node: &NodeId) {
         if self.machine(host).read_only_until > self.now {

@@ -54,7 +54,7 @@ impl HostAgent {
         for (instance, over) in reviewed.over {
             let next = match over {
                 Over::Taken | Over::NotTaken => Next::Free,
-                Over::NotSaved | Over::Void => Next::Again,
+                Over::NotSaved | Over::Void | Over::Lacked => Next::Again,
             };
             self.release((instance, Lane::Checkpoint), next);
         }

@@ -22,6 +22,8 @@ pub(in crate::host) enum Over {
     Taken,
     /// No host took it.
     NotTaken,
+    /// No host took it, and one lacks what it adds to: the whole goes there next.
+    Lacked,
     /// Nothing could be saved.
     NotSaved,
     /// What it was decided from has changed.
@@ -33,6 +35,8 @@ enum State {
     Accepts {
         begun: Boottime,
         bytes: u64,
+        /// How many it is to accept; none before that is known.
+        of: Option<u64>,
         /// When it accepted something last.
         last: Boottime,
     },
@@ -40,6 +44,8 @@ enum State {
         at: Boottime,
     },
     Failed(CopyFault),
+    /// The host does not have what was to be added to.
+    Lacks,
     /// Nothing that is to be held against the host.
     Gone,
 }
@@ -97,7 +103,7 @@ impl Copying {
         to: Vec<Destination>,
         (checkpoint_before, begun): (Option<Boottime>, Boottime),
     ) -> Self {
-        let accepts = |to| (to, State::Accepts { begun, bytes: 0, last: begun });
+        let accepts = |to| (to, State::Accepts { begun, bytes: 0, of: None, last: begun });
         Self {
             instance,
             id,
@@ -117,7 +123,7 @@ impl Copying {
         self.stage = match (&self.stage, saved) {
             (Stage::Saving { void: false }, Some(what)) => {
                 for (_, state) in &mut self.to {
-                    *state = State::Accepts { begun: now, bytes: 0, last: now };
+                    *state = State::Accepts { begun: now, bytes: 0, of: None, last: now };
                 }
                 Stage::Saved { what, sent: false }
             }
@@ -128,12 +134,18 @@ impl Copying {
 
     pub(super) fn hear(&mut self, event: CopyEvent, now: Boottime) {
         match event {
-            CopyEvent::Accepted { host, bytes: so_far } => {
-                if let Some(State::Accepts { bytes, last, .. }) = self.state(&host)
+            CopyEvent::Accepted { host, bytes: so_far, of: whole } => {
+                if let Some(State::Accepts { bytes, of, last, .. }) = self.state(&host)
                     && so_far > *bytes
                 {
-                    (*bytes, *last) = (so_far, now);
+                    (*bytes, *of, *last) = (so_far, Some(whole), now);
                 }
+            }
+            CopyEvent::Lacks { host, detail } => {
+                let adds = self.to.iter().any(|(to, _)| to.host == host && to.base.is_some());
+                // Whoever gets the whole needs nothing.
+                let end = if adds { State::Lacks } else { State::Failed(CopyFault::Refused { detail }) };
+                self.ends(&host, end);
             }
             CopyEvent::Durable(host) => self.ends(&host, State::Durable { at: now }),
             CopyEvent::Failed { host, fault } => self.ends(&host, State::Failed(fault)),
@@ -173,12 +185,17 @@ impl Copying {
         }
     }
 
+    /// The hosts that do not have what was to be added to.
+    pub(super) fn lacking(&self) -> impl Iterator<Item = &HostId> {
+        self.to.iter().filter(|(_, state)| matches!(state, State::Lacks)).map(|(to, _)| &to.host)
+    }
+
     /// How each copy ended, as far as that says something of its host: none is well.
     pub(super) fn ends_of_copies(&self) -> impl Iterator<Item = (&Destination, Option<&CopyFault>)> {
         self.to.iter().filter_map(|(to, state)| match state {
             State::Durable { .. } => Some((to, None)),
             State::Failed(fault) => Some((to, Some(fault))),
-            State::Accepts { .. } | State::Gone => None,
+            State::Accepts { .. } | State::Lacks | State::Gone => None,
         })
     }
 
@@ -227,7 +244,11 @@ impl Copying {
             return None;
         }
         effects.push(discard);
-        Some(if self.recorded.is_empty() { Over::NotTaken } else { Over::Taken })
+        Some(match self.recorded.is_empty() {
+            false => Over::Taken,
+            true if self.lacking().next().is_some() => Over::Lacked,
+            true => Over::NotTaken,
+        })
     }
 
     /// When time alone may change something.
@@ -241,7 +262,10 @@ impl Copying {
                 [Some(*last + COPY_STALL), Some(*begun + longest(bytes))]
             }
             (State::Durable { at }, Some(_)) => [Some(*at + COPY_TOGETHER), None],
-            (State::Accepts { .. } | State::Durable { .. } | State::Failed(_) | State::Gone, _) => [None; 2],
+            (
+                State::Accepts { .. } | State::Durable { .. } | State::Failed(_) | State::Lacks | State::Gone,
+                _,
+            ) => [None; 2],
         });
         let late = size.map(|_| self.begun + interval + COPY_LATE);
         let again = self.writing.as_ref().and_then(|writing| writing.again);
@@ -283,12 +307,13 @@ impl Copying {
         let some_has_it = self.to.iter().any(|(_, state)| matches!(state, State::Durable { .. }));
         let late = some_has_it && now.since(self.begun) >= bounds.checkpoint_interval + COPY_LATE;
         for (to, state) in &mut self.to {
-            let State::Accepts { begun, bytes, last } = &*state else { continue };
+            let State::Accepts { begun, bytes, of, last } = &*state else { continue };
+            let whole = of.unwrap_or(what.bytes);
             let lease = view.hosts.get(&to.host).filter(|seen| seen.is_open());
             let there = lease.is_some_and(|seen| seen.lease.value.number == to.lease);
             let end = if !there {
                 State::Gone
-            } else if *bytes < what.bytes && now.since(*last) >= COPY_STALL {
+            } else if *bytes < whole && now.since(*last) >= COPY_STALL {
                 State::Failed(CopyFault::Stalled)
             } else if late || now.since(*begun) >= longest(what.bytes) {
                 State::Failed(CopyFault::Slow)
@@ -297,7 +322,7 @@ impl Copying {
             };
             let fault = match &end {
                 State::Failed(fault) => Some(fault.clone()),
-                State::Accepts { .. } | State::Durable { .. } | State::Gone => None,
+                State::Accepts { .. } | State::Durable { .. } | State::Lacks | State::Gone => None,
             };
             let (node, host) = (node.clone(), to.host.clone());
             effects.push(Effect::CancelSend { node, id: self.id, host, fault });
@@ -332,7 +357,7 @@ impl Copying {
         let durable = || {
             self.to.iter().filter_map(|(to, state)| match state {
                 State::Durable { at } => Some((&to.host, *at)),
-                State::Accepts { .. } | State::Failed(_) | State::Gone => None,
+                State::Accepts { .. } | State::Failed(_) | State::Lacks | State::Gone => None,
             })
         };
         let first = durable().filter(|(host, _)| !self.recorded.contains(*host)).map(|(_, at)| at).min();

@@ -56,7 +56,16 @@ impl Rig {
         let revision = self.cluster.view.nodes[&node(NODE)].revision;
         self.id = self.machine.count(&node(NODE), Epoch(1), &self.cluster.view);
         let resting = self.machine.resting(self.cluster.now.boottime);
-        let to = self.backups().map(|host| Destination { lease: 1, api: format!("{host}:7000"), host });
+        let base = |host: &HostId| {
+            let known = self.machine.bases.get(&(node(NODE), host.clone()));
+            known.filter(|(_, lease)| *lease == 1).map(|(id, _)| *id)
+        };
+        let to = self.backups().map(|host| Destination {
+            lease: 1,
+            api: format!("{host}:7000"),
+            base: base(&host),
+            host,
+        });
         let to = to.into_iter().filter(|to| !resting.contains(&(node(NODE), to.host.clone()))).collect();
         let now = self.cluster.now.boottime;
         let old = self.machine.begin(&node(NODE), self.instance, (self.id, revision), to, now);
@@ -192,13 +201,13 @@ fn a_host_that_stands_still_is_given_up_and_the_record_does_not_wait_for_it() {
     let mut rig = Rig::begun();
     let [one, other] = rig.backups();
     rig.durable(&one);
-    rig.hear(CopyEvent::Accepted { host: other.clone(), bytes: 4 << 20 });
+    rig.hear(CopyEvent::Accepted { host: other.clone(), bytes: 4 << 20, of: BYTES });
     rig.pass(COPY_TOGETHER);
     assert_eq!(rig.written().hosts, [one]);
     rig.pass(COPY_STALL - COPY_TOGETHER - Duration::from_millis(1));
     assert!(!rig.took("CancelSend"));
     // The same number again is no progress.
-    rig.hear(CopyEvent::Accepted { host: other.clone(), bytes: 4 << 20 });
+    rig.hear(CopyEvent::Accepted { host: other.clone(), bytes: 4 << 20, of: BYTES });
     rig.pass(Duration::from_millis(1));
     let fault = Some(CopyFault::Stalled);
     let cancel = Effect::CancelSend { node: node(NODE), id: rig.id, host: other.clone(), fault };
@@ -224,7 +233,7 @@ fn a_copy_that_goes_on_is_given_up_by_its_size_and_sooner_where_another_host_has
             rig.pass(Duration::from_millis(500));
             passed += Duration::from_millis(500);
             let bytes = u64::try_from(passed.as_millis()).unwrap();
-            rig.hear(CopyEvent::Accepted { host: other.clone(), bytes });
+            rig.hear(CopyEvent::Accepted { host: other.clone(), bytes, of: BYTES });
             if rig.seen.iter().any(|effect| matches!(effect, Effect::Record { .. })) {
                 rig.written();
             }
@@ -406,4 +415,66 @@ fn an_image_that_cannot_be_read_here_says_nothing_of_the_backups() {
     }
     assert_eq!(rig.over, [Over::NotTaken]);
     assert!(rig.machine.troubles.is_empty());
+}
+
+fn bases(rig: &Rig) -> [Option<u64>; 2] {
+    rig.backups().map(|host| rig.machine.bases.get(&(node(NODE), host)).map(|(id, _)| id.sequence))
+}
+
+#[test]
+fn a_host_gets_what_changed_since_the_newest_that_it_said_it_has() {
+    let mut rig = Rig::new();
+    let [first, second] = rig.backups();
+    assert_eq!(bases(&rig), [None, None], "nothing is known: all of it goes");
+    let one = rig.taken_by(&first, &second).id.sequence;
+    assert_eq!(bases(&rig), [Some(one), None]);
+    let two = rig.taken_by(&second, &first).id.sequence;
+    // What was refused left what was there before.
+    assert_eq!(bases(&rig), [Some(one), Some(two)]);
+    // Another lease: what it had may be gone.
+    rig.cluster.reopen(first.as_str());
+    rig.review();
+    assert_eq!(bases(&rig), [None, Some(two)]);
+}
+
+#[test]
+fn a_host_that_lacks_what_is_added_to_gets_the_whole_at_once_and_is_not_blamed() {
+    let mut rig = Rig::new();
+    let [first, second] = rig.backups();
+    let lacks = |host: &HostId| CopyEvent::Lacks { host: host.clone(), detail: "nothing".to_owned() };
+    rig.taken_by(&first, &second);
+    let taken = rig.machine.last_checkpoint[&node(NODE)];
+    rig.begin();
+    rig.saved();
+    rig.hear(lacks(&first));
+    rig.refused(&second);
+    assert_eq!((rig.over.last(), bases(&rig)), (Some(&Over::Lacked), [None, None]));
+    assert_eq!(rig.machine.last_checkpoint[&node(NODE)], taken, "it is no reason to wait");
+    // Whoever gets the whole lacks nothing: it is one that takes none.
+    for _ in 0..COPY_ATTEMPTS {
+        rig.pass(rig.cluster.bounds.checkpoint_interval.max(COPY_PATIENCE));
+        rig.begin();
+        rig.saved();
+        rig.hear(lacks(&first));
+        rig.durable(&second);
+        rig.written();
+    }
+    assert_eq!(
+        rig.machine.faults()[&node(NODE)][&first],
+        CopyFault::Refused { detail: "nothing".to_owned() }
+    );
+}
+
+/// How much of it there is for this host is its own figure, not that of the largest.
+#[test]
+fn a_copy_that_was_accepted_whole_does_not_stand_still() {
+    let mut rig = Rig::begun();
+    let [first, _] = rig.backups();
+    rig.hear(CopyEvent::Accepted { host: first.clone(), bytes: 4096, of: 4096 });
+    rig.pass(COPY_STALL);
+    assert!(
+        !rig.seen.iter().any(|effect| matches!(effect, Effect::CancelSend { host, .. } if *host == first))
+    );
+    rig.pass(Duration::from_millis(BYTES * 1_000 / COPY_RATE));
+    assert!(rig.took("CancelSend"));
 }

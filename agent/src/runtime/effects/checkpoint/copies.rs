@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job, Reco
 use understudy_core::model::ids::{HostId, NodeId};
 use understudy_core::model::records::{CheckpointId, CheckpointRecord};
 
+use super::trackers::Segment;
 use crate::exit::chain;
 use crate::peers::{self, SendError, Shipment};
 use crate::runtime::effects::store;
@@ -26,22 +27,47 @@ use crate::runtime::{Event, Runtime};
 /// How often it is told at the most that a host goes on accepting: a small part of the time that it may pause.
 const TOLD: Duration = Duration::from_millis(500);
 
-/// An image on its way. Its file goes with the last who works with it.
+/// What was made of an image.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// What is said of it.
+    pub(super) shipment: Shipment,
+    /// What goes out.
+    pub(super) segments: Vec<Segment>,
+}
+
+impl Taken {
+    /// What a host gets that is known to have this.
+    fn segment(&self, base: Option<CheckpointId>) -> Option<&Segment> {
+        let of = |base: Option<CheckpointId>| self.segments.iter().find(|segment| segment.base == base);
+        of(base).or_else(|| of(None))
+    }
+}
+
+/// An image on its way. Its files go with the last who works with it.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     path: PathBuf,
     unwanted: AtomicBool,
-    /// What is said of it, once it is saved.
-    pub(super) shipment: OnceLock<Shipment>,
+    /// Once it is saved.
+    pub(super) taken: OnceLock<Taken>,
+    /// How many segments were begun.
+    begun: AtomicUsize,
 }
 
 impl Outgoing {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, unwanted: AtomicBool::new(false), shipment: OnceLock::new() }
+        Self { path, unwanted: AtomicBool::new(false), taken: OnceLock::new(), begun: AtomicUsize::new(0) }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where one of its segments is to be.
+    pub(super) fn segment_path(&self, number: usize) -> PathBuf {
+        self.begun.fetch_max(number + 1, Ordering::Relaxed);
+        self.path.with_extension(format!("{number}.pages"))
     }
 
     /// Reads for as long as somebody waits for the image.
@@ -57,6 +83,9 @@ impl Outgoing {
 impl Drop for Outgoing {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+        for number in 0..self.begun.load(Ordering::Relaxed) {
+            let _ = std::fs::remove_file(self.segment_path(number));
+        }
     }
 }
 
@@ -110,6 +139,8 @@ impl Runtime {
     pub(in crate::runtime) fn save(&mut self, job: Job) {
         let HostAction::Checkpoint { node, epoch, .. } = &job.action else { return };
         let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
+        let local = self.agent.local();
+        self.parts.trackers.keep(|instance| local.contains_key(&instance));
         let name = format!("{}-{}-{}.image", job.instance, id.epoch, id.sequence);
         let image = Arc::new(Outgoing::new(self.parts.scratch.join(name)));
         let goes = Goes { image: image.clone(), sends: BTreeMap::new() };
@@ -127,7 +158,9 @@ impl Runtime {
         let reporter = Reporter { node, id, sender: self.sender.clone() };
         let key = (reporter.node.clone(), id);
         let Some(goes) = self.copies.0.get_mut(&key) else { return };
-        let Some(shipment) = goes.image.shipment.get().cloned() else { return };
+        if goes.image.taken.get().is_none() {
+            return;
+        }
         let (alive, mut ended) = watch::channel(());
         goes.sends.insert(to.host.clone(), alive);
         let image = goes.image.clone();
@@ -135,7 +168,7 @@ impl Runtime {
             tokio::select! {
                 // Nothing is ever said on it: it ends when core has no use for the copy any more.
                 _ = ended.changed() => {}
-                event = send(&image, &shipment, revision, &to, reporter.clone()) => reporter.report(event),
+                event = send(&image, revision, &to, reporter.clone()) => reporter.report(event),
             }
         });
     }
@@ -189,31 +222,35 @@ impl Runtime {
     }
 }
 
-async fn send(
-    image: &Outgoing,
-    shipment: &Shipment,
-    revision: u64,
-    to: &Destination,
-    reporter: Reporter,
-) -> CopyEvent {
+async fn send(image: &Outgoing, revision: u64, to: &Destination, reporter: Reporter) -> CopyEvent {
     let (host, mut last) = (to.host.clone(), None::<Instant>);
-    let whole = shipment.bytes;
+    let Some((taken, segment)) = image.taken.get().and_then(|taken| Some((taken, taken.segment(to.base)?)))
+    else {
+        return CopyEvent::Unreadable { host, detail: "nothing of it was made for this host".to_owned() };
+    };
+    let whole = segment.bytes;
     let accepted = {
         let (host, reporter) = (host.clone(), reporter.clone());
         move |bytes: u64| {
             if bytes >= whole || last.is_none_or(|last| last.elapsed() >= TOLD) {
                 last = Some(Instant::now());
-                reporter.report(CopyEvent::Accepted { host: host.clone(), bytes });
+                reporter.report(CopyEvent::Accepted { host: host.clone(), bytes, of: whole });
             }
         }
     };
-    let sent = peers::send_checkpoint(&to.api, image.path(), shipment, revision, accepted).await;
+    let sent = peers::send_checkpoint(&to.api, &segment.path, &taken.shipment, revision, accepted).await;
     let Err(error) = sent else { return CopyEvent::Durable(host) };
-    tracing::warn!(node = %reporter.node, checkpoint = %reporter.id, %host, error = %chain(&error), "a copy of a checkpoint failed");
     let detail = chain(&error);
+    if let SendError::Lacks { said } = error {
+        tracing::info!(node = %reporter.node, checkpoint = %reporter.id, %host, said, "the whole of the next checkpoint goes there");
+        return CopyEvent::Lacks { host, detail };
+    }
+    tracing::warn!(node = %reporter.node, checkpoint = %reporter.id, %host, error = %detail, "a copy of a checkpoint failed");
     match error {
         SendError::Image(..) => CopyEvent::Unreadable { host, detail },
-        SendError::Refused { .. } => CopyEvent::Failed { host, fault: CopyFault::Refused { detail } },
+        SendError::Refused { .. } | SendError::Lacks { .. } => {
+            CopyEvent::Failed { host, fault: CopyFault::Refused { detail } }
+        }
         SendError::Reach { .. } | SendError::Silent { .. } | SendError::Broken(_) | SendError::Ask(_) => {
             CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } }
         }
@@ -238,9 +275,11 @@ mod tests {
         copies.0.remove(&key);
         assert!(reader.read_exact(&mut [0; 1]).is_err());
         drop(reader);
+        let segment = image.segment_path(0);
+        std::fs::write(&segment, "pages").unwrap();
         assert!(path.exists(), "it is still worked with");
         drop(image);
-        assert!(!path.exists());
+        assert!(!path.exists() && !segment.exists());
     }
 
     fn id() -> CheckpointId {

@@ -1,10 +1,13 @@
-//! Owns the saving of one checkpoint: the guest's state into a file of a tmpfs, and what is said of it.
+//! Owns the saving of one checkpoint: the guest's state into a file of a tmpfs, from there into what each host lacks of it, and
+//! what is said of it.
 //!
 //! Promises: what nobody waits for any more is not read on. Must not do: send or record it.
 
 mod copies;
+mod kept;
+mod trackers;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,11 +16,13 @@ use understudy_core::host::{HostAction, Job, Outcome, Saved};
 use understudy_core::model::records::CheckpointId;
 
 pub(in crate::runtime) use copies::Copies;
+pub use kept::keep_ready;
+pub use trackers::Trackers;
 
 use crate::exit::chain;
 use crate::peers::Shipment;
 use crate::runtime::{Event, Parts, now};
-use copies::Outgoing;
+use copies::{Outgoing, Taken};
 
 /// Saving the memory of a small guest takes a few hundred ms; emulated on a busy machine, seconds.
 const SAVE: Duration = Duration::from_secs(30);
@@ -40,23 +45,33 @@ fn save(parts: Arc<Parts>, sender: UnboundedSender<Event>, image: Arc<Outgoing>,
 }
 
 fn take(parts: &Parts, image: &Outgoing, job: &Job) -> Result<Saved, String> {
-    let HostAction::Checkpoint { node, instance, epoch, .. } = &job.action else {
+    let HostAction::Checkpoint { node, instance, epoch, to, .. } = &job.action else {
         return Err("no checkpoint is asked for".to_owned());
     };
     let memory = job.memory.ok_or_else(|| "the instance is not known".to_owned())?;
     let (path, taken) = (image.path(), now().wall);
     let _ = std::fs::remove_file(path);
     let saved = parts.hypervisor.save_memory(*instance, path, SAVE).map_err(|error| chain(&error))?;
-    let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let mut file = image.read(std::fs::File::open(path).map_err(unreadable)?);
-    let (digest, bytes) = understudy_checkpoint::digest_of(&mut file).map_err(unreadable)?;
+    let file =
+        std::fs::File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
+    let tracked = parts.trackers.of(*instance);
+    // A panic in the middle of an image leaves what the next one sets right.
+    let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
+    let bases = to.iter().map(|to| to.base);
+    let segments =
+        tracked.take(&mut image.read(file), (node, id), bases, |number| image.segment_path(number));
+    let segments = segments.map_err(|error| chain(&error))?;
+    drop(tracked);
+    // What goes out is in the segments: the tmpfs need not hold both.
+    let _ = std::fs::remove_file(path);
     let pause_ms = u64::try_from(saved.pause.as_millis()).unwrap_or(u64::MAX);
+    let bytes = segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
     // The address lives in the guest: whoever restores it must know where it will answer.
     let address = job.address.map(|address| (ADDRESS.to_owned(), address.to_string()));
     let domain = address.into_iter().collect();
     let description = Description { instance: *instance, taken, pause_ms, memory, domain };
-    let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
     // Filled once: one job saves it.
-    let _ = image.shipment.set(Shipment { node: node.clone(), id, bytes, digest, description });
+    let _ = image.taken.set(Taken { shipment: Shipment { node: node.clone(), id, description }, segments });
     Ok(Saved { taken, pause_ms, bytes })
 }

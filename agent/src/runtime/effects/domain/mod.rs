@@ -120,12 +120,9 @@ pub(super) fn restore(
     environment: &str,
 ) -> Outcome {
     let mut steps = Steps::new(instance);
-    let image = match parts.images.image(node, checkpoint) {
+    let image = match parts.ready_images.take(node, checkpoint) {
         Ok(image) => image,
-        Err(error @ ImageError::Store(_)) => return Outcome::Failed(chain(&error)),
-        Err(error @ (ImageError::Unknown(..) | ImageError::Damaged(..))) => {
-            return Outcome::Damaged(chain(&error));
-        }
+        Err(error) => return no_image(&error),
     };
     if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
         return Outcome::Failed(chain(&error));
@@ -133,14 +130,19 @@ pub(super) fn restore(
     let reported = image.manifest.description.domain.get(ADDRESS);
     let address: Option<Ipv4Addr> = reported.and_then(|text| text.parse().ok());
     let spec = RestoreSpec {
-        image: image.path,
+        image: image.path().to_owned(),
         id: instance,
         template: parts.template.clone(),
         role_disk: parts.config.environments.get(environment).cloned(),
         note: Note { epoch, address: address.map(Into::into) },
     };
-    steps.done("image found");
-    if let Err(error) = parts.hypervisor.restore(&spec) {
+    steps.done(if image.was_ready { "image was ready" } else { "image made" });
+    // Read while libvirt does: the guest stands still until both are done.
+    let (restored, compared) = std::thread::scope(|scope| {
+        let compared = scope.spawn(|| parts.ready_images.compare(&image));
+        (parts.hypervisor.restore(&spec), compared.join())
+    });
+    if let Err(error) = restored {
         if never_asked(&error) {
             // There is nothing of this try, and without libvirtd that could not be proven.
             let revoked = parts.permits.revoke(instance);
@@ -153,7 +155,22 @@ pub(super) fn restore(
         return leave_nothing(parts, instance, not_restored(&error));
     }
     steps.done("restored, paused");
-    Outcome::Loaded { address }
+    let compared = match compared {
+        Ok(Ok(())) => return Outcome::Loaded { address },
+        // The checkpoint itself may be whole: the next try makes the image anew, of what matches its digests.
+        Ok(Err(error)) if image.was_ready => Outcome::Failed(chain(&error)),
+        Ok(Err(error)) => no_image(&error),
+        Err(_) => Outcome::Failed("the image could not be compared with its digests".to_owned()),
+    };
+    leave_nothing(parts, instance, compared)
+}
+
+/// A passing error of the disk is no damage.
+fn no_image(error: &ImageError) -> Outcome {
+    match error {
+        ImageError::Store(_) => Outcome::Failed(chain(error)),
+        ImageError::Unknown(..) | ImageError::Damaged(..) => Outcome::Damaged(chain(error)),
+    }
 }
 
 /// What is wrong with the image stays wrong; whether a refusal says that is for core to judge.

@@ -56,7 +56,7 @@ impl World {
             }
             Event::Begin => {}
             Event::Accepts(at, bytes) => {
-                self.rig.hear(CopyEvent::Accepted { host: backups[at].clone(), bytes });
+                self.rig.hear(CopyEvent::Accepted { host: backups[at].clone(), bytes, of: BYTES });
             }
             Event::Durable(at) => {
                 let (host, id) = (backups[at].clone(), self.rig.id);
@@ -173,7 +173,7 @@ proptest! {
                     recorded.get_or_insert(spent);
                 }
             }
-            rig.hear(CopyEvent::Accepted { host: other.clone(), bytes });
+            rig.hear(CopyEvent::Accepted { host: other.clone(), bytes, of: BYTES });
             prop_assert!(spent <= 17_000, "held up for {} ms", spent);
         }
         prop_assert!(recorded.is_some_and(|at| at <= durable + 1_250), "recorded after {:?}", recorded);
