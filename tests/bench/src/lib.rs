@@ -13,6 +13,7 @@ pub mod leader;
 mod light;
 mod mass;
 mod moving;
+pub mod pages;
 pub mod policies;
 mod rest;
 mod row;
@@ -43,6 +44,8 @@ pub struct Needs {
     pub leader: bool,
     /// An etcd with the records of many hosts: it is [`scale::NAME`].
     pub scale: bool,
+    /// The page store: it is [`pages::NAME`].
+    pub pages: bool,
 }
 
 /// What the named benchmark needs, or all of them.
@@ -50,15 +53,18 @@ pub struct Needs {
 /// # Errors
 /// When the name is not known; the text lists those that are.
 pub fn needs(name: Option<&str>) -> Result<Needs> {
-    let Some(name) = name else { return Ok(Needs { lab: true, policies: true, leader: true, scale: true }) };
+    let Some(name) = name else {
+        return Ok(Needs { lab: true, policies: true, leader: true, scale: true, pages: true });
+    };
     let needs = Needs {
         lab: NAMES.contains(&name),
         policies: policies::NAMES.contains(&name),
         leader: leader::NAMES.contains(&name),
         scale: name == scale::NAME,
+        pages: name == pages::NAME,
     };
-    if !needs.lab && !needs.policies && !needs.leader && !needs.scale {
-        let names = [&NAMES[..], &policies::NAMES, &leader::NAMES, &[scale::NAME]].concat();
+    if !needs.lab && !needs.policies && !needs.leader && !needs.scale && !needs.pages {
+        let names = [&NAMES[..], &policies::NAMES, &leader::NAMES, &[scale::NAME, pages::NAME]].concat();
         bail!("there is no benchmark '{name}': use one of {}", names.join(", "));
     }
     Ok(needs)
@@ -143,7 +149,7 @@ mod tests {
 
     #[test]
     fn each_benchmark_says_what_it_needs_and_an_unknown_one_is_shown_all() {
-        let none = Needs { lab: false, policies: false, leader: false, scale: false };
+        let none = Needs { lab: false, policies: false, leader: false, scale: false, pages: false };
         let (lab, policies) = (Needs { lab: true, ..none }, Needs { policies: true, ..none });
         let (leader, scale) = (Needs { leader: true, ..none }, Needs { scale: true, ..none });
         for (name, expected) in [
@@ -157,7 +163,10 @@ mod tests {
         ] {
             assert_eq!(needs(Some(name)).unwrap(), expected, "{name}");
         }
-        assert_eq!(needs(None).unwrap(), Needs { lab: true, policies: true, leader: true, scale: true });
+        assert_eq!(
+            needs(None).unwrap(),
+            Needs { lab: true, policies: true, leader: true, scale: true, pages: true }
+        );
         let error = needs(Some("drian")).unwrap_err().to_string();
         assert!(
             error.contains("'drian'") && error.contains("drain") && error.contains("policy-load"),

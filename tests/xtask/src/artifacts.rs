@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use clap::Args;
 use understudy_bench::policies::Subjects;
-use understudy_bench::{leader, scale};
+use understudy_bench::{leader, pages, scale};
 use understudy_e2e::stage::Artifacts;
 
 use crate::languages::{self, Language};
@@ -80,6 +80,12 @@ pub(crate) fn measured_scale(root: &Path) -> Result<scale::Subjects> {
         template: root.join("config/guest/template.xml"),
         scratch: target(root).join("bench"),
     })
+}
+
+/// Builds what measures the page store.
+pub(crate) fn measured_pages(root: &Path) -> Result<pages::Subjects> {
+    println!("building what measures the page store");
+    Ok(pages::Subjects { binaries: released(root, &["measure-pages"])?, scratch: target(root).join("bench") })
 }
 
 /// Builds what measures the leader, and what the named benchmark needs beside it.

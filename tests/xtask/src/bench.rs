@@ -40,6 +40,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<bool> {
         let subjects = artifacts::measured_leader(root, name)?;
         rows.extend(understudy_bench::leader::run(&subjects, name, &say)?);
     }
+    if needs.pages {
+        let subjects = artifacts::measured_pages(root)?;
+        rows.extend(understudy_bench::pages::run(&subjects, &say)?);
+    }
     if needs.policies {
         let subjects = artifacts::measured_policies(root, understudy_bench::policies::needs_python(name))?;
         rows.extend(understudy_bench::policies::run(&subjects, name, &say)?);
