@@ -35,6 +35,8 @@ pub struct Metrics {
     nodes_waiting_for_state: IntGauge,
     backup_deficit: IntGauge,
     copy_faults: IntGauge,
+    checkpoints_damaged: IntGauge,
+    ready_images_left_out: IntGauge,
     instances: IntGaugeVec,
     emulated: IntGauge,
     checkpoint_age: GaugeVec,
@@ -132,6 +134,14 @@ impl Metrics {
                 "checkpoint_copy_faults",
                 "Backups' hosts that take no copies of checkpoints from this host, once for each node",
             )?,
+            checkpoints_damaged: gauge(
+                "checkpoints_damaged",
+                "Nodes of whose checkpoints on this host one was found damaged, until a whole one has replaced it",
+            )?,
+            ready_images_left_out: gauge(
+                "ready_images_left_out",
+                "Nodes whose image is made only when it is restored: host.ready_images_mib is full",
+            )?,
             instances: gauges(
                 &["phase"],
                 "instances",
@@ -149,7 +159,11 @@ impl Metrics {
                 "How long a guest stood still for a checkpoint",
                 &PHASE_BUCKETS,
             )?,
-            checkpoint_bytes: gauges(&["node"], "checkpoint_bytes", "Size of the newest checkpoint")?,
+            checkpoint_bytes: gauges(
+                &["node"],
+                "checkpoint_bytes",
+                "Bytes that the newest checkpoint sent to a backup's host: what changed since the one before",
+            )?,
             checkpoints: counters(&["node"], "checkpoints_total", "Complete checkpoints")?,
             lease_remaining,
             leader: gauge("leader", "1 where this agent leads")?,
@@ -186,6 +200,12 @@ impl Metrics {
     /// Until the agent is started again.
     pub(crate) fn emulates(&self) {
         self.emulated.set(1);
+    }
+
+    /// What is kept here for others.
+    pub(crate) fn kept(&self, damaged: usize, left_out: usize) {
+        self.checkpoints_damaged.set(i64::try_from(damaged).unwrap_or(i64::MAX));
+        self.ready_images_left_out.set(i64::try_from(left_out).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn death_seen(&self) {

@@ -100,8 +100,8 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
     let ready_images = ReadyImages::open(images.clone(), &ready, config.ready_images.bytes())
         .map_err(|error| failed(&format!("cannot make or empty {}", ready.display()), &error))?;
     let scratch = config.runtime_dir.join("scratch");
-    std::fs::create_dir_all(&scratch)
-        .map_err(|error| failed(&format!("cannot make {}", scratch.display()), &error))?;
+    empty(&scratch)
+        .map_err(|error| failed(&format!("cannot make or empty {}", scratch.display()), &error))?;
     let metrics = Arc::new(Metrics::new().map_err(|error| failed("metrics", &error))?);
     let policies = Arc::new(Policies::open(&config, &metrics));
     let hypervisor = connect::hypervisor(&config)?;
@@ -115,6 +115,7 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
         permits,
         policies,
         images: Arc::new(images),
+        keeping: Default::default(),
         ready_images: Arc::new(ready_images),
         trackers: Trackers::default(),
         members: Members::default(),
@@ -124,6 +125,12 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
         config,
     };
     Ok((parts, faults))
+}
+
+/// Makes a folder of files that are on their way, and removes what an earlier agent left.
+fn empty(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::read_dir(folder)?.try_for_each(|left| std::fs::remove_file(left?.path()))
 }
 
 /// Said until the agent is started again, which is when they are looked at.

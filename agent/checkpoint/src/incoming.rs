@@ -8,16 +8,22 @@
 //! pages (`pages`), four syncs, and the removal of what is old.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard};
 
 use understudy_core::model::ids::NodeId;
 use understudy_core::model::records::CheckpointId;
+use understudy_core::model::units::MiB;
 
 use crate::files::WriteFile;
 use crate::layout;
 use crate::manifest::{self, Description, Manifest};
-use crate::pages::{Coming, Frame, Head, IngestError, Received, Receiver, SegmentError, SegmentReader};
-use crate::store::{BeginError, ImageError, ImageStore, Link, ReceiveError, StoreError, may_come};
+use crate::pages::{
+    Coming, Frame, Head, IngestError, REST_MAX, Received, Receiver, SegmentError, SegmentReader,
+};
+use crate::store::{BeginError, ImageError, ImageStore, Link, Node, ReceiveError, StoreError, may_come};
+use crate::stream::PAGE_BYTES;
+
+/// What a guest's RAM blocks have beside its memory: firmware, and the memory of video cards, at the most.
+const BESIDE_MEMORY: u64 = 1 << 30;
 
 /// A checkpoint being received.
 pub(crate) struct Incoming {
@@ -27,6 +33,8 @@ pub(crate) struct Incoming {
     path: PathBuf,
     file: Box<dyn WriteFile>,
     bytes: u64,
+    /// The most that a guest with this memory can have.
+    pages_max: u64,
     reader: SegmentReader,
     coming: Option<Coming>,
     /// The temporary file is still to be removed.
@@ -34,16 +42,31 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(store: ImageStore, node: NodeId, id: CheckpointId) -> Result<Self, StoreError> {
+    pub(crate) fn new(
+        store: ImageStore,
+        node: NodeId,
+        id: CheckpointId,
+        memory: MiB,
+    ) -> Result<Self, StoreError> {
         let path = store.shared.aside();
         let file = store.shared.files.create(&path);
         let file = file.map_err(|source| StoreError::Create(path.clone(), source))?;
         let reader = SegmentReader::default();
-        Ok(Self { store, node, id, path, file, bytes: 0, reader, coming: None, pending: true })
+        let pages_max = memory.bytes().saturating_add(BESIDE_MEMORY) / PAGE_BYTES as u64;
+        Ok(Self { store, node, id, path, file, bytes: 0, pages_max, reader, coming: None, pending: true })
+    }
+
+    /// Bytes of the longest segment: each page may come twice, as bytes that do not compress, and so may the rest.
+    fn most(&self) -> u64 {
+        let pages = self.pages_max.saturating_mul(2 * (PAGE_BYTES as u64 + 64));
+        pages.saturating_add(2 * REST_MAX as u64)
     }
 
     /// Takes the next bytes of the segment.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<(), ReceiveError> {
+        if self.bytes + bytes.len() as u64 > self.most() {
+            return Err(self.refused(IngestError::TooLarge { pages_max: self.pages_max }));
+        }
         let failed = |source| StoreError::Write(self.path.clone(), source);
         self.file.write_all(bytes).map_err(failed)?;
         self.bytes += bytes.len() as u64;
@@ -62,6 +85,9 @@ impl Incoming {
                 let (of, found) = (head.node, head.id);
                 return Err(ReceiveError::Other { node: node.clone(), id, of, found });
             }
+            (None, Frame::Head(head)) if head.blocks.pages() > self.pages_max => {
+                Err(IngestError::TooLarge { pages_max: self.pages_max })
+            }
             (None, Frame::Head(head)) => {
                 self.find_base(&head)?;
                 self.coming = Some(Coming::new(*head));
@@ -76,17 +102,27 @@ impl Incoming {
     /// is read from the disk.
     fn find_base(&self, head: &Head) -> Result<(), ReceiveError> {
         let Some(base) = head.base else { return Ok(()) };
-        let pages = self.store.shared.pages(&self.node);
-        let mut receiver = locked(&pages);
-        if receiver.has() != Some(base) && self.store.shared.lock().has(&self.node, base) {
-            *receiver = Receiver::default();
-            *receiver = match self.store.replayed(&self.node, base) {
+        let index = self.store.shared.lock();
+        let (is_there, can) = (index.has(&self.node, base), index.can_be_added_to(&self.node, base));
+        drop(index);
+        if !can {
+            return Err(self.refused(IngestError::OtherBase { base: Some(base), has: None }));
+        }
+        let own = self.store.shared.node(&self.node);
+        let has = own.pages().has();
+        if has != Some(base) && is_there {
+            let replayed = match self.store.replayed(&self.node, base) {
                 Ok((replayed, _)) => replayed,
                 Err(ImageError::Store(error)) => return Err(error.into()),
                 Err(error) => return Err(ReceiveError::Base(self.node.clone(), self.id, Box::new(error))),
             };
+            let mut receiver = own.pages();
+            // Another may have been completed meanwhile: it is not put back.
+            if receiver.has() == has {
+                *receiver = replayed;
+            }
         }
-        receiver.accepts(head).map_err(|error| self.refused(error))
+        own.pages().accepts(head).map_err(|error| self.refused(error))
     }
 
     /// Makes it a checkpoint: all of it compared and synced, segment named, manifest synced and named. `Ok` means durable.
@@ -96,10 +132,13 @@ impl Incoming {
             return Err(self.damaged(SegmentError::Short { at: self.bytes }));
         };
         self.file.sync().map_err(|source| StoreError::Write(self.path.clone(), source))?;
-        let pages = self.store.shared.pages(&self.node);
-        let mut receiver = locked(&pages);
+        // Another may have been completed while this one came.
+        may_come(&self.store.shared.lock(), &self.node, self.id)?;
+        self.find_base(coming.head())?;
+        let own = self.store.shared.node(&self.node);
+        let mut receiver = own.pages();
         let received = receiver.complete(coming).map_err(|error| self.refused(error))?;
-        let manifest = self.complete(received, description);
+        let manifest = self.complete(&own, received, description);
         if manifest.is_err() {
             // It knows pages now that are in no checkpoint: what was there is read from the disk when it is needed.
             *receiver = Receiver::default();
@@ -107,7 +146,12 @@ impl Incoming {
         manifest
     }
 
-    fn complete(&mut self, received: Received, description: Description) -> Result<Manifest, ReceiveError> {
+    fn complete(
+        &mut self,
+        own: &Node,
+        received: Received,
+        description: Description,
+    ) -> Result<Manifest, ReceiveError> {
         let store = self.store.clone();
         let mut index = store.shared.lock();
         let (node, id) = (self.node.clone(), self.id);
@@ -121,8 +165,10 @@ impl Incoming {
         let manifest = Manifest { node, id, base, description, bytes: self.bytes, root, state };
         self.publish(&manifest)?;
         index.completed(&self.node, id, Link { base, bytes: self.bytes });
-        // What cannot be removed now is removed at the next one: it is no reason to lose this.
-        drop(store.shared.prune(&mut index, &self.node));
+        // What cannot be removed now, also because somebody reads, is removed at the next one: it is no reason to lose this.
+        if let Some(_change) = own.try_change() {
+            drop(store.shared.prune(&mut index, &self.node));
+        }
         Ok(manifest)
     }
 
@@ -165,16 +211,6 @@ impl From<StoreError> for ReceiveError {
     fn from(error: StoreError) -> Self {
         Self::Begin(BeginError::Store(error))
     }
-}
-
-/// What is known of a node's pages; nothing, where a panic came between.
-pub(crate) fn locked(pages: &Mutex<Receiver>) -> MutexGuard<'_, Receiver> {
-    pages.lock().unwrap_or_else(|poisoned| {
-        let mut receiver = poisoned.into_inner();
-        *receiver = Receiver::default();
-        pages.clear_poison();
-        receiver
-    })
 }
 
 impl Drop for Incoming {

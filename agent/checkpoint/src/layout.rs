@@ -36,7 +36,11 @@ pub(crate) fn node_of(folder: &Path) -> Option<NodeId> {
 }
 
 pub(crate) fn manifest(root: &Path, of: &NodeId, id: CheckpointId) -> PathBuf {
-    node(root, of).join(format!("{id}.{MANIFEST}"))
+    node(root, of).join(manifest_name(id))
+}
+
+pub(crate) fn manifest_name(id: CheckpointId) -> String {
+    format!("{id}.{MANIFEST}")
 }
 
 pub(crate) fn segment(root: &Path, of: &NodeId, id: CheckpointId, base: Option<CheckpointId>) -> PathBuf {

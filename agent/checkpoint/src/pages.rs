@@ -36,6 +36,7 @@ pub use chain::{ChainError, PageSink, merge, read_back, replay};
 pub use compare::{CompareError, compare};
 pub use image::{RebuildError, UnreadableImage, rebuild};
 pub use ready::{ReadyError, ReadyImage};
+pub(crate) use receiver::REST_MAX;
 pub use receiver::{Coming, IngestError, Received, Receiver, Source};
 pub use rest::{RestError, header_of};
 pub use segment::{Frame, Head, RUN, SegmentError, SegmentReader, SegmentWriter};

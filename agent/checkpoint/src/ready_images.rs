@@ -24,10 +24,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use understudy_core::model::ids::NodeId;
 use understudy_core::model::records::CheckpointId;
 
-use crate::incoming::locked;
 use crate::manifest::{Damage, Manifest};
-use crate::pages::{CompareError, ReadyError, ReadyImage, UnreadableImage, compare};
+use crate::pages::{CompareError, ReadyError, ReadyImage, Receiver, Source, UnreadableImage, compare};
+use crate::save_image::SaveImage;
 use crate::store::{ImageError, ImageStore, StoreError};
+use crate::stream::PAGE_BYTES;
 
 /// A file that goes with whoever has it.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ impl Drop for Temporary {
 struct Kept {
     image: ReadyImage,
     file: Temporary,
+    manifest: Manifest,
 }
 
 /// The images that are kept ready.
@@ -84,6 +86,24 @@ impl Rooms {
         fits
     }
 
+    /// What a node has takes so much by now.
+    fn grew(&mut self, node: &NodeId, bytes: u64) {
+        if let Some(taken) = self.taken.get_mut(node) {
+            *taken = bytes;
+        }
+    }
+
+    /// Whether there may be room where there was none.
+    fn may_fit(&self, node: &NodeId, budget: u64) -> bool {
+        self.left_out.get(node).is_none_or(|needed| *needed <= self.free(node, budget))
+    }
+
+    /// The file system is full, whatever the budget says: it is not tried again while this agent runs.
+    fn has_none(&mut self, node: &NodeId) {
+        self.taken.remove(node);
+        self.left_out.insert(node.clone(), u64::MAX);
+    }
+
     fn forget(&mut self, node: &NodeId) {
         self.taken.remove(node);
         self.left_out.remove(node);
@@ -96,8 +116,7 @@ pub struct RestoreImage {
     /// What is known of the checkpoint.
     pub manifest: Manifest,
     file: Temporary,
-    /// Whether it was there already.
-    pub was_ready: bool,
+    ready: Option<ReadyImage>,
 }
 
 impl RestoreImage {
@@ -106,6 +125,21 @@ impl RestoreImage {
     pub fn path(&self) -> &Path {
         &self.file.0
     }
+
+    /// Whether it was there already.
+    #[must_use]
+    pub fn was_ready(&self) -> bool {
+        self.ready.is_some()
+    }
+}
+
+/// About how long an image is: the pages that are not zero, a mark for each that is, and the rest.
+fn bytes_of(receiver: &Receiver) -> u64 {
+    let pages = receiver.pages().map(|(_, _, source)| match source {
+        Source::Fill(0) => 9,
+        Source::Fill(_) | Source::Stored { .. } => PAGE_BYTES as u64 + 32,
+    });
+    pages.sum::<u64>() + receiver.rest().len() as u64 + SaveImage::PADDING as u64
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -138,84 +172,125 @@ impl ReadyImages {
         lock(&self.rooms).left_out.keys().cloned().collect()
     }
 
-    /// Brings the image of a node to its newest checkpoint.
+    /// Brings the image of a node to the checkpoint that a restore asks for first. For one node at a time: who comes while it
+    /// is under way finds nothing ready.
     ///
     /// # Errors
     /// When the checkpoint is damaged, or the disk does not do it. There is no image then.
     pub fn refresh(&self, node: &NodeId) -> Result<(), ImageError> {
-        let kept = lock(&self.nodes).entry(node.clone()).or_default().clone();
-        let mut kept = lock(&kept);
-        while let Some(newest) = self.store.complete(node).last().copied() {
-            if kept.as_ref().is_some_and(|kept| kept.image.id() == newest) {
+        let slot = lock(&self.nodes).entry(node.clone()).or_default().clone();
+        while let Some(wanted) = self.store.wanted(node) {
+            {
+                let mut kept = lock(&slot);
+                if kept.as_ref().is_some_and(|kept| kept.image.id() == wanted) {
+                    return Ok(());
+                }
+                // Short: a restore that comes meanwhile has it at once after that.
+                *kept = kept.take().and_then(|kept| self.update(node, wanted, kept));
+                if let Some(kept) = &*kept {
+                    lock(&self.rooms).grew(node, kept.image.bytes());
+                    continue;
+                }
+            }
+            if !lock(&self.rooms).may_fit(node, self.budget) {
                 return Ok(());
             }
-            let before = kept.take();
-            let updated = before.and_then(|before| self.update(node, newest, before));
-            let image = match updated {
-                Some(image) => image,
-                None if self.may_fit(node) => self.build(node, newest)?,
-                None => return Ok(()),
-            };
-            if !lock(&self.rooms).take(node, image.image.bytes(), self.budget) {
-                return Ok(());
+            let built = self.build(node, wanted);
+            let mut kept = lock(&slot);
+            match built {
+                Ok(Some(built)) => *kept = Some(built),
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    lock(&self.rooms).taken.remove(node);
+                    return Err(error);
+                }
             }
-            *kept = Some(image);
         }
         // Its checkpoints are gone.
-        *kept = None;
+        *lock(&slot) = None;
         lock(&self.rooms).forget(node);
         Ok(())
     }
 
     /// The image with what later checkpoints changed; none where it has to be built anew.
-    fn update(&self, node: &NodeId, newest: CheckpointId, kept: Kept) -> Option<Kept> {
-        let Kept { mut image, file } = kept;
+    fn update(&self, node: &NodeId, wanted: CheckpointId, kept: Kept) -> Option<Kept> {
+        let Kept { mut image, file, .. } = kept;
         let has = image.id();
-        let (last, chain) = self.store.chain_of(node, newest).ok()?;
-        let mut later: Vec<Manifest> =
-            std::iter::once(last).chain(chain).take_while(|of| of.id > has).collect();
+        let own = self.store.shared.node(node);
+        let _read = own.read();
+        let (manifest, chain) = self.store.chain_of(node, wanted).ok()?;
+        let mut later: Vec<&Manifest> =
+            std::iter::once(&manifest).chain(&chain).take_while(|of| of.id > has).collect();
         later.reverse();
         // What it has may be no part of the chain, or have become one with others: the image says so.
-        for manifest in &later {
+        later.first()?;
+        for manifest in later {
             let mut segment = self.store.segment(node, manifest).ok()?;
             image = image.apply(&mut segment).ok()?;
         }
-        Some(Kept { image, file })
+        Some(Kept { image, file, manifest })
     }
 
-    fn build(&self, node: &NodeId, id: CheckpointId) -> Result<Kept, ImageError> {
+    /// Builds one; none where there is no room for it.
+    fn build(&self, node: &NodeId, id: CheckpointId) -> Result<Option<Kept>, ImageError> {
+        let own = self.store.shared.node(node);
+        let _read = own.read();
+        let (receiver, chain) = self.store.replay_chain(node, id)?;
+        let Some(manifest) = chain.last().cloned() else { return Ok(None) };
+        // Before anything is written: the memory is there, or is not asked for.
+        if !lock(&self.rooms).take(node, bytes_of(&receiver), self.budget) {
+            return Ok(None);
+        }
         let file = Temporary(self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string()));
-        let (receiver, chain) = self.store.replayed(node, id)?;
         let segment = |number: u32| self.store.segment(node, &chain[number as usize]);
-        let image = ReadyImage::build(&file.0, &receiver, segment).map_err(|error| match error {
-            ReadyError::File(source) => StoreError::Write(file.0.clone(), source).into(),
-            error => ImageError::Damaged(node.clone(), id, Damage::Image(error.to_string())),
-        })?;
-        Ok(Kept { image, file })
+        match ReadyImage::build(&file.0, &receiver, segment) {
+            Ok(image) => {
+                lock(&self.rooms).grew(node, image.bytes());
+                Ok(Some(Kept { image, file, manifest }))
+            }
+            // The file system has less room than the budget: what else lies there needs it.
+            Err(ReadyError::File(source)) if source.kind() == io::ErrorKind::StorageFull => {
+                lock(&self.rooms).has_none(node);
+                Ok(None)
+            }
+            Err(ReadyError::File(source)) => Err(StoreError::Write(file.0.clone(), source).into()),
+            Err(error) => Err(ImageError::Damaged(node.clone(), id, Damage::Image(error.to_string()))),
+        }
     }
 
-    /// Whether there may be room by now where there was none.
-    fn may_fit(&self, node: &NodeId) -> bool {
-        let rooms = lock(&self.rooms);
-        rooms.left_out.get(node).is_none_or(|needed| *needed <= rooms.free(node, self.budget))
-    }
-
-    /// The image of a checkpoint: the one that is ready, or one that is made now.
+    /// The image of a checkpoint: the one that is ready, or one that is made now, on the disk of the checkpoints: where many
+    /// are restored at once a tmpfs has no room for those that were left out.
     ///
     /// # Errors
     /// When the checkpoint is not here, damaged, or cannot be read, or when the image cannot be made.
     pub fn take(&self, node: &NodeId, id: CheckpointId) -> Result<RestoreImage, ImageError> {
-        let manifest = self.store.checkpoint(node, id)?;
-        let kept = lock(&self.nodes).get(node).cloned();
-        let ready = kept.and_then(|kept| lock(&kept).take());
-        lock(&self.rooms).taken.remove(node);
-        if let Some(ready) = ready.filter(|ready| ready.image.id() == id) {
-            return Ok(RestoreImage { manifest, file: ready.file, was_ready: true });
+        let slot = lock(&self.nodes).get(node).cloned();
+        if let Some(slot) = slot {
+            let mut kept = lock(&slot);
+            if kept.as_ref().is_some_and(|kept| kept.image.id() == id)
+                && let Some(Kept { image, file, manifest }) = kept.take()
+            {
+                lock(&self.rooms).taken.remove(node);
+                return Ok(RestoreImage { manifest, file, ready: Some(image) });
+            }
         }
+        let manifest = self.store.checkpoint(node, id)?;
         // Removed also when it is not made whole.
-        let file = Temporary(self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string()));
+        let file = Temporary(self.store.shared.aside());
         self.store.write_image(node, id, &file.0)?;
-        Ok(RestoreImage { manifest, file, was_ready: false })
+        Ok(RestoreImage { manifest, file, ready: None })
+    }
+
+    /// One that was ready and has not been used is ready again.
+    pub fn give_back(&self, image: RestoreImage) {
+        let RestoreImage { manifest, file, ready: Some(image) } = image else { return };
+        let slot = lock(&self.nodes).get(&manifest.node).cloned();
+        if let Some(slot) = slot {
+            let mut kept = lock(&slot);
+            if kept.is_none() && lock(&self.rooms).take(&manifest.node, image.bytes(), self.budget) {
+                *kept = Some(Kept { image, file, manifest });
+            }
+        }
     }
 
     /// Reads all of an image and tells whether it is what the checkpoint is.
@@ -226,8 +301,9 @@ impl ReadyImages {
         let (node, id) = (&image.manifest.node, image.manifest.id);
         let failed = |source| StoreError::Read(image.path().to_owned(), source);
         let mut file = File::open(image.path()).map_err(failed)?;
-        let pages = self.store.shared.pages(node);
-        let known = locked(&pages);
+        let own = self.store.shared.node(node);
+        // What is known in memory, where it is of this checkpoint: the disk may be what fails.
+        let known = own.pages();
         let compared = if known.has() == Some(id) {
             compare(&mut file, &known)
         } else {

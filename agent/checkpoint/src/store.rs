@@ -13,10 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+};
 
 use understudy_core::model::ids::{Epoch, NodeId};
 use understudy_core::model::records::CheckpointId;
+use understudy_core::model::units::MiB;
 
 pub use error::{BeginError, ImageError, ReceiveError, StoreError};
 pub(crate) use index::{Index, Link};
@@ -24,17 +27,57 @@ pub(crate) use index::{Index, Link};
 use crate::files::{self, Disk, Files};
 use crate::incoming::Incoming;
 use crate::layout::{self, EPOCH};
-use crate::manifest::{self, BYTES_MAX, Description, Manifest};
+use crate::manifest::{self, BYTES_MAX, Damage, Description, Manifest};
 use crate::pages::Receiver;
 use crate::pieces::Pieces;
 use index::Held;
+
+/// What is held while somebody works with the checkpoints of one node: first this, then the index.
+#[derive(Debug, Default)]
+pub(crate) struct Node {
+    /// What is known of the pages of one checkpoint, the newest as a rule. Taken before `files`, where both are.
+    pages: Mutex<Receiver>,
+    /// Held by whoever reads segments, so that none of them goes meanwhile, and alone by whoever removes or replaces some.
+    files: RwLock<()>,
+}
+
+impl Node {
+    /// What is known of its pages; nothing at first, or where a panic came between.
+    pub(crate) fn pages(&self) -> MutexGuard<'_, Receiver> {
+        self.pages.lock().unwrap_or_else(|poisoned| {
+            let mut receiver = poisoned.into_inner();
+            *receiver = Receiver::default();
+            self.pages.clear_poison();
+            receiver
+        })
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, ()> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn change(&self) -> RwLockWriteGuard<'_, ()> {
+        self.files.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None while somebody reads.
+    pub(crate) fn try_change(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        match self.files.try_write() {
+            Ok(change) => Some(change),
+            Err(TryLockError::Poisoned(change)) => Some(change.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
 
 pub(crate) struct Shared {
     pub(crate) root: PathBuf,
     pub(crate) files: Box<dyn Files>,
     index: Mutex<Index>,
-    /// What is known of the pages of each node's newest checkpoint. Taken before the index, where both are.
-    pages: Mutex<BTreeMap<NodeId, Arc<Mutex<Receiver>>>>,
+    /// What is taken before the index, where both are: each node's own. It stays for as long as the store is open.
+    nodes: Mutex<BTreeMap<NodeId, Arc<Node>>>,
+    /// What the cluster's record names, until somebody needs to know it: whoever says so does not wait for the disk.
+    names: Mutex<BTreeMap<NodeId, CheckpointId>>,
     /// Taken while segments are merged: one node's at a time.
     compacting: Mutex<()>,
     next: AtomicU64,
@@ -43,18 +86,19 @@ pub(crate) struct Shared {
 impl Shared {
     /// The index is changed in single steps after the disk was, so that a panic elsewhere leaves it true.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = std::mem::take(&mut *self.names.lock().unwrap_or_else(PoisonError::into_inner));
+        for (node, id) in names {
+            if let Some(held) = index.0.get_mut(&node) {
+                held.named = BTreeSet::from([id]);
+            }
+        }
+        index
     }
 
-    /// What is known of a node's pages; nothing at first.
-    pub(crate) fn pages(&self, node: &NodeId) -> Arc<Mutex<Receiver>> {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        pages.entry(node.clone()).or_default().clone()
-    }
-
-    /// Nobody needs to know the pages of a node any more.
-    fn forget_pages(&self, node: &NodeId) {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    pub(crate) fn node(&self, node: &NodeId) -> Arc<Node> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.entry(node.clone()).or_default().clone()
     }
 
     /// A free name for a file that is not yet what it is to be.
@@ -62,8 +106,8 @@ impl Shared {
         layout::incoming(&self.root).join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// Removes checkpoints, in this order: what adds to another goes durably before that one. Their manifests go first, and
-    /// durably, so that a manifest never comes back without its segment.
+    /// Removes checkpoints, with each all that add to it. Their manifests go first, and durably, so that a manifest never comes
+    /// back without its segment; one that comes back without what it adds to is half removed.
     fn remove(&self, index: &mut Index, node: &NodeId, ids: &[CheckpointId]) -> Result<(), StoreError> {
         let folder = layout::node(&self.root, node);
         let remove =
@@ -71,12 +115,15 @@ impl Shared {
         let mut segments = Vec::new();
         for id in ids {
             remove(layout::manifest(&self.root, node, *id))?;
-            self.files.sync_dir(&folder).map_err(|source| StoreError::Remove(folder.clone(), source))?;
             let Some(held) = index.0.get_mut(node) else { continue };
             held.named.remove(id);
             // Of one whose manifest is damaged the segment's name is not known: it goes when the store is next opened.
             segments.extend(held.complete.remove(id).flatten().map(|link| (*id, link.base)));
         }
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.files.sync_dir(&folder).map_err(|source| StoreError::Remove(folder.clone(), source))?;
         let mut segments = segments.into_iter();
         segments.try_for_each(|(id, base)| remove(layout::segment(&self.root, node, id, base)))
     }
@@ -177,7 +224,8 @@ impl ImageStore {
             root: root.to_owned(),
             files,
             index: Mutex::new(index),
-            pages: Mutex::default(),
+            nodes: Mutex::default(),
+            names: Mutex::default(),
             compacting: Mutex::default(),
             next: AtomicU64::new(0),
         };
@@ -196,7 +244,8 @@ impl ImageStore {
         self.shared.raise(&mut self.shared.lock(), node, epoch)
     }
 
-    /// Receives a checkpoint: the segment of this node and number that a reader gives. `Ok` means durable.
+    /// Receives a checkpoint: the segment of this node and number that a reader gives, of a guest with no more memory than its
+    /// description says. `Ok` means durable.
     ///
     /// # Errors
     /// Why it is none. [`ReceiveError::lacks_base`] tells whether the sender has to send the whole.
@@ -207,7 +256,7 @@ impl ImageStore {
         segment: &mut dyn Read,
         description: Description,
     ) -> Result<Manifest, ReceiveError> {
-        let mut incoming = self.begin(node, id)?;
+        let mut incoming = self.begin(node, id, description.memory)?;
         let mut pieces = Pieces::new(segment);
         while let Some(piece) = pieces.next().map_err(|error| ReceiveError::Read(node.clone(), id, error))? {
             incoming.take(piece)?;
@@ -216,12 +265,32 @@ impl ImageStore {
     }
 
     /// Begins to receive a checkpoint.
-    pub(crate) fn begin(&self, node: &NodeId, id: CheckpointId) -> Result<Incoming, ReceiveError> {
+    pub(crate) fn begin(
+        &self,
+        node: &NodeId,
+        id: CheckpointId,
+        memory: MiB,
+    ) -> Result<Incoming, ReceiveError> {
         let mut index = self.shared.lock();
         may_come(&index, node, id)?;
         self.shared.raise(&mut index, node, id.epoch).map_err(BeginError::Store)?;
         drop(index);
-        Ok(Incoming::new(self.clone(), node.clone(), id)?)
+        Ok(Incoming::new(self.clone(), node.clone(), id, memory)?)
+    }
+
+    /// The checkpoint that a restore asks for first: the one that the cluster's record names, else the newest.
+    #[must_use]
+    pub fn wanted(&self, node: &NodeId) -> Option<CheckpointId> {
+        self.shared.lock().wanted(node)
+    }
+
+    /// The nodes of which something was found damaged since this was opened, and has not been replaced, each with what and
+    /// which.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<ImageError> {
+        let index = self.shared.lock();
+        let damaged = index.0.iter().filter_map(|(node, held)| Some((node, held.damaged.clone()?)));
+        damaged.map(|(node, (id, damage))| ImageError::Damaged(node.clone(), id, damage)).collect()
     }
 
     /// The nodes of which anything is kept, be it only the highest epoch.
@@ -239,24 +308,31 @@ impl ImageStore {
     /// The checkpoint that the cluster's record names for a node: it is kept, however many newer ones arrive, until
     /// another is named. Without this, a host that received what its peers did not would remove the one they share.
     pub fn name(&self, node: &NodeId, id: CheckpointId) {
-        if let Some(held) = self.shared.lock().0.get_mut(node) {
-            held.named = BTreeSet::from([id]);
-        }
+        let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(node.clone(), id);
     }
 
     /// Removes what is neither among a node's newest two, nor named, nor newer than that, nor added to by those; how many.
     /// Whatever comes in does so by itself.
     pub fn prune(&self, node: &NodeId) -> Result<usize, StoreError> {
+        let own = self.shared.node(node);
+        let _change = own.change();
         self.shared.prune(&mut self.shared.lock(), node)
     }
 
     /// Removes a node's checkpoints; the highest epoch seen stays, so that nothing older comes in later.
     pub fn drop_images(&self, node: &NodeId) -> Result<(), StoreError> {
-        self.shared.forget_pages(node);
+        let own = self.shared.node(node);
+        *own.pages() = Receiver::default();
+        let _change = own.change();
         let mut index = self.shared.lock();
         let ids: Vec<CheckpointId> =
             index.0.get(node).map_or_else(Vec::new, |held| held.complete.keys().rev().copied().collect());
-        self.shared.remove(&mut index, node, &ids)
+        self.shared.remove(&mut index, node, &ids)?;
+        if let Some(held) = index.0.get_mut(node) {
+            held.damaged = None;
+        }
+        Ok(())
     }
 
     /// Removes all of a node, its highest epoch included: for a node that was deleted, whose name may come again.
@@ -267,7 +343,10 @@ impl ImageStore {
         held.seen_is_durable = false;
         let (files, folder) = (&*self.shared.files, layout::node(&self.shared.root, node));
         let failed = |source| StoreError::Remove(folder.clone(), source);
-        files.remove(&folder.join(EPOCH)).map_err(failed)?;
+        // Segments that nothing named any more, too.
+        for left in files.list(&folder).map_err(failed)? {
+            files.remove(&left).map_err(failed)?;
+        }
         files.remove_dir(&folder).map_err(failed)?;
         files.sync_dir(&layout::nodes(&self.shared.root)).map_err(failed)?;
         index.0.remove(node);
@@ -294,13 +373,31 @@ fn read_node(files: &dyn Files, folder: &Path) -> (Held, Vec<StoreError>) {
     let bytes = files.read(&path, 64).map_err(|source| StoreError::Read(path.clone(), source));
     let entries = files.list(folder).map_err(|source| StoreError::Read(folder.to_owned(), source));
     let entries = entries.map_err(|fault| faults.push(fault)).unwrap_or_default();
-    let mut complete = BTreeMap::new();
+    let (mut complete, mut damaged) = (BTreeMap::new(), None);
     for (path, id) in entries.iter().filter_map(|path| Some((path, layout::manifest_of(path)?))) {
         let bytes = files.read(path, BYTES_MAX).map_err(|source| StoreError::Read(path.clone(), source));
         let bytes = bytes.map_err(|fault| faults.push(fault)).ok().flatten();
-        let manifest = bytes.and_then(|bytes| manifest::decode(&bytes).ok());
-        let link = manifest.filter(|manifest| manifest.id == id);
-        complete.insert(id, link.map(|manifest| Link { base: manifest.base, bytes: manifest.bytes }));
+        let manifest = bytes.map(|bytes| manifest::decode(&bytes)).and_then(|manifest| match manifest {
+            Ok(manifest) if manifest.id == id => Some(manifest),
+            Ok(_) => {
+                damaged = Some((id, Damage::Misplaced));
+                None
+            }
+            Err(damage) => {
+                damaged = Some((id, damage));
+                None
+            }
+        });
+        complete.insert(id, manifest.map(|manifest| Link { base: manifest.base, bytes: manifest.bytes }));
+    }
+    // Half removed: what it adds to is gone.
+    for id in complete.keys().copied().collect::<Vec<_>>() {
+        let base = complete.get(&id).copied().flatten().and_then(|link: Link| link.base);
+        if base.is_some_and(|base| !complete.contains_key(&base)) {
+            complete.remove(&id);
+            let path = folder.join(layout::manifest_name(id));
+            faults.extend(files.remove(&path).map_err(|source| StoreError::Remove(path, source)).err());
+        }
     }
     let segments = entries.iter().filter_map(|path| Some((path, layout::segment_of(path)?)));
     // What a damaged manifest says is not known: whoever mends it needs the segment.
@@ -326,7 +423,7 @@ fn read_node(files: &dyn Files, folder: &Path) -> (Held, Vec<StoreError>) {
     let proven = complete.last_key_value().map_or(seen, |(newest, _)| seen.max(newest.epoch));
     let seen_is_durable = durable && proven == seen;
     let named = complete.keys().copied().collect();
-    (Held { seen: proven, seen_is_durable, unreadable, named, complete }, faults)
+    (Held { seen: proven, seen_is_durable, unreadable, damaged, merge_from: 0, named, complete }, faults)
 }
 
 #[cfg(test)]

@@ -93,6 +93,11 @@ pub(super) async fn receive(
     let decided = (shipment.id.epoch, revision.transpose()?);
     let me = &state.parts.config.host;
     wanted(state.snapshots.clone(), me, &shipment.node, decided).await?;
+    let most = state.snapshots.borrow().view.nodes.get(&shipment.node).map(|known| known.value.spec.memory);
+    let memory = shipment.description.memory;
+    if let Some(most) = most.filter(|most| memory > *most) {
+        return Err(bad(format!("it is of a guest of {memory}, {} has {most}", shipment.node)));
+    }
     let (sender, receiver) = mpsc::channel(AHEAD);
     let node = shipment.node.clone();
     let images = state.parts.images.clone();
@@ -118,6 +123,8 @@ pub(super) async fn receive(
             Ok(StatusCode::NO_CONTENT)
         }
         Ok(Err(error)) if error.lacks_base() => {
+            // It may be damaged: that is told.
+            keep_ready(&state.parts, &state.events, Vec::new());
             Err(Refusal::new(StatusCode::PRECONDITION_FAILED, chain(&error)))
         }
         Ok(Err(error)) => Err(Refusal::new(StatusCode::CONFLICT, chain(&error))),

@@ -164,7 +164,8 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     busy.copy_faults.insert(nodes[2].clone(), fault.into());
     metrics.cluster_seen(&view, &report, true, Some(Duration::from_millis(4_500)), &busy);
     metrics.checkpoint_done(&nodes[2], UnixMillis(52_500), 40, 1 << 20);
-    let shown = |wanted: [(&str, &[&str]); 11]| {
+    metrics.kept(2, 1);
+    let shown = |wanted: [(&str, &[&str]); 13]| {
         for (metric, wanted) in wanted {
             assert_eq!(lines(&metrics, &format!("understudy_{metric}")), wanted, "{metric}");
         }
@@ -174,6 +175,8 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         ("nodes_waiting_for_state", &[" 1"]),
         ("backup_deficit", &[" 3"]),
         ("checkpoint_copy_faults", &[" 1"]),
+        ("checkpoints_damaged", &[" 2"]),
+        ("ready_images_left_out", &[" 1"]),
         ("leader", &[" 1"]),
         ("lease_remaining_seconds", &[" 4.5"]),
         (

@@ -43,6 +43,10 @@ impl Runtime {
 
     pub(super) fn job_ended(&mut self, job: Box<Job>, outcome: Outcome) {
         log_outcome(&job, &outcome);
+        if matches!(job.action, HostAction::Restore { .. }) {
+            // It may have found one of its checkpoints damaged.
+            effects::checkpoint::tell(&self.parts, &self.sender);
+        }
         self.inform(Input::Finished { job, outcome });
     }
 
@@ -101,6 +105,8 @@ impl Runtime {
         self.parts.tasks.block("deletion of images", move || {
             ready.forget(&node);
             let dropped = if forget { images.forget(&node) } else { images.drop_images(&node) };
+            // What was made ready between the two.
+            ready.forget(&node);
             if let Err(error) = dropped {
                 tracing::warn!(%node, error = %chain(&error), "cannot delete checkpoint images");
             }

@@ -38,7 +38,7 @@ use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::Store;
 
-pub use effects::checkpoint::{Trackers, keep_ready};
+pub use effects::checkpoint::{Keeping, Trackers, keep_ready};
 pub use effects::fence::{LeaseEvent, Members, OpenStore};
 pub use event::Event;
 pub use leader::{admission, trial};
@@ -80,6 +80,8 @@ pub struct Parts {
     pub images: Arc<ImageStore>,
     /// What of them can be restored at once.
     pub ready_images: Arc<ReadyImages>,
+    /// For which nodes that is seen to at present.
+    pub keeping: Keeping,
     /// What is known of the pages of this host's primaries.
     pub trackers: Trackers,
     /// The processes of this host's members.
@@ -421,10 +423,15 @@ impl Runtime {
     fn cache_changed(&mut self, faults: &[crate::keys::Unreadable]) {
         self.synced = true;
         let checkpoints = &self.cache.view().checkpoints;
+        let mut named = Vec::new();
         for (node, _, known) in diff(&self.named, checkpoints) {
             if let Some(copy) = known.and_then(|known| known.value.on(&self.parts.config.host)) {
                 self.parts.images.name(node, copy.id);
+                named.push(node.clone());
             }
+        }
+        if !named.is_empty() {
+            keep_ready(&self.parts, &self.sender, named);
         }
         self.named = checkpoints.clone();
         self.inform_of_records();

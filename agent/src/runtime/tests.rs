@@ -9,6 +9,7 @@ mod guests;
 mod migrating_out;
 mod recovery;
 mod resting;
+mod restoring;
 mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,6 +111,7 @@ impl Rig {
                 ReadyImages::open(images.clone(), &home.path().join("ready"), MiB(512).bytes()).unwrap(),
             ),
             images: Arc::new(images),
+            keeping: Default::default(),
             trackers: Default::default(),
             members: Default::default(),
             tasks: Default::default(),

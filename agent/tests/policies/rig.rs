@@ -110,6 +110,7 @@ impl Agent {
             policies: Arc::new(Policies::open(&config, &metrics)),
             ready_images: Arc::new(ReadyImages::open(images.clone(), &home.join("ready"), 0).unwrap()),
             images: Arc::new(images),
+            keeping: Default::default(),
             trackers: Default::default(),
             members: Default::default(),
             tasks: Default::default(),

@@ -5,7 +5,7 @@
 
 use understudy_core::model::records::CheckpointId;
 
-use super::segment::{Frame, Given, Head, Pages};
+use super::segment::{Frame, Given, Head, NAMED_MAX, Pages};
 use super::table::{Blocks, PageDigest, PageKey};
 use crate::digest::Digest;
 use crate::stream::PAGE_BYTES as PAGE;
@@ -73,6 +73,12 @@ pub enum IngestError {
     /// The rest of the state is larger than any guest's.
     #[error("the rest of its state is larger than {} MiB", REST_MAX >> 20)]
     Rest,
+    /// It is of a guest with more memory than was announced, or longer than any such segment.
+    #[error("it has more than a guest of {pages_max} pages can have")]
+    TooLarge {
+        /// The most.
+        pages_max: u64,
+    },
     /// It names a page that no block has.
     #[error("it names page {} of RAM block {}, which is not there", .0.page, .0.block)]
     Page(PageKey),
@@ -89,7 +95,7 @@ fn shown(id: Option<CheckpointId>) -> String {
 }
 
 /// More of the rest of a state than any guest has: its devices, and its frame buffers where those are no RAM.
-pub(super) const REST_MAX: usize = 256 << 20;
+pub(crate) const REST_MAX: usize = 256 << 20;
 
 /// A segment that is coming: it needs no receiver before its end, so that one that stands still on its way keeps nobody.
 #[derive(Debug)]
@@ -152,6 +158,11 @@ impl Coming {
 
     /// The pages of one frame.
     fn pages(&mut self, pages: &Pages) -> Result<(), IngestError> {
+        let most = self.head.blocks.pages().saturating_mul(2).saturating_add(NAMED_MAX as u64);
+        let named = (self.changes.len() + pages.entries.len()) as u64;
+        if named > most || self.digests.len() as u64 > most {
+            return Err(IngestError::TooLarge { pages_max: self.head.blocks.pages() });
+        }
         self.digests.extend(pages.stored().map(|page| PageDigest::of(page)));
         for (key, given) in &pages.entries {
             let index = self.head.blocks.index(*key).ok_or(IngestError::Page(*key))?;

@@ -33,7 +33,7 @@ const MAGIC: &[u8; 8] = b"UNDSPG1\n";
 /// back by decompressing no more than that.
 pub const RUN: usize = 64;
 /// Pages that one frame names at most.
-const NAMED_MAX: usize = 4096;
+pub(super) const NAMED_MAX: usize = 4096;
 /// The longest payload that is read.
 pub(super) const PAYLOAD_MAX: usize = 1 << 20;
 /// Bytes of the rest of the state in one frame.

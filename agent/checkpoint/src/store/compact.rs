@@ -39,7 +39,14 @@ impl ImageStore {
             Err(TryLockError::Poisoned(one)) => one.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(false),
         };
-        let chain = self.shared.lock().0.get(node).map(super::Held::below).unwrap_or_default();
+        let (chain, merge_from) = {
+            let index = self.shared.lock();
+            let Some(held) = index.0.get(node) else { return Ok(false) };
+            (held.below(), held.merge_from)
+        };
+        if chain.len() < merge_from {
+            return Ok(false);
+        }
         let Some(((_, whole), added)) = chain.split_first() else { return Ok(false) };
         let bytes: u64 = added.iter().map(|(_, link)| link.bytes).sum();
         let merged = if added.is_empty() || whole.base.is_some() {
@@ -52,7 +59,11 @@ impl ImageStore {
             return Ok(false);
         };
         let aside = self.shared.aside();
-        let made = self.merge(node, merged, &aside);
+        let made = self.merge(node, merged, &aside).inspect_err(|error| self.remember(error));
+        if let Some(held) = self.shared.lock().0.get_mut(node) {
+            // A disk without room has none for the next try either, and other nodes' checkpoints need what there is.
+            held.merge_from = if made.is_err() { chain.len() + ADDED } else { 0 };
+        }
         if made.is_err() {
             drop(self.shared.files.remove(&aside));
         }
@@ -74,6 +85,8 @@ impl ImageStore {
             let (id, link) = merged[number];
             files.open(&layout::segment(&self.shared.root, node, id, link.base))
         };
+        let own = self.shared.node(node);
+        let read = own.read();
         let head = merge(merged.len(), segment, &mut out).map_err(|error| match error {
             ChainError::Read(source) if out.failed => failed(source).into(),
             ChainError::Read(source) => {
@@ -83,6 +96,8 @@ impl ImageStore {
         })?;
         let bytes = out.bytes;
         file.sync().map_err(failed)?;
+        drop(read);
+        let _change = own.change();
         let mut index = self.shared.lock();
         let base_is_there = head.base.is_none_or(|base| index.has(node, base));
         let held = index.0.get_mut(node);

@@ -122,6 +122,7 @@ impl ReceiveError {
                 }
                 IngestError::OtherRest
                 | IngestError::Rest
+                | IngestError::TooLarge { .. }
                 | IngestError::Page(_)
                 | IngestError::NotStored(_)
                 | IngestError::Order(_) => false,

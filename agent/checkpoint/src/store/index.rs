@@ -11,11 +11,16 @@ use std::path::PathBuf;
 use understudy_core::model::ids::{Epoch, NodeId};
 use understudy_core::model::records::CheckpointId;
 
+use crate::manifest::Damage;
+
 /// How many complete checkpoints of a node are kept: the newest, and the one before it should the newest be damaged.
 const GENERATIONS: usize = 2;
 /// How many are kept that are newer than what the cluster's record names: a write that names one may be on its way. The
 /// sender waits for each write's outcome, so that there are one or two.
 pub(super) const NEWER: usize = 8;
+
+/// Segments that one checkpoint consists of at the most: several times what there are where they are made fewer in time.
+pub(super) const CHAIN_MAX: usize = 4 * super::compact::ADDED;
 
 /// What a checkpoint consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +41,10 @@ pub(crate) struct Held {
     /// The file that should say which epoch was seen and does not: nothing comes in for the node until it does, because
     /// nothing older could be refused. What is complete is there all the same.
     pub(super) unreadable: Option<PathBuf>,
+    /// What was found damaged, until a checkpoint is complete that is whole by itself: nothing is added to any of these.
+    pub(super) damaged: Option<(CheckpointId, Damage)>,
+    /// How many segments lie below the oldest that is kept before it is tried again to make them one: more after a failure.
+    pub(super) merge_from: usize,
     /// Never pruned: what the cluster's record names; after a start, until that is known, all that is found.
     pub(super) named: BTreeSet<CheckpointId>,
 }
@@ -57,10 +66,23 @@ impl Held {
         self.complete.keys().rev().copied().enumerate().filter(is_kept).map(|(_, id)| id)
     }
 
-    /// What nothing that is kept needs, the newest first: so that what is left has what it adds to at every moment.
+    /// What nothing that is kept needs, the newest first: so that what is left has what it adds to at every moment. Where a
+    /// manifest cannot be read it may add to anything that is older.
     pub(super) fn old(&self) -> Vec<CheckpointId> {
-        let needed: BTreeSet<CheckpointId> =
-            self.kept().flat_map(|id| std::iter::once(id).chain(self.chain(id).map(|(id, _)| id))).collect();
+        let mut needed = BTreeSet::new();
+        for id in self.kept() {
+            let mut next = Some(id);
+            while let Some(id) = next.filter(|id| needed.insert(*id)) {
+                next = match self.complete.get(&id) {
+                    Some(Some(link)) => link.base.filter(|base| *base < id),
+                    Some(None) => {
+                        needed.extend(self.complete.range(..id).map(|(id, _)| *id));
+                        None
+                    }
+                    None => None,
+                };
+            }
+        }
         self.complete.keys().rev().filter(|id| !needed.contains(id)).copied().collect()
     }
 
@@ -91,6 +113,37 @@ impl Index {
     }
 
     pub(crate) fn completed(&mut self, node: &NodeId, id: CheckpointId, link: Link) {
-        self.0.entry(node.clone()).or_default().complete.insert(id, Some(link));
+        let held = self.0.entry(node.clone()).or_default();
+        held.complete.insert(id, Some(link));
+        if link.base.is_none() {
+            held.damaged = None;
+        }
+    }
+
+    /// Whether what a node has can be added to: it is not damaged as far as anybody knows, and the chain is not too long,
+    /// which it becomes where no segments can be made fewer.
+    pub(crate) fn can_be_added_to(&self, node: &NodeId, base: CheckpointId) -> bool {
+        let held = self.0.get(node).filter(|held| held.damaged.is_none());
+        held.is_some_and(|held| held.chain(base).count() <= CHAIN_MAX)
+    }
+
+    /// A manifest that could not be read, and can by now.
+    pub(crate) fn learn(&mut self, node: &NodeId, id: CheckpointId, link: Link) {
+        if let Some(known @ None) = self.0.get_mut(node).and_then(|held| held.complete.get_mut(&id)) {
+            *known = Some(link);
+        }
+    }
+
+    /// The one that the cluster's record names, else the newest.
+    pub(crate) fn wanted(&self, node: &NodeId) -> Option<CheckpointId> {
+        let held = self.0.get(node)?;
+        let named = held.named.last().filter(|named| held.complete.contains_key(named));
+        named.copied().or_else(|| self.newest(node))
+    }
+
+    pub(crate) fn found_damaged(&mut self, node: &NodeId, id: CheckpointId, damage: Damage) {
+        if let Some(held) = self.0.get_mut(node) {
+            held.damaged = Some((id, damage));
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use understudy_core::model::ids::NodeId;
 use understudy_core::model::records::CheckpointId;
 
-use super::{ImageError, ImageStore, StoreError};
+use super::{ImageError, ImageStore, Link, StoreError};
 use crate::layout;
 use crate::manifest::{self, BYTES_MAX, Damage, Manifest};
 use crate::pages::{ChainError, RebuildError, Receiver, rebuild, replay};
@@ -26,7 +26,9 @@ impl ImageStore {
     /// # Errors
     /// When it is not there, damaged as far as that shows, or cannot be read.
     pub fn checkpoint(&self, node: &NodeId, id: CheckpointId) -> Result<Manifest, ImageError> {
-        self.chain_of(node, id).map(|(newest, _)| newest)
+        let own = self.shared.node(node);
+        let _read = own.read();
+        self.chain_of(node, id).map(|(newest, _)| newest).inspect_err(|error| self.remember(error))
     }
 
     /// The newest checkpoint of a node that can be used as far as a look tells, and what was found wrong with newer ones.
@@ -58,7 +60,9 @@ impl ImageStore {
     /// # Errors
     /// When the checkpoint is not there, damaged, or cannot be read, or when the image cannot be written.
     pub fn write_image(&self, node: &NodeId, id: CheckpointId, to: &Path) -> Result<(), ImageError> {
-        let (receiver, chain) = self.replayed(node, id)?;
+        let own = self.shared.node(node);
+        let _read = own.read();
+        let (receiver, chain) = self.replay_chain(node, id)?;
         let written = |source| StoreError::Write(to.to_owned(), source);
         // A guest's memory is nobody else's to read.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
@@ -84,6 +88,28 @@ impl ImageStore {
         node: &NodeId,
         id: CheckpointId,
     ) -> Result<(Receiver, Vec<Manifest>), ImageError> {
+        let own = self.shared.node(node);
+        let _read = own.read();
+        self.replay_chain(node, id)
+    }
+
+    /// The same, for whoever reads already. What is damaged is remembered: nothing is added to it any more.
+    pub(crate) fn replay_chain(
+        &self,
+        node: &NodeId,
+        id: CheckpointId,
+    ) -> Result<(Receiver, Vec<Manifest>), ImageError> {
+        self.read_chain(node, id).inspect_err(|error| self.remember(error))
+    }
+
+    /// Remembers what is damaged.
+    pub(crate) fn remember(&self, error: &ImageError) {
+        if let ImageError::Damaged(node, id, damage) = error {
+            self.shared.lock().found_damaged(node, *id, damage.clone());
+        }
+    }
+
+    fn read_chain(&self, node: &NodeId, id: CheckpointId) -> Result<(Receiver, Vec<Manifest>), ImageError> {
         let (newest, mut chain) = self.chain_of(node, id)?;
         chain.insert(0, newest);
         chain.reverse();
@@ -158,7 +184,11 @@ impl ImageStore {
             Some(found) if found != manifest.bytes => {
                 Err(Damage::Size { segment, expected: manifest.bytes, found })
             }
-            Some(_) => Ok(manifest),
+            Some(_) => {
+                let link = Link { base: manifest.base, bytes: manifest.bytes };
+                self.shared.lock().learn(node, id, link);
+                Ok(manifest)
+            }
         })
     }
 }

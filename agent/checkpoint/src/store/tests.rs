@@ -139,7 +139,7 @@ fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
                 }
             }
             Step::Abort(id) => {
-                let Ok(mut incoming) = store.begin(&node(), id) else { continue };
+                let Ok(mut incoming) = store.begin(&node(), id, MiB(128)) else { continue };
                 acknowledged.epoch = acknowledged.epoch.max(id.epoch);
                 drop(incoming.take(&segment(id, None)[..5_000]));
             }
@@ -201,7 +201,7 @@ fn check(disk: &WeakDisk, acknowledged: &Acknowledged, context: &str) {
     }
     assert!(store.seen_epoch(&node()) >= acknowledged.epoch, "{context}");
     if acknowledged.epoch > Epoch(1) && !acknowledged.forgotten {
-        let old = store.begin(&node(), id(1, 99)).map(drop);
+        let old = store.begin(&node(), id(1, 99), MiB(128)).map(drop);
         assert!(matches!(old, Err(ReceiveError::Begin(BeginError::OldEpoch { .. }))), "{context}: {old:?}");
     }
     for path in disk.paths() {
@@ -374,15 +374,15 @@ fn older_epochs_and_repeated_checkpoints_are_refused_also_on_their_way_and_after
     let store = ImageStore::open(folder.path()).unwrap();
     receive(&store, id(3, 7)).unwrap();
     for again in [id(3, 7), id(3, 1)] {
-        let refused = store.begin(&node(), again);
+        let refused = store.begin(&node(), again, MiB(128));
         let refused = refused.err();
         assert!(
             matches!(&refused, Some(ReceiveError::Begin(BeginError::NotNewer { newest, .. })) if *newest == id(3, 7)),
             "{refused:?}"
         );
     }
-    let mut on_its_way = store.begin(&node(), id(3, 8)).unwrap();
-    let mut overtaken = store.begin(&node(), id(5, 1)).unwrap();
+    let mut on_its_way = store.begin(&node(), id(3, 8), MiB(128)).unwrap();
+    let mut overtaken = store.begin(&node(), id(5, 1), MiB(128)).unwrap();
     // A later beginning raised the epoch: what was on its way belongs to a primary that is none any more.
     on_its_way.take(&segment(id(3, 8), None)).unwrap();
     let refused = on_its_way.finish(description());
@@ -396,7 +396,7 @@ fn older_epochs_and_repeated_checkpoints_are_refused_also_on_their_way_and_after
     drop(store);
     let store = ImageStore::open(folder.path()).unwrap();
     assert_eq!((store.seen_epoch(&node()), newest(&store)), (Epoch(5), None));
-    let refused = store.begin(&node(), id(4, 1)).err();
+    let refused = store.begin(&node(), id(4, 1), MiB(128)).err();
     assert!(matches!(refused, Some(ReceiveError::Begin(BeginError::OldEpoch { .. }))), "{refused:?}");
     store.forget(&node()).unwrap();
     assert!(store.nodes().is_empty());
@@ -460,16 +460,16 @@ fn an_unreadable_epoch_is_an_error_and_not_epoch_zero() {
     assert!(matches!(faults.as_slice(), [StoreError::Epoch(file)] if *file == path), "{faults:?}");
     assert_eq!(newest(&store), Some(id(3, 7)));
     assert!(store.checkpoint(&node(), id(3, 7)).is_ok());
-    let refused = store.begin(&node(), id(4, 1)).err();
+    let refused = store.begin(&node(), id(4, 1), MiB(128)).err();
     assert!(
         matches!(&refused, Some(ReceiveError::Begin(BeginError::Store(StoreError::Epoch(file)))) if *file == path),
         "{refused:?}"
     );
     let other: NodeId = "bob/exec-1".parse().unwrap();
-    assert!(store.begin(&other, id(1, 1)).is_ok());
+    assert!(store.begin(&other, id(1, 1), MiB(128)).is_ok());
     // Removed with its checkpoints, as its text says: it begins anew.
     store.forget(&node()).unwrap();
-    assert!(store.begin(&node(), id(4, 1)).is_ok());
+    assert!(store.begin(&node(), id(4, 1), MiB(128)).is_ok());
 }
 
 /// A file in the folder's place: as with a disk that is mounted read-only, nothing can be made there.
@@ -482,5 +482,5 @@ fn a_folder_that_cannot_be_made_is_open_and_takes_nothing() {
     let (store, faults) = ImageStore::open_as_it_is(&root);
     assert!(!faults.is_empty());
     assert_eq!(newest(&store), None);
-    assert!(store.begin(&node(), id(1, 1)).is_err());
+    assert!(store.begin(&node(), id(1, 1), MiB(128)).is_err());
 }

@@ -44,7 +44,7 @@ fn names_of_metrics_are_read_out_of_expressions() {
 fn the_alert_about_state_that_is_waited_for_looks_at_a_metric_that_exists_and_says_what_ends_the_wait() {
     let rules = rules_of("nodes.rules.yml");
     let alerts: Vec<&str> = rules.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
-    assert_eq!(alerts, ["UnderstudyNodeWaitsForState"]);
+    assert_eq!(alerts, ["UnderstudyNodeWaitsForState", "UnderstudyCheckpointDamaged"]);
     let (used, text) = (named(rules[0]["expr"].as_str().unwrap()), everything());
     assert_eq!(used, ["understudy_nodes_waiting_for_state"]);
     assert!(text.contains(&format!("# TYPE {} gauge", used[0])), "no such metric in {text}");
@@ -60,6 +60,20 @@ fn the_alert_about_state_that_is_waited_for_looks_at_a_metric_that_exists_and_sa
     ];
     let commands = ["understudy status", "understudy host drain", "understudy node start-afresh"];
     for part in hindrances.into_iter().chain(commands) {
+        assert!(next.contains(part), "nothing about {part}");
+    }
+}
+
+#[test]
+fn the_alert_about_damaged_checkpoints_looks_at_a_metric_that_exists_and_says_where_to_look() {
+    let rules = rules_of("nodes.rules.yml");
+    let rule =
+        rules.iter().find(|rule| rule["alert"].as_str() == Some("UnderstudyCheckpointDamaged")).unwrap();
+    let used = named(rule["expr"].as_str().unwrap());
+    assert_eq!(used, ["understudy_checkpoints_damaged"]);
+    assert!(everything().contains(&format!("# TYPE {} gauge", used[0])));
+    let next = rule["annotations"]["description"].as_str().unwrap();
+    for part in ["understudy status", "smartctl", "understudy host drain"] {
         assert!(next.contains(part), "nothing about {part}");
     }
 }

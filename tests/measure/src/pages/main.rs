@@ -94,7 +94,7 @@ fn measure(runs: u64, disk: &Path, memory: &Path) -> Result<Figures> {
         figures.read_copy_s.push(read(&beside)?);
         std::fs::remove_file(&beside)?;
         let restore = ready.take(&node, id)?;
-        ensure!(restore.was_ready, "the image of {id} was not ready");
+        ensure!(restore.was_ready(), "the image of {id} was not ready");
         figures.read_s.push(read(restore.path())?);
         let begun = Instant::now();
         ready.compare(&restore)?;

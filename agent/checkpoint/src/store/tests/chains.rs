@@ -28,13 +28,13 @@ fn a_checkpoint_that_breaks_off_or_is_overtaken_keeps_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::open(folder.path()).unwrap();
     receive(&store, id(1, 1)).unwrap();
-    let mut stands = store.begin(&node(), id(1, 2)).unwrap();
+    let mut stands = store.begin(&node(), id(1, 2), MiB(128)).unwrap();
     let bytes = segment(id(1, 2), Some(id(1, 1)));
     stands.take(&bytes[..bytes.len() - 10]).unwrap();
     add(&store, id(1, 3), Some(id(1, 1))).unwrap();
     stands.take(&bytes[bytes.len() - 10..]).unwrap();
     let refused = stands.finish(description()).unwrap_err();
-    assert!(refused.lacks_base(), "{refused:?}");
+    assert!(matches!(refused, ReceiveError::Begin(BeginError::NotNewer { .. })), "{refused:?}");
     add(&store, id(1, 4), Some(id(1, 3))).unwrap();
     check_state(&store, id(1, 4)).unwrap();
 }
@@ -70,4 +70,125 @@ fn however_many_come_few_segments_are_kept_and_every_checkpoint_stays_whole() {
     let store = ImageStore::open(folder.path()).unwrap();
     assert!(store.complete(&node()).len() <= 3, "{:?}", store.complete(&node()));
     check_state(&store, id(2, 40)).unwrap();
+}
+
+/// Whoever finds a damage has the sender send the whole: what is added to it would be lost with it.
+#[test]
+fn nothing_is_added_to_what_is_damaged_until_a_whole_one_has_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(folder.path()).unwrap();
+    receive(&store, id(1, 1)).unwrap();
+    add(&store, id(1, 2), Some(id(1, 1))).unwrap();
+    assert!(store.damaged().is_empty());
+    let whole = layout::segment(folder.path(), &node(), id(1, 1), None);
+    let mut bytes = std::fs::read(&whole).unwrap();
+    bytes[5_000] ^= 1;
+    std::fs::write(&whole, bytes).unwrap();
+    // What is known of the pages says nothing of the disk.
+    add(&store, id(1, 3), Some(id(1, 2))).unwrap();
+    store.verify(&node(), id(1, 2)).unwrap_err();
+    let [ImageError::Damaged(_, found, Damage::Content { segment, .. })] = &store.damaged()[..] else {
+        panic!("{:?}", store.damaged())
+    };
+    assert_eq!((*found, segment.as_str()), (id(1, 2), "1.1.pages"));
+    assert!(add(&store, id(1, 4), Some(id(1, 3))).unwrap_err().lacks_base());
+    receive(&store, id(1, 4)).unwrap();
+    assert!(store.damaged().is_empty());
+    add(&store, id(1, 5), Some(id(1, 4))).unwrap();
+    check_state(&store, id(1, 5)).unwrap();
+    // A manifest that cannot be read is found when the store is opened.
+    std::fs::write(layout::manifest(folder.path(), &node(), id(1, 4)), "none").unwrap();
+    drop(store);
+    let store = ImageStore::open(folder.path()).unwrap();
+    assert!(
+        matches!(&store.damaged()[..], [ImageError::Damaged(_, found, Damage::Manifest(_))] if *found == id(1, 4))
+    );
+    store.drop_images(&node()).unwrap();
+    assert!(store.damaged().is_empty());
+}
+
+/// Segments are not taken from under whoever reads them, and whoever brings the next one does not wait for that.
+#[test]
+fn what_is_read_stays_until_it_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(folder.path()).unwrap();
+    receive(&store, id(1, 1)).unwrap();
+    store.name(&node(), id(1, 1));
+    let own = store.shared.node(&node());
+    let read = own.read();
+    for sequence in 2..=5 {
+        receive(&store, id(1, sequence)).unwrap();
+        store.name(&node(), id(1, sequence));
+    }
+    assert_eq!(store.complete(&node()).len(), 5);
+    drop(read);
+    receive(&store, id(1, 6)).unwrap();
+    assert_eq!(store.complete(&node()).len(), 2);
+}
+
+/// A manifest that cannot be read for a moment may add to anything that is older.
+#[test]
+fn what_a_manifest_that_cannot_be_read_may_add_to_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(folder.path()).unwrap();
+    receive(&store, id(1, 1)).unwrap();
+    for sequence in 2..=4 {
+        add(&store, id(1, sequence), Some(id(1, sequence - 1))).unwrap();
+    }
+    drop(store);
+    let (manifest, aside) = (layout::manifest(folder.path(), &node(), id(1, 2)), folder.path().join("aside"));
+    std::fs::rename(&manifest, &aside).unwrap();
+    std::fs::create_dir(&manifest).unwrap();
+    let (store, faults) = ImageStore::open_as_it_is(folder.path());
+    assert!(matches!(faults.as_slice(), [StoreError::Read(path, _)] if *path == manifest), "{faults:?}");
+    store.name(&node(), id(1, 4));
+    assert_eq!(store.prune(&node()).unwrap(), 0);
+    assert!(!store.compact(&node()).unwrap());
+    std::fs::remove_dir(&manifest).unwrap();
+    std::fs::rename(&aside, &manifest).unwrap();
+    add(&store, id(1, 5), Some(id(1, 4))).unwrap();
+    for sequence in 1..=5 {
+        check_state(&store, id(1, sequence)).unwrap();
+    }
+}
+
+/// Where segments cannot be made fewer, a chain does not grow without end.
+#[test]
+fn a_chain_that_is_too_long_is_not_added_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(folder.path()).unwrap();
+    receive(&store, id(1, 1)).unwrap();
+    let refused = (2..200).find(|sequence| {
+        let added = add(&store, id(1, *sequence), Some(id(1, sequence - 1)));
+        store.name(&node(), id(1, *sequence));
+        added.is_err_and(|error| error.lacks_base())
+    });
+    assert_eq!(refused, Some(index::CHAIN_MAX as u64 + 2));
+    receive(&store, id(1, 100)).unwrap();
+    add(&store, id(1, 101), Some(id(1, 100))).unwrap();
+}
+
+#[test]
+fn a_segment_of_a_larger_guest_than_was_announced_is_refused_before_it_takes_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(folder.path()).unwrap();
+    let blocks = Blocks::new(vec![Block { name: "pc.ram".to_owned(), bytes: 1 << 40 }]).unwrap();
+    let root = blocks.root(std::iter::empty());
+    let mut writer = SegmentWriter::new(&Head { node: node(), id: id(1, 1), base: None, blocks });
+    let mut bytes = writer.take();
+    bytes.extend(writer.end(root).unwrap());
+    let refused = store.receive(&node(), id(1, 1), &mut &bytes[..], description()).unwrap_err();
+    assert!(!refused.lacks_base() && format!("{refused:?}").contains("TooLarge"), "{refused:?}");
+    // More pages than the guest has, again and again.
+    let pages = segment(id(1, 2), None);
+    let refused = store.receive(&node(), id(1, 2), &mut &endless(&pages)[..], description()).unwrap_err();
+    assert!(format!("{refused:?}").contains("TooLarge"), "{refused:?}");
+}
+
+/// The frame with the pages again and again.
+fn endless(segment: &[u8]) -> Vec<u8> {
+    let length = |at: usize| 21 + u32::from_le_bytes(segment[at + 1..at + 5].try_into().unwrap()) as usize;
+    let head_ends = 8 + length(8);
+    let frame = &segment[head_ends..head_ends + length(head_ends)];
+    [&segment[..head_ends], &frame.repeat(500)].concat()
 }

@@ -16,7 +16,8 @@ use understudy_core::host::{HostAction, Job, Outcome, Saved};
 use understudy_core::model::records::CheckpointId;
 
 pub(in crate::runtime) use copies::Copies;
-pub use kept::keep_ready;
+pub(in crate::runtime) use kept::tell;
+pub use kept::{Keeping, keep_ready};
 pub use trackers::Trackers;
 
 use crate::exit::chain;

@@ -76,10 +76,13 @@ impl Tracked {
         let mut files = files.map_err(CaptureError::Write)?;
         let mut copies: Vec<Wanted<'_>> =
             wanted.iter().zip(&mut files).map(|(base, out)| Wanted { base: *base, out }).collect();
-        let captured = capture(image, &mut self.tracker, of, &mut copies)?;
-        if captured.anew {
+        let blocks = self.tracker.as_ref().map(|tracker| tracker.blocks().clone());
+        let captured = capture(image, &mut self.tracker, of, &mut copies);
+        // Another tracker counts anew, also where the image came to nothing after that.
+        if blocks.as_ref() != self.tracker.as_ref().map(Tracker::blocks) {
             self.images.clear();
         }
+        let captured = captured?;
         self.images.insert(of.1, captured.image);
         while self.images.len() > KNOWN {
             self.images.pop_first();

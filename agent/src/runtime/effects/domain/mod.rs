@@ -9,7 +9,7 @@ pub(in crate::runtime) mod recovery;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use understudy_checkpoint::ImageError;
+use understudy_checkpoint::{Damage, ImageError};
 use understudy_core::death::Death;
 use understudy_core::host::Outcome;
 use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
@@ -112,7 +112,7 @@ pub(super) fn destroy(parts: &Parts, instance: InstanceId, death: &Death) -> Out
     }
 }
 
-pub(super) fn restore(
+pub(in crate::runtime) fn restore(
     parts: &Parts,
     node: &NodeId,
     instance: InstanceId,
@@ -120,13 +120,13 @@ pub(super) fn restore(
     environment: &str,
 ) -> Outcome {
     let mut steps = Steps::new(instance);
-    let image = match parts.ready_images.take(node, checkpoint) {
-        Ok(image) => image,
-        Err(error) => return no_image(&error),
-    };
     if let Err(error) = parts.permits.grant(instance, epoch, process::boottime(), PERMIT) {
         return Outcome::Failed(chain(&error));
     }
+    let image = match parts.ready_images.take(node, checkpoint) {
+        Ok(image) => image,
+        Err(error) => return leave_nothing(parts, instance, no_image(&error)),
+    };
     let reported = image.manifest.description.domain.get(ADDRESS);
     let address: Option<Ipv4Addr> = reported.and_then(|text| text.parse().ok());
     let spec = RestoreSpec {
@@ -136,33 +136,46 @@ pub(super) fn restore(
         role_disk: parts.config.environments.get(environment).cloned(),
         note: Note { epoch, address: address.map(Into::into) },
     };
-    steps.done(if image.was_ready { "image was ready" } else { "image made" });
+    steps.done(if image.was_ready() { "image was ready" } else { "image made" });
     // Read while libvirt does: the guest stands still until both are done.
     let (restored, compared) = std::thread::scope(|scope| {
         let compared = scope.spawn(|| parts.ready_images.compare(&image));
         (parts.hypervisor.restore(&spec), compared.join())
     });
-    if let Err(error) = restored {
-        if never_asked(&error) {
-            // There is nothing of this try, and without libvirtd that could not be proven.
+    let compared = match compared {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(not_the_same(&error)),
+        Err(_) => Some(Outcome::Failed("the image could not be compared with its digests".to_owned())),
+    };
+    let outcome = match (restored, compared) {
+        (Ok(_), None) => {
+            steps.done("restored, paused");
+            return Outcome::Loaded { address };
+        }
+        // There is nothing of this try, and without libvirtd that could not be proven.
+        (Err(error), compared) if never_asked(&error) => {
+            if compared.is_none() {
+                parts.ready_images.give_back(image);
+            }
             let revoked = parts.permits.revoke(instance);
             return Outcome::Failed(revoked.map_or_else(|error| chain(&error), |()| chain(&error)));
         }
         // Another runs here, and it is not this try's to end.
-        if is_anothers(&error) {
-            return Outcome::Unsure(chain(&error));
-        }
-        return leave_nothing(parts, instance, not_restored(&error));
-    }
-    steps.done("restored, paused");
-    let compared = match compared {
-        Ok(Ok(())) => return Outcome::Loaded { address },
-        // The checkpoint itself may be whole: the next try makes the image anew, of what matches its digests.
-        Ok(Err(error)) if image.was_ready => Outcome::Failed(chain(&error)),
-        Ok(Err(error)) => no_image(&error),
-        Err(_) => Outcome::Failed("the image could not be compared with its digests".to_owned()),
+        (Err(error), _) if is_anothers(&error) => return Outcome::Unsure(chain(&error)),
+        // Whatever libvirt said of it, it was not what the checkpoint is.
+        (_, Some(outcome)) => outcome,
+        (Err(error), None) => not_restored(&error),
     };
-    leave_nothing(parts, instance, compared)
+    leave_nothing(parts, instance, outcome)
+}
+
+/// An image that is not what it was made of: the checkpoint itself may be whole, and the next try makes the image anew, of
+/// what matches its digests.
+fn not_the_same(error: &ImageError) -> Outcome {
+    match error {
+        ImageError::Damaged(_, _, Damage::Image(_)) => Outcome::Failed(chain(error)),
+        ImageError::Store(_) | ImageError::Unknown(..) | ImageError::Damaged(..) => no_image(error),
+    }
 }
 
 /// A passing error of the disk is no damage.
@@ -173,13 +186,13 @@ fn no_image(error: &ImageError) -> Outcome {
     }
 }
 
-/// What is wrong with the image stays wrong; whether a refusal says that is for core to judge.
+/// Of an image that is what the checkpoint is: whose it is stays wrong. Whether a refusal says that something is wrong with
+/// the image, and not with the host, is for core to judge; also one to read it, for whatever reason.
 fn not_restored(error: &RestoreError) -> Outcome {
     let reason = chain(error);
     match error {
-        RestoreError::Damaged { .. } | RestoreError::OtherInstance { .. } | RestoreError::Describe(_) => {
-            Outcome::Damaged(reason)
-        }
+        RestoreError::OtherInstance { .. } | RestoreError::Describe(_) => Outcome::Damaged(reason),
+        RestoreError::Damaged { .. } => Outcome::Refused(reason),
         RestoreError::Restore { source, .. } => match source.refused() {
             Some(RefusalKind::Other | RefusalKind::BadDescription | RefusalKind::Unsupported) => {
                 Outcome::Refused(reason)
@@ -336,7 +349,7 @@ mod tests {
         let there = RestoreError::Restore { id, source: refuses(RefusalKind::AlreadyThere) };
         assert!(is_anothers(&there) && is_anothers(&RestoreError::AlreadyHere(id)) && !is_anothers(&asked));
         for (error, expected) in [
-            (RestoreError::Damaged { path: path(), source: refused() }, "damaged"),
+            (RestoreError::Damaged { path: path(), source: refused() }, "refused"),
             (RestoreError::OtherInstance { path: path(), wanted: id, found: id }, "damaged"),
             (RestoreError::Restore { id, source: refused() }, "refused"),
             (RestoreError::Restore { id, source: busy }, "failed"),
