@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use understudy_core::bounds::COPY_STALL;
-use understudy_core::host::{Offer, offered};
+use understudy_core::host::{Offer, SentBy, offered};
 use understudy_core::model::ids::{Epoch, HostId, NodeId};
 
 use super::{ApiState, Refusal};
@@ -43,7 +43,7 @@ async fn wanted(
     let mut offer = Offer::NotYet(format!("{me} has not read the store yet"));
     let decided = snapshots.wait_for(|seen| {
         if seen.synced {
-            offer = offered(&seen.view, me, node, decided);
+            offer = offered(&seen.view, me, SentBy::Local, node, decided);
         }
         !matches!(offer, Offer::NotYet(_))
     });

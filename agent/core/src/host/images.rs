@@ -1,8 +1,11 @@
 //! Owns the question whether this host takes an image of a node that somebody sends.
 //!
-//! Promises: an image is taken only under the very revision of the node's record that its sender decided from, and only by
-//! a host that this record names as a backup: one that is behind may yet hear that it is none, and drop what the store names
-//! by then; what the store cache may just not show yet is put off, not refused. Must not do: look at the image.
+//! Promises: an image is taken only under the very revision of the node's record that its sender decided from, only from
+//! the host that this record names as the primary's, and only by a host that it names as a backup: one that is behind may
+//! yet hear that it is none, and drop what the store names by then; what the store cache may just not show yet is put off,
+//! not refused. Must not do: look at the image, or at a certificate.
+
+use std::collections::BTreeSet;
 
 use crate::model::ids::{Epoch, HostId, NodeId};
 use crate::model::view::View;
@@ -18,13 +21,28 @@ pub enum Offer {
     Over(String),
 }
 
-/// Whether `me` takes an image of `node` that was taken in `epoch` and decided from this revision of the node's record; an
-/// agent of an earlier version does not say from which.
+/// Who sends an image.
+#[derive(Debug, Clone, Copy)]
+pub enum SentBy<'a> {
+    /// Somebody of this machine, over loopback, where agents have no certificates.
+    Local,
+    /// Whoever has the key of a certificate that names these hosts.
+    Certified(&'a BTreeSet<HostId>),
+}
+
+/// Whether `me` takes an image of `node` from this sender that was taken in `epoch` and decided from this revision of the
+/// node's record; an agent of an earlier version does not say from which.
 ///
 /// A stray image must not get in: the highest epoch of a node that was ever taken is remembered, and refuses all that are
 /// older. That of a record can be passed on; one above it was made up, or is of a record that is still on its way.
 #[must_use]
-pub fn offered(view: &View, me: &HostId, node: &NodeId, (epoch, revision): (Epoch, Option<u64>)) -> Offer {
+pub fn offered(
+    view: &View,
+    me: &HostId,
+    sender: SentBy<'_>,
+    node: &NodeId,
+    (epoch, revision): (Epoch, Option<u64>),
+) -> Offer {
     let Some(known) = view.nodes.get(node) else {
         return Offer::NotYet(format!("{me} knows no node {node}"));
     };
@@ -46,6 +64,16 @@ pub fn offered(view: &View, me: &HostId, node: &NodeId, (epoch, revision): (Epoc
     let reserved = record.holds_places(node.role()) && record.backups.iter().any(|backup| &backup.host == me);
     if !reserved {
         return Offer::NotYet(format!("{me} holds no place for {node} as far as it knows"));
+    }
+    let primary = record.primary.as_ref().map(|member| &member.host);
+    if let SentBy::Certified(hosts) = sender
+        && !primary.is_some_and(|host| hosts.contains(host))
+    {
+        let is = primary.map_or_else(|| "nowhere".to_owned(), |host| format!("on {host}"));
+        let names: Vec<&str> = hosts.iter().map(HostId::as_str).collect();
+        let names = if names.is_empty() { "no host of this cluster".to_owned() } else { names.join(", ") };
+        let text = format!("the primary of {node} is {is}, but the sender's certificate names {names}");
+        return Offer::NotYet(text);
     }
     Offer::Taken
 }
@@ -91,7 +119,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                offered(&cluster.view, &host(me), &node(of), (Epoch(epoch), None)),
+                offered(&cluster.view, &host(me), SentBy::Local, &node(of), (Epoch(epoch), None)),
                 expected,
                 "{me} {of} {epoch}"
             );
@@ -111,9 +139,33 @@ mod tests {
             (Some(known - 1), false, true),
             (Some(known + 1), false, false),
         ] {
-            let offer = offered(&cluster.view, &backup, &id, (epoch, revision));
+            let offer = offered(&cluster.view, &backup, SentBy::Local, &id, (epoch, revision));
             assert_eq!((offer == Offer::Taken, matches!(offer, Offer::Over(_))), (taken, over), "{offer:?}");
         }
+    }
+
+    /// The backup is itself a host with a good certificate: it may not send state in the primary's name.
+    #[test]
+    fn an_image_is_taken_only_from_the_host_of_the_nodes_primary() {
+        let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+        let (id, epoch) = (node("alice/exec-1"), cluster.record("alice/exec-1").epoch);
+        let backup = host(&cluster.backup_hosts("alice/exec-1")[0]);
+        let primary = host(&cluster.primary_host("alice/exec-1"));
+        let from = |cluster: &Cluster, hosts: &[&HostId]| {
+            let named = hosts.iter().copied().cloned().collect();
+            offered(&cluster.view, &backup, SentBy::Certified(&named), &id, (epoch, None))
+        };
+        assert_eq!(from(&cluster, &[&primary]), Offer::Taken);
+        assert_eq!(from(&cluster, &[&backup, &primary]), Offer::Taken);
+        let refused = |named: &str| {
+            Offer::NotYet(format!(
+                "the primary of {id} is on {primary}, but the sender's certificate names {named}"
+            ))
+        };
+        assert_eq!(from(&cluster, &[&backup]), refused(backup.as_str()));
+        assert_eq!(from(&cluster, &[]), refused("no host of this cluster"));
+        cluster.edit("alice/exec-1", |record| record.primary = None);
+        assert!(matches!(from(&cluster, &[&primary]), Offer::NotYet(_)));
     }
 
     /// Its backups are warm instances, and nobody would ever restore it.
@@ -122,7 +174,7 @@ mod tests {
         let cluster = Cluster::of(2).with(&["alice/display"]);
         let backup = host(&cluster.backup_hosts("alice/display")[0]);
         let epoch = cluster.record("alice/display").epoch;
-        let offer = offered(&cluster.view, &backup, &node("alice/display"), (epoch, None));
+        let offer = offered(&cluster.view, &backup, SentBy::Local, &node("alice/display"), (epoch, None));
         assert!(matches!(offer, Offer::NotYet(_)), "{offer:?}");
     }
 }

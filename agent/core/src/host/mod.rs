@@ -27,7 +27,7 @@ use std::net::Ipv4Addr;
 
 pub use agent::{HostAgent, HostSettings, LIBVIRTD_AWAY};
 pub use checkpoints::{Bases, Destination};
-pub use images::{Offer, offered};
+pub use images::{Offer, SentBy, offered};
 pub use input::{
     Condition, CopyEvent, DomainEvent, Effect, Input, Job, Outcome, Recorded, Records, Saved, Shown,
 };

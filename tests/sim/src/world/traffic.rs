@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use understudy_core::host::{Offer, SendWindows, offered};
+use understudy_core::host::{Offer, SendWindows, SentBy, offered};
 use understudy_core::model::ids::{HostId, InstanceId, NodeId};
 use understudy_core::model::records::CheckpointId;
 use understudy_hypervisor::fake::Instance;
@@ -43,7 +43,8 @@ impl World {
         let Some((view, named)) = machine.agent.as_ref().and_then(|agent| agent.read_of(node, to)) else {
             return Offer::NotYet(format!("{to} has not read the store yet"));
         };
-        let offer = offered(view, to, node, (id.epoch, Some(revision)));
+        let sender = BTreeSet::from([from.clone()]);
+        let offer = offered(view, to, SentBy::Certified(&sender), node, (id.epoch, Some(revision)));
         if offer != Offer::Taken && !careless {
             return offer;
         }
