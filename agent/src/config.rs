@@ -71,6 +71,17 @@ pub enum StoreConfig {
     },
 }
 
+/// What peers are known by: files in PEM form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerFiles {
+    /// The authority that signs the certificates of all hosts.
+    pub authority: PathBuf,
+    /// This host's certificate, with its chain if it has one.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// The addresses that this host gives to guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressRange {

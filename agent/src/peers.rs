@@ -3,6 +3,10 @@
 //! Promises: an answer of success means that the peer has the image durably; a component is what its digest says and no
 //! larger than a policy may be. How long an image may take is its sender's to say. Must not do: choose peers.
 
+pub mod identity;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
