@@ -21,7 +21,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use look::{role_disk_faults, store_file_faults, template_faults};
+pub use look::{peer_file_faults, role_disk_faults, store_file_faults, template_faults};
 
 /// Memory of an instance in MiB: the smallest guest boots in the least, and more than the most is a slip of the pen.
 pub(crate) const MEMORY_MIB: RangeInclusive<u64> = 96..=1 << 20;
@@ -69,6 +69,17 @@ pub enum StoreConfig {
         /// The file.
         path: PathBuf,
     },
+}
+
+/// How agents reach each other: over TLS, each with a certificate that names its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeersConfig {
+    /// Where this agent listens for them.
+    pub listen: SocketAddr,
+    /// How they reach it: `host:port`.
+    pub advertise: String,
+    /// What certificates are verified by.
+    pub files: PeerFiles,
 }
 
 /// What peers are known by: files in PEM form.
@@ -123,7 +134,8 @@ pub struct Config {
     pub policy_records: MiB,
     pub api_socket: PathBuf,
     pub api_listen: Option<SocketAddr>,
-    pub api_advertise: String,
+    /// Nothing on one host, and where all agents are on one machine and talk over loopback.
+    pub peers: Option<PeersConfig>,
     pub gateway_listen: Option<SocketAddr>,
     pub gateway_advertise: String,
     pub guard_socket: PathBuf,
@@ -152,11 +164,29 @@ impl Config {
 }
 
 impl Config {
+    /// Where peers reach this agent: `host:port`; empty where they do not.
+    #[must_use]
+    pub fn peer_address(&self) -> String {
+        let plain = || self.plain_peers().map(|address| address.to_string());
+        self.peers.as_ref().map(|peers| peers.advertise.clone()).or_else(plain).unwrap_or_default()
+    }
+
+    /// Where peers of this machine are served without certificates.
+    #[must_use]
+    pub fn plain_peers(&self) -> Option<SocketAddr> {
+        self.api_listen.filter(|address| self.peers.is_none() && is_loopback(*address))
+    }
+
     /// Where the guard of [`Self::guard_socket`] keeps its table: beside the socket.
     #[must_use]
     pub fn guard_table(&self) -> PathBuf {
         self.guard_socket.with_extension("table")
     }
+}
+
+/// Whether what goes there stays on this machine.
+pub(crate) fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
 }
 
 /// One address after the other, first to last.

@@ -1,9 +1,12 @@
 //! Owns the talk between agents: a checkpoint goes to a backup's host, a policy comes from whoever has it.
 //!
-//! Promises: an answer of success means that the peer has the image durably; a component is what its digest says and no
-//! larger than a policy may be. How long an image may take is its sender's to say. Must not do: choose peers.
+//! Promises: it goes to the host that is meant and to nobody else: over TLS 1.3 where both ends have shown certificates, or
+//! over loopback. An answer of success means that the peer has the image durably; a component is what its digest says and
+//! no larger than a policy may be. How long an image may take is its sender's to say. Must not do: choose peers.
 
+pub mod connection;
 pub mod identity;
+pub mod listener;
 #[cfg(test)]
 mod tests;
 
@@ -29,12 +32,14 @@ use understudy_core::model::records::CheckpointId;
 use understudy_core::model::units::MiB;
 
 use crate::exit::chain;
+use connection::Connection;
+pub use connection::{Peer, Security, SecurityError};
 
 /// Header that carries the [`Shipment`] as JSON.
 pub const SHIPMENT_HEADER: &str = "x-understudy-shipment";
 /// Header that carries the revision of the node's record that the checkpoint was decided from.
 pub const REVISION_HEADER: &str = "x-understudy-revision";
-/// Reaching a peer on the same network.
+/// Reaching a peer on the same network, handshake included.
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Fetching one component: a few MiB.
 const FETCH: std::time::Duration = std::time::Duration::from_secs(60);
@@ -79,8 +84,17 @@ pub enum SendError {
         /// Its address.
         peer: String,
     },
+    /// Somebody answers, but the connection is not secure.
+    #[error("no secure connection to {peer}")]
+    Security {
+        /// Its address.
+        peer: String,
+        /// Why.
+        #[source]
+        source: SecurityError,
+    },
     /// What is asked makes no request.
-    #[error("cannot ask for it: see network.api of the peer's configuration")]
+    #[error("cannot ask for it: see peers.advertise of the peer's configuration")]
     Ask(#[source] hyper::http::Error),
     /// The connection broke.
     #[error("the connection broke")]
@@ -101,13 +115,13 @@ pub enum SendError {
     },
 }
 
-/// Sends one image to the agent at `peer` (`host:port`), as it was decided from this revision of its node's record, and
+/// Sends one image to the agent of `peer`, as it was decided from this revision of its node's record, and
 /// tells how much of it was accepted.
 ///
 /// # Errors
 /// What did not work.
 pub async fn send_checkpoint(
-    peer: &str,
+    peer: Peer<'_>,
     image: &Path,
     shipment: &Shipment,
     revision: u64,
@@ -130,7 +144,7 @@ pub async fn send_checkpoint(
     let mut request = Request::builder()
         .method(Method::PUT)
         .uri("/v1/checkpoints")
-        .header(hyper::header::HOST, peer)
+        .header(hyper::header::HOST, peer.address)
         .header(hyper::header::EXPECT, "100-continue")
         .header(SHIPMENT_HEADER, header)
         .header(REVISION_HEADER, revision)
@@ -187,23 +201,27 @@ fn chunks<B: Future<Output = ()> + Send, A: FnMut(u64) + Send>(
     futures_util::stream::try_unfold(start, next)
 }
 
-async fn reach_in_time(peer: &str) -> Result<TcpStream, SendError> {
-    match timeout(CONNECT, TcpStream::connect(peer)).await {
-        Ok(reached) => reached.map_err(|source| SendError::Reach { peer: peer.to_owned(), source }),
-        Err(_) => Err(SendError::Silent { peer: peer.to_owned() }),
-    }
+async fn reach_in_time(peer: Peer<'_>) -> Result<Connection, SendError> {
+    let address = || peer.address.to_owned();
+    let reached = timeout(CONNECT, async {
+        let stream = TcpStream::connect(peer.address).await;
+        let stream = stream.map_err(|source| SendError::Reach { peer: address(), source })?;
+        let secured = Connection::over(stream, &peer).await;
+        secured.map_err(|source| SendError::Security { peer: address(), source })
+    });
+    reached.await.unwrap_or_else(|_| Err(SendError::Silent { peer: address() }))
 }
 
-async fn reach(peer: &str) -> Result<TcpStream, String> {
+async fn reach(peer: Peer<'_>) -> Result<Connection, String> {
     reach_in_time(peer).await.map_err(|error| chain(&error))
 }
 
-/// Fetches a component from the agent at `peer` (`host:port`).
+/// Fetches a component from the agent of `peer`.
 ///
 /// # Errors
 /// A text that says what did not work: not reached, not there, larger than `limit`, or not what the digest says.
 pub async fn fetch_component(
-    peer: &str,
+    peer: Peer<'_>,
     digest: &understudy_policy::Digest,
     limit: MiB,
 ) -> Result<Bytes, String> {
@@ -213,7 +231,11 @@ pub async fn fetch_component(
     }
 }
 
-async fn get_component(peer: &str, digest: &understudy_policy::Digest, limit: MiB) -> Result<Bytes, String> {
+async fn get_component(
+    peer: Peer<'_>,
+    digest: &understudy_policy::Digest,
+    limit: MiB,
+) -> Result<Bytes, String> {
     let stream = reach(peer).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
@@ -221,7 +243,7 @@ async fn get_component(peer: &str, digest: &understudy_policy::Digest, limit: Mi
     let request = Request::builder()
         .method(Method::GET)
         .uri(format!("/v1/policies/{digest}"))
-        .header(hyper::header::HOST, peer)
+        .header(hyper::header::HOST, peer.address)
         .body(http_body_util::Empty::<Bytes>::new())
         .map_err(|error| chain(&error))?;
     let response = sender.send_request(request).await.map_err(|error| chain(&error))?;

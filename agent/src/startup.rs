@@ -25,6 +25,9 @@ use crate::exit::{Exit, Failure, chain};
 use crate::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use crate::machine::machine_id;
 use crate::metrics::Metrics;
+use crate::peers::Security;
+use crate::peers::identity::{Identity, IdentityError, Look};
+use crate::peers::listener::{Caller, PeerListener};
 use crate::policy_manager::Policies;
 use crate::runtime::{Event, Members, Parts, Runtime, Snapshot, Trackers, keep_ready};
 use crate::tasks::Tasks;
@@ -33,6 +36,8 @@ use crate::tasks::Tasks;
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the load is read.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
+/// How often the certificate files are looked at: a renewed one is in use within this.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
 /// How often the role disks are looked at: one that was copied anew is noticed within this.
 const ROLE_DISKS_EVERY: Duration = Duration::from_secs(5);
 
@@ -76,6 +81,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     keep_ready(&parts, &runtime.events(), parts.images.nodes());
     watch_load(&parts.tasks, runtime.events());
     watch_role_disks(parts.clone(), runtime.events());
+    if let Security::Certificates(identity) = &parts.security {
+        watch_certificates(&parts, identity.clone(), runtime.events());
+    }
     tracing::info!(host = %parts.config.host, version = env!("CARGO_PKG_VERSION"), "agent runs");
     let store = Box::pin(connect::lease_store(parts.config.clone(), parts.store.clone()));
     runtime.run(store, stopping).await?;
@@ -106,6 +114,9 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
     let policies = Arc::new(Policies::open(&config, &metrics));
     let hypervisor = connect::hypervisor(&config)?;
     let store = connect::store(&config).await?;
+    let security = config.peers.as_ref().map_or(Security::Loopback, |peers| {
+        Security::Certificates(Arc::new(Identity::new(config.host.clone(), peers.files.clone())))
+    });
     let parts = Parts {
         boot,
         machine: machine_id(Path::new("/")),
@@ -118,6 +129,7 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
         keeping: Default::default(),
         ready_images: Arc::new(ready_images),
         trackers: Trackers::default(),
+        security,
         members: Members::default(),
         tasks: Tasks::default(),
         scratch,
@@ -198,8 +210,16 @@ async fn serve(parts: &Parts, api_state: ApiState, gateway_state: GatewayState) 
     tasks.spawn("local API", served(axum::serve(socket, local)));
     if let Some(address) = config.api_listen {
         let listener = bind_tcp("api.listen", address).await?;
-        let public = api::public(api_state);
+        let readers = api::public(api_state.clone());
+        let is_for_peers = config.plain_peers().is_some();
+        let public = if is_for_peers { readers.merge(api::peers(api_state.clone())) } else { readers };
         tasks.spawn("API", served(axum::serve(listener, public)));
+    }
+    if let (Some(peers), Security::Certificates(identity)) = (&config.peers, &parts.security) {
+        let listener = bind_tcp("peers.listen", peers.listen).await?;
+        let listener = PeerListener::new(listener, identity.clone());
+        let router = api::peers(api_state).into_make_service_with_connect_info::<Caller>();
+        tasks.spawn("API for peers", served(axum::serve(listener, router)));
     }
     if let Some(address) = config.gateway_listen {
         let listener = bind_tcp("gateway.listen", address).await?;
@@ -289,6 +309,51 @@ fn watch_role_disks(parts: Arc<Parts>, events: mpsc::UnboundedSender<Event>) {
             tokio::time::sleep(ROLE_DISKS_EVERY).await;
         }
     });
+}
+
+/// Certificates are renewed while the agent runs. What is wrong with the files is told until it is right, and never ends the
+/// agent: instances go on, and copies of checkpoints wait.
+fn watch_certificates(parts: &Parts, identity: Arc<Identity>, events: mpsc::UnboundedSender<Event>) {
+    let (tasks, file) = (parts.tasks.clone(), parts.config.file.display().to_string());
+    let runner = tasks.clone();
+    tasks.spawn("certificates", async move {
+        // What is wrong at one look only is not told: the files of a renewal are replaced one after the other.
+        let (mut reported, mut seen) = (None, None);
+        loop {
+            let mine = identity.clone();
+            let looked = match tokio::task::spawn_blocking(move || mine.look()).await {
+                Ok(looked) => looked,
+                Err(error) => return runner.joined::<()>("certificates", Err(error)),
+            };
+            if let Ok(Look { renewed: true, .. }) = looked {
+                tracing::info!("the certificate for peers is in use");
+            }
+            let text = certificate_condition(&file, looked);
+            let lasts = text.is_none() || seen.is_none_or(|seen| seen == text);
+            seen = Some(text.clone());
+            if lasts && text != reported {
+                match &text {
+                    Some(text) => tracing::warn!(error = %text, "peers may not accept this host"),
+                    None => tracing::info!("the certificate for peers is good"),
+                }
+                if events.send(Event::Condition { about: "certificate", text: text.clone() }).is_err() {
+                    return;
+                }
+                reported = text;
+            }
+            tokio::time::sleep(CERTIFICATES_EVERY).await;
+        }
+    });
+}
+
+fn certificate_condition(file: &str, looked: Result<Look, IdentityError>) -> Option<String> {
+    match looked {
+        Ok(Look { expires_soon: false, .. }) => None,
+        Ok(Look { expires_soon: true, .. }) => {
+            Some(format!("{file}: peers.cert: the certificate expires within seven days: renew it"))
+        }
+        Err(error) => Some(format!("{file}: {}: {}", error.key(), chain(&error))),
+    }
 }
 
 async fn wait_for_signal() {

@@ -65,7 +65,7 @@ fn an_unreadable_certificate_is_reported_with_its_key() {
     let file = written(folder.path(), "agent.toml", &text.replace("/etc/understudy/pki", "/nonexistent"));
     let output = understudy(&["check-config", &file]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    for key in ["store.ca", "store.cert", "store.key"] {
+    for key in ["store.ca", "store.cert", "store.key", "peers.ca"] {
         assert!(said.contains(key), "{key}: {said}");
     }
 }

@@ -4,12 +4,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../src/peers/tests/certificates.rs"]
+mod certificates;
+
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use certificates::Authority;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -276,6 +280,63 @@ fn certificates_that_cannot_be_used_end_it_with_3_and_are_reported_by_file() {
         }
         fs::write(home.path("ca.pem"), "no certificate").unwrap();
     }
+}
+
+/// Whoever has more than one host is told before anything of a guest goes over a network in the clear.
+#[test]
+fn an_agent_of_several_hosts_without_certificates_listens_on_loopback_or_ends_with_3() {
+    let home = Home::new();
+    home.configure(TRIALS, "kind = \"etcd\"\nendpoints = [\"http://127.0.0.1:1\"]");
+    assert_eq!(home.check(&["--offline"]).status.code(), Some(0));
+    home.edit("listen = \"127.0.0.1:0\"", "listen = \"0.0.0.0:7480\"");
+    let (code, log) = home.ends();
+    let output = home.check(&["--offline"]);
+    for (code, text) in [(code, log), (output.status.code(), said(&output))] {
+        assert_eq!(code, Some(3), "{text}");
+        let words = ["peers.listen: is missing", "the memory of guests", "0.0.0.0:7480"];
+        assert_all(
+            &text,
+            &[&home.path("agent.toml"), words[0], words[1], words[2], "api.listen on 127.0.0.1"],
+        );
+    }
+}
+
+/// Instances of this host go on without it, and so does the agent that is started again.
+#[test]
+fn a_certificate_that_no_peer_would_accept_is_reported_until_it_is_renewed_and_does_not_end_the_agent() {
+    let (home, authority) = (Home::new(), Authority::new());
+    let folder = home.folder.path();
+    let [ca, cert, key] = authority.issue_with(folder, "host1", |params| {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    });
+    let peers =
+        format!("[peers]\nlisten = \"127.0.0.1:0\"\nca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n[log]");
+    home.edit("[log]", &peers);
+    assert_eq!(home.check(&["--offline"]).status.code(), Some(0));
+    let output = home.check(&[]);
+    assert_eq!(output.status.code(), Some(3));
+    let words = [
+        home.path("agent.toml"),
+        "peers.cert".into(),
+        home.path("host1.pem"),
+        "has expired: renew it".into(),
+    ];
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    assert_all(&said(&output), &words);
+    let agent = Agent::start(&home);
+    assert_all(&agent.condition("peers.cert"), &words);
+    authority.issue(folder, "host1");
+    agent.status("the condition is cleared", |status| {
+        let all = status["conditions"].as_array()?;
+        all.iter().all(|text| !text.to_string().contains("peers.cert")).then_some(())
+    });
+    assert_eq!(home.check(&[]).status.code(), Some(0));
+    // What replaces a good one and is not good is told, too.
+    fs::write(&key, "no key").unwrap();
+    assert_all(&agent.condition("peers.key"), &[&home.path("host1.key"), "put a file in PEM form there"]);
+    let log = agent.log();
+    assert_eq!(log.matches("peers may not accept this host").count(), 2, "told once each: {log}");
+    agent.stop();
 }
 
 /// An agent that is started again while a role disk is damaged must not leave its host without one.

@@ -95,6 +95,12 @@ impl<'a, 'p> Section<'a, '_, 'p> {
         found
     }
 
+    /// Whether the file has this table.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// A text.
     pub fn text(&mut self, key: &'static str) -> Option<String> {
         self.typed(key, "text", |value| value.as_str().map(str::to_owned))

@@ -1,15 +1,17 @@
 //! Owns the receiving end of a checkpoint.
 //!
-//! Promises: success is answered only once the checkpoint is durable; nothing of one that this host has no use for is read;
-//! whoever adds to what is not here is told so (412) and sends the whole; one that stands still ends. Must not do: take one
-//! that the store of images refuses (an older epoch, a wrong digest).
+//! Promises: success is answered only once the checkpoint is durable; nothing is read of one that this host has no use for, or
+//! that comes from another host than its node's primary is on; whoever adds to what is not here is told so (412) and sends
+//! the whole; one that stands still ends. Must not do: take one that the store of images refuses (an older epoch, a wrong
+//! digest).
 
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -18,8 +20,9 @@ use understudy_core::bounds::COPY_STALL;
 use understudy_core::host::{Offer, SentBy, offered};
 use understudy_core::model::ids::{Epoch, HostId, NodeId};
 
-use super::{ApiState, Refusal};
+use super::{ApiState, Asking, Refusal};
 use crate::exit::chain;
+use crate::peers::listener::Caller;
 use crate::peers::{REVISION_HEADER, SHIPMENT_HEADER, Shipment};
 use crate::runtime::{Snapshot, keep_ready};
 
@@ -32,18 +35,21 @@ const SILENCE: Duration = COPY_STALL.saturating_mul(2);
 /// How far this host's store cache may be behind the sender's: a few milliseconds, unless it is busy.
 const BEHIND: Duration = Duration::from_secs(2);
 
-/// Whether `me` takes an image of this epoch and revision, once it knows. One that it knows nothing of after [`BEHIND`] may be sent
+/// Whether `me` takes an image of this epoch and revision from this peer, once it knows. One that it knows nothing of after [`BEHIND`] may be sent
 /// again: the sender takes the next state then, as after any attempt that failed.
 async fn wanted(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     me: &HostId,
+    peer: Option<&Caller>,
     node: &NodeId,
     decided: (Epoch, Option<u64>),
 ) -> Result<(), Refusal> {
     let mut offer = Offer::NotYet(format!("{me} has not read the store yet"));
     let decided = snapshots.wait_for(|seen| {
         if seen.synced {
-            offer = offered(&seen.view, me, SentBy::Local, node, decided);
+            let named = peer.map(|peer| peer.named_of(seen.view.hosts.keys()));
+            let sender = named.as_ref().map_or(SentBy::Local, SentBy::Certified);
+            offer = offered(&seen.view, me, sender, node, decided);
         }
         !matches!(offer, Offer::NotYet(_))
     });
@@ -78,6 +84,7 @@ impl Read for Chunks {
 
 pub(super) async fn receive(
     State(state): State<ApiState>,
+    peer: Asking,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
@@ -92,7 +99,8 @@ pub(super) async fn receive(
     });
     let decided = (shipment.id.epoch, revision.transpose()?);
     let me = &state.parts.config.host;
-    wanted(state.snapshots.clone(), me, &shipment.node, decided).await?;
+    let peer = peer.map(|Extension(ConnectInfo(peer))| peer);
+    wanted(state.snapshots.clone(), me, peer.as_ref(), &shipment.node, decided).await?;
     let most = state.snapshots.borrow().view.nodes.get(&shipment.node).map(|known| known.value.spec.memory);
     let memory = shipment.description.memory;
     if let Some(most) = most.filter(|most| memory > *most) {
@@ -167,7 +175,7 @@ mod tests {
     async fn an_image_that_is_ahead_of_the_store_cache_is_waited_for_and_taken_when_the_record_comes() {
         let (me, node): (HostId, NodeId) = ("host2".parse().unwrap(), "alice/exec-1".parse().unwrap());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, &node, (Epoch(5), Some(1))));
+        let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, None, &node, (Epoch(5), Some(1))));
         for behind in [None, Some(Epoch(4))] {
             if let Some(epoch) = behind {
                 sender.send(seen(epoch)).unwrap();
@@ -179,7 +187,7 @@ mod tests {
         sender.send(seen(Epoch(5))).unwrap();
         assert!(waiting.await.is_ok());
         sender.send(seen(Epoch(6))).unwrap();
-        let over = wanted(snapshots, &me, &node, (Epoch(5), None)).await.unwrap_err();
+        let over = wanted(snapshots, &me, None, &node, (Epoch(5), None)).await.unwrap_err();
         assert_eq!(over.status, StatusCode::CONFLICT);
     }
 }

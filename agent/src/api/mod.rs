@@ -1,8 +1,9 @@
-//! Owns the agent's HTTP interface: all of it on a unix socket for the operator, a part on TCP for peers and
-//! Prometheus.
+//! Owns the agent's HTTP interface: all of it on a unix socket for the operator, one part on TCP for Prometheus and other
+//! readers, one for peers.
 //!
-//! Promises: whatever changes something is only on the unix socket, except that a peer may bring a checkpoint; every
-//! refusal says what to do. Must not do: decide; it writes wishes into the store and reads the runtime's snapshots.
+//! Promises: whatever changes something is only on the unix socket, except that a peer may bring a checkpoint: over TLS, from
+//! the host that its certificate names, or over loopback; a guest's memory is in no part for readers. Every refusal says what
+//! to do. Must not do: decide; it writes wishes into the store and reads the runtime's snapshots.
 
 mod change;
 mod images;
@@ -11,15 +12,16 @@ pub mod types;
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use tokio::sync::{mpsc, watch};
 use understudy_core::model::ids::TerminalId;
 
 use crate::gateway::Counters;
+use crate::peers::listener::Caller;
 use crate::runtime::{Event, Parts, Snapshot, now};
 use types::Status;
 
@@ -84,17 +86,27 @@ pub fn local(state: ApiState) -> Router {
         .route("/v1/nodes/{terminal}/{node}/failover", post(change::failover))
         .route("/v1/nodes/{terminal}/{node}/start-afresh", post(change::start_afresh))
         .with_state(state.clone())
+        .merge(peers(state.clone()))
         .merge(public(state))
 }
 
-/// What peers and Prometheus may do, for TCP.
+/// Who asks, where that is known: a connection of a unix socket or of loopback has no certificate.
+type Asking = Option<Extension<ConnectInfo<Caller>>>;
+
+/// What peers may do, for TLS; in the clear for loopback alone.
+pub fn peers(state: ApiState) -> Router {
+    Router::new()
+        .route("/v1/policies/{name}", get(policies::component))
+        .route("/v1/checkpoints", put(images::receive))
+        .with_state(state)
+}
+
+/// What Prometheus and other readers may do, for TCP.
 pub fn public(state: ApiState) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/terminals/{terminal}", get(terminal))
         .route("/v1/policies", get(policies::status))
-        .route("/v1/policies/{name}", get(policies::component))
-        .route("/v1/checkpoints", put(images::receive))
         .route("/metrics", get(metrics))
         .with_state(state)
 }

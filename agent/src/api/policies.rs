@@ -1,18 +1,19 @@
 //! Owns the policies' part of the interface: their status, their components for peers, explanations, proposing, restoring.
 //!
-//! Promises: a peer gets a component by its digest and nothing else of this host's files. Must not do: load anything.
+//! Promises: a peer gets a component by its digest and nothing else of this host's files; over TLS nobody does but a host of
+//! this cluster. Must not do: load anything.
 
-use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use understudy_core::leader;
 use understudy_core::model::ids::NodeId;
 use understudy_core::transaction::Transaction;
 use understudy_policy::Digest;
 use understudy_store::Committed;
 
-use super::{ApiState, Refusal};
+use super::{ApiState, Asking, Refusal};
 use crate::exit::chain;
 use crate::keys::Key;
 use crate::policy_manager::explain::{Explained, explained};
@@ -26,8 +27,16 @@ pub(super) async fn status(State(state): State<ApiState>) -> Result<Json<Policie
 /// A component, for a peer. What comes is not trusted: it is a digest, or refused before any file is looked at.
 pub(super) async fn component(
     State(state): State<ApiState>,
+    peer: Asking,
     Path(digest): Path<String>,
 ) -> Result<Bytes, Refusal> {
+    if let Some(Extension(ConnectInfo(peer))) = peer
+        && peer.named_of(state.snapshot()?.view.hosts.keys()).is_empty()
+    {
+        let text = "your certificate names no host of this cluster: issue one with subjectAltName=DNS:NAME, the \
+                    host.name of its configuration";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, text));
+    }
     let digest: Digest = digest.parse().map_err(|error: understudy_policy::NoDigest| {
         Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
     })?;

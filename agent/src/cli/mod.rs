@@ -17,7 +17,9 @@ use understudy_core::model::ids::{HostId, NodeId, TerminalId};
 
 use crate::api::types::{Status, Terminal, TerminalRequest};
 use crate::client::ask;
-use crate::config::{Config, ConfigError, role_disk_faults, store_file_faults, template_faults};
+use crate::config::{
+    Config, ConfigError, peer_file_faults, role_disk_faults, store_file_faults, template_faults,
+};
 use crate::exit::{Exit, Failure, chain};
 use crate::{connect, startup, telemetry};
 use print::table::Column::{Left, Right};
@@ -192,7 +194,8 @@ async fn check_config(file: &std::path::Path, offline: bool) -> Result<(), Failu
         // Without its certificates etcd cannot be asked: that is one fault, not two.
         let store = async { if store_files.is_empty() { connect::ask_store(&config).await } else { None } };
         let (libvirt, store) = tokio::join!(connect::ask_libvirt(&config), store);
-        faults = [template_faults(&config), role_disk_faults(&config), store_files].concat();
+        let peer_files = peer_file_faults(&config);
+        faults = [template_faults(&config), role_disk_faults(&config), store_files, peer_files].concat();
         faults.extend(libvirt);
         faults.extend(store);
     }

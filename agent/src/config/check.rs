@@ -13,7 +13,10 @@ use understudy_core::model::ids::HostId;
 use understudy_core::model::units::{MiB, Vcpus};
 use understudy_policy::keys::Faults;
 
-use super::{AddressRange, Config, ConfigError, StoreConfig, StoreKind, raw};
+use super::{
+    AddressRange, Config, ConfigError, PeerFiles, PeersConfig, StoreConfig, StoreKind, is_loopback, raw,
+};
+use crate::peers::identity;
 
 /// What `network.addresses` is to be.
 pub(super) const ADDRESSES: &str = "a range of IPv4 addresses such as 10.77.1.16-10.77.1.31";
@@ -75,9 +78,10 @@ pub(super) fn checked(file: &Path, text: &str) -> Result<Config, ConfigError> {
     let bounds = bounds(&mut faults, &raw.cluster);
     let api_listen = listen(&mut faults, "api.listen", raw.api.listen.as_deref());
     let gateway_listen = listen(&mut faults, "gateway.listen", raw.gateway.listen.as_deref());
-    if matches!(store, Some(StoreConfig::Etcd { .. })) && api_listen.is_none() && !faults.has("api.listen") {
-        faults.add("api.listen", "is needed with store.kind = \"etcd\": peers send checkpoints to it");
+    if matches!(store, Some(StoreConfig::Etcd { .. })) && raw.peers.is_none() && !faults.has("peers") {
+        without_certificates(&mut faults, api_listen);
     }
+    let peers = raw.peers.and_then(|raw| peers(&mut faults, raw, host.as_ref()));
     let runtime = raw.host.runtime_dir.clone();
     match (host, store, addresses) {
         (Some(host), Some(store), Some(addresses)) if faults.list.is_empty() => Ok(Config {
@@ -104,8 +108,8 @@ pub(super) fn checked(file: &Path, text: &str) -> Result<Config, ConfigError> {
             policy_deadline: Duration::from_millis(raw.policies.deadline_ms),
             policy_records: MiB(raw.policies.records_mib),
             api_socket: raw.api.socket.unwrap_or_else(|| runtime.join("api.sock")),
-            api_advertise: advertised(raw.api.advertise, api_listen, &host),
             api_listen,
+            peers,
             gateway_advertise: raw
                 .gateway
                 .advertise
@@ -132,6 +136,59 @@ fn advertised(given: Option<String>, listen: Option<SocketAddr>, host: &HostId) 
 
 fn listen(faults: &mut Faults<'_>, key: &str, text: Option<&str>) -> Option<SocketAddr> {
     text.and_then(|text| faults.parsed(key, text, "an address and port such as 0.0.0.0:7443"))
+}
+
+/// All of the section: a listener without one of its files would be a plain one.
+fn peers(faults: &mut Faults<'_>, raw: raw::Peers, host: Option<&HostId>) -> Option<PeersConfig> {
+    let mut needed = |key: &str, missing: bool, right: &str| {
+        if missing && !faults.has(key) {
+            faults.add(key, format_args!("is missing: give {right}"));
+        }
+    };
+    needed("peers.listen", raw.listen.is_none(), "the address for other hosts' agents, such as 0.0.0.0:7482");
+    needed(
+        "peers.ca",
+        raw.ca.is_none(),
+        "the file of the authority that signs the certificates of all hosts",
+    );
+    needed("peers.cert", raw.cert.is_none(), "the file of this host's certificate");
+    needed("peers.key", raw.key.is_none(), "the file of that certificate's key");
+    for (key, path) in [("peers.ca", &raw.ca), ("peers.cert", &raw.cert), ("peers.key", &raw.key)] {
+        if let Some(path) = path {
+            faults.absolute(key, path);
+        }
+    }
+    let listen = listen(faults, "peers.listen", raw.listen.as_deref());
+    let host = host?;
+    if identity::name_of(host).is_none() {
+        faults
+            .add("host.name", format_args!("'{host}' is a number, which no certificate names: add a letter"));
+    }
+    Some(PeersConfig {
+        listen: listen?,
+        advertise: advertised(raw.advertise, listen, host),
+        files: PeerFiles { authority: raw.ca?, certificate: raw.cert?, key: raw.key? },
+    })
+}
+
+/// More than one host, and nothing is encrypted between them: only where it does not leave the machine.
+fn without_certificates(faults: &mut Faults<'_>, api_listen: Option<SocketAddr>) {
+    const RIGHT: &str = "give peers.listen, peers.ca, peers.cert and peers.key; or, where all agents are on this \
+        machine, api.listen on 127.0.0.1";
+    match api_listen {
+        None if !faults.has("api.listen") => faults.add(
+            "peers.listen",
+            format_args!("is missing: with store.kind = \"etcd\" agents send each other checkpoints: {RIGHT}"),
+        ),
+        Some(address) if !is_loopback(address) => faults.add(
+            "peers.listen",
+            format_args!(
+                "is missing: agents send each other checkpoints, which are the memory of guests, and api.listen, \
+                 {address}, neither encrypts them nor knows who sends: {RIGHT}"
+            ),
+        ),
+        None | Some(_) => {}
+    }
 }
 
 fn store(faults: &mut Faults<'_>, raw: raw::Store) -> Option<StoreConfig> {

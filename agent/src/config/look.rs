@@ -9,6 +9,7 @@ use understudy_policy::keys::Faults;
 
 use super::{Config, StoreConfig};
 use crate::exit::chain;
+use crate::peers::identity;
 
 /// The template, from which every instance is made: it is there, and would do.
 #[must_use]
@@ -41,6 +42,18 @@ pub fn store_file_faults(config: &Config) -> Vec<String> {
         readable("store.cert", identity.as_ref().map(|(certificate, _)| certificate.as_path()));
         readable("store.key", identity.as_ref().map(|(_, key)| key.as_path()));
         readable("store.password_file", user.as_ref().map(|(_, file)| file.as_path()));
+    }
+    faults.list
+}
+
+/// This host's certificate for its peers: they would accept it. An agent runs without: the peers' copies wait for it.
+#[must_use]
+pub fn peer_file_faults(config: &Config) -> Vec<String> {
+    let mut faults = Faults::of(&config.file);
+    if let Some(peers) = &config.peers
+        && let Err(error) = identity::read(&config.host, &peers.files)
+    {
+        faults.add(error.key(), chain(&error));
     }
     faults.list
 }

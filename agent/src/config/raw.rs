@@ -21,6 +21,7 @@ pub(super) struct Raw {
     pub(super) environment_labels: BTreeMap<String, BTreeMap<String, String>>,
     pub(super) policies: Policies,
     pub(super) api: Api,
+    pub(super) peers: Option<Peers>,
     pub(super) gateway: Gateway,
     pub(super) guard: Guard,
     pub(super) log: Log,
@@ -47,6 +48,7 @@ impl Raw {
             environment_labels: file.named_tables("environment_labels"),
             policies: file.section("policies", Policies::read),
             api: file.section("api", Api::read),
+            peers: file.section("peers", Peers::read),
             gateway: file.section("gateway", Gateway::read),
             guard: file.section("guard", |keys| Guard { socket: keys.path("socket") }),
             log: file.section("log", Log::read),
@@ -196,12 +198,32 @@ impl Policies {
 pub(super) struct Api {
     pub(super) socket: Option<PathBuf>,
     pub(super) listen: Option<String>,
-    pub(super) advertise: Option<String>,
 }
 
 impl Api {
     fn read(keys: Keys<'_, '_, '_, '_>) -> Self {
-        Self { socket: keys.path("socket"), listen: keys.text("listen"), advertise: keys.text("advertise") }
+        Self { socket: keys.path("socket"), listen: keys.text("listen") }
+    }
+}
+
+pub(super) struct Peers {
+    pub(super) listen: Option<String>,
+    pub(super) advertise: Option<String>,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
+}
+
+impl Peers {
+    fn read(keys: Keys<'_, '_, '_, '_>) -> Option<Self> {
+        let read = Self {
+            listen: keys.text("listen"),
+            advertise: keys.text("advertise"),
+            ca: keys.path("ca"),
+            cert: keys.path("cert"),
+            key: keys.path("key"),
+        };
+        keys.is_there().then_some(read)
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::{Config, ConfigError, StoreConfig};
 
+mod peers;
+
 const FULL: &str = include_str!("../../../config/agent.toml");
 const MINIMAL: &str = include_str!("../../../config/agent.minimal.toml");
 
@@ -71,7 +73,7 @@ format = "xml"
         "policies.deadline_ms",
         "policies.records_mib",
         "log.format",
-        "api.listen",
+        "peers.listen",
         "environments",
     ] {
         assert!(
@@ -118,7 +120,7 @@ format = "xml"
     let mut found = faults(text);
     found.sort();
     let sections = "[host], [libvirt], [store], [cluster], [pool], [network], [environments], [environment_labels], [policies], [api], \
-        [gateway], [guard], [log]";
+        [peers], [gateway], [guard], [log]";
     let host =
         "name, labels, reserved_memory_mib, ready_images_mib, vcpus_per_processor, state_dir, runtime_dir";
     let libvirt = "use qemu:///system, or qemu+unix:///system?socket=PATH where its socket is elsewhere";
@@ -242,9 +244,12 @@ fn addresses_that_can_never_work_are_refused_and_the_others_are_not() {
         let found = faults(&format!("{MINIMAL}\n[libvirt]\nmigration_data_uri = \"{uri}\"\n"));
         assert_eq!(found.is_empty(), holds, "{uri}: {found:?}");
     }
+    let (before, rest) = FULL.split_once("\n[store]\n").unwrap();
+    let (store, after) = rest.split_once("\n[cluster]\n").unwrap();
     let without_files =
-        FULL.lines().filter(|line| !["ca =", "cert =", "key ="].iter().any(|key| line.starts_with(key)));
-    let plain = without_files.collect::<Vec<_>>().join("\n");
+        store.lines().filter(|line| !["ca =", "cert =", "key ="].iter().any(|key| line.starts_with(key)));
+    let store = without_files.collect::<Vec<_>>().join("\n");
+    let plain = format!("{before}\n[store]\n{store}\n[cluster]\n{after}");
     let etcd = [
         (FULL.to_owned(), ""),
         (

@@ -91,7 +91,7 @@ impl IdentityError {
 }
 
 /// What is wrong with a certificate that should name `host`, and what to do, as words that follow it.
-fn refusal(error: &rustls::Error, host: &HostId) -> String {
+pub(super) fn refusal(error: &rustls::Error, host: &HostId) -> String {
     let rustls::Error::InvalidCertificate(fault) = error else {
         return "cannot be used: issue another".to_owned();
     };
@@ -118,7 +118,7 @@ fn refusal(error: &rustls::Error, host: &HostId) -> String {
 }
 
 /// A host as certificates name it; none for a name that reads as a number.
-fn name_of(host: &HostId) -> Option<ServerName<'static>> {
+pub(crate) fn name_of(host: &HostId) -> Option<ServerName<'static>> {
     ServerName::try_from(host.as_str().to_owned()).ok()
 }
 
@@ -273,6 +273,13 @@ impl Identity {
     #[must_use]
     pub fn new(host: HostId, files: PeerFiles) -> Self {
         Self { host, files, current: Mutex::new(None) }
+    }
+
+    /// Shows what is in the files as it is: what an agent would not do, but another program may.
+    #[cfg(test)]
+    pub(super) fn unverified(host: HostId, files: PeerFiles) -> Self {
+        let verified = Loaded::of(&files).and_then(|loaded| loaded.settle(&files, false)).unwrap();
+        Self { host, files, current: Mutex::new(Some(Arc::new(verified))) }
     }
 
     /// Reads the files, and uses what is in them from then on if it is good. Blocks for as long as a file is read.

@@ -14,7 +14,7 @@ use understudy_store::Committed;
 
 use crate::exit::chain;
 use crate::keys::Key;
-use crate::peers::fetch_component;
+use crate::peers::{Peer, Security, fetch_component};
 use crate::runtime::Parts;
 
 /// What came of a proposal.
@@ -48,7 +48,7 @@ pub(super) async fn load(
             .parse()
             .map_err(|error| SetFault::Unusable(format!("{name}: '{digest}' is no digest: {error}")))?;
         if !library.has(&digest) {
-            fetch(&library, policies.defaults(), name, &digest, peers).await?;
+            fetch(&library, policies.defaults(), (name, &digest), peers, &parts.security).await?;
         }
         components.insert(name.clone(), digest);
     }
@@ -82,12 +82,13 @@ pub(super) fn settings(text: &str, defaults: &Limits) -> Result<Settings, String
 async fn fetch(
     library: &std::sync::Arc<Library>,
     limits: &Limits,
-    name: &str,
-    digest: &Digest,
+    (name, digest): (&str, &Digest),
     peers: &BTreeMap<HostId, String>,
+    security: &Security,
 ) -> Result<(), SetFault> {
     let mut problem = "there is no other host".to_owned();
-    for (host, peer) in peers {
+    for (host, address) in peers {
+        let peer = Peer { host, address, security };
         match fetch_component(peer, digest, limits.file_size).await {
             Ok(bytes) => {
                 let (task_library, limit) = (library.clone(), limits.file_size);

@@ -51,6 +51,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure, chain};
 use crate::gateway::Publisher;
 use crate::metrics::Metrics;
+use crate::peers::Security;
 use crate::policy_manager::{Deciding, Policies, Seen};
 use crate::tasks::{Panicked, Tasks};
 
@@ -84,6 +85,8 @@ pub struct Parts {
     pub keeping: Keeping,
     /// What is known of the pages of this host's primaries.
     pub trackers: Trackers,
+    /// What this host's peers are known by.
+    pub security: Security,
     /// The processes of this host's members.
     pub members: Members,
     /// Where images are made before they are sent: a tmpfs.

@@ -46,7 +46,7 @@ impl Runtime {
             lease: self.lease_number,
             capacity: capacity.unwrap_or_default(),
             labels: config.labels.clone(),
-            api: config.api_advertise.clone(),
+            api: config.peer_address(),
             gateway: if config.gateway_listen.is_some() {
                 config.gateway_advertise.clone()
             } else {

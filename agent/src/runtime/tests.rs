@@ -113,6 +113,7 @@ impl Rig {
             images: Arc::new(images),
             keeping: Default::default(),
             trackers: Default::default(),
+            security: Default::default(),
             members: Default::default(),
             tasks: Default::default(),
             scratch: home.path().to_owned(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use understudy::keys::Key;
-use understudy::peers::{SendError, Shipment, send_checkpoint};
+use understudy::peers::{Peer, Security, SendError, Shipment, send_checkpoint};
 use understudy_checkpoint::Description;
 use understudy_checkpoint::pages::{Blocks, Head, PageDigest, PageKey, SegmentWriter};
 use understudy_checkpoint::stream::{Block, PAGE_BYTES};
@@ -19,15 +19,15 @@ use super::rig::samples::{fact, spec};
 use super::rig::{facts, played_host, wait, write};
 
 /// More than a connection takes in before anybody reads: what is refused is refused before it is sent.
-static IMAGE: &[u8] = &[7; 32 << 20];
-const EPOCH: Epoch = Epoch(3);
+pub(super) static IMAGE: &[u8] = &[7; 32 << 20];
+pub(super) const EPOCH: Epoch = Epoch(3);
 
 fn instance() -> InstanceId {
     InstanceId::from_uuid(uuid::Uuid::from_u128(7))
 }
 
 /// A protected node at work on `host2`, whose state `host1` keeps.
-async fn protected(store: &dyn Store, id: &NodeId) {
+pub(super) async fn protected(store: &dyn Store, id: &NodeId) {
     let member =
         |host: &str, instance, origin| Member { host: host.parse().unwrap(), lease: 1, instance, origin };
     let mut record = NodeRecord::new(spec(), "token".to_owned());
@@ -41,8 +41,20 @@ async fn protected(store: &dyn Store, id: &NodeId) {
     write(store, &Key::Node(id.clone()), &record).await;
 }
 
+/// What is said of [`IMAGE`] as a checkpoint of this node.
+pub(super) fn shipment(node: &str, epoch: Epoch, sequence: u64) -> Shipment {
+    let description = Description {
+        instance: instance(),
+        taken: UnixMillis(1),
+        pause_ms: 1,
+        memory: MiB(512),
+        domain: Default::default(),
+    };
+    Shipment { node: node.parse().unwrap(), id: CheckpointId { epoch, sequence }, description }
+}
+
 /// Renews the played host's lease, so that it is not taken for lost.
-fn renewing(store: Arc<dyn Store>) -> JoinHandle<()> {
+pub(super) fn renewing(store: Arc<dyn Store>) -> JoinHandle<()> {
     tokio::spawn(async move {
         for at in 1.. {
             let renewal = RenewalRecord { number: 1, at: UnixMillis(at) };
@@ -66,17 +78,10 @@ async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_st
     let path = home.path().join("image");
     std::fs::write(&path, IMAGE).unwrap();
     let known = agent.snapshots.borrow().view.nodes[&node].revision;
+    let (host, address) = (&agent.parts.config.host, agent.parts.config.peer_address());
+    let peer = Peer { host, address: &address, security: &Security::Loopback };
     let send = async |node: &str, epoch: Epoch, sequence: u64, revision: u64| {
-        let description = Description {
-            instance: instance(),
-            taken: UnixMillis(1),
-            pause_ms: 1,
-            memory: MiB(512),
-            domain: Default::default(),
-        };
-        let id = CheckpointId { epoch, sequence };
-        let shipment = Shipment { node: node.parse().unwrap(), id, description };
-        send_checkpoint(&agent.parts.config.api_advertise, &path, &shipment, revision, |_| {}).await
+        send_checkpoint(peer, &path, &shipment(node, epoch, sequence), revision, |_| {}).await
     };
     let (unknown, ahead, behind, before, after) = tokio::join!(
         send("mallory/exec-1", Epoch(1), 1, known),
@@ -118,7 +123,7 @@ async fn an_image_is_taken_of_a_node_whose_backup_is_here_in_its_epoch_and_no_st
 }
 
 /// A checkpoint of a guest of one page, which each changes.
-fn segment(node: &NodeId, id: CheckpointId, base: Option<CheckpointId>) -> Vec<u8> {
+pub(super) fn segment(node: &NodeId, id: CheckpointId, base: Option<CheckpointId>) -> Vec<u8> {
     let blocks = Blocks::new(vec![Block { name: "pc.ram".to_owned(), bytes: PAGE_BYTES as u64 }]).unwrap();
     let mut page = [7; PAGE_BYTES];
     page[..8].copy_from_slice(&id.sequence.to_le_bytes());

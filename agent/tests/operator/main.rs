@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "the stage has more on it than these tests need")]
 mod rig;
 
+mod certified;
 mod create;
 mod facts;
 mod failover;
@@ -21,12 +22,17 @@ use understudy_store::MemoryStore;
 async fn agent(more: &str) -> (tempfile::TempDir, Agent) {
     let home = tempfile::tempdir().unwrap();
     let agent = Agent::start(home.path(), "host1", &MemoryStore::new(), more).await;
+    leading(&agent).await;
+    (home, agent)
+}
+
+/// Until it has an open lease and leads.
+async fn leading(agent: &Agent) {
     wait("it leads and has reported", || async {
         let seen = agent.snapshots.borrow();
         (seen.leading && seen.view.hosts.values().any(|host| host.current_facts().is_some())).then_some(())
     })
     .await;
-    (home, agent)
 }
 
 /// The command, while the agent goes on.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod again;
+mod certified;
 mod folder;
 mod inputs;
 mod nothing;

@@ -1,6 +1,8 @@
 //! Owns the stage of tests with agents in this process: the memory store, a hypervisor that is played with guests that do
 //! what they are told, a guard that acknowledges everything, and policies made from text.
 
+#[path = "../../src/peers/tests/certificates.rs"]
+pub(crate) mod certificates;
 #[path = "../../policy/tests/common/guests.rs"]
 pub(crate) mod guests;
 #[path = "../../policy/tests/common/samples.rs"]
@@ -18,6 +20,9 @@ use understudy::config::Config;
 use understudy::gateway::{self, GatewayState, Limits, SCREEN_PORT};
 use understudy::keys::{Key, decode, encode};
 use understudy::metrics::Metrics;
+use understudy::peers::Security;
+use understudy::peers::identity::Identity;
+use understudy::peers::listener::{Caller, PeerListener};
 use understudy::policy_manager::Policies;
 use understudy::policy_manager::status::PoliciesStatus;
 use understudy::runtime::{Parts, Runtime, Snapshot};
@@ -62,7 +67,6 @@ addresses = "10.0.0.2-10.0.0.9"
 desktop = "/nowhere/role.erofs"
 [api]
 listen = "{api}"
-advertise = "{api}"
 [policies]
 dir = "{home}/policies"
 {more}
@@ -70,6 +74,20 @@ dir = "{home}/policies"
         home = home.display()
     );
     Config::parse(Path::new("agent.toml"), &text).unwrap()
+}
+
+/// The section of an agent that its peers reach over TLS, at an address that is chosen when it starts.
+pub(crate) fn peers(files: &[PathBuf; 3]) -> String {
+    let [ca, cert, key] = files;
+    format!("[peers]\nlisten = \"PEERS\"\nca = {ca:?}\ncert = {cert:?}\nkey = {key:?}\n")
+}
+
+/// As the daemon serves its peers.
+fn serve_peers(listener: TcpListener, state: ApiState) {
+    let Security::Certificates(identity) = state.parts.security.clone() else { return };
+    identity.look().unwrap();
+    let router = api::peers(state).into_make_service_with_connect_info::<Caller>();
+    tokio::spawn(async move { axum::serve(PeerListener::new(listener, identity), router).await });
 }
 
 impl Agent {
@@ -91,7 +109,12 @@ impl Agent {
             fs::create_dir_all(home.join(folder)).unwrap();
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let config = config(&home, name, &listener.local_addr().unwrap().to_string(), more);
+        let of_peers = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let more = more.replace("PEERS", &of_peers.local_addr().unwrap().to_string());
+        let config = config(&home, name, &listener.local_addr().unwrap().to_string(), &more);
+        let security = config.peers.as_ref().map_or(Security::Loopback, |peers| {
+            Security::Certificates(Arc::new(Identity::new(config.host.clone(), peers.files.clone())))
+        });
         guard(&config.guard_socket);
         let metrics = Arc::new(Metrics::new().unwrap());
         let shipped = include_str!("../../../config/guest/template.xml");
@@ -112,6 +135,7 @@ impl Agent {
             images: Arc::new(images),
             keeping: Default::default(),
             trackers: Default::default(),
+            security,
             members: Default::default(),
             tasks: Default::default(),
             scratch: home.join("run"),
@@ -127,6 +151,7 @@ impl Agent {
         let events = runtime.events();
         let state = ApiState { parts: parts.clone(), snapshots: snapshots.clone(), gateway, events };
         let socket = UnixListener::bind(&parts.config.api_socket).unwrap();
+        serve_peers(of_peers, state.clone());
         let operators = api::local(state.clone());
         tokio::spawn(async move { axum::serve(socket, operators).await });
         tokio::spawn(async move { axum::serve(listener, api::local(state)).await });
@@ -185,7 +210,7 @@ impl Agent {
         json: &str,
     ) -> (hyper::StatusCode, String) {
         use http_body_util::{BodyExt, Full};
-        let stream = tokio::net::TcpStream::connect(&self.parts.config.api_advertise).await.unwrap();
+        let stream = tokio::net::TcpStream::connect(self.parts.config.api_listen.unwrap()).await.unwrap();
         let io = hyper_util::rt::TokioIo::new(stream);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
         tokio::spawn(connection);

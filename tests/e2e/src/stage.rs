@@ -23,6 +23,8 @@ use config::{agent_toml, minimal_toml};
 const GATEWAY_PORT: u16 = 7481;
 /// The API's port on each host.
 const API_PORT: u16 = 7480;
+/// Where agents reach each other on each host.
+const PEERS_PORT: u16 = 7482;
 /// Until the hosts have their idle instances and everything is deployed: several emulated guests boot at once.
 const RAISE: Duration = Duration::from_secs(240);
 /// Longest wait for an agent's answer.

@@ -372,7 +372,7 @@ pub struct HostFacts {
     pub capacity: Capacity,
     /// Labels, read by policies.
     pub labels: Labels,
-    /// `host:port` of the agent's API, for its peers.
+    /// `host:port` where the agent listens for its peers. They know by their own configuration whether they use TLS.
     pub api: String,
     /// The address of the gateway as browsers reach it.
     pub gateway: String,

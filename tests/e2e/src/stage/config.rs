@@ -2,7 +2,7 @@
 
 use understudy_lab::cluster::HostFacts;
 
-use super::{API_PORT, GATEWAY_PORT};
+use super::{API_PORT, GATEWAY_PORT, PEERS_PORT};
 
 pub(super) fn agent_toml(facts: &HostFacts, gateway_port: u16, reserved: u64, accelerator: &str) -> String {
     let HostFacts { index, name, mgmt, ca, cert, key, .. } = facts;
@@ -37,6 +37,12 @@ dir = "/etc/understudy/policies"
 
 [api]
 listen = "{mgmt}:{API_PORT}"
+
+[peers]
+listen = "{mgmt}:{PEERS_PORT}"
+ca = "{ca}"
+cert = "{cert}"
+key = "{key}"
 
 [gateway]
 listen = "{mgmt}:{GATEWAY_PORT}"

@@ -20,7 +20,7 @@ use understudy_core::model::records::{CheckpointId, CheckpointRecord};
 
 use super::trackers::Segment;
 use crate::exit::chain;
-use crate::peers::{self, SendError, Shipment};
+use crate::peers::{self, Peer, Security, SendError, Shipment};
 use crate::runtime::effects::store;
 use crate::runtime::{Event, Runtime};
 
@@ -164,11 +164,12 @@ impl Runtime {
         let (alive, mut ended) = watch::channel(());
         goes.sends.insert(to.host.clone(), alive);
         let image = goes.image.clone();
+        let security = self.parts.security.clone();
         self.parts.tasks.spawn("copy of a checkpoint", async move {
             tokio::select! {
                 // Nothing is ever said on it: it ends when core has no use for the copy any more.
                 _ = ended.changed() => {}
-                event = send(&image, revision, &to, reporter.clone()) => reporter.report(event),
+                event = send(&image, revision, (&to, &security), reporter.clone()) => reporter.report(event),
             }
         });
     }
@@ -222,7 +223,12 @@ impl Runtime {
     }
 }
 
-async fn send(image: &Outgoing, revision: u64, to: &Destination, reporter: Reporter) -> CopyEvent {
+async fn send(
+    image: &Outgoing,
+    revision: u64,
+    (to, security): (&Destination, &Security),
+    reporter: Reporter,
+) -> CopyEvent {
     let (host, mut last) = (to.host.clone(), None::<Instant>);
     let Some((taken, segment)) = image.taken.get().and_then(|taken| Some((taken, taken.segment(to.base)?)))
     else {
@@ -238,7 +244,8 @@ async fn send(image: &Outgoing, revision: u64, to: &Destination, reporter: Repor
             }
         }
     };
-    let sent = peers::send_checkpoint(&to.api, &segment.path, &taken.shipment, revision, accepted).await;
+    let peer = Peer { host: &to.host, address: &to.api, security };
+    let sent = peers::send_checkpoint(peer, &segment.path, &taken.shipment, revision, accepted).await;
     let Err(error) = sent else { return CopyEvent::Durable(host) };
     let detail = chain(&error);
     if let SendError::Lacks { said } = error {
@@ -251,9 +258,11 @@ async fn send(image: &Outgoing, revision: u64, to: &Destination, reporter: Repor
         SendError::Refused { .. } | SendError::Lacks { .. } => {
             CopyEvent::Failed { host, fault: CopyFault::Refused { detail } }
         }
-        SendError::Reach { .. } | SendError::Silent { .. } | SendError::Broken(_) | SendError::Ask(_) => {
-            CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } }
-        }
+        SendError::Reach { .. }
+        | SendError::Silent { .. }
+        | SendError::Security { .. }
+        | SendError::Broken(_)
+        | SendError::Ask(_) => CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } },
     }
 }
 
