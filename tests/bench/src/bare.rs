@@ -14,6 +14,11 @@ use crate::execution::NODE;
 use crate::moving::domain;
 use crate::rest::{self, NODES};
 
+/// The image that is restored: on the tmpfs on which the agent has it ready.
+const IMAGE: &str = "/run/understudy/bare.image";
+/// Copies the image that is kept ready of an instance.
+const COPY: &str = "cp \"$(grep -alm1 \"<uuid>$1</uuid>\" /run/understudy/ready/*)\" \"$2\"";
+
 /// Longest wait for one step.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -22,8 +27,8 @@ pub(crate) struct Bare<'a> {
     stage: &'a Stage,
     /// Host and instance of each node's primary.
     primaries: Vec<(String, String)>,
-    /// Address of the restored guest, the host that keeps its image, and the image there.
-    kept: (std::net::Ipv4Addr, String, String),
+    /// Address of the restored guest, and the host that has its image.
+    kept: (std::net::Ipv4Addr, String),
 }
 
 impl<'a> Bare<'a> {
@@ -34,15 +39,19 @@ impl<'a> Bare<'a> {
         let node = stage.node(NODE)?;
         let address = address_of(&node)?;
         let backup = node["checkpoint"]["hosts"][0].as_str().context("no checkpoint")?.to_owned();
-        let id = &node["checkpoint"]["id"];
-        let name = NODE.replace('/', ".");
-        let image =
-            format!("/var/lib/understudy/checkpoints/nodes/{name}/{}.{}.image", id["epoch"], id["sequence"]);
-        for host in stage.cluster().hosts() {
+        let stop = |host: &Host| -> Result<()> {
             host.service(AGENT).stop()?;
             host.service(GUARD).stop()?;
+            Ok(())
+        };
+        let (primary, instance) = primaries.get(1).context("no execution primary")?;
+        // No further checkpoint changes the image that is copied; an agent that stops removes it.
+        stop(stage.host(primary)?)?;
+        stage.host(&backup)?.run(["sh", "-c", COPY, "sh", instance, IMAGE])?;
+        for host in stage.cluster().hosts().iter().filter(|host| host.name() != *primary) {
+            stop(host)?;
         }
-        Ok(Self { stage, primaries, kept: (address, backup, image) })
+        Ok(Self { stage, primaries, kept: (address, backup) })
     }
 
     /// Lets libvirt start or take in this instance once.
@@ -84,7 +93,7 @@ impl<'a> Bare<'a> {
 
     /// Ends the guest and restores it with `virsh restore`, until its service answers with its state.
     pub(crate) fn restores(&self, runs: usize) -> Result<Vec<Duration>> {
-        let (address, backup, image) = &self.kept;
+        let (address, backup) = &self.kept;
         let (_, instance) = self.primaries.get(1).context("no execution primary")?;
         let name = format!("understudy-{instance}");
         let process = start_of(self.stage.cluster(), *address)?;
@@ -98,7 +107,7 @@ impl<'a> Bare<'a> {
             self.permit(host, instance)?;
             let watch = Watch::start(self.stage.cluster(), *address)?;
             let begun = watch.elapsed();
-            host.command(["virsh", "-q", "restore", image, "--running"])?.limit(LIMIT).run()?;
+            host.command(["virsh", "-q", "restore", IMAGE, "--running"])?.limit(LIMIT).run()?;
             let until = Instant::now() + LIMIT;
             let answered = loop {
                 if let Some(sample) = watch.seen().first_after(begun) {
