@@ -15,7 +15,7 @@ use understudy_core::model::units::MiB;
 
 use crate::files::WriteFile;
 use crate::layout;
-use crate::manifest::{self, Description, Manifest};
+use crate::manifest::{Description, Manifest};
 use crate::pages::{
     Coming, Frame, Head, IngestError, REST_MAX, Received, Receiver, SegmentError, SegmentReader,
 };
@@ -172,25 +172,17 @@ impl Incoming {
         Ok(manifest)
     }
 
-    /// The segment gets its name first and keeps it durably, so that a manifest's name never stands alone.
     fn publish(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
         let shared = &self.store.shared;
         let files = &*shared.files;
         let folder = layout::node(&shared.root, &self.node);
         let segment = layout::segment(&shared.root, &self.node, self.id, manifest.base);
         let name = layout::manifest(&shared.root, &self.node, self.id);
-        let aside = shared.aside();
-        let publish = || {
-            files.rename(&self.path, &segment)?;
-            files.sync_dir(&folder)?;
-            crate::files::replace(files, &aside, &name, &manifest::encode(manifest))
-        };
-        let outcome = publish();
+        let outcome = shared.publish(&self.path, manifest);
         self.pending = outcome.is_err();
         outcome.map_err(|source| {
             // The manifest first and durably, as in every removal; a segment that stays is nothing by itself, and is
             // removed when the store is opened.
-            drop(files.remove(&aside));
             if files.remove(&name).and_then(|()| files.sync_dir(&folder)).is_ok() {
                 drop(files.remove(&segment));
             }

@@ -10,7 +10,7 @@ mod index;
 mod reading;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -133,6 +133,18 @@ impl Shared {
         let Some(held) = index.0.get(node) else { return Ok(0) };
         let old = held.old();
         self.remove(index, node, &old).map(|()| old.len())
+    }
+
+    /// Makes what lies at `from` the segment of a checkpoint. It gets its name first and keeps it durably, so that a manifest's
+    /// name never stands alone.
+    pub(crate) fn publish(&self, from: &Path, manifest: &Manifest) -> io::Result<()> {
+        let files = &*self.files;
+        let (node, id) = (&manifest.node, manifest.id);
+        files.rename(from, &layout::segment(&self.root, node, id, manifest.base))?;
+        files.sync_dir(&layout::node(&self.root, node))?;
+        let (aside, name) = (self.aside(), layout::manifest(&self.root, node, id));
+        let replaced = files::replace(files, &aside, &name, &manifest::encode(manifest));
+        replaced.inspect_err(|_| drop(files.remove(&aside)))
     }
 
     /// Makes a node's folder if need be and its highest epoch seen durable.

@@ -112,37 +112,48 @@ pub fn read_back<R: Read>(
     mut segment: impl FnMut(u32) -> io::Result<R>,
     sink: &mut dyn PageSink,
 ) -> Result<(), ChainError> {
-    let mut stored: BTreeMap<u32, Vec<(u32, PageKey, PageDigest)>> = BTreeMap::new();
+    let mut stored: BTreeMap<u32, Vec<_>> = BTreeMap::new();
     for (key, digest, source) in receiver.pages() {
         match source {
             Source::Fill(byte) => sink.page(key, &[byte; PAGE])?,
-            Source::Stored { segment, page } => stored.entry(segment).or_default().push((page, key, digest)),
-        }
-    }
-    for (number, mut wanted) in stored {
-        wanted.sort_unstable_by_key(|(page, ..)| *page);
-        let mut wanted = wanted.into_iter().peekable();
-        let mut next = 0_u32;
-        let mut source = segment(number)?;
-        let mut frames = Frames::of(&mut source);
-        while let Some(frame) = frames.next()? {
-            let Frame::Pages(pages) = frame else { continue };
-            for bytes in pages.stored() {
-                let mut digest = None;
-                while let Some((page, key, of)) = wanted.next_if(|(page, ..)| *page == next) {
-                    if *digest.get_or_insert_with(|| PageDigest::of(bytes)) != of {
-                        return Err(ChainError::Page(page));
-                    }
-                    sink.page(key, bytes)?;
-                }
-                next += 1;
+            Source::Stored { segment, page } => {
+                stored.entry(segment).or_default().push((page, (key, digest)));
             }
         }
-        if let Some((page, ..)) = wanted.next() {
-            return Err(ChainError::Page(page));
-        }
+    }
+    for (number, wanted) in stored {
+        let mut source = segment(number)?;
+        stored_pages(&mut source, wanted, |page, (key, of), digest, bytes| {
+            if digest != of {
+                return Err(ChainError::Page(page));
+            }
+            Ok(sink.page(key, bytes)?)
+        })?;
     }
     Ok(())
+}
+
+/// Hands on pages that a segment stores, by their numbers, each with its digest and with what goes with its number.
+fn stored_pages<T>(
+    segment: &mut dyn Read,
+    mut wanted: Vec<(u32, T)>,
+    mut take: impl FnMut(u32, T, PageDigest, &[u8; PAGE]) -> Result<(), ChainError>,
+) -> Result<(), ChainError> {
+    wanted.sort_unstable_by_key(|(page, _)| *page);
+    let mut wanted = wanted.into_iter().peekable();
+    let mut next = 0_u32;
+    let mut frames = Frames::of(segment);
+    while let Some(frame) = frames.next()? {
+        let Frame::Pages(pages) = frame else { continue };
+        for bytes in pages.stored() {
+            let mut digest = None;
+            while let Some((page, with)) = wanted.next_if(|(page, _)| *page == next) {
+                take(page, with, *digest.get_or_insert_with(|| PageDigest::of(bytes)), bytes)?;
+            }
+            next += 1;
+        }
+    }
+    wanted.next().map_or(Ok(()), |(page, _)| Err(ChainError::Page(page)))
 }
 
 /// Makes one segment of several that follow on each other, the oldest first. It is handed on in pieces.
@@ -194,29 +205,15 @@ pub fn merge<R: Read>(
             Given::Stored(page) => stored.entry(number).or_default().push((page, key)),
         }
     }
-    for (number, mut wanted) in stored {
-        wanted.sort_unstable_by_key(|(page, _)| *page);
-        let mut wanted = wanted.into_iter().peekable();
-        let mut next = 0_u32;
+    for (number, wanted) in stored {
         let mut source = segment(number)?;
-        let mut frames = Frames::of(&mut source);
-        while let Some(frame) = frames.next()? {
-            let Frame::Pages(pages) = frame else { continue };
-            for bytes in pages.stored() {
-                let mut digest = None;
-                while let Some((_, key)) = wanted.next_if(|(page, _)| *page == next) {
-                    let digest = *digest.get_or_insert_with(|| PageDigest::of(bytes));
-                    writer.page(key, digest, bytes)?;
-                }
-                next += 1;
-            }
+        stored_pages(&mut source, wanted, |_, key, digest, bytes| {
+            writer.page(key, digest, bytes)?;
             if writer.ready() >= AT_ONCE {
                 out.write_all(&writer.take())?;
             }
-        }
-        if let Some((page, _)) = wanted.next() {
-            return Err(ChainError::Page(page));
-        }
+            Ok(())
+        })?;
     }
     writer.state(&rest)?;
     out.write_all(&writer.end(root)?)?;

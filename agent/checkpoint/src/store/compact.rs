@@ -64,7 +64,8 @@ impl ImageStore {
             // A disk without room has none for the next try either, and other nodes' checkpoints need what there is.
             held.merge_from = if made.is_err() { chain.len() + ADDED } else { 0 };
         }
-        if made.is_err() {
+        // Nothing of it is left where it failed, or where the checkpoint went meanwhile.
+        if !matches!(made, Ok(true)) {
             drop(self.shared.files.remove(&aside));
         }
         made
@@ -101,26 +102,14 @@ impl ImageStore {
         let mut index = self.shared.lock();
         let base_is_there = head.base.is_none_or(|base| index.has(node, base));
         let held = index.0.get_mut(node);
-        let Some(known) = held.and_then(|held| held.complete.get_mut(&id)) else {
-            return Ok(self.was_removed(aside));
-        };
-        if *known != Some(link) || !base_is_there {
-            return Ok(self.was_removed(aside));
-        }
+        let known = held.and_then(|held| held.complete.get_mut(&id)).filter(|known| **known == Some(link));
+        let Some(known) = known.filter(|_| base_is_there) else { return Ok(false) };
         let name = layout::manifest(&self.shared.root, node, id);
-        let folder = layout::node(&self.shared.root, node);
         let damaged = |damage| ImageError::Damaged(node.clone(), id, damage);
         let before = files.read(&name, manifest::BYTES_MAX);
         let before = before.map_err(|source| StoreError::Read(name.clone(), source))?.unwrap_or_default();
         let manifest = Manifest { base: head.base, bytes, ..manifest::decode(&before).map_err(damaged)? };
-        let segment = layout::segment(&self.shared.root, node, id, head.base);
-        let beside = self.shared.aside();
-        let published = files
-            .rename(aside, &segment)
-            .and_then(|()| files.sync_dir(&folder))
-            .and_then(|()| crate::files::replace(files, &beside, &name, &manifest::encode(&manifest)));
-        if let Err(source) = published {
-            drop(files.remove(&beside));
+        if let Err(source) = self.shared.publish(aside, &manifest) {
             // Which of the two manifests is there now is read from the disk; the other segment goes when the store is next
             // opened, and is needed until then if power is lost.
             let now = files.read(&name, manifest::BYTES_MAX).ok().flatten();
@@ -134,12 +123,6 @@ impl ImageStore {
         drop(files.remove(&layout::segment(&self.shared.root, node, id, link.base)));
         drop(self.shared.prune(&mut index, node));
         Ok(true)
-    }
-
-    /// The checkpoint went while it was merged: nothing of it is left.
-    fn was_removed(&self, aside: &std::path::Path) -> bool {
-        drop(self.shared.files.remove(aside));
-        false
     }
 }
 

@@ -25,11 +25,9 @@ impl Keeping {
     /// Whether whoever asks is to do it: nobody does.
     fn begin(&self, node: &NodeId) -> bool {
         let mut keeping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let again = keeping.insert(node.clone(), true);
-        if again.is_none() {
-            keeping.insert(node.clone(), false);
-        }
-        again.is_none()
+        let is_done = keeping.contains_key(node);
+        keeping.insert(node.clone(), is_done);
+        !is_done
     }
 
     /// Whether it is to be done again: somebody asked meanwhile.
