@@ -15,6 +15,7 @@ use crate::error::{
     RestoreError, RoleDiskError, SaveError,
 };
 use crate::event::HypervisorEvent;
+use crate::snapshot::{ProbeError, Snapshot, SnapshotError, Tier};
 use crate::types::{
     Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, Liveness,
     MigrationOutcome, MigrationTarget, Note, RestoreSpec, SavedMemory,
@@ -84,6 +85,22 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`SaveError`].
     fn save_memory(&self, id: InstanceId, path: &Path, deadline: Duration) -> Result<SavedMemory, SaveError>;
+
+    /// Takes the memory and devices of a running instance as of one moment, into memory of this process. The guest stands
+    /// still for some milliseconds and runs on while its memory is written, whoever hangs or dies meanwhile; it goes on also
+    /// when the snapshot fails. Only where [`Self::probe_snapshots`] says so.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    fn snapshot_memory(&self, id: InstanceId, deadline: Duration) -> Result<Snapshot, SnapshotError>;
+
+    /// Finds out by what means the memory of this host's instances is saved, and sets right what the snapshots of an earlier
+    /// agent may have left. To be asked once, before the first snapshot; takes seconds. A small file is left in `folder`,
+    /// which qemu must be able to search.
+    ///
+    /// # Errors
+    /// When it could not be tried; see [`ProbeError`].
+    fn probe_snapshots(&self, folder: &Path) -> Result<Tier, ProbeError>;
 
     /// Brings an instance back from an image: paused, with its links down.
     ///

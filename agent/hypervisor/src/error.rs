@@ -11,6 +11,7 @@ use understudy_core::model::ids::InstanceId;
 
 use crate::process::Pid;
 use crate::refusal::{Refusal, RefusalKind};
+use crate::snapshot::MonitorError;
 use crate::xml::XmlError;
 
 /// Why libvirt did not do as asked.
@@ -315,6 +316,23 @@ pub enum SaveError {
     /// Its description could not be read or made.
     #[error("cannot describe the save")]
     Describe(#[source] XmlError),
+    /// Another save, snapshot or migration of it goes on.
+    #[error("instance {id} is being saved or moved, for {after:?} already")]
+    Busy {
+        /// Which instance.
+        id: InstanceId,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// What an earlier snapshot left could not be set right; with it, this would not do what it says.
+    #[error("what an earlier snapshot of instance {id} left cannot be set right")]
+    Reset {
+        /// Of which instance.
+        id: InstanceId,
+        /// Why.
+        #[source]
+        source: MonitorError,
+    },
     /// The save failed or did not end in time; it was cancelled. The instance goes on.
     #[error("cannot save instance {id}")]
     Save {
@@ -427,6 +445,23 @@ pub enum MigrateError {
     /// There is no such instance.
     #[error("no instance {0} on this host")]
     NoInstance(InstanceId),
+    /// Another save, snapshot or migration of it goes on.
+    #[error("instance {id} is being saved or moved, for {after:?} already")]
+    Busy {
+        /// Which instance.
+        id: InstanceId,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// What an earlier snapshot left could not be set right; with it, this would not do what it says.
+    #[error("what an earlier snapshot of instance {id} left cannot be set right")]
+    Reset {
+        /// Of which instance.
+        id: InstanceId,
+        /// Why.
+        #[source]
+        source: MonitorError,
+    },
     /// libvirt could not be asked.
     #[error("cannot begin to migrate instance {id}")]
     Begin {

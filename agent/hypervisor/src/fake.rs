@@ -14,6 +14,7 @@ mod host;
 mod image_file;
 mod migration;
 mod operations;
+mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -26,6 +27,7 @@ use understudy_core::model::units::{Boottime, MiB, Vcpus};
 pub use self::guest::{Guest, GuestMemory, Memory};
 pub use self::host::Instance;
 pub use self::migration::{Course, Left};
+pub use self::snapshot::Snapshots;
 
 use self::guest::plain_guest;
 use self::host::{Host, Image};
@@ -36,7 +38,7 @@ use crate::types::Capacity;
 /// A group of operations that a fault can hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
-    /// `instances`, `liveness`, `capacity`, `stats`.
+    /// `instances`, `liveness`, `capacity`, `stats`, `probe_snapshots`.
     Query,
     /// `create`.
     Create,
@@ -48,6 +50,8 @@ pub enum Operation {
     Guest,
     /// `save_memory`.
     Save,
+    /// `snapshot_memory`.
+    Snapshot,
     /// `restore`.
     Restore,
     /// `set_link`, `resume`, `suspend`, `set_note`, `abort_job`.
@@ -83,6 +87,7 @@ struct World<G> {
     cuts: BTreeSet<(String, String)>,
     migrations: VecDeque<Migration>,
     next_migration: u64,
+    next_snapshot: u64,
     clock: Boottime,
     next_pid: i32,
     /// Images are written as files too.
@@ -106,6 +111,7 @@ impl<G: Memory> Site<G> {
             cuts: BTreeSet::new(),
             migrations: VecDeque::new(),
             next_migration: 0,
+            next_snapshot: 0,
             clock: Boottime(0),
             next_pid: 1000,
             files: false,

@@ -17,6 +17,7 @@ mod event;
 pub mod fake;
 #[expect(unsafe_code, reason = "the one place for C calls without a safe wrapper")]
 mod ffi;
+mod jobs;
 mod libvirt;
 mod link;
 mod numbers;
@@ -24,8 +25,10 @@ pub mod permit;
 pub mod pidwatch;
 pub mod process;
 mod refusal;
+mod reserved;
 mod restoring;
 mod role_disk;
+mod snapshot;
 mod template;
 mod types;
 mod verdict;
@@ -42,6 +45,7 @@ pub use libvirt::{Deadlines, Libvirt, LibvirtConfig};
 pub use process::Pid;
 pub use refusal::{Refusal, RefusalKind};
 pub use role_disk::check as check_role_disk;
+pub use snapshot::{MonitorError, ProbeError, Snapshot, SnapshotError, Tier};
 pub use template::{Template, TemplateError, TemplateFault};
 pub use types::{
     BlockStats, Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceState,

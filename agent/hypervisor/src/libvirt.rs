@@ -2,12 +2,15 @@
 //!
 //! Promises: each operation is one or a few calls with a deadline each; a refusal is translated into the
 //! operation's own error. Must not do: remember anything of an instance between two operations, but for the first
-//! ones' part in the trial of the accelerator; libvirt is asked.
+//! ones' part in the trial of the accelerator, and for who is at work on which instance; libvirt is asked.
 
 mod change;
 mod guest;
 mod lifecycle;
 mod migration;
+mod monitor;
+mod probe;
+mod snapshot;
 mod state;
 mod stats;
 
@@ -28,9 +31,11 @@ use crate::error::{
     RestoreError, RoleDiskError, SaveError, StartError,
 };
 use crate::event::{EventKind, Hub, HypervisorEvent, Lifecycle};
+use crate::jobs::Jobs;
 use crate::link::Link;
 use crate::pidwatch::PidWatch;
 use crate::process::NOTES;
+use crate::snapshot::{ProbeError, Snapshot, SnapshotError, Tier};
 use crate::types::{
     Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceStats, Liveness,
     MigrationOutcome, MigrationTarget, Note, RestoreSpec, SavedMemory,
@@ -91,6 +96,7 @@ pub struct Libvirt {
     hub: Arc<Hub>,
     watch: Option<Arc<PidWatch>>,
     trial: Arc<Trial>,
+    jobs: Jobs,
     deadlines: Deadlines,
     pid_folder: Option<PathBuf>,
 }
@@ -126,7 +132,8 @@ impl Libvirt {
             }
         };
         let link = Link::start(&config.uri, Arc::clone(&hub), Arc::new(sink))?;
-        Ok(Self { link, hub, watch, trial, deadlines: config.deadlines, pid_folder: config.pid_folder })
+        let LibvirtConfig { deadlines, pid_folder, .. } = config;
+        Ok(Self { link, hub, watch, trial, jobs: Jobs::default(), deadlines, pid_folder })
     }
 
     /// What this host's next instance uses.
@@ -194,6 +201,14 @@ impl Hypervisor for Libvirt {
         deadline: Duration,
     ) -> Result<SavedMemory, SaveError> {
         self.save(id, path, deadline)
+    }
+
+    fn snapshot_memory(&self, id: InstanceId, deadline: Duration) -> Result<Snapshot, SnapshotError> {
+        self.take_snapshot(id, deadline)
+    }
+
+    fn probe_snapshots(&self, folder: &std::path::Path) -> Result<Tier, ProbeError> {
+        self.try_snapshots(folder)
     }
 
     fn restore(&self, spec: &RestoreSpec) -> Result<InstanceFact, RestoreError> {

@@ -2,7 +2,7 @@
 //!
 //! Promises: what happens is told as libvirt and the watch on processes tell it. Must not do: know of other hosts.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use understudy_core::model::ids::{Epoch, InstanceId};
 use understudy_core::model::units::Boottime;
 
 use super::guest::Memory;
-use super::{Fault, Operation};
+use super::{Fault, Operation, Snapshots};
 use crate::event::{EventKind, Hub, HypervisorEvent, Lifecycle, StartCause, StopCause};
 use crate::process::Pid;
 use crate::types::{Capacity, InstanceFact, InstanceSpec, InstanceState, MacAddress, PauseCause};
@@ -29,6 +29,9 @@ pub(super) struct Host<G> {
     /// Unused permits; `None` when no hook is installed.
     pub(super) permits: Option<BTreeMap<InstanceId, Epoch>>,
     pub(super) role_disks: BTreeMap<PathBuf, Result<(), String>>,
+    pub(super) snapshots: Snapshots,
+    /// Of which the next snapshot breaks off.
+    pub(super) breaking: BTreeSet<InstanceId>,
     pub(super) faults: VecDeque<(Operation, Fault)>,
     /// Faults that last.
     pub(super) failing: BTreeMap<Operation, Fault>,
@@ -42,6 +45,8 @@ pub struct Instance<G> {
     pub(super) ram_only: bool,
     pub(super) agent_answers: bool,
     pub(super) hangs: bool,
+    /// Its processors wait for a page for ever, and libvirt says that they run.
+    pub(super) stuck: bool,
     /// Its guest boots until then.
     pub(super) boots_until: Option<Boottime>,
     /// Only a part of it has come, by a migration that goes on.
@@ -72,7 +77,16 @@ impl<G: Memory> Instance<G> {
         };
         let ram_only = spec.template.ram_only();
         let memory = G::default();
-        Self { fact, ram_only, agent_answers: true, hangs: false, boots_until, arrives: false, memory }
+        Self {
+            fact,
+            ram_only,
+            agent_answers: true,
+            hangs: false,
+            stuck: false,
+            boots_until,
+            arrives: false,
+            memory,
+        }
     }
 
     /// What libvirt says of it.
@@ -90,7 +104,7 @@ impl<G: Memory> Instance<G> {
     /// Whether its guest has booted and its processors run.
     #[must_use]
     pub fn runs(&self) -> bool {
-        self.fact.state == InstanceState::Running && self.boots_until.is_none()
+        self.fact.state == InstanceState::Running && self.boots_until.is_none() && !self.stuck
     }
 
     pub(super) fn pause(&mut self, cause: PauseCause) {
@@ -110,6 +124,8 @@ impl<G: Memory> Host<G> {
             instances: BTreeMap::new(),
             permits: None,
             role_disks: BTreeMap::new(),
+            snapshots: Snapshots::default(),
+            breaking: BTreeSet::new(),
             faults: VecDeque::new(),
             failing: BTreeMap::new(),
             hub: Hub::default(),
@@ -137,7 +153,7 @@ impl<G: Memory> Host<G> {
                     }
                 }
                 Some(_) => {}
-                None if instance.fact.state == InstanceState::Running => instance.memory.run(by),
+                None if instance.runs() => instance.memory.run(by),
                 None => {}
             }
         }
@@ -164,7 +180,7 @@ impl<G: Memory> Host<G> {
         }
         let fact = instance.fact.clone();
         // Another process: what hung was the one that it comes from.
-        instance.hangs = false;
+        (instance.hangs, instance.stuck) = (false, false);
         self.instances.insert(id, instance);
         Some(fact)
     }

@@ -16,6 +16,11 @@ const RAM: u32 = 2;
 
 /// Writes the file of an image that is known under this path.
 pub(super) fn write(path: &Path) -> io::Result<()> {
+    std::fs::write(path, bytes(path))
+}
+
+/// What is in such a file.
+pub(super) fn bytes(path: &Path) -> Vec<u8> {
     let xml = format!("<image>{}</image>\0", path.display());
     let mut file = MAGIC.to_vec();
     let length = u32::try_from(xml.len()).unwrap_or_default();
@@ -23,7 +28,7 @@ pub(super) fn write(path: &Path) -> io::Result<()> {
     (0..NUMBERS).for_each(|at| file.extend(numbers.get(at).copied().unwrap_or(0_u32).to_le_bytes()));
     file.extend(xml.as_bytes());
     file.extend(stream(xml.as_bytes()));
-    std::fs::write(path, file)
+    file
 }
 
 /// The path under which the image is known that a file is of.

@@ -21,13 +21,14 @@ use crate::error::{
 };
 use crate::event::{HypervisorEvent, Lifecycle, StartCause, StopCause};
 use crate::refusal::{Refusal, RefusalKind};
+use crate::snapshot::{ProbeError, Snapshot, SnapshotError, Tier};
 use crate::types::{
     Capacity, GuestCommand, GuestOutput, InstanceFact, InstanceSpec, InstanceState, InstanceStats, Liveness,
     MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreSpec, SavedMemory,
 };
 
 /// What a simulated guest's memory counts for in an image, per MiB of its size: a third is in use.
-const IMAGE_BYTES_PER_MIB: u64 = (1 << 20) / 3;
+pub(super) const IMAGE_BYTES_PER_MIB: u64 = (1 << 20) / 3;
 
 impl<G: Memory> FakeHypervisor<G> {
     /// Does an operation under the faults that were put there: without an answer from libvirt, after a refusal, or
@@ -135,7 +136,7 @@ fn late(call: &'static str) -> CallError {
     CallError::TimedOut { call, after: Duration::from_secs(30) }
 }
 
-fn suspend_and_resume<G: Memory>(host: &Host<G>, clock: Boottime, id: InstanceId) {
+pub(super) fn suspend_and_resume<G: Memory>(host: &Host<G>, clock: Boottime, id: InstanceId) {
     host.tell_change(clock, id, Lifecycle::Suspended(PauseCause::Asked));
     host.tell_change(clock, id, Lifecycle::Resumed);
 }
@@ -275,6 +276,14 @@ impl<G: Memory> Hypervisor for FakeHypervisor<G> {
         };
         let done = self.attempt(Operation::Save, "save memory", save);
         done.map_err(|source| SaveError::Save { id, source })?
+    }
+
+    fn snapshot_memory(&self, id: InstanceId, deadline: Duration) -> Result<Snapshot, SnapshotError> {
+        self.snapshot(id, deadline)
+    }
+
+    fn probe_snapshots(&self, _folder: &Path) -> Result<Tier, ProbeError> {
+        self.probe()
     }
 
     fn restore(&self, spec: &RestoreSpec) -> Result<InstanceFact, RestoreError> {

@@ -1,9 +1,7 @@
-//! Owns the changes of a running instance: role disk, link, pause, note, save, cancel; and the raw line to qemu's
-//! monitor.
+//! Owns the changes of a running instance: role disk, link, pause, note, save, cancel.
 //!
 //! Promises: asking for what is already so does nothing. Must not do: leave an instance paused after a save.
 
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -21,7 +19,6 @@ use crate::ffi;
 use crate::libvirt::state::{Seen, state_of};
 use crate::refusal::RefusalKind;
 use crate::types::{InstanceState, Note, SavedMemory};
-use crate::xml::XmlError;
 use crate::{METADATA_NAMESPACE, role_disk};
 
 /// How long a save that was cancelled may take to be over, and how long its last event may be under way.
@@ -75,21 +72,6 @@ impl Libvirt {
             tracing::warn!(%id, ?error, "an instance's new place could not be announced");
         }
         Ok(())
-    }
-
-    /// Has qemu tell the switches of the segment that the instance's cards are here: RARP frames, the first at once,
-    /// four more within 1.2 s (qemu's own pace after a live migration).
-    ///
-    /// # Errors
-    /// See [`ControlError`].
-    pub fn announce(&self, id: InstanceId) -> Result<(), ControlError> {
-        let pace = serde_json::json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 });
-        let command = serde_json::json!({ "execute": "announce-self", "arguments": pace });
-        let answer = self.monitor_with_files(id, &command, &[])?;
-        match answer.get("error") {
-            None => Ok(()),
-            Some(error) => Err(ControlError::Describe(XmlError::Malformed(error.to_string()))),
-        }
     }
 
     pub(super) fn run(&self, id: InstanceId) -> Result<(), ControlError> {
@@ -155,6 +137,8 @@ impl Libvirt {
         if let Some(disk) = domain.writable_disk() {
             return Err(SaveError::WritableDisk { id, disk: disk.source.unwrap_or_default() });
         }
+        let _job = self.jobs.begin(id, deadline).ok_or(SaveError::Busy { id, after: deadline })?;
+        self.reset_held(id).map_err(|source| SaveError::Reset { id, source })?;
         let snapshot = domain.memory_snapshot(path).write().map_err(SaveError::Describe)?;
         let events = self.hub.subscribe();
         let begun = Instant::now();
@@ -198,33 +182,6 @@ impl Libvirt {
         if paused && let Err(error) = self.run(id) {
             tracing::error!(%id, %error, "an instance stands still after a failed save");
         }
-    }
-
-    /// Sends a command to qemu's monitor with open files beside it. For mechanisms that libvirt has no interface
-    /// for; libvirt does not know what was asked, so no other job may be under way on this instance.
-    ///
-    /// # Errors
-    /// See [`ControlError`].
-    pub fn monitor_with_files(
-        &self,
-        id: InstanceId,
-        command: &serde_json::Value,
-        files: &[BorrowedFd<'_>],
-    ) -> Result<serde_json::Value, ControlError> {
-        let refuse = |message: String| ControlError::Describe(XmlError::Malformed(message));
-        // The call's thread may outlive this borrow, so it gets descriptors of its own.
-        let owned: Result<Vec<_>, _> = files.iter().map(BorrowedFd::try_clone_to_owned).collect();
-        let owned = owned.map_err(|error| refuse(error.to_string()))?;
-        let text = command.to_string();
-        let answer = self.on_domain(id, "monitor command", self.deadlines.change, move |domain| {
-            let files: Vec<_> = owned.iter().map(std::os::fd::AsFd::as_fd).collect();
-            ffi::monitor_with_files(domain, &text, &files)
-        });
-        let answer = answer.map_err(|source| match source.refused() {
-            Some(RefusalKind::NoInstance) => ControlError::NoInstance(id),
-            _ => ControlError::Change { id, source },
-        })?;
-        serde_json::from_str(&answer).map_err(|error| refuse(error.to_string()))
     }
 }
 

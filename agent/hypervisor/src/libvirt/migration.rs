@@ -42,6 +42,8 @@ impl Libvirt {
         if self.look_up(id).map_err(begin)?.is_none() {
             return Err(MigrateError::NoInstance(id));
         }
+        let _job = self.jobs.begin(id, deadline).ok_or(MigrateError::Busy { id, after: deadline })?;
+        self.reset_held(id).map_err(|source| MigrateError::Reset { id, source })?;
         let begun = Instant::now();
         let (uri, parameters, flags) = (target.uri.clone(), parameters(target), flags(target));
         let pending = self

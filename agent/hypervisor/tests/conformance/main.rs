@@ -7,4 +7,5 @@ mod host;
 mod moving;
 mod real;
 mod simulated;
+mod snapshots;
 mod suite;

@@ -65,6 +65,11 @@ impl Bed for RealBed<'_> {
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         path
     }
+    fn keep(&self, mut image: std::fs::File) -> PathBuf {
+        let path = self.image("snapshot");
+        std::io::copy(&mut image, &mut std::fs::File::create(&path).unwrap()).unwrap();
+        path
+    }
     fn damage_image(&self, path: &Path) {
         let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
         file.set_len(file.metadata().unwrap().len() / 2).unwrap();

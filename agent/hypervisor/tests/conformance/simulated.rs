@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use understudy_core::model::ids::{Epoch, InstanceId};
 use understudy_core::model::units::{MiB, Vcpus};
-use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site};
+use understudy_hypervisor::fake::{FakeHypervisor, Fault, Operation, Site, Snapshots};
 use understudy_hypervisor::{
     Accelerator, AcceleratorSetting, CallError, CapacityError, CreateError, Deadlines, DestroyError,
     EventKind, GuestError, Hypervisor, InstanceSpec, InstanceState, Libvirt, LibvirtConfig, Lifecycle,
-    ListError, Liveness, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, StartError,
-    StopCause, Template,
+    ListError, Liveness, MigrationOutcome, MigrationTarget, Note, PauseCause, RefusalKind, SnapshotError,
+    StartError, StopCause, Template, Tier,
 };
 
 use crate::host::id;
@@ -39,6 +39,8 @@ struct FakeBed {
     site: Site,
     hypervisor: FakeHypervisor,
     set_up: Cell<bool>,
+    /// For the files that images are.
+    folder: tempfile::TempDir,
 }
 
 impl FakeBed {
@@ -47,7 +49,8 @@ impl FakeBed {
         let hypervisor = site.host("fake://one", Vcpus(4), MiB(4096));
         hypervisor.require_permits();
         hypervisor.set_boot_time(3 * SOON);
-        Self { site, hypervisor, set_up: Cell::new(false) }
+        site.write_files();
+        Self { site, hypervisor, set_up: Cell::new(false), folder: tempfile::tempdir().unwrap() }
     }
 }
 
@@ -78,7 +81,7 @@ impl Bed for FakeBed {
         words("hang")
     }
     fn image(&self, name: &str) -> PathBuf {
-        Path::new("/images").join(name)
+        self.folder.path().join(name)
     }
     fn role_disk(&self) -> PathBuf {
         let path = PathBuf::from("/roles/whole");
@@ -90,6 +93,11 @@ impl Bed for FakeBed {
     fn damaged_role_disk(&self) -> PathBuf {
         let path = PathBuf::from("/roles/damaged");
         self.hypervisor.put_role_disk(&path, Err("cut off".to_owned()));
+        path
+    }
+    fn keep(&self, mut image: std::fs::File) -> PathBuf {
+        let path = self.folder.path().join("snapshot");
+        std::io::copy(&mut image, &mut std::fs::File::create(&path).unwrap()).unwrap();
         path
     }
     fn damage_image(&self, path: &Path) {
@@ -149,6 +157,40 @@ fn in_the_double_an_instance_is_destroyed_without_libvirt_by_its_process_and_els
     host.set_unkillable(id(2), false);
     host.destroy(id(2)).unwrap();
     host.destroy(id(1)).unwrap();
+}
+
+#[test]
+fn in_the_double_a_snapshot_fails_as_a_qemu_that_refuses_it_or_does_not_survive_a_broken_one() {
+    let site = Site::default();
+    let host = site.host("fake://1", Vcpus(4), MiB(4096));
+    host.create(&spec(1)).unwrap();
+    let runs = || host.look(id(1), |instance| instance.runs()).unwrap();
+    let tier = || host.probe_snapshots(Path::new("/")).unwrap();
+    assert_eq!(tier(), Tier::Background);
+    host.inject(Operation::Snapshot, Fault::Refused);
+    assert!(matches!(host.snapshot_memory(id(1), SOON), Err(SnapshotError::Begin { .. })));
+    host.inject(Operation::Snapshot, Fault::LostRequest);
+    assert!(matches!(host.snapshot_memory(id(1), SOON), Err(SnapshotError::TimedOut { .. })));
+    host.break_snapshot(id(1));
+    assert!(matches!(host.snapshot_memory(id(1), SOON), Err(SnapshotError::Broken { .. })));
+    assert!(runs(), "it goes on");
+    host.snapshot_memory(id(1), SOON).unwrap();
+    host.set_snapshots(Snapshots::Refused);
+    assert!(matches!(tier(), Tier::Saved { reason } if reason.contains("refuses")));
+    assert!(matches!(host.snapshot_memory(id(1), SOON), Err(SnapshotError::Begin { .. })));
+    host.set_snapshots(Snapshots::StopBroken);
+    assert!(matches!(tier(), Tier::Saved { reason } if reason.contains("does not go on")));
+    host.snapshot_memory(id(1), SOON).unwrap();
+    assert!(runs());
+    host.break_snapshot(id(1));
+    host.snapshot_memory(id(1), SOON).unwrap_err();
+    assert_eq!(
+        (runs(), state(&host, id(1))),
+        (false, Some(InstanceState::Running)),
+        "libvirt says that it runs"
+    );
+    host.set_libvirt_up(false);
+    assert!(host.probe_snapshots(Path::new("/")).is_err());
 }
 
 fn simulation() -> Libvirt {

@@ -1,5 +1,6 @@
 //! The suite: what holds for every hypervisor.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use understudy_core::model::units::MiB;
 use understudy_hypervisor::{
     ControlError, CreateError, EventKind, GuestCommand, GuestError, Hypervisor, InstanceSpec, InstanceState,
     Lifecycle, Liveness, MigrateError, MigrationOutcome, MigrationTarget, Note, PauseCause, RestoreError,
-    RestoreSpec, RoleDiskError, SaveError, StopCause,
+    RestoreSpec, RoleDiskError, SaveError, SnapshotError, StopCause, Tier,
 };
 
 use crate::host::{LONG, chain, fact, until};
@@ -29,6 +30,8 @@ pub(crate) trait Bed {
     fn role_disk(&self) -> PathBuf;
     fn damaged_role_disk(&self) -> PathBuf;
     fn damage_image(&self, path: &Path);
+    /// Makes a file of what a snapshot is.
+    fn keep(&self, image: File) -> PathBuf;
     /// Time goes by itself, or does it here.
     fn time_passes(&self) {}
 }
@@ -62,6 +65,7 @@ pub(crate) fn conforms(bed: &dyn Bed) {
     the_guest_does_as_it_is_told(bed);
     the_role_disk_is_given_once(bed);
     links_pauses_and_notes_are_as_asked(bed);
+    a_snapshot_is_of_its_moment(bed);
     memory_survives_its_instance(bed);
     an_instance_ends_and_stays_ended(bed);
 }
@@ -81,6 +85,7 @@ fn nothing_is_there_at_first(bed: &dyn Bed) {
     assert!(matches!(hv.set_note(id, &Note::default()), Err(ControlError::NoInstance(_))));
     assert!(matches!(hv.attach_role_disk(id, &bed.role_disk()), Err(RoleDiskError::NoInstance(_))));
     assert!(matches!(hv.save_memory(id, &bed.image("none"), SHORT), Err(SaveError::NoInstance(_))));
+    assert!(matches!(hv.snapshot_memory(id, SHORT), Err(SnapshotError::NoInstance(_))));
     let target = MigrationTarget {
         uri: "qemu+tls://nowhere/system".to_owned(),
         tls: false,
@@ -156,6 +161,8 @@ fn links_pauses_and_notes_are_as_asked(bed: &dyn Bed) {
     }
     let not_running = hv.save_memory(id, &bed.image("paused"), SHORT);
     assert!(matches!(not_running, Err(SaveError::NotRunning(_))), "{not_running:?}");
+    let not_running = hv.snapshot_memory(id, SHORT);
+    assert!(matches!(not_running, Err(SnapshotError::NotRunning(_))), "{not_running:?}");
     for _ in 0..2 {
         hv.resume(id).unwrap();
         assert_eq!(state(hv, id), Some(InstanceState::Running));
@@ -172,6 +179,35 @@ fn links_pauses_and_notes_are_as_asked(bed: &dyn Bed) {
     hv.set_note(id, &note).unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(fact(hv, id).unwrap().note, note);
     hv.abort_job(id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+}
+
+fn a_snapshot_is_of_its_moment(bed: &dyn Bed) {
+    let (hv, id, note) = (bed.hypervisor(), bed.spec(1).id, Note { epoch: Epoch(4), address: None });
+    let folder = bed.image("any");
+    let tier = hv.probe_snapshots(folder.parent().unwrap()).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    assert_eq!(tier, Tier::Background);
+    for mark in ["first\n<&\"'\u{e9}", "first\n<&\"'\u{e9}"] {
+        let snapshot = hv.snapshot_memory(id, LONG).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        eprintln!("figure: {:?}", snapshot.saved);
+        let saved = snapshot.saved;
+        assert!(saved.bytes > 1 << 20 && saved.pause <= saved.took, "{saved:?}");
+        assert_eq!(state(hv, id), Some(InstanceState::Running), "it goes on");
+        assert_eq!(run(bed, id, bed.put(), "later").0, 0);
+        let image = bed.keep(snapshot.image);
+        hv.destroy(id).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        bed.permit(id, note.epoch);
+        let (template, role_disk) = (bed.spec(1).template, Some(bed.role_disk()));
+        let back = hv.restore(&RestoreSpec { image, id, template, role_disk, note });
+        let back = back.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!((back.note, back.link_up), (note, false));
+        hv.set_link(id, true).unwrap();
+        hv.resume(id).unwrap();
+        until("the guest's agent answers", || {
+            bed.time_passes();
+            hv.guest_ping(id, Duration::from_secs(3)).is_ok()
+        });
+        assert_eq!(run(bed, id, bed.get(), "").1, mark, "its memory is that of the snapshot");
+    }
 }
 
 fn memory_survives_its_instance(bed: &dyn Bed) {
