@@ -7,7 +7,9 @@ mod policies;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -15,10 +17,10 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 use understudy_core::leader::Report;
-use understudy_core::model::ids::NodeId;
-use understudy_core::model::records::{HostFacts, Incident, NodeRecord, Phase, StateKept};
+use understudy_core::model::ids::{HostId, NodeId};
+use understudy_core::model::records::{CheckpointId, HostFacts, Incident, NodeRecord, Phase, StateKept};
 use understudy_core::model::units::UnixMillis;
-use understudy_core::model::view::{Checkpoints, View};
+use understudy_core::model::view::View;
 
 pub use policies::PolicyMetrics;
 
@@ -40,8 +42,8 @@ pub struct Metrics {
     instances: IntGaugeVec,
     emulated: IntGauge,
     checkpoint_age: GaugeVec,
-    /// The newest ones: their ages are worked out when somebody asks.
-    newest_checkpoints: std::sync::Mutex<Checkpoints>,
+    /// The newest ones of the primaries here, and when they were taken: their ages are worked out when somebody asks.
+    newest_checkpoints: Mutex<BTreeMap<NodeId, (CheckpointId, UnixMillis)>>,
     checkpoint_pause: HistogramVec,
     checkpoint_bytes: IntGaugeVec,
     checkpoints: IntCounterVec,
@@ -98,7 +100,7 @@ impl Metrics {
         let checkpoint_age = GaugeVec::new(
             Opts::new(
                 "checkpoint_age_seconds",
-                "Age of the newest complete checkpoint: what a failure now would lose",
+                "Age of the newest complete checkpoint of a primary on this host: what a failure now would lose",
             ),
             &["node"],
         )?;
@@ -152,7 +154,7 @@ impl Metrics {
                 "1 where instances are emulated because KVM does not work on this host, though emulation was not asked for",
             )?,
             checkpoint_age,
-            newest_checkpoints: std::sync::Mutex::default(),
+            newest_checkpoints: Mutex::default(),
             checkpoint_pause: histogram(
                 &["node"],
                 "checkpoint_pause_seconds",
@@ -183,11 +185,10 @@ impl Metrics {
     /// The text that Prometheus reads. Ages are computed here, because they grow while nothing happens.
     #[must_use]
     pub fn text(&self, now: UnixMillis) -> String {
-        let newest =
-            self.newest_checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let newest = self.newest_checkpoints.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.checkpoint_age.reset();
-        for (node, known) in &newest {
-            let age = now.since(known.value.taken).as_secs_f64();
+        for (node, (_, taken)) in &newest {
+            let age = now.since(*taken).as_secs_f64();
             self.checkpoint_age.with_label_values(&[&node.to_string()]).set(age);
         }
         let mut text = Vec::new();
@@ -212,7 +213,14 @@ impl Metrics {
         self.deaths.inc();
     }
 
-    pub(crate) fn checkpoint_done(&self, node: &NodeId, _taken: UnixMillis, pause_ms: u64, bytes: u64) {
+    pub(crate) fn checkpoint_done(
+        &self,
+        node: &NodeId,
+        newest: (CheckpointId, UnixMillis),
+        pause_ms: u64,
+        bytes: u64,
+    ) {
+        self.newest_checkpoints.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), newest);
         let node = node.to_string();
         self.checkpoints.with_label_values(&[&node]).inc();
         self.checkpoint_pause
@@ -249,7 +257,7 @@ impl Metrics {
 
     pub(crate) fn cluster_seen(
         &self,
-        view: &View,
+        (view, me): (&View, &HostId),
         report: &Report,
         leading: bool,
         lease_remaining: Option<Duration>,
@@ -266,8 +274,14 @@ impl Metrics {
             let number = count(facts.instances.values().filter(|fact| fact.phase == phase));
             self.instances.with_label_values(&[phase.as_str()]).set(number);
         }
-        let mut newest = self.newest_checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        newest.clone_from(&view.checkpoints);
+        // That of another host, or of an earlier life, says nothing of what a failure would lose.
+        let is_of_a_primary_here = |node: &NodeId, id: CheckpointId| {
+            let record = view.nodes.get(node).map(|known| &known.value);
+            let primary = record.and_then(|record| Some((record.primary.as_ref()?, record.incarnation)));
+            primary.is_some_and(|(primary, since)| &primary.host == me && id.epoch >= since)
+        };
+        let mut newest = self.newest_checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.retain(|node, (id, _)| is_of_a_primary_here(node, *id));
     }
 
     pub(crate) fn gateway_seen(&self, counters: &crate::gateway::Counters) {

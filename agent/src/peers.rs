@@ -1,10 +1,12 @@
-//! Owns the talk between agents: a checkpoint goes to a backup's host, a policy comes from whoever has it.
+//! Owns the talk between agents: a checkpoint goes to a backup's host, a policy comes from whoever has it, and a host says which
+//! checkpoints of a node it has.
 //!
 //! Promises: it goes to the host that is meant and to nobody else: over TLS 1.3 where both ends have shown certificates, or
 //! over loopback. An answer of success means that the peer has the image durably; a component is what its digest says and
 //! no larger than a policy may be. How long an image may take is its sender's to say. Must not do: choose peers.
 
 pub mod connection;
+mod copies;
 pub mod identity;
 pub mod listener;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use understudy_core::model::units::MiB;
 use crate::exit::chain;
 use connection::Connection;
 pub use connection::{Peer, Security, SecurityError};
+pub use copies::{AskError, Asked, Closing, ask_copies};
 
 /// Header that carries the [`Shipment`] as JSON.
 pub const SHIPMENT_HEADER: &str = "x-understudy-shipment";
@@ -63,15 +66,12 @@ pub struct Shipment {
     pub description: Description,
 }
 
-/// Why an image was not sent. Nothing may be assumed of the peer then.
+/// Why there is no connection to a peer.
 #[derive(Debug, thiserror::Error)]
-pub enum SendError {
-    /// The image cannot be read here.
-    #[error("cannot read {}: see the room and the rights of that folder", .0.display())]
-    Image(PathBuf, #[source] io::Error),
-    /// The peer is not reached.
+pub enum ReachError {
+    /// Nothing answers there.
     #[error("cannot reach {peer}: see whether its agent runs, and the network between the two")]
-    Reach {
+    Connect {
         /// Its address.
         peer: String,
         /// Why.
@@ -93,6 +93,17 @@ pub enum SendError {
         #[source]
         source: SecurityError,
     },
+}
+
+/// Why an image was not sent. Nothing may be assumed of the peer then.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The image cannot be read here.
+    #[error("cannot read {}: see the room and the rights of that folder", .0.display())]
+    Image(PathBuf, #[source] io::Error),
+    /// There is no connection to the peer.
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     /// What is asked makes no request.
     #[error("cannot ask for it: see peers.advertise of the peer's configuration")]
     Ask(#[source] hyper::http::Error),
@@ -129,7 +140,7 @@ pub async fn send_checkpoint(
 ) -> Result<(), SendError> {
     let unreadable = |error| SendError::Image(image.to_owned(), error);
     let file = tokio::fs::File::open(image).await.map_err(unreadable)?;
-    let stream = reach_in_time(peer).await?;
+    let stream = reach(peer).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(SendError::Broken)?;
     // Ends with this future, however that ends: an image that nobody waits for any more is not sent on.
@@ -201,19 +212,15 @@ fn chunks<B: Future<Output = ()> + Send, A: FnMut(u64) + Send>(
     futures_util::stream::try_unfold(start, next)
 }
 
-async fn reach_in_time(peer: Peer<'_>) -> Result<Connection, SendError> {
+async fn reach(peer: Peer<'_>) -> Result<Connection, ReachError> {
     let address = || peer.address.to_owned();
     let reached = timeout(CONNECT, async {
         let stream = TcpStream::connect(peer.address).await;
-        let stream = stream.map_err(|source| SendError::Reach { peer: address(), source })?;
+        let stream = stream.map_err(|source| ReachError::Connect { peer: address(), source })?;
         let secured = Connection::over(stream, &peer).await;
-        secured.map_err(|source| SendError::Security { peer: address(), source })
+        secured.map_err(|source| ReachError::Security { peer: address(), source })
     });
-    reached.await.unwrap_or_else(|_| Err(SendError::Silent { peer: address() }))
-}
-
-async fn reach(peer: Peer<'_>) -> Result<Connection, String> {
-    reach_in_time(peer).await.map_err(|error| chain(&error))
+    reached.await.unwrap_or_else(|_| Err(ReachError::Silent { peer: address() }))
 }
 
 /// Fetches a component from the agent of `peer`.
@@ -236,7 +243,7 @@ async fn get_component(
     digest: &understudy_policy::Digest,
     limit: MiB,
 ) -> Result<Bytes, String> {
-    let stream = reach(peer).await?;
+    let stream = reach(peer).await.map_err(|error| chain(&error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
     let connection = tokio::spawn(connection);

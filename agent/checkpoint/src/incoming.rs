@@ -19,7 +19,7 @@ use crate::manifest::{Description, Manifest};
 use crate::pages::{
     Coming, Frame, Head, IngestError, REST_MAX, Received, Receiver, SegmentError, SegmentReader,
 };
-use crate::store::{BeginError, ImageError, ImageStore, Link, Node, ReceiveError, StoreError, may_come};
+use crate::store::{Arriving, BeginError, ImageError, ImageStore, Link, Node, ReceiveError, StoreError};
 use crate::stream::PAGE_BYTES;
 
 /// What a guest's RAM blocks have beside its memory: firmware, and the memory of video cards, at the most.
@@ -39,21 +39,35 @@ pub(crate) struct Incoming {
     coming: Option<Coming>,
     /// The temporary file is still to be removed.
     pending: bool,
+    _arriving: Arriving,
 }
 
 impl Incoming {
     pub(crate) fn new(
         store: ImageStore,
         node: NodeId,
-        id: CheckpointId,
-        memory: MiB,
+        (id, memory): (CheckpointId, MiB),
+        arriving: Arriving,
     ) -> Result<Self, StoreError> {
         let path = store.shared.aside();
         let file = store.shared.files.create(&path);
         let file = file.map_err(|source| StoreError::Create(path.clone(), source))?;
         let reader = SegmentReader::default();
         let pages_max = memory.bytes().saturating_add(BESIDE_MEMORY) / PAGE_BYTES as u64;
-        Ok(Self { store, node, id, path, file, bytes: 0, pages_max, reader, coming: None, pending: true })
+        let coming = None;
+        Ok(Self {
+            store,
+            node,
+            id,
+            path,
+            file,
+            bytes: 0,
+            pages_max,
+            reader,
+            coming,
+            pending: true,
+            _arriving: arriving,
+        })
     }
 
     /// Bytes of the longest segment: each page may come twice, as bytes that do not compress, and so may the rest.
@@ -133,7 +147,7 @@ impl Incoming {
         };
         self.file.sync().map_err(|source| StoreError::Write(self.path.clone(), source))?;
         // Another may have been completed while this one came.
-        may_come(&self.store.shared.lock(), &self.node, self.id)?;
+        self.store.shared.lock().may_come(&self.node, self.id, description.instance)?;
         self.find_base(coming.head())?;
         let own = self.store.shared.node(&self.node);
         let mut receiver = own.pages();
@@ -155,7 +169,7 @@ impl Incoming {
         let store = self.store.clone();
         let mut index = store.shared.lock();
         let (node, id) = (self.node.clone(), self.id);
-        may_come(&index, &node, id)?;
+        index.may_come(&node, id, description.instance)?;
         let base = received.head.base;
         if let Some(base) = base.filter(|base| !index.has(&node, *base)) {
             // Removed while this was on its way.
@@ -164,7 +178,7 @@ impl Incoming {
         let Received { root, state, .. } = received;
         let manifest = Manifest { node, id, base, description, bytes: self.bytes, root, state };
         self.publish(&manifest)?;
-        index.completed(&self.node, id, Link { base, bytes: self.bytes });
+        index.completed(&self.node, id, Link::of(&manifest));
         // What cannot be removed now, also because somebody reads, is removed at the next one: it is no reason to lose this.
         if let Some(_change) = own.try_change() {
             drop(store.shared.prune(&mut index, &self.node));

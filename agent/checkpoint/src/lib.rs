@@ -15,8 +15,9 @@
 //! * SAFE-3: a checkpoint is complete only when its segment, its manifest, their names, and all that it adds to are
 //!   durable; power lost at any moment leaves it complete or not there; a damaged one is reported, never restored;
 //! * SAFE-4: once an epoch of a node was seen, a checkpoint of an older one is refused, also after a restart;
-//! * the newest two of a node are kept with all that they add to, and the one that the cluster's record names, until told
-//!   to forget; together they take up to twice the newest alone, and what came since they were made fewer.
+//! * the newest two of a node are kept with all that they add to, and the one that is being restored here, until told to
+//!   forget; together they take up to twice the newest alone, and what came since they were made fewer;
+//! * what it says that it has ([`ImageStore::kept`]) is durable, and whole as far as anybody has looked.
 //!
 //! It must not know where bytes come from, run anything, or log: what it finds goes back to the caller.
 

@@ -3,6 +3,7 @@
 //! Promises: a manifest with any changed character of meaning is refused.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use understudy_core::model::ids::{InstanceId, NodeId};
@@ -10,6 +11,7 @@ use understudy_core::model::records::CheckpointId;
 use understudy_core::model::units::{MiB, UnixMillis};
 
 use crate::digest::Digest;
+use crate::layout;
 
 /// 1 was of whole images.
 const VERSION: u32 = 2;
@@ -103,6 +105,20 @@ pub enum Damage {
     /// An image that was made of it is not what it is.
     #[error("the image that was made of it is damaged: {0}")]
     Image(String),
+}
+
+impl Damage {
+    /// Which of the checkpoints that one consists of this is found in.
+    pub(crate) fn part_of(&self, id: CheckpointId) -> CheckpointId {
+        match self {
+            Self::Manifest(_) | Self::Version(_) | Self::Misplaced | Self::Image(_) => id,
+            Self::Missing(segment) | Self::Size { segment, .. } | Self::Content { segment, .. } => {
+                layout::segment_of(Path::new(segment)).map_or(id, |(of, _)| of)
+            }
+            Self::Base(base) => *base,
+            Self::Earlier(base, damage) => damage.part_of(*base),
+        }
+    }
 }
 
 pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {

@@ -7,19 +7,20 @@
 mod compact;
 mod error;
 mod index;
+mod looking;
 mod reading;
+mod said;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
 };
 
-use understudy_core::model::ids::{Epoch, NodeId};
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
 use understudy_core::model::records::CheckpointId;
-use understudy_core::model::units::MiB;
 
 pub use error::{BeginError, ImageError, ReceiveError, StoreError};
 pub(crate) use index::{Index, Link};
@@ -27,10 +28,11 @@ pub(crate) use index::{Index, Link};
 use crate::files::{self, Disk, Files};
 use crate::incoming::Incoming;
 use crate::layout::{self, EPOCH};
-use crate::manifest::{self, BYTES_MAX, Damage, Description, Manifest};
+use crate::manifest::{self, Description, Manifest};
 use crate::pages::Receiver;
 use crate::pieces::Pieces;
-use index::Held;
+use looking::read_node;
+use said::{Closed, Locked, Said};
 
 /// What is held while somebody works with the checkpoints of one node: first this, then the index.
 #[derive(Debug, Default)]
@@ -39,6 +41,24 @@ pub(crate) struct Node {
     pages: Mutex<Receiver>,
     /// Held by whoever reads segments, so that none of them goes meanwhile, and alone by whoever removes or replaces some.
     files: RwLock<()>,
+    /// How many checkpoints are being received.
+    arriving: AtomicUsize,
+}
+
+/// Counts a checkpoint that is being received, for as long as it is.
+pub(crate) struct Arriving(Arc<Node>);
+
+impl Arriving {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        node.arriving.fetch_add(1, Ordering::AcqRel);
+        Self(node)
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.arriving.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Node {
@@ -76,8 +96,13 @@ pub(crate) struct Shared {
     index: Mutex<Index>,
     /// What is taken before the index, where both are: each node's own. It stays for as long as the store is open.
     nodes: Mutex<BTreeMap<NodeId, Arc<Node>>>,
-    /// What the cluster's record names, until somebody needs to know it: whoever says so does not wait for the disk.
-    names: Mutex<BTreeMap<NodeId, CheckpointId>>,
+    /// What is being restored, until somebody needs to know it: whoever says so does not wait for the disk.
+    names: Mutex<BTreeMap<NodeId, Option<CheckpointId>>>,
+    /// What is said of each node, as the index has it: whoever asks does not wait for the disk. Taken after the index, where
+    /// both are.
+    said: Mutex<Said>,
+    /// What comes no more for a while. The same.
+    closed: Mutex<BTreeMap<NodeId, Closed>>,
     /// Taken while segments are merged: one node's at a time.
     compacting: Mutex<()>,
     next: AtomicU64,
@@ -85,12 +110,13 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// The index is changed in single steps after the disk was, so that a panic elsewhere leaves it true.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Index> {
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = Locked::new(index, &self.said);
         let names = std::mem::take(&mut *self.names.lock().unwrap_or_else(PoisonError::into_inner));
         for (node, id) in names {
-            if let Some(held) = index.0.get_mut(&node) {
-                held.named = BTreeSet::from([id]);
+            if let Some(held) = index.quietly().0.get_mut(&node) {
+                held.named = id;
             }
         }
         index
@@ -116,7 +142,8 @@ impl Shared {
         for id in ids {
             remove(layout::manifest(&self.root, node, *id))?;
             let Some(held) = index.0.get_mut(node) else { continue };
-            held.named.remove(id);
+            held.named = held.named.filter(|named| named != id);
+            held.unsound.remove(id);
             // Of one whose manifest is damaged the segment's name is not known: it goes when the store is next opened.
             segments.extend(held.complete.remove(id).flatten().map(|link| (*id, link.base)));
         }
@@ -128,7 +155,7 @@ impl Shared {
         segments.try_for_each(|(id, base)| remove(layout::segment(&self.root, node, id, base)))
     }
 
-    /// Removes what is neither among the newest nor named, may not be named in a moment, and is not added to by any of those.
+    /// Removes what is neither among the newest nor named, and is not added to by any of those.
     pub(crate) fn prune(&self, index: &mut Index, node: &NodeId) -> Result<usize, StoreError> {
         let Some(held) = index.0.get(node) else { return Ok(0) };
         let old = held.old();
@@ -147,13 +174,21 @@ impl Shared {
         replaced.inspect_err(|_| drop(files.remove(&aside)))
     }
 
-    /// Makes a node's folder if need be and its highest epoch seen durable.
-    fn raise(&self, index: &mut Index, node: &NodeId, epoch: Epoch) -> Result<(), StoreError> {
-        let seen = index.seen(node);
+    /// Makes a node's folder if need be and its highest epoch seen durable. That of another node of this name, to which another
+    /// instance belonged, is no bound.
+    fn raise(
+        &self,
+        index: &mut Index,
+        node: &NodeId,
+        epoch: Epoch,
+        instance: Option<InstanceId>,
+    ) -> Result<(), StoreError> {
+        let is_another = instance.is_some_and(|instance| index.is_of_another(node, instance));
+        let seen = if is_another { Epoch(0) } else { index.seen(node) };
         if let Some(path) = index.0.get(node).and_then(|held| held.unreadable.clone()) {
             return Err(StoreError::Epoch(path));
         }
-        if epoch <= seen && index.0.get(node).is_some_and(|held| held.seen_is_durable) {
+        if !is_another && epoch <= seen && index.0.get(node).is_some_and(|held| held.seen_is_durable) {
             return Ok(());
         }
         let epoch = epoch.max(seen);
@@ -214,11 +249,11 @@ impl ImageStore {
         let (incoming, nodes) = (layout::incoming(root), layout::nodes(root));
         let made = files.create_dir(&incoming).and_then(|()| files.create_dir(&nodes));
         faults.extend(made.and_then(|()| files.sync_dir(root)).map_err(failed).err());
-        let mut list = |folder: &Path| {
-            let listed = files.list(folder).map_err(failed);
-            listed.map_err(|fault| faults.push(fault)).unwrap_or_default()
-        };
-        let (leftovers, folders) = (list(&incoming), list(&nodes));
+        let leftovers = files.list(&incoming).map_err(failed);
+        let leftovers = leftovers.map_err(|fault| faults.push(fault)).unwrap_or_default();
+        let folders = files.list(&nodes).map_err(failed);
+        let unsure = folders.is_err();
+        let folders = folders.map_err(|fault| faults.push(fault)).unwrap_or_default();
         for leftover in leftovers {
             let removed = files.remove(&leftover);
             faults.extend(removed.map_err(|source| StoreError::Remove(leftover, source)).err());
@@ -232,12 +267,15 @@ impl ImageStore {
                 faults.extend(more);
             }
         }
+        let said = Said::of(&index, unsure);
         let shared = Shared {
             root: root.to_owned(),
             files,
             index: Mutex::new(index),
             nodes: Mutex::default(),
             names: Mutex::default(),
+            said: Mutex::new(said),
+            closed: Mutex::default(),
             compacting: Mutex::default(),
             next: AtomicU64::new(0),
         };
@@ -253,7 +291,7 @@ impl ImageStore {
     /// From now on, checkpoints of epochs older than this are refused. Durable when it returns; lower ones change
     /// nothing.
     pub fn saw_epoch(&self, node: &NodeId, epoch: Epoch) -> Result<(), StoreError> {
-        self.shared.raise(&mut self.shared.lock(), node, epoch)
+        self.shared.raise(&mut self.shared.lock(), node, epoch, None)
     }
 
     /// Receives a checkpoint: the segment of this node and number that a reader gives, of a guest with no more memory than its
@@ -268,7 +306,7 @@ impl ImageStore {
         segment: &mut dyn Read,
         description: Description,
     ) -> Result<Manifest, ReceiveError> {
-        let mut incoming = self.begin(node, id, description.memory)?;
+        let mut incoming = self.begin(node, id, &description)?;
         let mut pieces = Pieces::new(segment);
         while let Some(piece) = pieces.next().map_err(|error| ReceiveError::Read(node.clone(), id, error))? {
             incoming.take(piece)?;
@@ -281,16 +319,20 @@ impl ImageStore {
         &self,
         node: &NodeId,
         id: CheckpointId,
-        memory: MiB,
+        description: &Description,
     ) -> Result<Incoming, ReceiveError> {
+        let arriving = Arriving::new(self.shared.node(node));
         let mut index = self.shared.lock();
-        may_come(&index, node, id)?;
-        self.shared.raise(&mut index, node, id.epoch).map_err(BeginError::Store)?;
+        self.shared.is_open(node, id, description.instance)?;
+        index.may_come(node, id, description.instance)?;
+        self.shared
+            .raise(&mut index, node, id.epoch, Some(description.instance))
+            .map_err(BeginError::Store)?;
         drop(index);
-        Ok(Incoming::new(self.clone(), node.clone(), id, memory)?)
+        Ok(Incoming::new(self.clone(), node.clone(), (id, description.memory), arriving)?)
     }
 
-    /// The checkpoint that a restore asks for first: the one that the cluster's record names, else the newest.
+    /// The checkpoint that a restore asks for first: the one that is being restored, else the newest.
     #[must_use]
     pub fn wanted(&self, node: &NodeId) -> Option<CheckpointId> {
         self.shared.lock().wanted(node)
@@ -317,14 +359,14 @@ impl ImageStore {
         self.shared.lock().0.get(node).map(|held| held.complete.keys().copied().collect()).unwrap_or_default()
     }
 
-    /// The checkpoint that the cluster's record names for a node: it is kept, however many newer ones arrive, until
-    /// another is named. Without this, a host that received what its peers did not would remove the one they share.
-    pub fn name(&self, node: &NodeId, id: CheckpointId) {
+    /// What of a node is being restored here: it is kept, however many newer ones there are, and is what is made ready. None:
+    /// nothing is.
+    pub fn name(&self, node: &NodeId, id: Option<CheckpointId>) {
         let mut names = self.shared.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.insert(node.clone(), id);
     }
 
-    /// Removes what is neither among a node's newest two, nor named, nor newer than that, nor added to by those; how many.
+    /// Removes what is neither among a node's newest two, nor named, nor added to by those; how many.
     /// Whatever comes in does so by itself.
     pub fn prune(&self, node: &NodeId) -> Result<usize, StoreError> {
         let own = self.shared.node(node);
@@ -343,6 +385,7 @@ impl ImageStore {
         self.shared.remove(&mut index, node, &ids)?;
         if let Some(held) = index.0.get_mut(node) {
             held.damaged = None;
+            held.unsound.clear();
         }
         Ok(())
     }
@@ -351,6 +394,7 @@ impl ImageStore {
     pub fn forget(&self, node: &NodeId) -> Result<(), StoreError> {
         self.drop_images(node)?;
         let mut index = self.shared.lock();
+        self.shared.closed.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
         let Some(held) = index.0.get_mut(node) else { return Ok(()) };
         held.seen_is_durable = false;
         let (files, folder) = (&*self.shared.files, layout::node(&self.shared.root, node));
@@ -364,78 +408,6 @@ impl ImageStore {
         index.0.remove(node);
         Ok(())
     }
-}
-
-/// Whether a checkpoint is newer than all that was seen of its node (SAFE-4).
-pub(crate) fn may_come(index: &Index, node: &NodeId, id: CheckpointId) -> Result<(), BeginError> {
-    let seen = index.seen(node);
-    if id.epoch < seen {
-        return Err(BeginError::OldEpoch { node: node.clone(), id, seen });
-    }
-    match index.newest(node).filter(|newest| id <= *newest) {
-        Some(newest) => Err(BeginError::NotNewer { node: node.clone(), id, newest }),
-        None => Ok(()),
-    }
-}
-
-/// Reads a node's folder and removes segments whose checkpoint was never completed, is half removed, or has another.
-fn read_node(files: &dyn Files, folder: &Path) -> (Held, Vec<StoreError>) {
-    let path = folder.join(EPOCH);
-    let mut faults = Vec::new();
-    let bytes = files.read(&path, 64).map_err(|source| StoreError::Read(path.clone(), source));
-    let entries = files.list(folder).map_err(|source| StoreError::Read(folder.to_owned(), source));
-    let entries = entries.map_err(|fault| faults.push(fault)).unwrap_or_default();
-    let (mut complete, mut damaged) = (BTreeMap::new(), None);
-    for (path, id) in entries.iter().filter_map(|path| Some((path, layout::manifest_of(path)?))) {
-        let bytes = files.read(path, BYTES_MAX).map_err(|source| StoreError::Read(path.clone(), source));
-        let bytes = bytes.map_err(|fault| faults.push(fault)).ok().flatten();
-        let manifest = bytes.map(|bytes| manifest::decode(&bytes)).and_then(|manifest| match manifest {
-            Ok(manifest) if manifest.id == id => Some(manifest),
-            Ok(_) => {
-                damaged = Some((id, Damage::Misplaced));
-                None
-            }
-            Err(damage) => {
-                damaged = Some((id, damage));
-                None
-            }
-        });
-        complete.insert(id, manifest.map(|manifest| Link { base: manifest.base, bytes: manifest.bytes }));
-    }
-    // Half removed: what it adds to is gone.
-    for id in complete.keys().copied().collect::<Vec<_>>() {
-        let base = complete.get(&id).copied().flatten().and_then(|link: Link| link.base);
-        if base.is_some_and(|base| !complete.contains_key(&base)) {
-            complete.remove(&id);
-            let path = folder.join(layout::manifest_name(id));
-            faults.extend(files.remove(&path).map_err(|source| StoreError::Remove(path, source)).err());
-        }
-    }
-    let segments = entries.iter().filter_map(|path| Some((path, layout::segment_of(path)?)));
-    // What a damaged manifest says is not known: whoever mends it needs the segment.
-    let is_none = |id: &CheckpointId, base: &Option<CheckpointId>| match complete.get(id) {
-        None => true,
-        Some(link) => link.is_some_and(|link| link.base != *base),
-    };
-    for (path, _) in segments.filter(|(_, (id, base))| is_none(id, base)) {
-        faults.extend(files.remove(path).map_err(|source| StoreError::Remove(path.clone(), source)).err());
-    }
-    let durable = !matches!(bytes, Ok(None));
-    let seen = bytes.and_then(|bytes| match bytes {
-        Some(bytes) => {
-            let epoch = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
-            epoch.map(Epoch).ok_or_else(|| StoreError::Epoch(path.clone()))
-        }
-        // Power was lost between making the folder and writing the epoch: nothing can have come in.
-        None => Ok(Epoch(0)),
-    });
-    let unreadable = seen.is_err().then_some(path);
-    let seen = seen.map_err(|fault| faults.push(fault)).unwrap_or_default();
-    // A checkpoint proves that its epoch was seen.
-    let proven = complete.last_key_value().map_or(seen, |(newest, _)| seen.max(newest.epoch));
-    let seen_is_durable = durable && proven == seen;
-    let named = complete.keys().copied().collect();
-    (Held { seen: proven, seen_is_durable, unreadable, damaged, merge_from: 0, named, complete }, faults)
 }
 
 #[cfg(test)]

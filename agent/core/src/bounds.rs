@@ -40,8 +40,6 @@ pub const COPY_STALL: Duration = Duration::from_secs(8);
 /// The least that a copy must come to on the whole, in bytes a second: two thirds of a tenth of a gigabit, for what is lost
 /// to the disk and to other copies.
 pub const COPY_RATE: u64 = 8 << 20;
-/// Copies that are complete within this are recorded by one write; those that are later, by another.
-pub const COPY_TOGETHER: Duration = Duration::from_secs(1);
 /// How long after the next checkpoint is due a copy may still go on of which another host has all already.
 pub const COPY_LATE: Duration = Duration::from_secs(10);
 /// How many copies in a row do not come to a host, and over which time, before it is said to take none: an agent that
@@ -67,6 +65,17 @@ pub const NEWER_STATE: Duration = Duration::from_secs(5);
 /// How long a restore is tried again on a host where it fails for want of something else than its image, such as room or a
 /// disk that answers, before another host that has a copy is to try: as long as the longest wait of [`RETRY`].
 pub const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a leader waits for a host's word on which checkpoints of a node it has. The host looks in its memory: on a network
+/// that works the answer is there within a few milliseconds, and a host that is gone, and not known to be lost yet, holds a
+/// failover up no longer than this.
+pub const ASK: Duration = Duration::from_secs(1);
+/// How long such a word counts where its node goes on waiting for its state: then its host is asked again.
+pub const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How long a host takes no checkpoint of an epoch that begins to come after it was asked: what it has said stays true until
+/// the decision is written, and longer where it is asked again. Whoever was asked for one that is not dead after all is
+/// protected again after that.
+pub const CLOSED: Duration = Duration::from_secs(30);
 
 /// How soon silence counts as failure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +192,16 @@ impl Bounds {
                 "state_wait",
                 STATE_WAIT,
                 "a node whose only copies of its state are on lost hosts waits for them, then starts afresh",
+            ),
+            (
+                "ask",
+                ASK,
+                "a leader waits for a host's word on which checkpoints it has, before it decides without that host",
+            ),
+            (
+                "closed",
+                CLOSED,
+                "a host that was asked takes no more checkpoints of the dead primary, so that its word stays true",
             ),
             (
                 "newer_state",

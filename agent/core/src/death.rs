@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ids::{Epoch, HostId};
+use crate::model::records::CheckpointId;
 use crate::model::units::UnixMillis;
 use crate::service::Service;
 
@@ -170,6 +171,9 @@ pub enum CooldownCause {
         death: Death,
         /// In which epoch of its node: it tells one death from the next.
         epoch: Epoch,
+        /// The checkpoint that it was to be restored from; none where it was not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<CheckpointId>,
     },
     /// A live migration did not come to an end there.
     MigrationFailed {
@@ -188,6 +192,15 @@ pub enum CooldownCause {
 }
 
 impl CooldownCause {
+    /// The checkpoint that a restore found damaged; none where it was none, or failed for another reason.
+    #[must_use]
+    pub fn damaged(&self) -> Option<CheckpointId> {
+        match self {
+            Self::Died { death: Death::DeployFailed { .. }, from, .. } => *from,
+            Self::Died { .. } | Self::MigrationFailed { .. } | Self::NoCopies { .. } => None,
+        }
+    }
+
     /// Whether a restore there is no better: what kept copies or a live migration from coming in says nothing about the
     /// copies that are there.
     #[must_use]
@@ -233,7 +246,7 @@ impl fmt::Display for CopyFault {
 impl fmt::Display for CooldownCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Died { death, epoch } => write!(f, "{death}, in epoch {epoch}"),
+            Self::Died { death, epoch, .. } => write!(f, "{death}, in epoch {epoch}"),
             Self::MigrationFailed { epoch, reason } => {
                 write!(f, "migration in epoch {epoch} failed: {reason}")
             }

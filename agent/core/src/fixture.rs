@@ -1,18 +1,20 @@
 //! A small cluster for the tests of this crate: records as the leader sees them, and hosts that obey at once.
 
-use std::collections::BTreeMap;
+mod copies;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bounds::{Bounds, Profile};
-use crate::death::{CopyFault, Death};
+use crate::death::Death;
 use crate::host::{Local, PoolSettings, Situation};
 use crate::invariants::{broken_by, broken_in};
-use crate::leader::{CheckpointChange, Plan, Question, Reply, Report, plan_asking};
+use crate::leader::{AskCopies, Plan, Question, Reply, Report, plan_asking};
 use crate::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role};
 use crate::model::records::{
-    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, LeaseExpiry, LeaseRecord,
-    NodeRecord, NodeSpec, Phase, Screen,
+    Capacity, HostFacts, HostIntent, InstanceFact, Kept, LeaseExpiry, LeaseRecord, NodeRecord, NodeSpec,
+    Phase, Screen,
 };
 use crate::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use crate::model::view::{Answer, HostView, Versioned, View};
@@ -54,6 +56,10 @@ pub(crate) struct Cluster {
     pub(crate) report: Report,
     /// What the next plan is told that nodes were short of.
     pub(crate) deficits: BTreeMap<NodeId, u32>,
+    /// What each host has of each node's checkpoints, the oldest first.
+    pub(crate) disks: BTreeMap<HostId, BTreeMap<NodeId, Kept>>,
+    /// Hosts that do not say what they have.
+    pub(crate) silent: BTreeSet<HostId>,
     revision: u64,
 }
 
@@ -123,6 +129,8 @@ impl Cluster {
             bounds: Profile::Safe.bounds(),
             report: Report::default(),
             deficits: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            silent: BTreeSet::new(),
             revision: 10,
         };
         for number in 1..=count {
@@ -263,9 +271,11 @@ impl Cluster {
     /// One plan from nothing with all its questions answered, checked, and not applied.
     pub(crate) fn plan_with(&mut self, policy: &mut dyn Policy) -> Plan {
         let answer = |question| reply(policy, question);
-        let (plan, report) = plan_asking(&self.view, &self.deficits, &self.bounds, self.now, answer);
+        let copies = |ask: &AskCopies| self.says(ask);
+        let (plan, report) = plan_asking(&self.view, &self.deficits, &self.bounds, self.now, answer, copies);
         for assignment in &plan.assignments {
-            assert_eq!(broken_by(&self.view, assignment), Vec::new(), "{assignment:#?}");
+            let heard = self.heard(&assignment.node);
+            assert_eq!(broken_by(&self.view, &heard, assignment), Vec::new(), "{assignment:#?}");
         }
         self.report = report;
         plan
@@ -288,16 +298,6 @@ impl Cluster {
             assert_eq!(known.revision, assignment.revision);
             let new = Versioned { value: assignment.record.clone(), revision };
             self.view.nodes.insert(assignment.node.clone(), new);
-            match &assignment.checkpoint {
-                CheckpointChange::Keep | CheckpointChange::Absent => {}
-                CheckpointChange::Replace(_, record) => {
-                    let known = Versioned { value: record.clone(), revision };
-                    self.view.checkpoints.insert(assignment.node.clone(), known.into());
-                }
-                CheckpointChange::Delete(_) => {
-                    self.view.checkpoints.remove(&assignment.node);
-                }
-            }
         }
         assert_eq!(broken_in(&self.view), Vec::new());
     }
@@ -343,59 +343,6 @@ impl Cluster {
         }
     }
 
-    fn take_checkpoint(&mut self, id: &NodeId, record: &NodeRecord) {
-        let hosts: Vec<HostId> = record.backups.iter().map(|backup| backup.host.clone()).collect();
-        let Some(primary) = record.primary.as_ref().filter(|_| record.spec.protected && !hosts.is_empty())
-        else {
-            return;
-        };
-        if !self.view.is_ready(record, primary) {
-            return;
-        }
-        let checkpoint = CheckpointRecord {
-            id: CheckpointId { epoch: record.epoch, sequence: 1 },
-            valid: record.epoch,
-            taken: UnixMillis(self.now.wall.0 - 2_000),
-            instance: primary.instance.unwrap(),
-            pause_ms: 5,
-            bytes: 1 << 20,
-            hosts,
-            earlier: None,
-        };
-        let revision = self.bump();
-        let checkpoint = Versioned { value: checkpoint, revision };
-        self.view.checkpoints.insert(id.clone(), checkpoint.into());
-    }
-
-    /// A host that has the newest checkpoint of a node did not take the next one, which all others have.
-    pub(crate) fn miss_copy(&mut self, name: &str, missed_by: &str) {
-        let revision = self.bump();
-        let Some(known) = self.view.checkpoints.get_mut(&node(name)) else { return };
-        let known = Arc::make_mut(known);
-        let missed_by = host(missed_by);
-        if known.value.hosts.len() < 2 || !known.value.hosts.contains(&missed_by) {
-            return;
-        }
-        let before =
-            CheckpointRecord { hosts: vec![missed_by.clone()], earlier: None, ..known.value.clone() };
-        known.value.id.sequence += 1;
-        known.value.taken.0 += 1_000;
-        known.value.hosts.retain(|host| *host != missed_by);
-        known.value.earlier = Some(Box::new(before));
-        known.revision = revision;
-    }
-
-    /// The host of a node's primary says that another takes no copies, or takes them again.
-    pub(crate) fn refuse_copies(&mut self, name: &str, by: &str, refuses: bool) {
-        let Some(primary) = self.record(name).primary.clone() else { return };
-        let faults = &mut self.facts(primary.host.as_str()).copy_faults;
-        if refuses {
-            faults.entry(node(name)).or_default().insert(host(by), CopyFault::Stalled);
-        } else {
-            faults.remove(&node(name));
-        }
-    }
-
     /// Plans and obeys until there is nothing left to plan.
     pub(crate) fn settle(&mut self) {
         for _ in 0..50 {
@@ -421,7 +368,6 @@ impl Cluster {
             draining: self.view.hosts[me].intent.drain,
             nodes: &self.view.nodes,
             hosts: &self.view.hosts,
-            checkpoints: &self.view.checkpoints,
             unreadable: rest.unreadable,
             local,
             busy: &rest.busy,
@@ -451,7 +397,7 @@ impl Cluster {
 #[derive(Debug, Clone)]
 pub(crate) struct Rest {
     pub(crate) busy: std::collections::BTreeSet<(InstanceId, crate::host::Lane)>,
-    pub(crate) images: std::collections::BTreeSet<NodeId>,
+    pub(crate) images: BTreeSet<NodeId>,
     pub(crate) last_checkpoint: BTreeMap<NodeId, Boottime>,
     pub(crate) resting: std::collections::BTreeSet<(NodeId, HostId)>,
     pub(crate) bases: crate::host::Bases,

@@ -11,15 +11,14 @@
 //! v2/cluster/hosts/HOST/intent   what the operator wants of it        by hand
 //! v2/cluster/terminals/NAME      a terminal                           by hand
 //! v2/cluster/nodes/NODE          a node: who acts for it              at an assignment
-//! v2/cluster/checkpoints/NODE    its newest checkpoint                once in a `checkpoint_interval`
 //! v2/cluster/failovers/NODE      an operator's wish                   by hand
 //! v2/cluster/policies/WHICH      the sets of policies                 at a change of them
 //! ```
 //!
-//! Cost, with N hosts and M nodes of which P are protected: the hosts write N renewals a second, of some 40 bytes each.
+//! Cost, with N hosts: they write N renewals a second, of some 40 bytes each.
 //! Those who may lead next follow all of `v2/` ([`crate::leader::line`]: the leader, and two hosts as long as it renews),
-//! so 3 N renewals a second are delivered in all. Every other agent follows [`CLUSTER`], where nothing is written at rest but
-//! P checkpoint records in each interval; each change there is delivered N times.
+//! so 3 N renewals a second are delivered in all. Every other agent follows [`CLUSTER`], where nothing is written at rest,
+//! however many nodes are protected: each change there is delivered N times.
 
 use serde::de::DeserializeOwned;
 
@@ -51,8 +50,6 @@ pub enum Key {
     Terminal(TerminalId),
     /// A node.
     Node(NodeId),
-    /// The newest complete checkpoint of a node.
-    Checkpoint(NodeId),
     /// An operator's wish for a failover of a node.
     Failover(NodeId),
     /// The set of policies that decides.
@@ -84,7 +81,6 @@ impl Key {
                 _ => None,
             },
             "failovers" => name.parse().ok().map(Self::Failover),
-            "checkpoints" => name.parse().ok().map(Self::Checkpoint),
             "hosts" => {
                 let (host, record) = name.split_once('/')?;
                 let host = host.parse().ok()?;
@@ -111,7 +107,6 @@ impl std::fmt::Display for Key {
             Self::Intent(host) => write!(f, "{CLUSTER}hosts/{host}/intent"),
             Self::Terminal(terminal) => write!(f, "{CLUSTER}terminals/{terminal}"),
             Self::Node(node) => write!(f, "{CLUSTER}nodes/{node}"),
-            Self::Checkpoint(node) => write!(f, "{CLUSTER}checkpoints/{node}"),
             Self::Failover(node) => write!(f, "{CLUSTER}failovers/{node}"),
             Self::PolicyActive => write!(f, "{CLUSTER}policies/active"),
             Self::PolicyCandidate => write!(f, "{CLUSTER}policies/candidate"),
@@ -161,7 +156,6 @@ mod tests {
             Key::Intent(host),
             Key::Terminal("alice".parse().unwrap()),
             Key::Node(node.clone()),
-            Key::Checkpoint(node.clone()),
             Key::Failover(node),
             Key::PolicyActive,
             Key::PolicyCandidate,
@@ -177,6 +171,7 @@ mod tests {
             "v2/cluster/hosts/host1/else",
             "v2/cluster/nodes/alice",
             "v2/cluster/policies/x",
+            "v2/cluster/checkpoints/alice/exec-1",
             "v2/renewals/",
             "v2/leader",
             "v1/leader",

@@ -15,9 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::errors::chain;
 use crate::keys::{Key, Unreadable, decode};
 use crate::model::ids::{Epoch, HostId, NodeId};
-use crate::model::records::{
-    CheckpointRecord, FailoverRequest, HostFacts, HostIntent, LeaderRecord, LeaseRecord, NodeRecord,
-};
+use crate::model::records::{FailoverRequest, HostFacts, HostIntent, LeaderRecord, LeaseRecord, NodeRecord};
 use crate::model::units::Boottime;
 use crate::model::view::{HostView, Versioned, View};
 use crate::observe::Observer;
@@ -285,9 +283,6 @@ impl StoreCache {
                 self.view.terminals.insert(terminal, Arc::new(read(entry)?));
             }
             Key::Node(node) => self.view.nodes.insert(node, versioned::<NodeRecord>(entry)?),
-            Key::Checkpoint(node) => {
-                self.view.checkpoints.insert(node, Arc::new(versioned::<CheckpointRecord>(entry)?));
-            }
             Key::Failover(node) => {
                 self.failovers.insert(node, read(entry)?);
             }
@@ -317,9 +312,6 @@ impl StoreCache {
             }
             Some(Key::Node(node)) => {
                 self.view.nodes.remove(&node);
-            }
-            Some(Key::Checkpoint(node)) => {
-                self.view.checkpoints.remove(&node);
             }
             Some(Key::Failover(node)) => {
                 self.failovers.remove(&node);
@@ -358,7 +350,7 @@ enum Hidden {
 impl Hidden {
     fn by(key: &str) -> Self {
         match Key::parse(key) {
-            Some(Key::Node(node) | Key::Checkpoint(node)) => Self::Node(node),
+            Some(Key::Node(node)) => Self::Node(node),
             Some(Key::Facts(_) | Key::Lease(_)) => Self::Host,
             Some(
                 Key::Leader
@@ -392,7 +384,6 @@ mod tests {
     fn what_cannot_be_read_is_quarantined_until_it_is_read_or_deleted_and_is_reported_by_its_key() {
         for (key, hides, quarantined) in [
             (NODE, true, &["alice/display"][..]),
-            ("v2/cluster/checkpoints/alice/exec-1", true, &["alice/exec-1"]),
             ("v2/cluster/hosts/host2/lease", true, &[]),
             ("v2/cluster/hosts/host2/facts", true, &[]),
             ("v2/cluster/policies/active", false, &[]),

@@ -70,7 +70,7 @@ fn no_guest_puts_a_member_where_none_may_be() {
         let [assignment] = &plan.assignments[..] else { panic!("{what}: {plan:?}") };
         let placed = assignment.record.primary.as_ref().unwrap();
         assert_eq!(placed.host.as_str(), primary, "{what}");
-        let broken = invariants::broken_by(&view, assignment);
+        let broken = invariants::broken_by(&view, &Default::default(), assignment);
         assert!(broken.is_empty(), "{what}: {broken:?}");
         let said: Vec<&str> = report
             .refusals

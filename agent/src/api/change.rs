@@ -203,10 +203,7 @@ pub(super) async fn delete_terminal(
     let mut txn = Txn::new().when(Condition::Present(key.clone())).delete(key);
     for node in &record.nodes {
         // Whatever is under way for a node ends when its record does: a late assignment is refused.
-        txn = txn
-            .delete(Key::Node(node.clone()).to_string())
-            .delete(Key::Checkpoint(node.clone()).to_string())
-            .delete(Key::Failover(node.clone()).to_string());
+        txn = txn.delete(Key::Node(node.clone()).to_string()).delete(Key::Failover(node.clone()).to_string());
     }
     match commit(&state, &txn).await? {
         Committed::Applied { .. } => Ok(StatusCode::NO_CONTENT),

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use understudy_core::bounds::COPY_STALL;
 use understudy_core::host::{Offer, SentBy, offered};
-use understudy_core::model::ids::{Epoch, HostId, NodeId};
+use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId};
 
 use super::{ApiState, Asking, Refusal};
 use crate::exit::chain;
@@ -43,13 +43,14 @@ async fn wanted(
     peer: Option<&Caller>,
     node: &NodeId,
     decided: (Epoch, Option<u64>),
+    instance: InstanceId,
 ) -> Result<(), Refusal> {
     let mut offer = Offer::NotYet(format!("{me} has not read the store yet"));
     let decided = snapshots.wait_for(|seen| {
         if seen.synced {
             let named = peer.map(|peer| peer.named_of(seen.view.hosts.keys()));
             let sender = named.as_ref().map_or(SentBy::Local, SentBy::Certified);
-            offer = offered(&seen.view, me, sender, node, decided);
+            offer = offered(&seen.view, me, sender, node, decided, instance);
         }
         !matches!(offer, Offer::NotYet(_))
     });
@@ -100,7 +101,15 @@ pub(super) async fn receive(
     let decided = (shipment.id.epoch, revision.transpose()?);
     let me = &state.parts.config.host;
     let peer = peer.map(|Extension(ConnectInfo(peer))| peer);
-    wanted(state.snapshots.clone(), me, peer.as_ref(), &shipment.node, decided).await?;
+    wanted(
+        state.snapshots.clone(),
+        me,
+        peer.as_ref(),
+        &shipment.node,
+        decided,
+        shipment.description.instance,
+    )
+    .await?;
     let most = state.snapshots.borrow().view.nodes.get(&shipment.node).map(|known| known.value.spec.memory);
     let memory = shipment.description.memory;
     if let Some(most) = most.filter(|most| memory > *most) {
@@ -150,6 +159,10 @@ mod tests {
 
     use super::*;
 
+    fn primary() -> InstanceId {
+        "11111111-2222-4333-8444-000000000001".parse().unwrap()
+    }
+
     /// The cluster with a protected node in this epoch, of which `host2` keeps images.
     fn seen(epoch: Epoch) -> Arc<Snapshot> {
         let spec = NodeSpec {
@@ -163,8 +176,16 @@ mod tests {
             screen: Screen { width: 1280, height: 720 },
         };
         let host = "host2".parse().unwrap();
-        let backups = vec![Member { host, lease: 1, instance: None, origin: Origin::Reserved }];
-        let value = NodeRecord { epoch, backups, ..NodeRecord::new(spec, String::new()) };
+        let backups = vec![Member { host, lease: 1, instance: None, origin: Origin::Reserved, place: 0 }];
+        let primary = Member {
+            host: "host1".parse().unwrap(),
+            lease: 1,
+            instance: Some(primary()),
+            origin: Origin::Created,
+            place: 0,
+        };
+        let value =
+            NodeRecord { epoch, primary: Some(primary), backups, ..NodeRecord::new(spec, String::new()) };
         let mut snapshot = Snapshot { synced: true, ..Snapshot::default() };
         snapshot.view.nodes.insert("alice/exec-1".parse().unwrap(), Versioned { value, revision: 1 });
         Arc::new(snapshot)
@@ -175,7 +196,8 @@ mod tests {
     async fn an_image_that_is_ahead_of_the_store_cache_is_waited_for_and_taken_when_the_record_comes() {
         let (me, node): (HostId, NodeId) = ("host2".parse().unwrap(), "alice/exec-1".parse().unwrap());
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let mut waiting = std::pin::pin!(wanted(snapshots.clone(), &me, None, &node, (Epoch(5), Some(1))));
+        let mut waiting =
+            std::pin::pin!(wanted(snapshots.clone(), &me, None, &node, (Epoch(5), Some(1)), primary()));
         for behind in [None, Some(Epoch(4))] {
             if let Some(epoch) = behind {
                 sender.send(seen(epoch)).unwrap();
@@ -187,7 +209,7 @@ mod tests {
         sender.send(seen(Epoch(5))).unwrap();
         assert!(waiting.await.is_ok());
         sender.send(seen(Epoch(6))).unwrap();
-        let over = wanted(snapshots, &me, None, &node, (Epoch(5), None)).await.unwrap_err();
+        let over = wanted(snapshots, &me, None, &node, (Epoch(5), None), primary()).await.unwrap_err();
         assert_eq!(over.status, StatusCode::CONFLICT);
     }
 }

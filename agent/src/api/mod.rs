@@ -2,10 +2,12 @@
 //! readers, one for peers.
 //!
 //! Promises: whatever changes something is only on the unix socket, except that a peer may bring a checkpoint: over TLS, from
-//! the host that its certificate names, or over loopback; a guest's memory is in no part for readers. Every refusal says what
+//! the host that its certificate names, or over loopback; what else peers may ask over TLS only hosts of this cluster may; a
+//! guest's memory is in no part for readers. Every refusal says what
 //! to do. Must not do: decide; it writes wishes into the store and reads the runtime's snapshots.
 
 mod change;
+mod checkpoints;
 mod images;
 mod policies;
 pub mod types;
@@ -18,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json, Router};
 use tokio::sync::{mpsc, watch};
-use understudy_core::model::ids::TerminalId;
+use understudy_core::model::ids::{NameError, NodeId, TerminalId};
 
 use crate::gateway::Counters;
 use crate::peers::listener::Caller;
@@ -58,6 +60,17 @@ impl IntoResponse for Refusal {
 }
 
 impl ApiState {
+    /// Whether this is told to whoever asks: over TLS to the hosts of this cluster, and to all of this machine.
+    fn is_for(&self, peer: Option<&Extension<ConnectInfo<Caller>>>) -> Result<(), Refusal> {
+        let Some(Extension(ConnectInfo(peer))) = peer else { return Ok(()) };
+        if peer.named_of(self.snapshot()?.view.hosts.keys()).is_empty() {
+            let text = "your certificate names no host of this cluster: issue one with subjectAltName=DNS:NAME, the \
+                        host.name of its configuration";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, text));
+        }
+        Ok(())
+    }
+
     /// The runtime's state, once it has read the store.
     fn snapshot(&self) -> Result<Arc<Snapshot>, Refusal> {
         let snapshot = self.snapshots.borrow().clone();
@@ -81,6 +94,7 @@ pub fn local(state: ApiState) -> Router {
         .route("/v1/terminals/{terminal}", delete(change::delete_terminal))
         .route("/v1/hosts/{host}/drain", put(change::drain).delete(change::undrain))
         .route("/v1/nodes/{terminal}/{node}/explain", get(policies::explain))
+        .route("/v1/nodes/{terminal}/{node}/checkpoints", get(checkpoints::list))
         .route("/v1/policies/{name}/restore", post(policies::restore))
         .route("/v1/policies", post(policies::propose))
         .route("/v1/nodes/{terminal}/{node}/failover", post(change::failover))
@@ -98,6 +112,7 @@ pub fn peers(state: ApiState) -> Router {
     Router::new()
         .route("/v1/policies/{name}", get(policies::component))
         .route("/v1/checkpoints", put(images::receive))
+        .route("/v1/copies", post(checkpoints::copies))
         .with_state(state)
 }
 
@@ -119,13 +134,22 @@ async fn terminal(
     State(state): State<ApiState>,
     Path(terminal): Path<String>,
 ) -> Result<Json<types::Terminal>, Refusal> {
-    let terminal: TerminalId =
-        terminal.parse().map_err(|error: understudy_core::model::ids::NameError| {
-            Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
-        })?;
+    let terminal: TerminalId = terminal
+        .parse()
+        .map_err(|error: NameError| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
     let status = Status::of(state.snapshot()?.as_ref(), &state.parts);
     let found = status.terminals.into_iter().find(|found| found.id == terminal);
     found.map(Json).ok_or_else(|| unknown_terminal(&terminal))
+}
+
+/// The node that a path names.
+fn node_of((terminal, node): (String, String)) -> Result<NodeId, Refusal> {
+    let name = format!("{terminal}/{node}");
+    name.parse().map_err(|error: NameError| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+fn unknown_node(node: &NodeId) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, format!("there is no node '{node}': see `understudy terminal list`"))
 }
 
 pub(crate) fn unknown_terminal(terminal: &TerminalId) -> Refusal {

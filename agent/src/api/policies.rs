@@ -3,17 +3,16 @@
 //! Promises: a peer gets a component by its digest and nothing else of this host's files; over TLS nobody does but a host of
 //! this cluster. Must not do: load anything.
 
+use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::{Extension, Json};
 use understudy_core::leader;
-use understudy_core::model::ids::NodeId;
 use understudy_core::transaction::Transaction;
 use understudy_policy::Digest;
 use understudy_store::Committed;
 
-use super::{ApiState, Asking, Refusal};
+use super::{ApiState, Asking, Refusal, node_of, unknown_node};
 use crate::exit::chain;
 use crate::keys::Key;
 use crate::policy_manager::explain::{Explained, explained};
@@ -30,13 +29,7 @@ pub(super) async fn component(
     peer: Asking,
     Path(digest): Path<String>,
 ) -> Result<Bytes, Refusal> {
-    if let Some(Extension(ConnectInfo(peer))) = peer
-        && peer.named_of(state.snapshot()?.view.hosts.keys()).is_empty()
-    {
-        let text = "your certificate names no host of this cluster: issue one with subjectAltName=DNS:NAME, the \
-                    host.name of its configuration";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, text));
-    }
+    state.is_for(peer.as_ref())?;
     let digest: Digest = digest.parse().map_err(|error: understudy_policy::NoDigest| {
         Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
     })?;
@@ -55,20 +48,13 @@ pub(super) async fn component(
 
 pub(super) async fn explain(
     State(state): State<ApiState>,
-    Path((terminal, node)): Path<(String, String)>,
+    Path(name): Path<(String, String)>,
 ) -> Result<Json<Explained>, Refusal> {
-    let text = format!("{terminal}/{node}");
-    let node: NodeId = text.parse().map_err(|error: understudy_core::model::ids::NameError| {
-        Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
-    })?;
+    let node = node_of(name)?;
     let snapshot = state.snapshot()?;
     let bounds = &state.parts.config.bounds;
-    let explanation = leader::explain(&snapshot.view, &node, bounds, now()).ok_or_else(|| {
-        Refusal::new(
-            StatusCode::NOT_FOUND,
-            format!("there is no node '{node}': see `understudy terminal list`"),
-        )
-    })?;
+    let explanation =
+        leader::explain(&snapshot.view, &node, bounds, now()).ok_or_else(|| unknown_node(&node))?;
     let deciding = snapshot.deciding.clone();
     let asked = tokio::task::spawn_blocking(move || explained(&deciding, &explanation)).await;
     asked.map(Json).map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))

@@ -1,13 +1,13 @@
 //! Owns the words of the HTTP interface, for both of its ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use understudy_core::model::records::{
-    Application, CheckpointId, Incident, Labels, Member, NodeRecord, Origin,
+    Age, Application, CheckpointId, Incident, Labels, Member, NodeRecord, Origin,
 };
-use understudy_core::model::units::Boottime;
+use understudy_core::model::units::{Boottime, UnixMillis};
 use understudy_core::model::view::{HostView, View};
 
 use crate::policy_manager::status::PoliciesStatus;
@@ -128,8 +128,11 @@ pub struct Node {
     pub migrating_to: Option<HostId>,
     /// Whether its windows are where they belong (execution nodes).
     pub windows_sent: bool,
-    /// The newest complete checkpoint.
-    pub checkpoint: Option<CheckpointStatus>,
+    /// How new the newest checkpoint is that each backup's host has, by the word of the primary's host. Empty where the node
+    /// is not protected.
+    pub protection: BTreeMap<HostId, Protected>,
+    /// Hosts that may have checkpoints of it although they are no backups.
+    pub keepers: BTreeSet<HostId>,
     /// The last failover.
     pub incident: Option<Incident>,
     /// What keeps it from being whole. Known to the leader only.
@@ -151,18 +154,78 @@ pub struct MemberStatus {
     pub address: Option<std::net::Ipv4Addr>,
 }
 
-/// A checkpoint.
+/// How new the newest checkpoint is that a backup's host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protected {
+    /// It was taken within a few intervals.
+    Fresh,
+    /// Newer ones do not come there.
+    Behind,
+    /// It has none of this life of the node, as far as the primary's host knows.
+    None,
+}
+
+impl Protected {
+    /// The word that it goes by.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Behind => "behind",
+            Self::None => "none",
+        }
+    }
+}
+
+impl From<Option<Age>> for Protected {
+    fn from(age: Option<Age>) -> Self {
+        match age {
+            Some(Age::Fresh) => Self::Fresh,
+            Some(Age::Behind) => Self::Behind,
+            None => Self::None,
+        }
+    }
+}
+
+/// The checkpoints of a node, by the words of the hosts that may have some.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// The node.
+    pub node: NodeId,
+    /// Its backups' hosts, and those that were.
+    pub hosts: Vec<HostCheckpoints>,
+}
+
+/// The checkpoints of a node on one host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostCheckpoints {
+    /// The host.
+    pub host: HostId,
+    /// Those that are complete, the oldest first.
+    pub checkpoints: Vec<CheckpointStatus>,
+    /// Whether another one is on its way there.
+    pub arriving: bool,
+    /// Why it is not known which it has.
+    pub error: Option<String>,
+}
+
+/// A complete checkpoint on a host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckpointStatus {
     /// Which.
     pub id: CheckpointId,
-    /// Its age in milliseconds.
+    /// When the guest's state was taken.
+    pub taken: UnixMillis,
+    /// How long ago that was by the clock of the host that was asked for this, in milliseconds.
     pub age_ms: u64,
-    /// The hosts that have it.
-    pub hosts: Vec<HostId>,
+    /// The instance whose state it is.
+    pub instance: InstanceId,
+    /// How long the guest stood still for it, in milliseconds.
+    pub pause_ms: u64,
 }
 
-fn millis(duration: std::time::Duration) -> u64 {
+pub(super) fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -230,7 +293,6 @@ impl Node {
     fn of(snapshot: &Snapshot, id: &NodeId) -> Option<Self> {
         let view = &snapshot.view;
         let record = &view.nodes.get(id)?.value;
-        let checkpoint = view.checkpoints.get(id).map(|known| &known.value);
         let member = |member: &Member| MemberStatus::of(view, id, record, member);
         Some(Self {
             id: id.clone(),
@@ -240,15 +302,19 @@ impl Node {
             backups: record.backups.iter().map(member).collect(),
             migrating_to: record.migration.as_ref().map(|migration| migration.to.clone()),
             windows_sent: windows_sent(view, id, record),
-            checkpoint: checkpoint.map(|checkpoint| CheckpointStatus {
-                id: checkpoint.id,
-                age_ms: millis(now().wall.since(checkpoint.taken)),
-                hosts: checkpoint.hosts.clone(),
-            }),
+            protection: protection(view, id, record),
+            keepers: record.keepers.clone(),
             incident: record.incident.clone(),
             notes: snapshot.report.notes.get(id).cloned().unwrap_or_default(),
         })
     }
+}
+
+fn protection(view: &View, id: &NodeId, record: &NodeRecord) -> BTreeMap<HostId, Protected> {
+    let known = view.protection(id, record);
+    let reserved = record.backups.iter().filter(|backup| backup.origin == Origin::Reserved);
+    let age = |backup: &Member| known.and_then(|known| known.age_at(backup)).into();
+    reserved.map(|backup| (backup.host.clone(), age(backup))).collect()
 }
 
 fn windows_sent(view: &View, id: &NodeId, record: &NodeRecord) -> bool {
@@ -270,9 +336,7 @@ impl MemberStatus {
     fn of(view: &View, id: &NodeId, record: &NodeRecord, member: &Member) -> Self {
         let fact = view.fact(member);
         let reserved = member.origin == Origin::Reserved;
-        let covered = view.checkpoints.get(id).is_some_and(|known| {
-            known.value.valid >= record.incarnation && known.value.hosts.contains(&member.host)
-        });
+        let covered = view.protection(id, record).is_some_and(|known| known.is_fresh_at(member));
         Self {
             host: member.host.clone(),
             instance: member.instance,

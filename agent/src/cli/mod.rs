@@ -15,7 +15,7 @@ use serde_json::Value;
 use understudy_core::bounds::Profile;
 use understudy_core::model::ids::{HostId, NodeId, TerminalId};
 
-use crate::api::types::{Status, Terminal, TerminalRequest};
+use crate::api::types::{Checkpoints, Status, Terminal, TerminalRequest};
 use crate::client::ask;
 use crate::config::{
     Config, ConfigError, peer_file_faults, role_disk_faults, store_file_faults, template_faults,
@@ -58,6 +58,9 @@ enum Verb {
     /// Nodes: failover, start-afresh.
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Checkpoints of protected nodes: list.
+    #[command(subcommand)]
+    Checkpoint(CheckpointVerb),
     /// Policies: list, explain, replay, check, bench, new, restore.
     #[command(subcommand)]
     Policy(policy::PolicyVerb),
@@ -142,6 +145,15 @@ enum NodeVerb {
     /// Let a node that waits for a host with its state wait no longer: it starts from an older copy where one can be had at
     /// once, and else with nothing. That state is lost then.
     StartAfresh {
+        /// The node, such as alice/exec-1.
+        node: NodeId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CheckpointVerb {
+    /// Ask all hosts that may have checkpoints of a node which they have.
+    List {
         /// The node, such as alice/exec-1.
         node: NodeId,
     },
@@ -261,6 +273,11 @@ async fn ask_agent(socket: &std::path::Path, json: bool, verb: Verb) -> Result<(
         }
         Verb::Host(HostVerb::Undrain { name }) => {
             ask::<Value>(socket, Method::DELETE, &format!("/v1/hosts/{name}/drain"), None).await?;
+        }
+        Verb::Checkpoint(CheckpointVerb::List { node }) => {
+            let path = format!("/v1/nodes/{node}/checkpoints");
+            let checkpoints: Checkpoints = ask(socket, Method::GET, &path, None).await?;
+            show(serde_json::json!(checkpoints), &|| print::checkpoints(&checkpoints));
         }
         Verb::Node(NodeVerb::Failover { node }) => {
             ask::<Value>(socket, Method::POST, &format!("/v1/nodes/{node}/failover"), None).await?;

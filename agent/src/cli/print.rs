@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use understudy_core::model::records::StateKept;
 
-use crate::api::types::{Host, MemberStatus, Node, Status, Terminal};
+use crate::api::types::{Checkpoints, Host, MemberStatus, Node, Status, Terminal};
 use table::Column::{Left, Right};
 
 fn seconds(ms: u64) -> String {
@@ -75,6 +75,42 @@ pub(super) fn terminal(terminal: &Terminal) -> String {
     text
 }
 
+pub(super) fn checkpoints(checkpoints: &Checkpoints) -> String {
+    let columns = [Left("NODE"), Left("HOST"), Left("CHECKPOINT"), Right("AGE"), Right("PAUSE")];
+    let mut rows = Vec::new();
+    // What stands below each row.
+    let mut notes = vec![Vec::new()];
+    for on in &checkpoints.hosts {
+        let words = |id: String, age: String, pause: String| {
+            vec![checkpoints.node.to_string(), on.host.to_string(), id, age, pause]
+        };
+        // The newest first.
+        rows.extend(
+            on.checkpoints
+                .iter()
+                .rev()
+                .map(|one| words(one.id.to_string(), seconds(one.age_ms), format!("{} ms", one.pause_ms))),
+        );
+        if on.checkpoints.is_empty() {
+            rows.push(words("-".to_owned(), "-".to_owned(), "-".to_owned()));
+        }
+        notes.resize(rows.len() + 1, Vec::new());
+        let arriving = on.arriving.then(|| "another one is on its way there".to_owned());
+        notes
+            .last_mut()
+            .into_iter()
+            .for_each(|last| last.extend(on.error.iter().cloned().chain(arriving.clone())));
+    }
+    let mut text = String::new();
+    for (line, notes) in table::lines(&columns, rows).iter().zip(notes) {
+        let _ = writeln!(text, "{line}");
+        for note in notes {
+            let _ = writeln!(text, "    {note}");
+        }
+    }
+    text
+}
+
 fn member(member: &MemberStatus) -> String {
     format!("{} ({}{})", member.host, member.phase, if member.ready { "" } else { ", not ready" })
 }
@@ -87,15 +123,14 @@ fn node_text(node: &Node) -> String {
     if let Some(to) = &node.migrating_to {
         let _ = writeln!(text, "    moves to {to}");
     }
-    if let Some(checkpoint) = &node.checkpoint {
-        let hosts: Vec<&str> = checkpoint.hosts.iter().map(|host| host.as_str()).collect();
-        let _ = writeln!(
-            text,
-            "    checkpoint {} of {} ago on {}",
-            checkpoint.id,
-            seconds(checkpoint.age_ms),
-            hosts.join(", ")
-        );
+    if !node.protection.is_empty() {
+        let known: Vec<String> =
+            node.protection.iter().map(|(host, known)| format!("{} on {host}", known.as_str())).collect();
+        let _ = writeln!(text, "    checkpoints: {}", known.join(", "));
+    }
+    if !node.keepers.is_empty() {
+        let keepers: Vec<&str> = node.keepers.iter().map(|host| host.as_str()).collect();
+        let _ = writeln!(text, "    checkpoints may also be on {}", keepers.join(", "));
     }
     if let Some(incident) = &node.incident {
         let kept = match &incident.state {

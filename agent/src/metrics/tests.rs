@@ -10,7 +10,7 @@ use understudy_core::death::{CopyFault, Death};
 use understudy_core::leader::Lack;
 use understudy_core::model::ids::{Epoch, InstanceId};
 use understudy_core::model::records::{
-    Capacity, CheckpointId, CheckpointRecord, InstanceFact, Labels, NodeSpec, Screen,
+    Capacity, CheckpointId, InstanceFact, Labels, Member, NodeSpec, Origin, Screen,
 };
 use understudy_core::model::units::{MiB, Vcpus};
 use understudy_core::model::view::Versioned;
@@ -139,6 +139,37 @@ fn each_phase_is_observed_once_when_it_ends_and_in_seconds() {
     assert_eq!((bucket("1"), bucket("2.5")), (vec!["0".to_owned()], vec!["1".to_owned()]));
 }
 
+fn me() -> HostId {
+    "host1".parse().unwrap()
+}
+
+/// A cluster with this node alone, in this incarnation, at work on [`me`].
+fn at_work(node: &NodeId, incarnation: Epoch) -> View {
+    let instance = Some(InstanceId::from_uuid(Uuid::from_u128(9)));
+    let primary = Member { host: me(), lease: 1, instance, origin: Origin::Created, place: 0 };
+    let record = failed_over(incarnation.0, StateKept::Lost, (None, None));
+    let value = NodeRecord { incarnation, primary: Some(primary), ..record };
+    let mut view = View::default();
+    view.nodes.insert(node.clone(), Versioned { value, revision: 1 });
+    view
+}
+
+/// What another host loses by a failure, and what a life that is over would have lost, is none of this host's.
+#[test]
+fn the_age_of_a_checkpoint_is_shown_where_the_primary_is_and_for_its_own_life() {
+    let metrics = Metrics::new().unwrap();
+    let node: NodeId = "c/exec-1".parse().unwrap();
+    let age = |view: &View, host: &str| {
+        metrics.checkpoint_done(&node, (CHECKPOINT, UnixMillis(52_500)), 40, 1);
+        let nothing = (Report::default(), facts(&[]));
+        metrics.cluster_seen((view, &host.parse().unwrap()), &nothing.0, false, None, &nothing.1);
+        lines(&metrics, "understudy_checkpoint_age_seconds").len()
+    };
+    assert_eq!(age(&at_work(&node, Epoch(1)), "host1"), 1);
+    assert_eq!(age(&at_work(&node, Epoch(1)), "host2"), 0, "it has moved");
+    assert_eq!(age(&at_work(&node, Epoch(2)), "host1"), 0, "it has begun anew");
+}
+
 #[test]
 fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_the_state() {
     let metrics = Metrics::new().unwrap();
@@ -146,24 +177,13 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     let lacks = [(true, false, 2), (true, true, 0), (false, false, 1)];
     let lacks = lacks.map(|(primary, state, backups)| Lack { primary, state, backups });
     let report = Report { lacks: nodes.clone().into_iter().zip(lacks).collect(), ..Report::default() };
-    let checkpoint = CheckpointRecord {
-        id: CHECKPOINT,
-        valid: Epoch(1),
-        taken: UnixMillis(52_500),
-        instance: InstanceId::from_uuid(Uuid::from_u128(9)),
-        pause_ms: 40,
-        bytes: 1 << 20,
-        hosts: Vec::new(),
-        earlier: None,
-    };
-    let mut view = View::default();
-    view.checkpoints.insert(nodes[2].clone(), Versioned { value: checkpoint, revision: 1 }.into());
+    let view = at_work(&nodes[2], Epoch(1));
     let dead = Phase::Dead { death: Death::Exited { detail: "killed".to_owned() }, at: UnixMillis(1) };
     let mut busy = facts(&[Phase::Idle, Phase::Idle, Phase::Ready, Phase::Booting, dead]);
     let fault = [("host2".parse().unwrap(), CopyFault::Stalled)];
     busy.copy_faults.insert(nodes[2].clone(), fault.into());
-    metrics.cluster_seen(&view, &report, true, Some(Duration::from_millis(4_500)), &busy);
-    metrics.checkpoint_done(&nodes[2], UnixMillis(52_500), 40, 1 << 20);
+    metrics.checkpoint_done(&nodes[2], (CHECKPOINT, UnixMillis(52_500)), 40, 1 << 20);
+    metrics.cluster_seen((&view, &me()), &report, true, Some(Duration::from_millis(4_500)), &busy);
     metrics.kept(2, 1);
     let shown = |wanted: [(&str, &[&str]); 13]| {
         for (metric, wanted) in wanted {
@@ -195,7 +215,8 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         ("checkpoint_pause_seconds_sum", &["{node=\"c/exec-1\"} 0.04"]),
     ]);
     // It leads no more, has lost its lease, its pool is gone, and so is the terminal with the checkpoint.
-    metrics.cluster_seen(&View::default(), &Report::default(), false, None, &facts(&[Phase::Ready]));
+    let gone = View::default();
+    metrics.cluster_seen((&gone, &me()), &Report::default(), false, None, &facts(&[Phase::Ready]));
     for (metric, wanted) in [
         ("nodes_without_primary", &[" 0"][..]),
         ("nodes_waiting_for_state", &[" 0"]),
@@ -215,8 +236,9 @@ fn everything() -> String {
     let metrics = Metrics::new().unwrap();
     let node: NodeId = "alice/exec-1".parse().unwrap();
     metrics.assigned(&node, &failed_over(2, StateKept::Lost, (Some(1), Some(2))), None);
-    metrics.cluster_seen(&View::default(), &Report::default(), true, None, &facts(&[Phase::Idle]));
-    metrics.checkpoint_done(&node, UnixMillis(1), 40, 1);
+    let nothing = View::default();
+    metrics.cluster_seen((&nothing, &me()), &Report::default(), true, None, &facts(&[Phase::Idle]));
+    metrics.checkpoint_done(&node, (CHECKPOINT, UnixMillis(1)), 40, 1);
     metrics.invariant_broken("SAFE-6");
     metrics.death_seen();
     metrics.text(UnixMillis(0))

@@ -1,6 +1,7 @@
 //! Agents that reach each other over loopback, with certificates of every kind.
 
 mod certificates;
+mod copies;
 mod files;
 
 use std::net::SocketAddr;

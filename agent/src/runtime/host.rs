@@ -73,14 +73,11 @@ impl Runtime {
             }),
             Effect::Send { node, id, revision, to } => self.send(node, id, revision, to),
             Effect::CancelSend { node, id, host, fault } => self.cancel_send(node, id, &host, fault),
-            Effect::Record { node, revision, replaces, record } => {
-                self.record(node, revision, replaces, *record);
-            }
             Effect::Discard { node, id } => self.discard(node, id),
             Effect::Checkpointed { node, id, saved } => {
                 let Saved { taken, pause_ms, bytes } = saved;
                 tracing::debug!(%node, checkpoint = %id, pause_ms, bytes, "checkpoint complete");
-                self.parts.metrics.checkpoint_done(&node, taken, pause_ms, bytes);
+                self.parts.metrics.checkpoint_done(&node, (id, taken), pause_ms, bytes);
             }
             Effect::DropImages { node, forget } => self.drop_images(node, forget),
             Effect::Raise(condition, text) => self.raise(condition.as_str(), text),

@@ -1,28 +1,31 @@
 //! Owns the loop's side of core's `Leadership`: what it is shown, where its effects go, its questions to the policies, its
 //! notices in the log; and trials of new nodes.
 //!
-//! Promises: every effect comes back as an event, once. Must not do: decide when to bid, what to write or what an outcome
+//! Promises: every effect comes back as an event, once, but a question to a host that does not answer. Must not do: decide when to bid, what to write or what an outcome
 //! means (core does), or write itself (`effects::store::leader` does).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
+use understudy_core::bounds::ASK_AGAIN;
 use understudy_core::leader::leadership::{Asking, BidOutcome, Effect, FailedPolicy, Input, Notice, Seen};
 use understudy_core::leader::{
-    Admission, Input as LeaderInput, Leader, Policies as Asked, Question, Reply, Trial,
+    Admission, AskCopies, Input as LeaderInput, Leader, Policies as Asked, Question, Reply, Trial,
 };
-use understudy_core::model::ids::NodeId;
+use understudy_core::model::ids::{NodeId, Term};
 use understudy_core::model::records::NodeRecord;
 use understudy_core::model::units::Now;
 use understudy_core::model::view::View;
 use understudy_core::policy::Interface;
 use understudy_store::election::{Bid, ElectionError};
 
+use super::effects::checkpoint::kept_on;
 use super::effects::store::leader as writes;
 use super::event::Event;
 use super::{Parts, Runtime, now};
 use crate::exit::chain;
+use crate::peers;
 use crate::policy_manager::{Deciding, Exchange, Open};
 
 /// Steps of questions that an admission may take: more mean that answers lead to ever new questions, which is a defect.
@@ -124,6 +127,7 @@ impl Runtime {
                 Effect::Bid(previous) => writes::bid(&self.parts, self.sender.clone(), previous),
                 Effect::Resign(own) => writes::start_resigning(&self.parts, self.teller(), own),
                 Effect::Ask(asking, question) => self.ask(asking, question),
+                Effect::AskCopies(term, asks) => self.ask_copies(term, asks),
                 Effect::Write(request) => {
                     writes::write(&self.parts, self.teller(), &self.leading.turns, *request);
                 }
@@ -144,6 +148,25 @@ impl Runtime {
                 Err(reason) => {
                     tracing::error!(%reason, "a question was not answered, the built-in rule decides");
                     tell.tell(Input::Reply(asking, Reply::unavailable(question)), None);
+                }
+            }
+        });
+    }
+
+    /// All of them go to one host. An answer counts until the host is asked again.
+    fn ask_copies(&self, term: Term, asks: Vec<AskCopies>) {
+        let (parts, tell) = (self.parts.clone(), self.teller());
+        self.parts.tasks.spawn("question to a host", async move {
+            let Some(AskCopies { host, api, .. }) = asks.first() else { return };
+            let asked: Vec<peers::Asked> = asks.iter().map(peers::Asked::from).collect();
+            match kept_on(&parts, (host, api), &asked, ASK_AGAIN).await {
+                Ok(kept) => {
+                    for (ask, kept) in asks.into_iter().zip(kept) {
+                        tell.tell(Input::Copies(term, ask, kept), None);
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(%host, nodes = asked.len(), error = %chain(&error), "a host does not say which checkpoints it has");
                 }
             }
         });

@@ -9,6 +9,7 @@ mod host;
 mod leader;
 mod lease;
 mod publish;
+mod restoring;
 mod sets;
 mod store_cache;
 #[cfg(test)]
@@ -28,17 +29,17 @@ use understudy_core::host::{HostAgent, HostSettings, Input};
 use understudy_core::leader::Report;
 use understudy_core::leader::leadership::Leadership;
 use understudy_core::leader::line::Line;
-use understudy_core::model::ids::{BootId, MachineId};
-use understudy_core::model::records::{Capacity, HostFacts, Service};
+use understudy_core::model::ids::{BootId, MachineId, NodeId};
+use understudy_core::model::records::{Capacity, CheckpointId, HostFacts, Service};
 use understudy_core::model::units::{Boottime, Now, UnixMillis};
-use understudy_core::model::view::{Checkpoints, Hosts, View, diff};
+use understudy_core::model::view::{Hosts, View};
 use understudy_core::sets::{PolicySets, SetFacts};
 use understudy_core::store_cache::StoreCache;
 use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::Store;
 
-pub use effects::checkpoint::{Keeping, Trackers, keep_ready};
+pub use effects::checkpoint::{Keeping, Trackers, keep_ready, kept_on, said};
 pub use effects::fence::{LeaseEvent, Members, OpenStore};
 pub use event::Event;
 pub use leader::{admission, trial};
@@ -161,8 +162,8 @@ pub struct Runtime {
     notified: Option<u64>,
     /// The hosts that it was notified of last.
     notified_hosts: Hosts,
-    /// The checkpoints that the image store was told of last.
-    named: Checkpoints,
+    /// What is being restored here, as the store of images was told last.
+    restoring: BTreeMap<NodeId, CheckpointId>,
     conditions: BTreeMap<&'static str, String>,
     load_milli: u32,
     policy_facts: SetFacts,
@@ -194,7 +195,8 @@ async fn reported(panics: &mut Option<UnboundedReceiver<Panicked>>) -> Panicked 
 }
 
 fn kept_images(images: &ImageStore) -> Input {
-    Input::Images(images.nodes().into_iter().filter(|node| !images.complete(node).is_empty()).collect())
+    // Also where nothing is kept but the highest epoch: of a node that is gone it goes too.
+    Input::Images(images.nodes().into_iter().collect())
 }
 
 fn host_settings(config: &Config, capacity: Option<Capacity>) -> HostSettings {
@@ -253,7 +255,7 @@ impl Runtime {
             shown: None,
             notified: None,
             notified_hosts: Hosts::default(),
-            named: Checkpoints::default(),
+            restoring: BTreeMap::new(),
             conditions: BTreeMap::new(),
             load_milli: 0,
             policy_facts: SetFacts::default(),
@@ -425,18 +427,7 @@ impl Runtime {
 
     fn cache_changed(&mut self, faults: &[crate::keys::Unreadable]) {
         self.synced = true;
-        let checkpoints = &self.cache.view().checkpoints;
-        let mut named = Vec::new();
-        for (node, _, known) in diff(&self.named, checkpoints) {
-            if let Some(copy) = known.and_then(|known| known.value.on(&self.parts.config.host)) {
-                self.parts.images.name(node, copy.id);
-                named.push(node.clone());
-            }
-        }
-        if !named.is_empty() {
-            keep_ready(&self.parts, &self.sender, named);
-        }
-        self.named = checkpoints.clone();
+        self.name_what_is_restored();
         self.inform_of_records();
         for fault in faults {
             tracing::error!(error = %crate::exit::chain(fault), "a record cannot be read");

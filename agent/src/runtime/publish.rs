@@ -59,6 +59,7 @@ impl Runtime {
             conditions: self.conditions.values().cloned().collect(),
             unable: self.agent.unable(),
             copy_faults: self.agent.copy_faults(),
+            protection: self.agent.protection(),
             policies: self.policy_facts.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
@@ -108,7 +109,8 @@ impl Runtime {
         let remaining =
             self.lease.until.filter(|_| self.lease.is_open(now)).map(|deadline| deadline.since(now));
         let (report, leading) = (self.leadership.report(), self.leadership.term().is_some());
-        self.parts.metrics.cluster_seen(&view, &report, leading, remaining, &facts);
+        let me = &self.parts.config.host;
+        self.parts.metrics.cluster_seen((&view, me), &report, leading, remaining, &facts);
         self.snapshots.send_replace(Arc::new(Snapshot {
             synced: true,
             conditions: self.conditions.values().cloned().collect(),

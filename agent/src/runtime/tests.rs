@@ -88,10 +88,15 @@ impl Rig {
     }
 
     fn with_pool(idle: u32) -> Self {
+        Self::with(idle, |_| {})
+    }
+
+    fn with(idle: u32, change: impl FnOnce(&mut Config)) -> Self {
         let home = tempfile::tempdir().unwrap();
         let text = CONFIG.replace("HOME", &home.path().display().to_string());
         let text = text.replace("POOL", &idle.to_string());
-        let config = Config::parse(Path::new("agent.toml"), &text).unwrap();
+        let mut config = Config::parse(Path::new("agent.toml"), &text).unwrap();
+        change(&mut config);
         let shipped = include_str!("../../../config/guest/template.xml");
         let template = Arc::new(Template::parse(shipped).unwrap());
         let site = Site::default();
@@ -267,7 +272,7 @@ fn record(primary: Option<InstanceId>) -> NodeRecord {
         environment_labels: Default::default(),
         screen: Screen { width: 1280, height: 720 },
     };
-    let member = |id| Member { host: me(), lease: 1, instance: Some(id), origin: Origin::Idle };
+    let member = |id| Member { host: me(), lease: 1, instance: Some(id), origin: Origin::Idle, place: 0 };
     NodeRecord {
         epoch: Epoch(1),
         incarnation: Epoch(1),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use understudy::config::PeerFiles;
 use understudy::peers::identity::Identity;
-use understudy::peers::{Peer, Security, SendError, fetch_component, send_checkpoint};
+use understudy::peers::{
+    AskError, Asked, Peer, Security, SendError, ask_copies, fetch_component, send_checkpoint,
+};
 use understudy_core::model::ids::{HostId, NodeId};
 use understudy_core::model::records::CheckpointId;
 use understudy_core::model::units::MiB;
@@ -27,7 +29,8 @@ fn shown(authority: &Authority, folder: &Path, host: &str) -> Security {
 /// The agent is a backup's; the state comes from the host of the primary, and no other host of the cluster may send some
 /// in its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_image_is_taken_from_the_primarys_host_and_a_component_is_given_to_any_host_of_the_cluster() {
+async fn an_image_is_taken_from_the_primarys_host_and_any_host_of_the_cluster_hears_of_it_and_gets_components()
+ {
     let (home, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let more = peers(&authority.issue(home.path(), "host1"));
     let agent = Agent::start(home.path(), "host1", &MemoryStore::new(), &more).await;
@@ -71,5 +74,17 @@ async fn an_image_is_taken_from_the_primarys_host_and_a_component_is_given_to_an
         let error = fetch_component(peer, &Digest::of(b"none"), MiB(1)).await.unwrap_err();
         assert!(error.contains(said), "{error}");
     }
+    let asked = [Asked { node: node.clone(), closing: None }];
+    let ask = async |security: &Security| {
+        ask_copies(Peer { host, address: &address, security }, &asked, understudy_core::bounds::ASK).await
+    };
+    let kept = ask(&other).await.unwrap();
+    assert_eq!(kept[0].complete.iter().map(|copy| copy.id).collect::<Vec<_>>(), [id]);
+    let refused = ask(&stranger).await.unwrap_err();
+    let names_nobody = |said: &str| said.contains("your certificate names no host of this cluster");
+    assert!(
+        matches!(&refused, AskError::Refused { status, said } if status.as_u16() == 403 && names_nobody(said)),
+        "{refused:?}"
+    );
     renewal.abort();
 }

@@ -28,8 +28,13 @@ fn instance() -> InstanceId {
 
 /// A protected node at work on `host2`, whose state `host1` keeps.
 pub(super) async fn protected(store: &dyn Store, id: &NodeId) {
-    let member =
-        |host: &str, instance, origin| Member { host: host.parse().unwrap(), lease: 1, instance, origin };
+    let member = |host: &str, instance, origin| Member {
+        host: host.parse().unwrap(),
+        lease: 1,
+        instance,
+        origin,
+        place: 0,
+    };
     let mut record = NodeRecord::new(spec(), "token".to_owned());
     record.spec.protected = true;
     (record.epoch, record.incarnation) = (EPOCH, EPOCH);

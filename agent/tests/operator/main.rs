@@ -7,6 +7,7 @@
 mod rig;
 
 mod certified;
+mod copies;
 mod create;
 mod facts;
 mod failover;

@@ -185,7 +185,7 @@ async fn node(store: &MemoryStore, id: &NodeId) -> NodeRecord {
 async fn with_primary(store: &MemoryStore, id: &NodeId) -> InstanceId {
     let instance = InstanceId::from_uuid(uuid::Uuid::from_u128(7));
     let host = "host2".parse().unwrap();
-    let member = Member { host, lease: 1, instance: Some(instance), origin: Origin::Created };
+    let member = Member { host, lease: 1, instance: Some(instance), origin: Origin::Created, place: 0 };
     let mut record = NodeRecord::new(spec(), "token".to_owned());
     (record.epoch, record.incarnation, record.primary) = (Epoch(1), Epoch(1), Some(member));
     // No backup is wanted, so that none is placed before the failure.

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use understudy_e2e::checkpoints::newest;
 use understudy_e2e::counter::{Watch, start_of};
 use understudy_e2e::stage::{Stage, address_of};
 use understudy_lab::Host;
@@ -38,7 +39,7 @@ impl<'a> Bare<'a> {
         let primaries = NODES.iter().map(|id| domain(stage, id)).collect::<Result<Vec<_>>>()?;
         let node = stage.node(NODE)?;
         let address = address_of(&node)?;
-        let backup = node["checkpoint"]["hosts"][0].as_str().context("no checkpoint")?.to_owned();
+        let backup = newest(stage, NODE)?.hosts.first().context("no checkpoint")?.clone();
         let stop = |host: &Host| -> Result<()> {
             host.service(AGENT).stop()?;
             host.service(GUARD).stop()?;

@@ -5,6 +5,7 @@
 //! rule that the daemon must keep for core's guarantees to hold is kept here, and can be switched off to see that the
 //! simulation notices (`Weakness`). Must not do: look at the truth of another machine.
 
+mod asks;
 mod copies;
 mod jobs;
 mod lead;
@@ -21,8 +22,8 @@ use understudy_core::keys::{Key, encode};
 use understudy_core::leader::Report;
 use understudy_core::leader::leadership::{Input, Leadership, WriteId};
 use understudy_core::leader::line::Line;
-use understudy_core::model::ids::{BootId, HostId, InstanceId, NodeId};
-use understudy_core::model::records::{Capacity, CheckpointId, HostFacts};
+use understudy_core::model::ids::{BootId, HostId, InstanceId};
+use understudy_core::model::records::{Capacity, HostFacts};
 use understudy_hypervisor::{Hypervisor, HypervisorEvent, Pid};
 use understudy_store::{Revision, Txn};
 
@@ -48,10 +49,6 @@ pub(crate) enum Tag {
     Written {
         id: WriteId,
         decided_by: u64,
-    },
-    Checkpoint {
-        node: NodeId,
-        id: CheckpointId,
     },
     /// The leader's last renewal.
     Renewal(HostId),
@@ -85,6 +82,7 @@ pub(crate) struct Agent {
     jobs: Vec<Job>,
     steps: jobs::moving::Steps,
     copies: copies::Copies,
+    asks: asks::Asks,
     next_job: u64,
     leadership: Leadership,
     publishing: bool,
@@ -124,6 +122,7 @@ impl Agent {
             jobs: Vec::new(),
             steps: jobs::moving::Steps::default(),
             copies: copies::Copies::default(),
+            asks: asks::Asks::default(),
             next_job: 0,
             leadership: Leadership::new(me.clone(), world.bounds),
             publishing: false,
@@ -198,6 +197,7 @@ impl Agent {
         self.step_jobs(world, me);
         self.take_steps(world, me);
         self.step_copies(world, me);
+        self.step_asks(world, me);
         let clock = world.machine(me).boottime(world.now);
         let leads = self.cache.as_ref().and_then(|cache| self.leadership.due(cache));
         let dues = [self.host.due(), leads, self.line.due()];
@@ -260,7 +260,6 @@ impl Agent {
             Tag::Bid => self.bid_ended(world, me, answer),
             Tag::Resign => self.tell_leadership(world, me, Input::Resigned),
             Tag::Written { id, decided_by } => self.written_leading(world, me, (id, decided_by), answer),
-            Tag::Checkpoint { node, id } => self.checkpoint_written(world, me, (node, id), &answer),
             Tag::Renewal(leader) => {
                 if let Answer::Read(found) = answer {
                     self.line.read(&leader, found.map_or(0, |entry| entry.modified.0));
@@ -278,6 +277,7 @@ impl Agent {
             conditions: self.conditions.values().cloned().collect(),
             unable: self.host.unable(),
             copy_faults: self.host.copy_faults(),
+            protection: self.host.protection(),
             policies: self.sets.facts.clone(),
             ..HostFacts::default()
         }

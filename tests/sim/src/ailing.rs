@@ -1,15 +1,18 @@
 //! Owns the faults of single parts: instances that resist their end, with operators who ask for failovers meanwhile, a
 //! libvirtd that is away, agents of another version, which cannot read the records of some node, and hosts that take no
-//! images, stand still in the middle of one, or have damaged what the next ones add to.
+//! images, stand still in the middle of one, have lost the newest, or have damaged what the next ones add to.
 //!
 //! Promises: it draws from generators of its own, so that runs without these faults stay as they are. Must not do: lose
 //! what it hides; a record that cannot be read is there.
 
+use std::collections::BTreeMap;
+
 use understudy_core::keys::{Key, encode};
 use understudy_core::model::ids::{HostId, NodeId};
-use understudy_core::model::records::{FailoverRequest, NodeRecord};
+use understudy_core::model::records::{Checkpoint, CheckpointId, FailoverRequest, NodeRecord};
 
 use crate::world::World;
+use crate::world::traffic::kept;
 
 /// How often each comes, in so many of 100 000 steps.
 const HOLD_WEIGHT: u64 = 300;
@@ -19,6 +22,7 @@ const FOREIGN_WEIGHT: u64 = 150;
 const FULL_WEIGHT: u64 = 120;
 const STALL_WEIGHT: u64 = 120;
 const DAMAGE_WEIGHT: u64 = 120;
+const FALL_BACK_WEIGHT: u64 = 60;
 /// Once a node waits for its state: about once in a minute.
 const GIVE_UP_WEIGHT: u64 = 40;
 /// How long an agent that is replaced by one of another version is away, in milliseconds.
@@ -81,6 +85,11 @@ impl World {
             self.machine_mut(&host).pages_damaged_until = until;
             self.note(format!("what {host} keeps of checkpoints cannot be added to"));
         }
+        if self.asks_rng.below(100_000) < FALL_BACK_WEIGHT
+            && let Some(host) = self.asks_rng.pick(&hosts).cloned()
+        {
+            self.fall_back(&host);
+        }
         if self.waits_rng.below(100_000) < GIVE_UP_WEIGHT {
             self.give_up_a_state();
         }
@@ -130,6 +139,21 @@ impl World {
         }
         self.note(format!("an operator wants {node} to start without waiting for its state"));
         self.write(Key::Node(node), Some(encode(&record)));
+    }
+
+    /// Its disk has lost the newest checkpoint of each node of which it has another.
+    fn fall_back(&mut self, host: &HostId) {
+        let of_one_epoch = |images: &BTreeMap<CheckpointId, Checkpoint>| {
+            let mut newest = images.keys().rev();
+            newest.next().zip(newest.next()).is_some_and(|(one, other)| one.epoch == other.epoch)
+        };
+        let all = self.machine_mut(host).images.iter_mut().filter(|(_, images)| of_one_epoch(images));
+        let lost: Vec<(NodeId, CheckpointId)> =
+            all.filter_map(|(node, images)| Some((node.clone(), images.pop_last()?.0))).collect();
+        for (node, id) in lost {
+            self.site.remove_image(&kept(host, &node, id));
+            self.note(format!("{host} has lost checkpoint {id} of {node}, and has the one before it"));
+        }
     }
 
     pub(crate) fn fill_disk(&mut self, host: &HostId, until: u64) {

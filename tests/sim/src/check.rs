@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use understudy_core::invariants::{Acting, broken_in, broken_in_world};
 use understudy_core::keys::Key;
 use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId, Role};
-use understudy_core::model::records::{CheckpointId, CheckpointRecord, NodeRecord, Phase};
+use understudy_core::model::records::{CheckpointId, NodeRecord, Phase};
 use understudy_core::model::units::{Boottime, MiB};
 use understudy_core::model::view::View;
 use understudy_core::store_cache::StoreCache;
@@ -40,7 +40,7 @@ pub(crate) struct Truth {
     newest: BTreeMap<NodeId, u64>,
     /// Since when nothing keeps a node's primary from sending its state to this backup.
     clear_since: BTreeMap<(NodeId, HostId), u64>,
-    /// When the record of a node's checkpoint was written last.
+    /// When a host took a checkpoint of a node last.
     recorded: BTreeMap<NodeId, u64>,
     /// Copies of which a host has said that they cannot be restored.
     failed_copies: BTreeSet<(NodeId, HostId, CheckpointId)>,
@@ -78,10 +78,7 @@ impl Truth {
         let keys: Vec<Key> = batch.changes.iter().map(Change::key).filter_map(Key::parse).collect();
         let nodes = keys.iter().filter_map(|key| if let Key::Node(node) = key { Some(node) } else { None });
         let known = self.store.view();
-        let before = |node: &NodeId| Before {
-            node: known.nodes.get(node).cloned(),
-            checkpoint: known.checkpoints.get(node).map(|known| known.value.clone()),
-        };
+        let before = |node: &NodeId| Before { node: known.nodes.get(node).cloned() };
         let before = nodes.map(|node| (node.clone(), before(node))).collect();
         self.store.take(&batch, now);
         if let (true, Some(set)) = (keys.contains(&Key::PolicyActive), &self.store.policies.active) {
@@ -94,6 +91,11 @@ impl Truth {
     pub(crate) fn active_set_at(&self, revision: u64) -> u64 {
         let until = self.active_sets.iter().rev().find(|(since, _)| *since <= revision);
         until.map_or(0, |(_, generation)| *generation)
+    }
+
+    /// A host has taken a checkpoint of a node.
+    pub(crate) fn taken(&mut self, node: &NodeId, now: u64) {
+        self.recorded.insert(node.clone(), now);
     }
 
     /// A deleted node's name may be given again.
@@ -226,7 +228,7 @@ impl World {
     /// Everything that is written passes here, so that the truth can be looked at in the same moment.
     pub(crate) fn judge_writes(&mut self, seen: Seen) {
         for (node, before) in seen.before {
-            self.written(&node, before.node.as_ref().map(|known| &known.value), before.checkpoint.as_ref());
+            self.written(&node, before.node.as_ref().map(|known| &known.value));
         }
         for key in seen.keys {
             match key {
@@ -238,17 +240,10 @@ impl World {
                         self.note(format!("lease {number} of {host} is expired: {}", end.reason));
                     }
                 }
-                Key::Checkpoint(node) => {
-                    let known = self.truth.store().view().checkpoints.get(&node);
-                    let Some(record) = known.map(|known| known.value.clone()) else { continue };
-                    self.verbose(|| {
-                        let copies: Vec<String> =
-                            record.copies().map(|copy| format!("{} on {:?}", copy.id, copy.hosts)).collect();
-                        format!("of {node} there is checkpoint {}", copies.join(", before it "))
-                    });
-                    self.check_copies(&node, &record);
+                Key::Facts(host) => {
+                    self.note_failed_copies(&host);
+                    self.check_reported(&host);
                 }
-                Key::Facts(host) => self.note_failed_copies(&host),
                 Key::Leader | Key::Renewal(_) | Key::Intent(_) | Key::Terminal(_) | Key::Node(_) => {}
                 Key::Failover(_) | Key::PolicyActive | Key::PolicyCandidate | Key::PolicyRefused => {}
             }
@@ -256,7 +251,7 @@ impl World {
     }
 
     /// A node's record has changed in the store.
-    fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>, copies: Option<&CheckpointRecord>) {
+    fn written(&mut self, node: &NodeId, before: Option<&NodeRecord>) {
         let Some(after) = self.record(node).cloned() else { return };
         let view = View { nodes: self.truth.store().view().nodes.clone(), ..View::default() };
         for broken in broken_in(&view) {
@@ -273,8 +268,11 @@ impl World {
                 self.fail(format!("SAFE-2: the primary of {node} {detail}"));
             }
         }
-        if let Some((before, copies)) = before.zip(copies).filter(|_| changed) {
-            self.check_fresh_start(node, (before, &after), copies);
+        if let Some(before) = before {
+            if changed {
+                self.check_fresh_start(node, (before, &after));
+            }
+            self.check_let_go(node, (before, &after));
         }
         if after.state_wait.is_some() {
             self.truth.waits_for_state_since.entry(node.clone()).or_insert(self.now);
@@ -307,30 +305,6 @@ impl World {
         }
         let from = from.map_or_else(|| "that it does not know any more".to_owned(), |id| id.to_string());
         self.note(format!("{node} runs again on {host} from checkpoint {from}"));
-    }
-
-    /// SAFE-3: whoever is named has the image on disk.
-    pub(crate) fn check_copies(&mut self, node: &NodeId, record: &CheckpointRecord) {
-        self.truth.recorded.insert(node.clone(), self.now);
-        let copies = record.copies().flat_map(|copy| copy.hosts.iter().map(|host| (copy.id, host)));
-        for (id, host) in copies {
-            let images = self.machine(host).images.get(node);
-            if !images.is_some_and(|images| images.contains(&id)) {
-                self.fail(format!("SAFE-3: {host} does not have checkpoint {id} of {node}"));
-            }
-        }
-    }
-
-    /// Every host that a node's newest checkpoint names still has it.
-    pub(crate) fn check_all_copies(&mut self) {
-        let known = &self.truth.store().view().checkpoints;
-        let known: Vec<(NodeId, CheckpointRecord)> =
-            known.iter().map(|(node, record)| (node.clone(), record.value.clone())).collect();
-        for (node, record) in known {
-            if self.record(&node).is_some() {
-                self.check_copies(&node, &record);
-            }
-        }
     }
 
     /// What a healed world still lacks; nothing once it has come to rest.
@@ -386,10 +360,8 @@ impl World {
         }
         for backup in &record.backups {
             let whole = if record.holds_places(node.role()) {
-                let known = self.truth.store().view().checkpoints.get(node).map(|known| &known.value);
-                known.is_some_and(|known| {
-                    known.valid >= record.incarnation && known.hosts.contains(&backup.host)
-                })
+                let known = self.truth.store().view().protection(node, record);
+                known.is_some_and(|known| known.is_fresh_at(backup))
             } else {
                 self.member(&backup.host, backup.instance).is_some()
             };

@@ -109,6 +109,9 @@ impl Swarm {
             Weakness::ForgetsUnread => (&[(Kind::AgentCrash, 400)], 0),
             Weakness::GuardForgets | Weakness::SparesMembers => (&[(Kind::CutFromStore, 400)], 0),
             Weakness::TrustsCopies => (&[(Kind::KillInstance, 100)], 0),
+            Weakness::StaysOpen => {
+                (&[(Kind::KillInstance, 1_500), (Kind::AddTerminal, 600), (Kind::DeleteTerminal, 300)], 0)
+            }
             Weakness::CarelessReceiver => (&[(Kind::SlowWatch, 400), (Kind::LabelChange, 400)], 0),
             Weakness::BlindWrites => (
                 &[
@@ -322,9 +325,6 @@ impl World {
             self.nodes().map(|(node, _)| node.clone()).filter(|node| node.terminal() == &terminal).collect();
         for node in nodes {
             self.write(Key::Node(node.clone()), None);
-            if self.truth.store().view().checkpoints.contains_key(&node) {
-                self.write(Key::Checkpoint(node.clone()), None);
-            }
             self.truth.forget(&node);
         }
     }

@@ -46,6 +46,8 @@ pub enum Weakness {
     CarelessReceiver,
     /// A sender takes the refusal of a copy for its success.
     TrustsCopies,
+    /// A host goes on taking copies of an epoch after it has said which it has.
+    StaysOpen,
     /// The store writes the records of nodes without comparing.
     BlindWrites,
     /// An agent leads before it has the policies that decide.
@@ -75,6 +77,7 @@ impl Weakness {
             | Self::SparesMembers => "SAFE-2",
             Self::CarelessReceiver | Self::TrustsCopies | Self::ForgetsUnread => "SAFE-3",
             Self::BlindWrites => "SAFE-4",
+            Self::StaysOpen => "SAFE-9",
             Self::LeadsWithoutSet => "SETS",
             Self::GivesUpSets => "LIVE",
         }
@@ -159,7 +162,7 @@ fn come_to_rest(world: &mut World) -> u64 {
         if world.now % 500 < STEP_MS {
             world.wake_all_guests();
             lacking = world.lacking();
-            world.check_all_copies();
+            world.check_all_reported();
         }
         if !lacking.is_empty() {
             whole_since = None;

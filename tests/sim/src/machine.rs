@@ -3,10 +3,11 @@
 //! Promises: what a machine does without its agent goes on without its agent: the guard kills. What runs on it, its permits
 //! and its libvirt are the simulated hypervisor's. Must not do: decide.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
-use understudy_core::model::ids::{InstanceId, NodeId};
-use understudy_core::model::records::CheckpointId;
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::records::{Checkpoint, CheckpointId};
 use understudy_core::model::units::{Boottime, MiB, UnixMillis};
 use understudy_hypervisor::Pid;
 use understudy_hypervisor::fake::{FakeHypervisor, Operation};
@@ -70,13 +71,24 @@ pub(crate) struct Machine {
     /// The guard cannot be asked until then; it kills all the same.
     pub(crate) guard_deaf_until: u64,
     /// Which images lie on its disk.
-    pub(crate) images: BTreeMap<NodeId, BTreeSet<CheckpointId>>,
+    pub(crate) images: BTreeMap<NodeId, BTreeMap<CheckpointId, Checkpoint>>,
+    /// By node.
+    pub(crate) closed: BTreeMap<NodeId, Closed>,
     pub(crate) agent: Option<Box<Agent>>,
     /// When the agent starts again, while there is none.
     pub(crate) agent_back: u64,
     pub(crate) incarnation: u64,
     /// What became of the last change in its policies folder.
     pub(crate) change: Change,
+}
+
+/// What a host takes no more of, because it has said what it has.
+#[derive(Debug, Clone)]
+pub(crate) struct Closed {
+    pub(crate) instance: InstanceId,
+    pub(crate) epoch: Epoch,
+    /// When it begins to come.
+    pub(crate) times: Range<u64>,
 }
 
 /// A change in a policies folder.
@@ -123,6 +135,7 @@ impl Machine {
             pages_damaged_until: 0,
             guard_deaf_until: 0,
             images: BTreeMap::new(),
+            closed: BTreeMap::new(),
             agent: None,
             agent_back: 0,
             incarnation: 0,

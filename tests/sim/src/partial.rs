@@ -332,6 +332,7 @@ fn against(weakness: Weakness) -> Option<&'static [(Part, u64)]> {
         | Weakness::EagerDestination
         | Weakness::CarelessReceiver
         | Weakness::TrustsCopies
+        | Weakness::StaysOpen
         | Weakness::BlindWrites
         | Weakness::LeadsWithoutSet
         | Weakness::GivesUpSets

@@ -158,7 +158,7 @@ fn tell(path: &Path, story: &str) -> Result<String, ScenarioError> {
         }
         world.happens(what);
     }
-    world.check_all_copies();
+    world.check_all_reported();
     let lacking = world.lacking();
     world.note(if lacking.is_empty() {
         "at rest".to_owned()

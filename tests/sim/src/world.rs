@@ -106,6 +106,7 @@ pub(crate) struct World {
     pub(crate) libvirtd_rng: Rng,
     pub(crate) waits_rng: Rng,
     pub(crate) pages_rng: Rng,
+    pub(crate) asks_rng: Rng,
     pub(crate) ailing: bool,
     /// Parts of hosts that fail, in a run that has such faults.
     pub(crate) partial: Option<Partial>,
@@ -152,6 +153,7 @@ impl World {
             libvirtd_rng: Rng::new(seed ^ 0x11b1),
             waits_rng: Rng::new(seed ^ 0x3a17),
             pages_rng: Rng::new(seed ^ 0x70a6),
+            asks_rng: Rng::new(seed ^ 0xa5c5),
             ailing: false,
             partial: None,
             truth: Truth::new(&store),

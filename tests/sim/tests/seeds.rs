@@ -90,6 +90,16 @@ fn what_is_not_known_to_be_dead_or_free_is_taken_for_neither() {
     }
 }
 
+/// A host was asked what it has, and got it a moment later; a host that left and came back as a backup had dropped what it
+/// was counted on for; a deleted node's copies came back under its name.
+#[test]
+fn seeds_that_broke_something_where_hosts_are_asked_for_their_copies_hold() {
+    for seed in [294, 428, 1345, 2211] {
+        run_or_panic(seed, Options { ailing: true, ..Options::default() });
+    }
+    run_or_panic(2312, Options { sets: true, ..Options::default() });
+}
+
 /// Where the seeds begin with which parts of hosts fail.
 const PARTIAL: u64 = 60_001;
 
@@ -149,6 +159,7 @@ fn each_protection_that_is_switched_off_is_missed() {
         Weakness::EagerRestore,
         Weakness::EagerDestination,
         Weakness::CarelessReceiver,
+        Weakness::StaysOpen,
         Weakness::BlindWrites,
     ] {
         let steps = Some(8_000);

@@ -113,12 +113,10 @@ impl ImageStore {
             // Which of the two manifests is there now is read from the disk; the other segment goes when the store is next
             // opened, and is needed until then if power is lost.
             let now = files.read(&name, manifest::BYTES_MAX).ok().flatten();
-            *known = now
-                .and_then(|bytes| manifest::decode(&bytes).ok())
-                .map(|now| Link { base: now.base, bytes: now.bytes });
+            *known = now.and_then(|bytes| manifest::decode(&bytes).ok()).map(|now| Link::of(&now));
             return Err(StoreError::Write(name, source).into());
         }
-        *known = Some(Link { base: head.base, bytes });
+        *known = Some(Link::of(&manifest));
         // What cannot be removed now is removed at the next one, or when the store is opened.
         drop(files.remove(&layout::segment(&self.shared.root, node, id, link.base)));
         drop(self.shared.prune(&mut index, node));

@@ -49,6 +49,16 @@ pub enum BeginError {
         /// The highest epoch seen.
         seen: Epoch,
     },
+    /// Its node's primary is dead, and it was said what this host has.
+    #[error(
+        "checkpoint {id} of {node} is refused: the primary that it is of is dead, and another takes over"
+    )]
+    Closed {
+        /// The node.
+        node: NodeId,
+        /// The checkpoint.
+        id: CheckpointId,
+    },
     /// It, or a newer one, is complete already.
     #[error("checkpoint {id} of {node} is refused: {newest} is complete, count on from there")]
     NotNewer {

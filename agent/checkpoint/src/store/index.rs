@@ -1,34 +1,49 @@
 //! Owns what is known of the folder without looking: which checkpoints of each node are complete, what each adds to, what is
 //! kept, and the highest epoch seen.
 //!
-//! Promises: nothing is called old that something kept adds to. Must not do: read or write files.
+//! Promises: nothing is called old that something kept adds to; nothing is said to be complete that is known not to be whole.
+//! Must not do: read or write files.
 //!
-//! Cost: some 60 bytes for each checkpoint that is kept, two dozen of a node at the most; a look at a node's is O(those).
+//! Cost: some 100 bytes for each checkpoint that is kept, two dozen of a node at the most; a look at a node's is O(those), and
+//! what is said of all of them O(their chains), a few hundred steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use understudy_core::model::ids::{Epoch, NodeId};
-use understudy_core::model::records::CheckpointId;
+use understudy_core::model::ids::{Epoch, InstanceId, NodeId};
+use understudy_core::model::records::{Checkpoint, CheckpointId};
+use understudy_core::model::units::UnixMillis;
 
-use crate::manifest::Damage;
+use super::BeginError;
+use crate::manifest::{Damage, Manifest};
 
 /// How many complete checkpoints of a node are kept: the newest, and the one before it should the newest be damaged.
 const GENERATIONS: usize = 2;
-/// How many are kept that are newer than what the cluster's record names: a write that names one may be on its way. The
-/// sender waits for each write's outcome, so that there are one or two.
-pub(super) const NEWER: usize = 8;
 
 /// Segments that one checkpoint consists of at the most: several times what there are where they are made fewer in time.
 pub(super) const CHAIN_MAX: usize = 4 * super::compact::ADDED;
 
-/// What a checkpoint consists of.
+/// What a checkpoint consists of, and what is said of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Link {
     /// What it adds to; none where it is whole by itself.
     pub(crate) base: Option<CheckpointId>,
     /// Size of its segment.
     pub(crate) bytes: u64,
+    /// When the guest's state was taken.
+    pub(super) taken: UnixMillis,
+    /// The instance whose state it is.
+    pub(super) instance: InstanceId,
+    /// How long the guest stood still for it.
+    pause_ms: u64,
+}
+
+impl Link {
+    pub(crate) fn of(manifest: &Manifest) -> Self {
+        let Manifest { base, bytes, description, .. } = manifest;
+        let (taken, instance) = (description.taken, description.instance);
+        Self { base: *base, bytes: *bytes, taken, instance, pause_ms: description.pause_ms }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -43,10 +58,16 @@ pub(crate) struct Held {
     pub(super) unreadable: Option<PathBuf>,
     /// What was found damaged, until a checkpoint is complete that is whole by itself: nothing is added to any of these.
     pub(super) damaged: Option<(CheckpointId, Damage)>,
+    /// What was found damaged, for as long as it is here: whatever has come since, none of these is offered to anybody.
+    pub(super) unsound: BTreeSet<CheckpointId>,
     /// How many segments lie below the oldest that is kept before it is tried again to make them one: more after a failure.
     pub(super) merge_from: usize,
-    /// Never pruned: what the cluster's record names; after a start, until that is known, all that is found.
-    pub(super) named: BTreeSet<CheckpointId>,
+    /// What is being restored here: never pruned.
+    pub(super) named: Option<CheckpointId>,
+    /// Whose state came last. What is of another is of a life of the node that is over, or of another node of its name.
+    pub(super) instance: Option<InstanceId>,
+    /// Something of it could not be read when it was looked at.
+    pub(super) unsure: bool,
 }
 
 impl Held {
@@ -57,13 +78,17 @@ impl Held {
         std::iter::successors(link(id), move |(id, of)| link(of.base.filter(|base| base < id)?))
     }
 
-    /// What is kept for itself: the newest, the named one, and what may be named in a moment. Newest first.
+    /// What is kept for itself: the newest of the instance whose state came last, and the named one. Newest first.
     fn kept(&self) -> impl Iterator<Item = CheckpointId> + '_ {
-        let is_kept = |(at, id): &(usize, CheckpointId)| {
-            let is_newer = self.named.last().is_none_or(|named| id > named);
-            *at < if is_newer { NEWER } else { GENERATIONS } || self.named.contains(id)
-        };
-        self.complete.keys().rev().copied().enumerate().filter(is_kept).map(|(_, id)| id)
+        let is_kept = |(at, id): &(usize, CheckpointId)| *at < GENERATIONS || self.named == Some(*id);
+        self.current().enumerate().filter(is_kept).map(|(_, id)| id)
+    }
+
+    /// All but what is known to be of another instance, the newest first.
+    fn current(&self) -> impl Iterator<Item = CheckpointId> + '_ {
+        let of_another = |link: &Option<Link>| link.is_some_and(|link| Some(link.instance) != self.instance);
+        let current = self.complete.iter().rev().filter(move |(_, link)| !of_another(link));
+        current.map(|(id, _)| *id)
     }
 
     /// What nothing that is kept needs, the newest first: so that what is left has what it adds to at every moment. Where a
@@ -86,6 +111,17 @@ impl Held {
         self.complete.keys().rev().filter(|id| !needed.contains(id)).copied().collect()
     }
 
+    /// All that can be restored as far as anybody knows, the oldest first.
+    pub(super) fn offered(&self) -> Vec<Checkpoint> {
+        let offer = |(id, link): (&CheckpointId, &Option<Link>)| {
+            let Link { taken, instance, pause_ms, .. } = (*link)?;
+            let is_sound = self.chain(*id).all(|(id, _)| !self.unsound.contains(&id));
+            let is_whole = self.chain(*id).last().is_some_and(|(_, whole)| whole.base.is_none());
+            (is_sound && is_whole).then_some(Checkpoint { id: *id, taken, instance, pause_ms })
+        };
+        self.complete.iter().filter_map(offer).collect()
+    }
+
     /// The oldest that is kept for itself, with all that it adds to, the oldest first: what may become one segment.
     pub(super) fn below(&self) -> Vec<(CheckpointId, Link)> {
         let Some(oldest) = self.kept().last() else { return Vec::new() };
@@ -105,7 +141,43 @@ impl Index {
     }
 
     pub(crate) fn newest(&self, node: &NodeId) -> Option<CheckpointId> {
-        self.0.get(node)?.complete.last_key_value().map(|(id, _)| *id)
+        self.0.get(node)?.current().next()
+    }
+
+    /// Whether all that is kept of a node is known to be of another instance.
+    pub(super) fn is_of_another(&self, node: &NodeId, instance: InstanceId) -> bool {
+        let links = self.0.get(node).map(|held| &held.complete);
+        let of_another = |link: &Option<Link>| link.is_some_and(|link| link.instance != instance);
+        links.is_some_and(|links| !links.is_empty() && links.values().all(of_another))
+    }
+
+    /// Whether a checkpoint is newer than all that was seen of its node (SAFE-4). What is of another instance is no bound: it is
+    /// older whatever its number is, because whoever offers this one is the node's primary.
+    pub(crate) fn may_come(
+        &self,
+        node: &NodeId,
+        id: CheckpointId,
+        instance: InstanceId,
+    ) -> Result<(), BeginError> {
+        if self.is_of_another(node, instance) {
+            return Ok(());
+        }
+        let seen = self.seen(node);
+        if id.epoch < seen {
+            return Err(BeginError::OldEpoch { node: node.clone(), id, seen });
+        }
+        match self.newest(node).filter(|newest| id <= *newest) {
+            Some(newest) => Err(BeginError::NotNewer { node: node.clone(), id, newest }),
+            None => Ok(()),
+        }
+    }
+
+    /// What a look at a node's folder has found. What was found out about it meanwhile stays.
+    pub(super) fn found(&mut self, node: &NodeId, new: Held) {
+        let old = self.0.remove(node).unwrap_or_default();
+        let (damaged, unsound, named) = (old.damaged.or(new.damaged.clone()), old.unsound, old.named);
+        let seen = new.seen.max(old.seen);
+        self.0.insert(node.clone(), Held { damaged, unsound, named, seen, ..new });
     }
 
     pub(crate) fn has(&self, node: &NodeId, id: CheckpointId) -> bool {
@@ -115,6 +187,7 @@ impl Index {
     pub(crate) fn completed(&mut self, node: &NodeId, id: CheckpointId, link: Link) {
         let held = self.0.entry(node.clone()).or_default();
         held.complete.insert(id, Some(link));
+        held.instance = Some(link.instance);
         if link.base.is_none() {
             held.damaged = None;
         }
@@ -134,15 +207,15 @@ impl Index {
         }
     }
 
-    /// The one that the cluster's record names, else the newest.
+    /// The one that is being restored, else the newest.
     pub(crate) fn wanted(&self, node: &NodeId) -> Option<CheckpointId> {
         let held = self.0.get(node)?;
-        let named = held.named.last().filter(|named| held.complete.contains_key(named));
-        named.copied().or_else(|| self.newest(node))
+        held.named.filter(|named| held.complete.contains_key(named)).or_else(|| self.newest(node))
     }
 
     pub(crate) fn found_damaged(&mut self, node: &NodeId, id: CheckpointId, damage: Damage) {
         if let Some(held) = self.0.get_mut(node) {
+            held.unsound.extend([id, damage.part_of(id)]);
             held.damaged = Some((id, damage));
         }
     }

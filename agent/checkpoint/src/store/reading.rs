@@ -185,7 +185,7 @@ impl ImageStore {
                 Err(Damage::Size { segment, expected: manifest.bytes, found })
             }
             Some(_) => {
-                let link = Link { base: manifest.base, bytes: manifest.bytes };
+                let link = Link::of(&manifest);
                 self.shared.lock().learn(node, id, link);
                 Ok(manifest)
             }

@@ -1,6 +1,7 @@
 //! Power lost, operations failed and bytes changed at every place: a checkpoint is whole or not there.
 
 mod chains;
+mod offered;
 
 use std::io;
 
@@ -139,7 +140,7 @@ fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
                 }
             }
             Step::Abort(id) => {
-                let Ok(mut incoming) = store.begin(&node(), id, MiB(128)) else { continue };
+                let Ok(mut incoming) = store.begin(&node(), id, &description()) else { continue };
                 acknowledged.epoch = acknowledged.epoch.max(id.epoch);
                 drop(incoming.take(&segment(id, None)[..5_000]));
             }
@@ -148,7 +149,7 @@ fn run(disk: &WeakDisk, steps: &[Step]) -> Acknowledged {
                     acknowledged.epoch = acknowledged.epoch.max(epoch);
                 }
             }
-            Step::Name(id) => store.name(&node(), id),
+            Step::Name(id) => store.name(&node(), Some(id)),
             Step::Compact => drop(store.compact(&node())),
             // From its beginning on nothing is promised but wholeness.
             Step::DropImages => {
@@ -201,7 +202,7 @@ fn check(disk: &WeakDisk, acknowledged: &Acknowledged, context: &str) {
     }
     assert!(store.seen_epoch(&node()) >= acknowledged.epoch, "{context}");
     if acknowledged.epoch > Epoch(1) && !acknowledged.forgotten {
-        let old = store.begin(&node(), id(1, 99), MiB(128)).map(drop);
+        let old = store.begin(&node(), id(1, 99), &description()).map(drop);
         assert!(matches!(old, Err(ReceiveError::Begin(BeginError::OldEpoch { .. }))), "{context}: {old:?}");
     }
     for path in disk.paths() {
@@ -374,15 +375,15 @@ fn older_epochs_and_repeated_checkpoints_are_refused_also_on_their_way_and_after
     let store = ImageStore::open(folder.path()).unwrap();
     receive(&store, id(3, 7)).unwrap();
     for again in [id(3, 7), id(3, 1)] {
-        let refused = store.begin(&node(), again, MiB(128));
+        let refused = store.begin(&node(), again, &description());
         let refused = refused.err();
         assert!(
             matches!(&refused, Some(ReceiveError::Begin(BeginError::NotNewer { newest, .. })) if *newest == id(3, 7)),
             "{refused:?}"
         );
     }
-    let mut on_its_way = store.begin(&node(), id(3, 8), MiB(128)).unwrap();
-    let mut overtaken = store.begin(&node(), id(5, 1), MiB(128)).unwrap();
+    let mut on_its_way = store.begin(&node(), id(3, 8), &description()).unwrap();
+    let mut overtaken = store.begin(&node(), id(5, 1), &description()).unwrap();
     // A later beginning raised the epoch: what was on its way belongs to a primary that is none any more.
     on_its_way.take(&segment(id(3, 8), None)).unwrap();
     let refused = on_its_way.finish(description());
@@ -396,53 +397,42 @@ fn older_epochs_and_repeated_checkpoints_are_refused_also_on_their_way_and_after
     drop(store);
     let store = ImageStore::open(folder.path()).unwrap();
     assert_eq!((store.seen_epoch(&node()), newest(&store)), (Epoch(5), None));
-    let refused = store.begin(&node(), id(4, 1), MiB(128)).err();
+    let refused = store.begin(&node(), id(4, 1), &description()).err();
     assert!(matches!(refused, Some(ReceiveError::Begin(BeginError::OldEpoch { .. }))), "{refused:?}");
     store.forget(&node()).unwrap();
     assert!(store.nodes().is_empty());
     receive(&store, id(1, 1)).unwrap();
 }
 
-/// What is newer than the named one may be named by a write that is on its way (SAFE-3).
 #[test]
-fn two_generations_are_kept_and_the_named_one_and_what_is_newer() {
+fn two_generations_are_kept_and_the_one_that_is_being_restored() {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::open(folder.path()).unwrap();
+    let complete =
+        |store: &ImageStore| -> Vec<u64> { store.complete(&node()).iter().map(|id| id.sequence).collect() };
     for sequence in 1..=4 {
         receive(&store, id(1, sequence)).unwrap();
     }
-    assert_eq!(store.complete(&node()), [1, 2, 3, 4].map(|sequence| id(1, sequence)), "any may be named");
-    store.name(&node(), id(1, 3));
-    assert_eq!(store.prune(&node()).unwrap(), 2);
+    assert_eq!(complete(&store), [3, 4]);
+    store.name(&node(), Some(id(1, 3)));
     for sequence in 5..=7 {
         receive(&store, id(1, sequence)).unwrap();
     }
-    assert_eq!(store.complete(&node()), [3, 4, 5, 6, 7].map(|sequence| id(1, sequence)));
-    store.name(&node(), id(1, 5));
-    store.prune(&node()).unwrap();
-    assert_eq!(store.complete(&node()), [5, 6, 7].map(|sequence| id(1, sequence)));
-    for sequence in 8..=14 {
-        receive(&store, id(1, sequence)).unwrap();
-    }
-    assert_eq!(store.complete(&node()).len(), index::NEWER + 1, "not without a bound");
-    store.name(&node(), id(1, 7));
-    store.name(&node(), id(1, 14));
-    store.prune(&node()).unwrap();
-    assert_eq!(store.complete(&node()), [id(1, 13), id(1, 14)]);
+    assert_eq!((complete(&store), store.wanted(&node())), (vec![3, 6, 7], Some(id(1, 3))));
+    store.name(&node(), Some(id(1, 6)));
+    assert_eq!((store.prune(&node()).unwrap(), complete(&store)), (1, vec![6, 7]));
+    store.name(&node(), None);
+    receive(&store, id(1, 8)).unwrap();
+    assert_eq!((complete(&store), store.wanted(&node())), (vec![7, 8], Some(id(1, 8))));
+    // What is not here is asked for by nobody.
+    store.name(&node(), Some(id(1, 6)));
+    assert_eq!(store.wanted(&node()), Some(id(1, 8)));
     drop(store);
+    // Nothing is being restored until somebody says so.
     let store = ImageStore::open(folder.path()).unwrap();
-    store.drop_images(&node()).unwrap();
-    for sequence in [3, 6, 7] {
-        receive(&store, id(2, sequence)).unwrap();
-    }
-    drop(store);
-    // Which one is named is not known yet: nothing that was found goes.
-    let store = ImageStore::open(folder.path()).unwrap();
-    receive(&store, id(2, 8)).unwrap();
-    assert_eq!(store.complete(&node()), [id(2, 3), id(2, 6), id(2, 7), id(2, 8)]);
-    store.name(&node(), id(2, 8));
-    assert_eq!(store.prune(&node()).unwrap(), 2);
-    assert_eq!(store.complete(&node()), [id(2, 7), id(2, 8)]);
+    assert_eq!(store.wanted(&node()), Some(id(1, 8)));
+    receive(&store, id(1, 9)).unwrap();
+    assert_eq!(complete(&store), [8, 9]);
     let files = std::fs::read_dir(layout::node(folder.path(), &node())).unwrap().count();
     assert_eq!(files, 5, "two segments, two manifests, one epoch");
 }
@@ -460,16 +450,16 @@ fn an_unreadable_epoch_is_an_error_and_not_epoch_zero() {
     assert!(matches!(faults.as_slice(), [StoreError::Epoch(file)] if *file == path), "{faults:?}");
     assert_eq!(newest(&store), Some(id(3, 7)));
     assert!(store.checkpoint(&node(), id(3, 7)).is_ok());
-    let refused = store.begin(&node(), id(4, 1), MiB(128)).err();
+    let refused = store.begin(&node(), id(4, 1), &description()).err();
     assert!(
         matches!(&refused, Some(ReceiveError::Begin(BeginError::Store(StoreError::Epoch(file)))) if *file == path),
         "{refused:?}"
     );
     let other: NodeId = "bob/exec-1".parse().unwrap();
-    assert!(store.begin(&other, id(1, 1), MiB(128)).is_ok());
+    assert!(store.begin(&other, id(1, 1), &description()).is_ok());
     // Removed with its checkpoints, as its text says: it begins anew.
     store.forget(&node()).unwrap();
-    assert!(store.begin(&node(), id(4, 1), MiB(128)).is_ok());
+    assert!(store.begin(&node(), id(4, 1), &description()).is_ok());
 }
 
 /// A file in the folder's place: as with a disk that is mounted read-only, nothing can be made there.
@@ -482,5 +472,5 @@ fn a_folder_that_cannot_be_made_is_open_and_takes_nothing() {
     let (store, faults) = ImageStore::open_as_it_is(&root);
     assert!(!faults.is_empty());
     assert_eq!(newest(&store), None);
-    assert!(store.begin(&node(), id(1, 1), MiB(128)).is_err());
+    assert!(store.begin(&node(), id(1, 1), &description()).is_err());
 }

@@ -194,6 +194,7 @@ impl HostAgent {
             Input::Resumed { lease } => {
                 (self.lease, self.standing) = (lease, Standing::Resumed { fails: None });
                 self.ability.owes_report = true;
+                self.inherit_protection();
             }
             Input::Reported { lease } if lease == self.lease => self.ability.owes_report = false,
             Input::Reported { .. } => {}
@@ -287,7 +288,8 @@ impl HostAgent {
     }
 
     fn take_records(&mut self, records: Records) {
-        let before = std::mem::replace(&mut self.records, records);
+        self.records = records;
+        self.inherit_protection();
         self.take_over();
         if self.standing.is_recovered() && self.owes_report() {
             self.hear_predecessor();
@@ -297,12 +299,12 @@ impl HostAgent {
         if !self.restores.is_empty() {
             self.show_restores();
         }
-        let checkpoints = &self.records.view.checkpoints;
-        if before.view.checkpoints.ptr_eq(checkpoints) {
-            return;
-        }
-        let kept = checkpoints.iter().filter(|(_, known)| known.value.on(&self.settings.me).is_some());
-        self.images.extend(kept.map(|(node, _)| node.clone()));
+        // Whoever is a backup may get an image at any time.
+        let here = self.records.view.nodes.on_host(&self.settings.me);
+        let kept = here.filter(|(node, known)| known.value.holds_places(node.role()));
+        let new = kept.map(|(node, _)| node).filter(|node| !self.images.contains(*node));
+        let new: Vec<NodeId> = new.cloned().collect();
+        self.images.extend(new);
     }
 
     fn lease_lost(&mut self) {
@@ -352,7 +354,6 @@ impl HostAgent {
             draining: view.hosts.get(me).is_some_and(|host| host.intent.drain),
             nodes: &view.nodes,
             hosts: &view.hosts,
-            checkpoints: &view.checkpoints,
             unreadable: self.records.unreadable,
             local: &self.local,
             busy: &busy,

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::ids::{Epoch, HostId, NodeId};
+use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
 use crate::model::view::View;
 
 /// What to do with an image that is offered.
@@ -30,8 +30,8 @@ pub enum SentBy<'a> {
     Certified(&'a BTreeSet<HostId>),
 }
 
-/// Whether `me` takes an image of `node` from this sender that was taken in `epoch` and decided from this revision of the
-/// node's record; an agent of an earlier version does not say from which.
+/// Whether `me` takes an image of `node` from this sender that was taken of this instance in `epoch` and decided from this
+/// revision of the node's record; an agent of an earlier version does not say from which.
 ///
 /// A stray image must not get in: the highest epoch of a node that was ever taken is remembered, and refuses all that are
 /// older. That of a record can be passed on; one above it was made up, or is of a record that is still on its way.
@@ -42,6 +42,7 @@ pub fn offered(
     sender: SentBy<'_>,
     node: &NodeId,
     (epoch, revision): (Epoch, Option<u64>),
+    instance: InstanceId,
 ) -> Offer {
     let Some(known) = view.nodes.get(node) else {
         return Offer::NotYet(format!("{me} knows no node {node}"));
@@ -60,6 +61,9 @@ pub fn offered(
     if let Some(revision) = revision.filter(|revision| *revision > known.revision) {
         let by = known.revision;
         return Offer::NotYet(format!("decided from revision {revision} of {node}, {me} knows {by}"));
+    }
+    if record.state_of() != Some(instance) {
+        return Offer::Over(format!("it is of {instance}, which is not the primary of {node}"));
     }
     let reserved = record.holds_places(node.role()) && record.backups.iter().any(|backup| &backup.host == me);
     if !reserved {
@@ -82,6 +86,23 @@ pub fn offered(
 mod tests {
     use super::*;
     use crate::fixture::{Cluster, host, node};
+
+    fn primary_of(cluster: &Cluster) -> InstanceId {
+        cluster.primary("alice/exec-1").1
+    }
+
+    /// Of another life of the node, or of a deleted one of its name.
+    #[test]
+    fn an_image_of_another_instance_than_the_primarys_is_never_taken() {
+        let cluster = Cluster::of(3).with(&["alice/exec-1"]);
+        let backup = host(&cluster.backup_hosts("alice/exec-1")[0]);
+        let of = |instance| {
+            let epoch = cluster.record("alice/exec-1").epoch;
+            offered(&cluster.view, &backup, SentBy::Local, &node("alice/exec-1"), (epoch, None), instance)
+        };
+        assert_eq!(of(primary_of(&cluster)), Offer::Taken);
+        assert!(matches!(of(InstanceId::from_uuid(uuid::Uuid::nil())), Offer::Over(_)));
+    }
 
     #[test]
     fn an_image_is_taken_by_a_backup_in_the_nodes_own_epoch_and_put_off_while_the_store_may_still_say_so() {
@@ -119,7 +140,14 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                offered(&cluster.view, &host(me), SentBy::Local, &node(of), (Epoch(epoch), None)),
+                offered(
+                    &cluster.view,
+                    &host(me),
+                    SentBy::Local,
+                    &node(of),
+                    (Epoch(epoch), None),
+                    primary_of(&cluster)
+                ),
                 expected,
                 "{me} {of} {epoch}"
             );
@@ -139,7 +167,8 @@ mod tests {
             (Some(known - 1), false, true),
             (Some(known + 1), false, false),
         ] {
-            let offer = offered(&cluster.view, &backup, SentBy::Local, &id, (epoch, revision));
+            let offer =
+                offered(&cluster.view, &backup, SentBy::Local, &id, (epoch, revision), primary_of(&cluster));
             assert_eq!((offer == Offer::Taken, matches!(offer, Offer::Over(_))), (taken, over), "{offer:?}");
         }
     }
@@ -151,9 +180,10 @@ mod tests {
         let (id, epoch) = (node("alice/exec-1"), cluster.record("alice/exec-1").epoch);
         let backup = host(&cluster.backup_hosts("alice/exec-1")[0]);
         let primary = host(&cluster.primary_host("alice/exec-1"));
+        let of = primary_of(&cluster);
         let from = |cluster: &Cluster, hosts: &[&HostId]| {
             let named = hosts.iter().copied().cloned().collect();
-            offered(&cluster.view, &backup, SentBy::Certified(&named), &id, (epoch, None))
+            offered(&cluster.view, &backup, SentBy::Certified(&named), &id, (epoch, None), of)
         };
         assert_eq!(from(&cluster, &[&primary]), Offer::Taken);
         assert_eq!(from(&cluster, &[&backup, &primary]), Offer::Taken);
@@ -165,7 +195,7 @@ mod tests {
         assert_eq!(from(&cluster, &[&backup]), refused(backup.as_str()));
         assert_eq!(from(&cluster, &[]), refused("no host of this cluster"));
         cluster.edit("alice/exec-1", |record| record.primary = None);
-        assert!(matches!(from(&cluster, &[&primary]), Offer::NotYet(_)));
+        assert!(matches!(from(&cluster, &[&primary]), Offer::Over(_)));
     }
 
     /// Its backups are warm instances, and nobody would ever restore it.
@@ -174,7 +204,14 @@ mod tests {
         let cluster = Cluster::of(2).with(&["alice/display"]);
         let backup = host(&cluster.backup_hosts("alice/display")[0]);
         let epoch = cluster.record("alice/display").epoch;
-        let offer = offered(&cluster.view, &backup, SentBy::Local, &node("alice/display"), (epoch, None));
+        let offer = offered(
+            &cluster.view,
+            &backup,
+            SentBy::Local,
+            &node("alice/display"),
+            (epoch, None),
+            cluster.primary("alice/display").1,
+        );
         assert!(matches!(offer, Offer::NotYet(_)), "{offer:?}");
     }
 }

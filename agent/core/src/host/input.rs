@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use super::{Destination, HostAction, Lane, Local, MigrationAnswer, MigrationStep};
 use crate::death::CopyFault;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::model::records::{CheckpointId, CheckpointRecord, Service, WindowsSent};
+use crate::model::records::{CheckpointId, Service, WindowsSent};
 use crate::model::units::{MiB, UnixMillis, Vcpus};
 use crate::model::view::View;
 use crate::store_cache::StoreCache;
@@ -95,7 +95,7 @@ pub enum Input {
     },
 }
 
-/// What becomes of a checkpoint that is sent and recorded.
+/// What becomes of a checkpoint that is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyEvent {
     /// A host goes on accepting it. Told now and then.
@@ -130,19 +130,6 @@ pub enum CopyEvent {
         /// What was run into.
         detail: String,
     },
-    /// The write of the record ended.
-    Recorded(Recorded),
-}
-
-/// How the write of a checkpoint's record ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recorded {
-    /// It is written, at this revision of the store.
-    Written(u64),
-    /// The node's record or the checkpoint's has changed.
-    Refused,
-    /// It may have been written, or may still be.
-    Unknown(String),
 }
 
 /// A state that was saved.
@@ -271,17 +258,6 @@ pub enum Effect {
         /// What is held against the host, if anything is.
         fault: Option<CopyFault>,
     },
-    /// Write a checkpoint's record, and tell how that ended.
-    Record {
-        /// Of which node.
-        node: NodeId,
-        /// The node's record must still be at this revision.
-        revision: u64,
-        /// And the checkpoint's at this one; none when there must be none.
-        replaces: Option<u64>,
-        /// The record.
-        record: Box<CheckpointRecord>,
-    },
     /// Nobody needs the image of a checkpoint here any more: what goes on with it ends, and it is deleted.
     Discard {
         /// Of which node.
@@ -289,7 +265,7 @@ pub enum Effect {
         /// Which.
         id: CheckpointId,
     },
-    /// A node has a new newest checkpoint: to be counted.
+    /// A node has a new newest checkpoint, on some host: to be counted.
     Checkpointed {
         /// Of which node.
         node: NodeId,

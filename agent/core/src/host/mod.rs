@@ -28,16 +28,14 @@ use std::net::Ipv4Addr;
 pub use agent::{HostAgent, HostSettings, LIBVIRTD_AWAY};
 pub use checkpoints::{Bases, Destination};
 pub use images::{Offer, SentBy, offered};
-pub use input::{
-    Condition, CopyEvent, DomainEvent, Effect, Input, Job, Outcome, Recorded, Records, Saved, Shown,
-};
+pub use input::{Condition, CopyEvent, DomainEvent, Effect, Input, Job, Outcome, Records, Saved, Shown};
 pub use migration::{Landed, MigrationAnswer, MigrationStep, Presence};
 
 use crate::death::Death;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::model::records::{CheckpointId, Incident, InstanceFact, NodeRecord, NodeSpec, Phase};
 use crate::model::units::{Boottime, MiB, Now, Vcpus};
-use crate::model::view::{Checkpoints, Hosts, Liveness, Nodes, SharedNode, View};
+use crate::model::view::{Hosts, Liveness, Nodes, SharedNode, View};
 
 /// What of an instance an action occupies. Actions of different lanes go on side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,15 +100,13 @@ pub struct Situation<'a> {
     pub nodes: &'a Nodes,
     /// Every host, as the store holds it.
     pub hosts: &'a Hosts,
-    /// The newest complete checkpoint of each node.
-    pub checkpoints: &'a Checkpoints,
     /// Some record cannot be read: it may name any instance that no other names, and any image.
     pub unreadable: bool,
     /// The managed instances of this host.
     pub local: &'a BTreeMap<InstanceId, Local>,
     /// What is under way, or waits before it is tried again.
     pub busy: &'a BTreeSet<(InstanceId, Lane)>,
-    /// Nodes of which this host keeps checkpoint images.
+    /// Nodes of which this host keeps checkpoint images, or may.
     pub images: &'a BTreeSet<NodeId>,
     /// When the last checkpoint of each node was taken here.
     pub last_checkpoint: &'a BTreeMap<NodeId, Boottime>,
@@ -201,7 +197,6 @@ pub enum HostAction {
         instance: InstanceId,
         epoch: Epoch,
         checkpoint: CheckpointId,
-        valid: Epoch,
         environment: String,
     },
     /// Let run what was restored: guard, link, resume, clock.
@@ -222,7 +217,7 @@ pub enum HostAction {
     /// the latter is reported, as its death in this epoch.
     Accept { node: NodeId, instance: InstanceId, epoch: Epoch, from: HostId },
     /// Save the state of this instance, to be sent to these hosts. `revision` is the node's record that this was decided
-    /// from: a receiver takes it under that one only, as [`offered`] says, and so is its record written.
+    /// from: a receiver takes it under that one only, as [`offered`] says.
     Checkpoint { node: NodeId, instance: InstanceId, epoch: Epoch, revision: u64, to: Vec<Destination> },
     /// Destroy this instance, which makes this its death.
     Destroy { instance: InstanceId, death: Death },

@@ -80,13 +80,11 @@ pub(super) fn fill(situation: &Situation<'_>) -> Option<HostAction> {
         .then_some(HostAction::CreateIdle(situation.pool))
 }
 
-/// Images of nodes that have no place here any more.
+/// Images of nodes that have no place here any more, and whose state others have by now.
 pub(super) fn drop_images(situation: &Situation<'_>) -> Vec<HostAction> {
     let wanted = |node: &NodeId| {
-        situation.nodes.get(node).is_some_and(|record| record.value.touches(situation.me))
-            || situation.checkpoints.get(node).is_some_and(|checkpoint| {
-                checkpoint.value.on(situation.me).is_some() && situation.nodes.contains_key(node)
-            })
+        let record = situation.nodes.get(node).map(|known| &known.value);
+        record.is_some_and(|record| record.touches(situation.me) || record.keepers.contains(situation.me))
     };
     situation
         .images

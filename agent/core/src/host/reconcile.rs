@@ -116,7 +116,7 @@ fn obtain(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
                 let (node, epoch) = (node.clone(), record.epoch);
                 Some(HostAction::Create { node, instance, epoch, memory, vcpus })
             }
-            Origin::Restored(_) => restore(situation, named),
+            Origin::Restored(_) => restore(named),
             Origin::Idle | Origin::Promoted | Origin::Migrated => Some(missing()),
             Origin::Reserved => None,
         },
@@ -142,12 +142,11 @@ fn accept(named: &Named<'_>, migration: &Migration) -> HostAction {
     HostAction::Accept { node: node.clone(), instance, epoch: record.epoch, from }
 }
 
-fn restore(situation: &Situation<'_>, named: &Named<'_>) -> Option<HostAction> {
+fn restore(named: &Named<'_>) -> Option<HostAction> {
     let Named { node, record, instance, member, .. } = *named;
     let Origin::Restored(checkpoint) = member?.origin else { return None };
-    let valid = situation.checkpoints.get(node).map_or(record.epoch, |known| known.value.valid);
     let (node, environment) = (node.clone(), record.spec.environment.clone());
-    Some(HostAction::Restore { node, instance, epoch: record.epoch, checkpoint, valid, environment })
+    Some(HostAction::Restore { node, instance, epoch: record.epoch, checkpoint, environment })
 }
 
 /// What was restored runs once its terminal's display lets nothing of an older epoch in any more, or has not said so in
@@ -202,7 +201,7 @@ fn reconcile_instance(situation: &Situation<'_>, named: &Named<'_>, local: &Loca
             (Some(migration), Part::Arriving) => vec![accept(named, migration)],
             (_, Part::Primary | Part::Backup | Part::Arriving) => match situation.loaded.get(&instance) {
                 Some(loaded) => resume(situation, named, loaded.since).into_iter().collect(),
-                None => restore(situation, named).into_iter().collect(),
+                None => restore(named).into_iter().collect(),
             },
         },
         Phase::Idle if yields(situation, named) => Vec::new(),

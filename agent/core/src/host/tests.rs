@@ -1,7 +1,6 @@
 //! Tables of one host's reconciliation.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::{HostAction, Lane, Local, orphaned, reconcile, source_released};
 use crate::fixture::{Cluster, MEMBER, Rest, dead, fact, host, node};
@@ -9,6 +8,7 @@ use crate::model::ids::{Epoch, HostId, InstanceId};
 use crate::model::records::{Origin, Phase, WindowsSent};
 use crate::model::units::{MiB, UnixMillis};
 
+mod images;
 mod unreadable;
 mod waiting;
 
@@ -132,8 +132,8 @@ fn a_protected_node_is_restored_under_its_new_epoch_also_where_it_has_died_befor
     let rest = fresh(&cluster);
     let mut local = Locals::new();
     let restore = actions(&cluster, at.as_str(), &local, &rest);
-    let HostAction::Restore { epoch, valid, checkpoint, .. } = &restore[0] else { panic!("{restore:?}") };
-    assert_eq!((*epoch, *valid, checkpoint.epoch), (Epoch(2), Epoch(2), Epoch(1)));
+    let HostAction::Restore { epoch, checkpoint, .. } = &restore[0] else { panic!("{restore:?}") };
+    assert_eq!((*epoch, checkpoint.epoch), (Epoch(2), Epoch(1)));
     let of = |phase, epoch| Local::of(fact(phase, Some(node("alice/exec-1")), epoch));
     local.insert(instance, of(dead("an earlier life"), Epoch(1)));
     assert_eq!(actions(&cluster, at.as_str(), &local, &rest), [HostAction::Forget { instance }]);
@@ -475,26 +475,4 @@ fn an_idle_instance_gives_way_when_its_memory_is_promised() {
     assert!(letters(&found).contains(&"Destroy".to_owned()), "{found:?}");
     cluster.facts("host1").capacity.memory = MiB(1536);
     assert!(!letters(&actions(&cluster, "host1", &local, &fresh(&cluster))).contains(&"Destroy".to_owned()));
-}
-
-#[test]
-fn images_of_a_node_without_a_place_here_are_dropped() {
-    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-    let mut rest = fresh(&cluster);
-    rest.images.insert(node("alice/exec-1"));
-    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
-    let dropped = |cluster: &Cluster, name: &str| {
-        letters(&actions(cluster, name, &cluster.local(name), &rest)).contains(&"DropImages".to_owned())
-    };
-    let third = ["host1", "host2", "host3"]
-        .into_iter()
-        .find(|name| *name != held && *name != cluster.primary_host("alice/exec-1"))
-        .unwrap();
-    assert!(!dropped(&cluster, &held));
-    assert!(dropped(&cluster, third));
-    cluster.edit("alice/exec-1", |record| record.backups.clear());
-    assert!(!dropped(&cluster, &held), "the newest checkpoint is there");
-    cluster.pass(Duration::from_secs(1));
-    cluster.view.checkpoints.clear();
-    assert!(dropped(&cluster, &held));
 }

@@ -5,31 +5,33 @@
 //!
 //! Cost: O(members of the node) look-ups; room takes a walk over the nodes of each host that it is new on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Broken, Invariant, broken_in_record};
 use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use crate::death::{CooldownCause, Death};
-use crate::leader::{Assignment, CheckpointChange};
+use crate::leader::Assignment;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId};
-use crate::model::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Phase};
+use crate::model::records::{Kept, Member, Migration, NodeRecord, Origin, Phase};
 use crate::model::view::{HostView, View};
 
 /// What writing `assignment` would break. Run it on every assignment just before it is written, on the view that it was
-/// decided from.
+/// decided from, and on what hosts said of the node's checkpoints under the leases that are open.
 #[must_use]
-pub fn broken_by(view: &View, assignment: &Assignment) -> Vec<Broken> {
+pub fn broken_by(view: &View, heard: &BTreeMap<HostId, Kept>, assignment: &Assignment) -> Vec<Broken> {
     let node = &assignment.node;
     let Some(before) = view.nodes.get(node).map(|known| &known.value) else {
         return vec![Broken::new(Invariant::Epochs, format!("{node} is not known"))];
     };
     let after = &assignment.record;
-    let change = Change { view, node, before, after, assignment };
+    let change = Change { view, heard, node, before, after, assignment };
     let mut broken = broken_in_record(node, after);
     broken.extend(change.epochs());
     broken.extend(change.promotion());
     broken.extend(change.checkpoint());
     broken.extend(change.state());
+    broken.extend(change.keepers());
     broken.extend(change.placement());
     broken.extend(change.instances());
     broken.extend(change.migration());
@@ -39,6 +41,7 @@ pub fn broken_by(view: &View, assignment: &Assignment) -> Vec<Broken> {
 /// A record before and after.
 struct Change<'a> {
     view: &'a View,
+    heard: &'a BTreeMap<HostId, Kept>,
     node: &'a NodeId,
     before: &'a NodeRecord,
     after: &'a NodeRecord,
@@ -129,59 +132,79 @@ impl Change<'_> {
         })
     }
 
+    /// SAFE-3: what is restored is complete, by the word of the very host that restores it, and of this life of the state.
     fn checkpoint(&self) -> Vec<Broken> {
-        let node = self.node;
-        let known = self.view.checkpoints.get(node);
-        let begins = self.after.incarnation > self.before.incarnation;
+        let (node, before, after) = (self.node, self.before, self.after);
+        let begins = after.incarnation > before.incarnation;
         let wrong = |detail: String| vec![Broken::new(Invariant::CompleteCheckpoint, detail)];
-        let restored = self.successor().filter(|_| begins).and_then(|new| match new.origin {
-            Origin::Restored(id) => Some((new, id)),
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => None,
-        });
-        match (restored, known, &self.assignment.checkpoint) {
-            (Some((new, id)), Some(known), CheckpointChange::Replace(revision, record)) => {
-                let is_right = |image: &CheckpointRecord| {
-                    image.id == id
-                        && image.valid >= self.before.incarnation
-                        && image.hosts.contains(&new.host)
-                        && Some(image.instance) == new.instance
-                        && record.hosts.iter().all(|host| image.hosts.contains(host))
-                };
-                let becomes = (record.id, record.valid) == (id, self.after.incarnation);
-                // Beside it the other one may stay, for the case that this one is damaged.
-                let is_other = |kept: &CheckpointRecord| {
-                    known.value.copies().any(|image| {
-                        let named = kept.hosts.iter().all(|host| image.hosts.contains(host));
-                        image.id == kept.id && image.valid >= self.before.incarnation && named
-                    })
-                };
-                let other = record.earlier.as_deref().is_none_or(|kept| kept.id != id && is_other(kept));
-                let right =
-                    *revision == known.revision && becomes && other && known.value.copies().any(is_right);
-                let detail = format!(
-                    "{node} is restored from {id} on {}, which is neither its newest nor the one before it there",
-                    new.host
-                );
-                if right { Vec::new() } else { wrong(detail) }
-            }
-            (Some((_, id)), _, _) => {
-                wrong(format!("{node} is restored from {id}, which does not become its first checkpoint"))
-            }
-            (None, Some(_), CheckpointChange::Delete(_)) if begins => Vec::new(),
-            (None, Some(known), _) if begins && self.after.holds_places(node.role()) => wrong(format!(
-                "{node} starts afresh and keeps checkpoint {}, whose state must never come back",
-                known.value.id
-            )),
-            (None, None, CheckpointChange::Keep) if begins && self.before.holds_places(node.role()) => {
-                wrong(format!("{node} starts afresh whether or not a checkpoint of it is recorded meanwhile"))
-            }
-            (None, _, CheckpointChange::Keep) | (None, None, CheckpointChange::Absent) => Vec::new(),
-            (
-                None,
-                _,
-                CheckpointChange::Replace(..) | CheckpointChange::Delete(_) | CheckpointChange::Absent,
-            ) => wrong(format!("{node} loses its checkpoint without a new primary")),
+        let restored =
+            self.successor().filter(|_| begins).and_then(|new| Some((new, new.origin.restored()?)));
+        let Some((new, id)) = restored else {
+            // A checkpoint is of its instance: under the id of an earlier one its state could come back.
+            let again = begins && before.state_of().is_some() && after.state_of() == before.state_of();
+            return if again && before.holds_places(node.role()) {
+                wrong(format!("{node} starts afresh as an instance of which there may be checkpoints"))
+            } else {
+                Vec::new()
+            };
+        };
+        let said = self.heard.get(&new.host).into_iter().flat_map(|kept| &kept.complete);
+        let complete = said.filter(|copy| copy.id == id && Some(copy.instance) == new.instance).count() > 0;
+        let lease = self.view.hosts.get(&new.host).map(|seen| seen.lease.value.number);
+        let mut broken = Vec::new();
+        if !complete || lease != Some(new.lease) {
+            broken.extend(wrong(format!(
+                "{node} is restored from {id} on {}, which does not say that it has it",
+                new.host
+            )));
         }
+        if after.state_of() != before.state_of() {
+            broken.extend(wrong(format!("{node} is restored from {id}, which is of another life")));
+        }
+        broken
+    }
+
+    /// A host that may have state leaves the record, and then drops it, while no backup has newer state.
+    fn keepers(&self) -> Option<Broken> {
+        let (node, before, after) = (self.node, self.before, self.after);
+        if !before.holds_places(node.role()) || after.state_of() != before.state_of() {
+            return None;
+        }
+        let begins = after.incarnation > before.incarnation;
+        let fresh = self.view.protection(node, after);
+        let died = Died { view: self.view, record: before };
+        let lives = before.primary.as_ref().is_some_and(|primary| !died.at_source(primary));
+        let have_newer = lives
+            && !begins
+            && after.backups.iter().any(|one| fresh.is_some_and(|known| known.is_fresh_at(one)));
+        let mut left = before.keeping().filter(|host| after.keeping().all(|other| other != *host));
+        let host = left.find(|host| {
+            self.view.hosts.contains_key(*host) && !have_newer && !(begins && self.is_empty(host))
+        })?;
+        let detail = format!("{node} forgets that {host} may have its state, which no backup has yet");
+        Some(Broken::new(Invariant::State, detail))
+    }
+
+    /// Whether a host says that it has nothing, and can tell.
+    fn is_empty(&self, host: &HostId) -> bool {
+        let sure = |kept: &Kept| !kept.arriving && !kept.unsure;
+        self.heard.get(host).is_some_and(sure) && !self.has_any(host)
+    }
+
+    /// Whether a host says that it has a checkpoint of this life of the state that is not known to be damaged.
+    fn has_any(&self, host: &HostId) -> bool {
+        let failed = |id| {
+            self.after.cooldowns.iter().any(|cooldown| match &cooldown.cause {
+                CooldownCause::Died { death: Death::DeployFailed { .. }, from, .. } => {
+                    &cooldown.host == host && *from == Some(id)
+                }
+                CooldownCause::Died { .. }
+                | CooldownCause::MigrationFailed { .. }
+                | CooldownCause::NoCopies { .. } => false,
+            })
+        };
+        let mut said = self.heard.get(host).into_iter().flat_map(|kept| &kept.complete);
+        said.any(|copy| Some(copy.instance) == self.before.state_of() && !failed(copy.id))
     }
 
     /// A fresh start while a copy of the state may still be had.
@@ -203,34 +226,18 @@ impl Change<'_> {
         let waited = waited.map_or(Duration::ZERO, |wait| {
             Duration::from_millis(wait.waited_ms) + decided.since(wait.at).min(STATE_WAIT_STEP)
         });
-        let failed = |copy: &CheckpointRecord, host: &HostId| {
-            after.cooldowns.iter().any(|cooldown| match &cooldown.cause {
-                CooldownCause::Died { death: Death::DeployFailed { .. }, epoch } => {
-                    &cooldown.host == host && *epoch > copy.id.epoch
-                }
-                CooldownCause::Died { .. }
-                | CooldownCause::MigrationFailed { .. }
-                | CooldownCause::NoCopies { .. } => false,
-            })
-        };
-        let may_be_had = |copy: &CheckpointRecord, host: &HostId| {
+        let may_be_had = |host: &HostId| {
             // What cannot be read is no proof of a loss.
             let known = self.view.hosts.get(host);
             let unread = self.view.unread_hosts.contains(host);
             let there = unread || known.is_some_and(|seen| seen.is_open());
             let lost = known.is_some() && !there;
-            !failed(copy, host) && (there || lost && waited < STATE_WAIT)
+            let empty = self.is_empty(host);
+            there && !empty || lost && waited < STATE_WAIT
         };
-        let copies = self.view.checkpoints.get(node)?.value.copies();
-        let mut copies = copies.filter(|copy| copy.valid >= before.incarnation);
-        copies.find_map(|copy| {
-            let host = copy.hosts.iter().find(|host| may_be_had(copy, host))?;
-            let detail = format!(
-                "{node} starts afresh on {} while {host} may still have checkpoint {}",
-                afresh.host, copy.id
-            );
-            Some(Broken::new(Invariant::State, detail))
-        })
+        let host = before.keeping().find(|host| may_be_had(host))?;
+        let detail = format!("{node} starts afresh on {} while {host} may still have its state", afresh.host);
+        Some(Broken::new(Invariant::State, detail))
     }
 
     /// Only what is new is held against the decision: a host may have begun to drain since.

@@ -3,9 +3,9 @@
 use super::{Acting, Invariant, broken_by, broken_in, broken_in_world};
 use crate::bounds::{STATE_WAIT, STATE_WAIT_STEP};
 use crate::fixture::{Cluster, host, node};
-use crate::leader::{Assignment, CheckpointChange};
+use crate::leader::Assignment;
 use crate::model::ids::{Epoch, HostId};
-use crate::model::records::{CheckpointRecord, Member, Migration, NodeRecord, Origin, Service};
+use crate::model::records::{Kept, Member, Migration, NodeRecord, Origin, Service};
 use crate::model::units::MiB;
 
 /// A decision that nobody made, about a healthy node.
@@ -13,19 +13,14 @@ fn decision(cluster: &Cluster, name: &str, edit: impl FnOnce(&mut NodeRecord)) -
     let known = &cluster.view.nodes[&node(name)];
     let mut record = known.value.clone();
     edit(&mut record);
-    Assignment {
-        node: node(name),
-        revision: known.revision,
-        record,
-        checkpoint: CheckpointChange::Keep,
-        leases: Vec::new(),
-        reasons: Vec::new(),
-    }
+    Assignment { node: node(name), revision: known.revision, record, leases: Vec::new(), reasons: Vec::new() }
 }
 
 fn found(cluster: &Cluster, assignment: &Assignment) -> Vec<Invariant> {
-    let mut ids: Vec<Invariant> =
-        broken_by(&cluster.view, assignment).iter().map(|broken| broken.id).collect();
+    let mut ids: Vec<Invariant> = broken_by(&cluster.view, &cluster.heard(&assignment.node), assignment)
+        .iter()
+        .map(|broken| broken.id)
+        .collect();
     ids.dedup();
     ids
 }
@@ -75,42 +70,87 @@ fn a_promotion_over_a_living_primary_breaks_safe_2() {
 }
 
 #[test]
-fn a_restore_from_anything_but_the_newest_complete_checkpoint_breaks_safe_3() {
+fn a_restore_of_what_its_host_does_not_say_that_it_has_breaks_safe_3() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    let held = cluster.backup_hosts("alice/exec-1")[0].clone();
     cluster.kill_primary("alice/exec-1");
     let right = cluster.plan().assignments.remove(0);
     assert_eq!(found(&cluster, &right), []);
-    let keeps = Assignment { checkpoint: CheckpointChange::Keep, ..right.clone() };
-    assert_eq!(found(&cluster, &keeps), [Invariant::CompleteCheckpoint]);
+    type Edit = fn(&mut Kept);
+    let of_another: Edit =
+        |kept| kept.complete[0].instance = crate::model::ids::InstanceId::from_uuid(uuid::Uuid::nil());
+    let another: Edit = |kept| kept.complete[0].id.sequence += 1;
+    let arriving: Edit = |kept| *kept = Kept { arriving: true, ..Kept::default() };
+    for edit in [of_another, another, arriving] {
+        let mut said = cluster.clone();
+        edit(said.disks.get_mut(&host(&held)).unwrap().get_mut(&node("alice/exec-1")).unwrap());
+        assert_eq!(found(&said, &right), [Invariant::CompleteCheckpoint]);
+    }
+    let mut silent = cluster.clone();
+    silent.silent.insert(host(&held));
+    assert_eq!(found(&silent, &right), [Invariant::CompleteCheckpoint]);
     let mut elsewhere = right.clone();
     elsewhere.record.primary.as_mut().unwrap().host = free_host(&cluster, "alice/exec-1");
     elsewhere.record.backups.clear();
-    assert_eq!(found(&cluster, &elsewhere), [Invariant::CompleteCheckpoint]);
-    let mut stale = cluster.clone();
-    let known = stale.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
-    std::sync::Arc::make_mut(known).value.valid = Epoch(0);
-    assert_eq!(found(&stale, &right), [Invariant::CompleteCheckpoint]);
-    // The host has the one before it, and is given the newest.
-    let mut behind = cluster.clone();
-    let known = std::sync::Arc::make_mut(behind.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap());
-    let mut before = known.value.clone();
-    known.value.hosts = vec![free_host(&cluster, "alice/exec-1")];
-    before.id.sequence = 0;
-    known.value.earlier = Some(Box::new(before.clone()));
-    assert_eq!(found(&behind, &right), [Invariant::CompleteCheckpoint]);
-    let mut of_it = right;
-    of_it.record.primary.as_mut().unwrap().origin = Origin::Restored(before.id);
-    let CheckpointChange::Replace(revision, record) = of_it.checkpoint else { panic!("it is restored") };
-    let record = CheckpointRecord { id: before.id, ..record };
-    of_it.checkpoint = CheckpointChange::Replace(revision, record.clone());
-    assert_eq!(found(&behind, &of_it), []);
-    let keeps_older = CheckpointRecord { earlier: Some(Box::new(before)), ..record };
-    of_it.checkpoint = CheckpointChange::Replace(revision, keeps_older);
-    assert_eq!(found(&behind, &of_it), [Invariant::CompleteCheckpoint]);
-    let mut fresh = keeps;
-    fresh.record.primary.as_mut().unwrap().origin = Origin::Created;
-    let given_up = [Invariant::CompleteCheckpoint, Invariant::State];
-    assert_eq!(found(&cluster, &fresh), given_up, "the old state could come back");
+    assert!(found(&cluster, &elsewhere).contains(&Invariant::CompleteCheckpoint));
+    let mut an_earlier_lease = right;
+    an_earlier_lease.record.primary.as_mut().unwrap().lease = 0;
+    assert_eq!(found(&cluster, &an_earlier_lease), [Invariant::CompleteCheckpoint]);
+}
+
+#[test]
+fn state_that_was_given_up_and_may_come_back_breaks_safe_3() {
+    let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
+    cluster.kill_primary("alice/exec-1");
+    let right = cluster.plan().assignments.remove(0);
+    let mut another = right.clone();
+    let instance = Some(crate::model::ids::InstanceId::from_uuid(uuid::Uuid::nil()));
+    another.record.primary.as_mut().unwrap().instance = instance;
+    assert_eq!(found(&cluster, &another), [Invariant::CompleteCheckpoint]);
+    let mut afresh = right;
+    afresh.record.primary.as_mut().unwrap().origin = Origin::Created;
+    let broken = [Invariant::CompleteCheckpoint, Invariant::State];
+    assert_eq!(found(&cluster, &afresh), broken, "the old state could come back");
+}
+
+/// Whoever is named by nobody drops what it has.
+#[test]
+fn a_host_that_is_forgotten_before_others_have_newer_state_breaks_safe_9() {
+    let mut cluster = Cluster::of(4).with(&["alice/exec-1"]);
+    let (left, free) = (host(&cluster.backup_hosts("alice/exec-1")[0]), free_host(&cluster, "alice/exec-1"));
+    let moves = |record: &mut NodeRecord| record.backups[0].host = free.clone();
+    let keeps = |record: &mut NodeRecord| {
+        record.backups[0].host = free.clone();
+        record.keepers.insert(left.clone());
+    };
+    assert_eq!(found(&cluster, &decision(&cluster, "alice/exec-1", moves)), [Invariant::State]);
+    assert_eq!(found(&cluster, &decision(&cluster, "alice/exec-1", keeps)), []);
+    cluster.edit("alice/exec-1", keeps);
+    let lets_go = |cluster: &Cluster| decision(cluster, "alice/exec-1", |record| record.keepers.clear());
+    assert_eq!(found(&cluster, &lets_go(&cluster)), [Invariant::State]);
+    cluster.obey();
+    assert_eq!(found(&cluster, &lets_go(&cluster)), [], "the new one has the next checkpoint");
+    let mut dead = cluster.clone();
+    dead.kill_primary("alice/exec-1");
+    assert_eq!(found(&dead, &lets_go(&dead)), [Invariant::State], "its successor is decided by it");
+    cluster.fall_behind("alice/exec-1", free.as_str());
+    assert_eq!(found(&cluster, &lets_go(&cluster)), [Invariant::State]);
+    // A restore that leaves out a host of which nothing is known.
+    cluster.silent.insert(free.clone());
+    cluster.kill_primary("alice/exec-1");
+    cluster.edit("alice/exec-1", |_| {});
+    let mut plan = cluster.plan();
+    let mut right = plan.assignments.remove(0);
+    if right.record.epoch == Epoch(1) {
+        cluster.edit("alice/exec-1", |record| record.state_wait = right.record.state_wait);
+        cluster.pass(crate::bounds::NEWER_STATE);
+        plan = cluster.plan();
+        right = plan.assignments.remove(0);
+    }
+    assert_eq!(found(&cluster, &right), []);
+    right.record.backups.clear();
+    right.record.keepers.remove(&free);
+    assert_eq!(found(&cluster, &right), [Invariant::State]);
 }
 
 #[test]
@@ -127,8 +167,13 @@ fn a_falling_epoch_or_a_new_primary_under_the_old_one_breaks_safe_4() {
 fn a_place_that_cannot_be_had_breaks_safe_5() {
     let cluster = Cluster::of(3).with(&["alice/display"]);
     let free = free_host(&cluster, "alice/display");
-    let backup =
-        |host: &HostId| Member { host: host.clone(), lease: 1, instance: None, origin: Origin::Reserved };
+    let backup = |host: &HostId| Member {
+        host: host.clone(),
+        lease: 1,
+        instance: None,
+        origin: Origin::Reserved,
+        place: 0,
+    };
     let add = |cluster: &Cluster, host: &HostId| {
         let assignment = decision(cluster, "alice/display", |record| record.backups.push(backup(host)));
         found(cluster, &assignment)

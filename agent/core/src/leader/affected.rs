@@ -9,10 +9,10 @@
 //! | whether a host is open, has reported, is draining, can do its part | nodes on it, nodes that wait |
 //! | whether a host's lease can be read | nodes that wait |
 //! | one instance | the nodes that it belongs to; where its phase or windows changed, their terminals |
-//! | a host takes no copies of a node's checkpoints, or does again | that node |
+//! | a host takes no copies of a node's checkpoints, or does again, or has the first one, or comes to be behind | that node |
+//! | a host says which of a node's checkpoints it has, or is silent for too long | that node |
 //! | a host has more room than before | nodes that wait |
 //! | a node | its terminal; where a migration from a host begins or ends, the nodes on that host |
-//! | a checkpoint | its node |
 //! | how many hosts there are, where a policy counts backups | all |
 
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use super::Leader;
 use super::sums::{Side, pairs};
 use crate::model::ids::{HostId, InstanceId, NodeId};
-use crate::model::records::{CheckpointRecord, HostFacts, InstanceFact};
+use crate::model::records::{HostFacts, InstanceFact, Protection};
 use crate::model::view::{HostView, SharedNode, View, diff};
 
 /// Whether a host may run anything, and whether it can do its part: a restore may use one that is draining.
@@ -29,16 +29,6 @@ fn standing(seen: &HostView) -> (u64, bool, bool, bool, bool) {
     let lease = &seen.lease.value;
     let (open, able) = (lease.expired.is_none(), seen.is_able());
     (lease.number, open, seen.current_facts().is_some(), seen.intent.drain, able)
-}
-
-/// Whether policies are to be told of another traffic: each copy has another size, and rows are not worked out anew for a
-/// difference of less than an eighth.
-fn moves_otherwise(before: Option<&CheckpointRecord>, after: Option<&CheckpointRecord>) -> bool {
-    match (before, after) {
-        (Some(old), Some(new)) => old.hosts != new.hosts || old.bytes.abs_diff(new.bytes) > old.bytes / 8,
-        (None, None) => false,
-        (Some(_), None) | (None, Some(_)) => true,
-    }
 }
 
 impl Leader {
@@ -51,13 +41,6 @@ impl Leader {
         }
         for (node, before, after) in old.nodes.diff(&new.nodes) {
             self.node_changed(node, before, after);
-        }
-        for (node, before, after) in diff(&old.checkpoints, &new.checkpoints) {
-            if self.land(node) {
-                let (was, is) = (before.map(|known| &known.value), after.map(|known| &known.value));
-                self.put_checkpoint(node, after.cloned(), moves_otherwise(was, is));
-            }
-            self.look_at_changed(node);
         }
         if old.quarantined != new.quarantined {
             self.quarantine_changed(&old.quarantined, &new.quarantined);
@@ -130,16 +113,40 @@ impl Leader {
         }
         if !same_facts {
             self.instances_changed(old_facts.as_deref(), new_facts.as_deref());
-            self.copies_changed(old_facts.as_deref(), new_facts.as_deref());
+            self.copies_changed(host, old_facts.as_deref(), new_facts.as_deref());
         }
     }
 
-    fn copies_changed(&mut self, old: Option<&HostFacts>, new: Option<&HostFacts>) {
-        let faults = |facts: Option<&HostFacts>, node: &NodeId| facts?.copy_faults.get(node).cloned();
-        let reported = [old, new].into_iter().flatten().flat_map(|facts| facts.copy_faults.keys().cloned());
-        let reported: BTreeSet<NodeId> = reported.collect();
-        for node in reported.into_iter().filter(|node| faults(old, node) != faults(new, node)) {
+    fn copies_changed(&mut self, host: &HostId, old: Option<&HostFacts>, new: Option<&HostFacts>) {
+        let reported = |facts: &HostFacts| {
+            let nodes = facts.copy_faults.keys().chain(facts.protection.keys());
+            nodes.cloned().collect::<BTreeSet<NodeId>>()
+        };
+        let nodes: BTreeSet<NodeId> = [old, new].into_iter().flatten().flat_map(reported).collect();
+        for node in nodes {
+            let faults = |facts: Option<&HostFacts>| facts?.copy_faults.get(&node).cloned();
+            let [was, is] = [old, new].map(|facts| facts.and_then(|facts| facts.protection.get(&node)));
+            if was != is {
+                self.protection_changed(host, &node, (was, is));
+            } else if faults(old) == faults(new) {
+                continue;
+            }
             self.look_at_changed(&node);
+        }
+    }
+
+    /// What a host says of the protection of a node counts where the node's primary is on it.
+    fn protection_changed(
+        &mut self,
+        host: &HostId,
+        node: &NodeId,
+        (was, is): (Option<&Protection>, Option<&Protection>),
+    ) {
+        let Some(known) = self.view.nodes.get(node) else { return };
+        let record = &known.value;
+        if record.primary.as_ref().is_some_and(|primary| &primary.host == host) {
+            let counts = |known: &&Protection| known.incarnation == record.incarnation;
+            self.rooms.protection((node, record), (was.filter(counts), is.filter(counts)));
         }
     }
 

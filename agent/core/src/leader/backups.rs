@@ -5,7 +5,7 @@
 //! copies of the checkpoints is replaced where there is room. Must not do: promote.
 
 use super::place::{Choice, choose};
-use super::{DAY, Leader, ask, remember};
+use super::{DAY, Leader, ask, forget_damage, remember};
 use crate::death::{Cooldown, CooldownCause, CopyFault};
 use crate::model::ids::{HostId, NodeId};
 use crate::model::records::{Member, NodeRecord, Origin};
@@ -52,6 +52,7 @@ pub(super) fn repair(leader: &mut Leader, node: &NodeId, mut known: SharedNode) 
     while drop_surplus(leader, node, &known.value, wanted) {
         known = leader.shared(node);
     }
+    let_go(leader, node, &known.value);
     let short = wanted.saturating_sub(whole(leader, node, &known.value));
     if short > 0 {
         leader.report.lacks.entry(node.clone()).or_default().backups = short;
@@ -83,9 +84,7 @@ fn whole(leader: &Leader, node: &NodeId, record: &NodeRecord) -> u32 {
 fn can_take_over(leader: &Leader, node: &NodeId, record: &NodeRecord, backup: &Member) -> bool {
     match backup.instance {
         Some(_) => leader.view.is_ready(record, backup),
-        None => leader.view.checkpoints.get(node).is_some_and(|known| {
-            known.value.valid >= record.incarnation && known.value.hosts.contains(&backup.host)
-        }),
+        None => leader.view.protection(node, record).is_some_and(|known| known.is_fresh_at(backup)),
     }
 }
 
@@ -99,7 +98,7 @@ fn drop_dead(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
             leader.change(node, format!("backup on {} is dead ({cause})", backup.host), |record| {
                 record.backups.retain(|other| other != backup);
                 if cause.is_failed_deployment() {
-                    let cause = CooldownCause::Died { death: cause.clone(), epoch: record.epoch };
+                    let cause = CooldownCause::Died { death: cause.clone(), epoch: record.epoch, from: None };
                     remember(record, Cooldown { host: backup.host.clone(), cause, at: now });
                 }
             });
@@ -110,6 +109,7 @@ fn drop_dead(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
 
 fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
     let reserved = record.holds_places(node.role());
+    let place = leader.view.nodes.get(node).map_or(0, |known| known.revision);
     let purpose = if reserved { Purpose::HeldBackup } else { Purpose::WarmBackup };
     let member = match choose(leader, node, purpose) {
         Choice::Asked => return false,
@@ -119,7 +119,7 @@ fn add(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> bool {
         }
         Choice::On(host) if reserved => leader.view.hosts.get(&host).map(|seen| {
             let (lease, reason) = (seen.lease.value.number, format!("place reserved on {host}"));
-            (Member { host, lease, instance: None, origin: Origin::Reserved }, reason)
+            (Member { host, lease, instance: None, origin: Origin::Reserved, place }, reason)
         }),
         Choice::On(host) => {
             leader.allocate(node, record, &host).map(|(member, action)| (member, format!("backup: {action}")))
@@ -211,6 +211,25 @@ fn drop_surplus(leader: &mut Leader, node: &NodeId, record: &NodeRecord, wanted:
         record.backups.remove(index);
     });
     true
+}
+
+/// Once every backup has a checkpoint that is about as new as there is, nobody needs what others keep. Not over a dead primary:
+/// what its host said last is what its successor is decided by, and the host of any of them may be lost by now.
+fn let_go(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
+    let lives = |primary: &Member| leader.view.liveness(record, primary) == Liveness::Alive;
+    if !record.primary.as_ref().is_some_and(lives) {
+        return;
+    }
+    let is_whole = |backup: &Member| can_take_over(leader, node, record, backup);
+    // Where more are still to be decided about, it is not known yet who every backup is.
+    let decided = !leader.batch.suspended.contains(node);
+    let needless = decided && !record.backups.is_empty() && record.backups.iter().all(is_whole);
+    if needless && !record.keepers.is_empty() {
+        leader.change(node, "every backup has a checkpoint of its own", |record| {
+            record.keepers.clear();
+            forget_damage(record);
+        });
+    }
 }
 
 /// The number of backups wanted; none while the policy has to be asked first.

@@ -4,22 +4,33 @@
 
 use std::sync::Arc;
 
+use super::Leader;
 use super::sums::{Side, Sums, living, promised};
-use super::{CheckpointChange, Leader};
 use crate::death::Cooldown;
 use crate::model::ids::{HostId, InstanceId, NodeId};
-use crate::model::records::{CheckpointRecord, Member, NodeRecord};
+use crate::model::records::{Member, NodeRecord};
 use crate::model::units::{MiB, UnixMillis};
-use crate::model::view::{SharedNode, Versioned};
+use crate::model::view::SharedNode;
 
 impl Leader {
-    /// Changes a node's record and says why.
+    /// Changes a node's record and says why. A host that is no backup any more may keep state that others do not have yet, as
+    /// long as nobody has decided to start without it.
     pub(super) fn change(
         &mut self,
         node: &NodeId,
         reason: impl Into<String>,
         edit: impl FnOnce(&mut NodeRecord),
     ) {
+        let edit = |record: &mut NodeRecord| {
+            let (backups, state) = (record.backups.clone(), record.state_of());
+            edit(record);
+            let gone = backups.into_iter().map(|backup| backup.host);
+            let gone = gone.filter(|host| record.backups.iter().all(|backup| &backup.host != host));
+            let gone: Vec<HostId> = gone.collect();
+            if record.holds_places(node.role()) && record.state_of() == state {
+                record.keepers.extend(gone);
+            }
+        };
         if self.change_quietly(node, edit) {
             self.drafts.entry(node.clone()).or_default().reasons.push(reason.into());
         }
@@ -61,26 +72,6 @@ impl Leader {
             self.rooms.record(Side::Decided, &self.view, node, (Some(&old.value), None));
             self.failed(node, &old.value.failures, &[]);
         }
-        self.view.checkpoints.remove(node);
-    }
-
-    /// Puts a node's checkpoint in the place of another, or takes it away, as it will be.
-    pub(super) fn put_checkpoint(
-        &mut self,
-        node: &NodeId,
-        new: Option<Arc<Versioned<CheckpointRecord>>>,
-        moves_otherwise: bool,
-    ) {
-        if self.view.checkpoints.get(node).map(Arc::as_ptr) == new.as_ref().map(Arc::as_ptr) {
-            return;
-        }
-        let old = match &new {
-            Some(new) => self.view.checkpoints.insert(node.clone(), Arc::clone(new)),
-            None => self.view.checkpoints.remove(node),
-        };
-        let Some(known) = self.view.nodes.get(node) else { return };
-        let (old, new) = (old.as_ref().map(|known| &known.value), new.as_ref().map(|known| &known.value));
-        self.rooms.checkpoint((node, &known.value), (old, new), moves_otherwise);
     }
 
     fn failed(&mut self, node: &NodeId, was: &[UnixMillis], is: &[UnixMillis]) {
@@ -197,18 +188,5 @@ impl Leader {
         if let Some(revision) = ended {
             self.drafts.entry(node.clone()).or_default().leases.push((host.clone(), revision));
         }
-    }
-
-    /// Decides what becomes of a node's checkpoint together with its record.
-    pub(super) fn change_checkpoint(&mut self, node: &NodeId, change: CheckpointChange) {
-        match &change {
-            CheckpointChange::Keep | CheckpointChange::Absent => {}
-            CheckpointChange::Replace(revision, record) => {
-                let known = Versioned { value: record.clone(), revision: *revision };
-                self.put_checkpoint(node, Some(known.into()), true);
-            }
-            CheckpointChange::Delete(_) => self.put_checkpoint(node, None, true),
-        }
-        self.drafts.entry(node.clone()).or_default().checkpoint = Some(change);
     }
 }

@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 
 use super::input::{Decisions, Outcome};
 use super::machine::RETRY;
-use super::{Assignment, CheckpointChange, Leader};
+use super::{Assignment, Leader};
 use crate::model::ids::{Epoch, HostId, NodeId};
 
 /// What is decided of a node and not seen written yet.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Draft {
-    pub(super) checkpoint: Option<CheckpointChange>,
     pub(super) leases: Vec<(HostId, u64)>,
     pub(super) reasons: Vec<String>,
     flight: Flight,
@@ -70,6 +69,7 @@ impl Leader {
             expiries: std::mem::take(&mut self.batch.expiries),
             assignments: Vec::new(),
             questions: std::mem::take(&mut self.asked.new),
+            copies: std::mem::take(&mut self.words.new),
             refusals: std::mem::take(&mut self.batch.refusals),
             judged: std::mem::take(&mut self.batch.judged),
         };
@@ -106,7 +106,6 @@ impl Leader {
             node: node.clone(),
             revision: old.revision,
             record: new.value.clone(),
-            checkpoint: draft.checkpoint.clone().unwrap_or(CheckpointChange::Keep),
             leases: draft.leases.clone(),
             reasons: draft.reasons.clone(),
         })
@@ -158,6 +157,5 @@ impl Leader {
             Some(known) => self.put(node, known),
             None => self.take_out(node),
         }
-        self.put_checkpoint(node, self.before.checkpoints.get(node).cloned(), true);
     }
 }

@@ -1,8 +1,10 @@
 //! Owns what the leader is told, and what it gives back. Plain data.
 
 use super::ask::{Policies, Question, Reply};
+use super::copies::AskCopies;
 use super::{Assignment, ExpireLease};
 use crate::model::ids::{HostId, NodeId};
+use crate::model::records::Kept;
 use crate::model::view::View;
 use crate::policy::{Interface, Judged};
 
@@ -13,6 +15,8 @@ pub enum Input {
     View(View),
     /// What came of a question.
     Reply(Reply),
+    /// A host says which checkpoints of a node it has, as it was asked.
+    Copies(AskCopies, Kept),
     /// Who is asked from now on.
     Policies(Policies),
     /// What came of an assignment. One whose outcome is not known ends the leadership: a new one begins with a new term.
@@ -39,8 +43,10 @@ pub struct Decisions {
     pub expiries: Vec<ExpireLease>,
     /// Nodes to write, in this order as far as they are not written side by side: none is conditional on another.
     pub assignments: Vec<Assignment>,
-    /// What to ask.
+    /// What to ask policies.
     pub questions: Vec<Question>,
+    /// What to ask hosts. Who does not answer is asked again, while it matters.
+    pub copies: Vec<AskCopies>,
     /// Answers of policies that core refused or did without, with the reason.
     pub refusals: Vec<(Interface, String)>,
     /// What became of every answer that was used.
@@ -51,6 +57,7 @@ impl Decisions {
     /// Whether there is nothing to do, nothing to ask and nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.expiries.is_empty() && self.assignments.is_empty() && self.questions.is_empty()
+        let asks = !self.questions.is_empty() || !self.copies.is_empty();
+        self.expiries.is_empty() && self.assignments.is_empty() && !asks
     }
 }

@@ -30,9 +30,10 @@
 mod input;
 mod transactions;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Assignment, Decisions, Input as LeaderInput, Leader, Outcome, Report};
+use super::{AskCopies, Assignment, Decisions, Input as LeaderInput, Leader, Outcome, Report};
 use crate::bounds::Bounds;
 use crate::invariants::broken_by;
 use crate::model::ids::{HostId, Term};
@@ -149,6 +150,12 @@ impl Leadership {
                     && let Some(leading) = self.leading_in(Some(asking.term))
                 {
                     leading.take(LeaderInput::Reply(reply), now);
+                }
+                Vec::new()
+            }
+            Input::Copies(term, ask, said) => {
+                if let Some(leading) = self.leading_in(Some(term)) {
+                    leading.take(LeaderInput::Copies(ask, said), now);
                 }
                 Vec::new()
             }
@@ -400,7 +407,7 @@ impl Leading {
     fn hand_out(&mut self, decisions: Decisions, now: Now, effects: &mut Vec<Effect>) {
         let term = self.held.value.term;
         let version = self.machine.as_ref().map_or(0, |machine| machine.asked.policies.version);
-        let Decisions { expiries, assignments, questions, refusals, judged } = decisions;
+        let Decisions { expiries, assignments, questions, copies, refusals, judged } = decisions;
         let refused = |(interface, reason)| Effect::Notice(Notice::AnswerRefused(interface, reason));
         effects.extend(refusals.into_iter().map(refused));
         if judged != Judged::default() {
@@ -408,6 +415,11 @@ impl Leading {
         }
         let asking = Asking { term, version };
         effects.extend(questions.into_iter().map(|question| Effect::Ask(asking, question)));
+        let mut by_host = BTreeMap::<(HostId, u64), Vec<AskCopies>>::new();
+        for ask in copies {
+            by_host.entry((ask.host.clone(), ask.lease)).or_default().push(ask);
+        }
+        effects.extend(by_host.into_values().map(|asks| Effect::AskCopies(term, asks)));
         for expiry in expiries {
             let id = WriteId { term: Some(term), subject: Subject::Lease(expiry.host.clone()) };
             effects.push(write(id, expiry_txn(&self.held, &expiry), What::Expire(expiry)));
@@ -420,7 +432,7 @@ impl Leading {
     fn assign(&mut self, assignment: Assignment, now: Now) -> Option<Effect> {
         let machine = self.machine.as_mut()?;
         let (node, view) = (assignment.node.clone(), machine.decided_from());
-        let broken = broken_by(view, &assignment);
+        let broken = broken_by(view, &machine.heard(&node), &assignment);
         if !broken.is_empty() {
             machine.take(LeaderInput::Written(node.clone(), Outcome::Refused), now);
             self.undecided = true;

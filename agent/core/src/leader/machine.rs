@@ -25,13 +25,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ask::Asked;
+use super::copies::Words;
 use super::flight::{Deficits, Draft};
 use super::input::{Decisions, Input, Outcome};
 use super::rooms::Rooms;
 use super::{ExpireLease, Report, backups, drain, primary, restore, settle};
 use crate::bounds::Bounds;
 use crate::model::ids::{HostId, NodeId};
-use crate::model::records::{LeaseExpiry, LeaseRecord, NodeRecord};
+use crate::model::records::{Kept, LeaseExpiry, LeaseRecord, NodeRecord};
 use crate::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use crate::model::view::{SharedNode, View};
 use crate::policy::{Interface, Judged};
@@ -101,6 +102,8 @@ pub struct Leader {
     pub(super) view: View,
     pub(super) rooms: Rooms,
     pub(super) asked: Asked,
+    /// What hosts said of the checkpoints of nodes without a primary.
+    pub(super) words: Words,
     pub(super) report: Report,
     pub(super) batch: Batch,
     pub(super) drafts: BTreeMap<NodeId, Draft>,
@@ -136,6 +139,7 @@ impl Leader {
             view: View::default(),
             rooms: Rooms::new(bounds.checkpoint_interval),
             asked: Asked::default(),
+            words: Words::default(),
             report: Report::default(),
             batch: Batch::default(),
             drafts: BTreeMap::new(),
@@ -171,6 +175,18 @@ impl Leader {
         &self.before
     }
 
+    /// What hosts said of a node's checkpoints, as far as it counts.
+    #[must_use]
+    pub fn heard(&self, node: &NodeId) -> BTreeMap<HostId, Kept> {
+        let Some(known) = self.before.nodes.get(node) else { return BTreeMap::new() };
+        let epoch = known.value.epoch;
+        let said = |host: &HostId| {
+            let lease = self.before.hosts.get(host)?.lease.value.number;
+            Some((host.clone(), self.words.said(node, host, (epoch, lease))?.clone()))
+        };
+        known.value.keeping().filter_map(said).collect()
+    }
+
     /// When something is to be looked at next, whatever happens until then.
     #[must_use]
     pub fn next_due(&self) -> Option<Boottime> {
@@ -180,7 +196,7 @@ impl Leader {
         let expiry = self.expiring.values().filter_map(|(_, again)| *again).min();
         let cooldown = self.cooldowns.values().min().map(|at| self.now.boottime + at.since(self.now.wall));
         let retry = self.retries.values().min().copied();
-        [lease, expiry, cooldown, retry].into_iter().flatten().min()
+        [lease, expiry, cooldown, retry, self.words.next_due()].into_iter().flatten().min()
     }
 
     /// The first of the times at which nodes that wait are looked at again.
@@ -202,6 +218,11 @@ impl Leader {
             Input::Reply(reply) => {
                 if let Some(node) = self.asked.reply(reply) {
                     self.look_at_answered(node);
+                }
+            }
+            Input::Copies(ask, said) => {
+                if self.words.take(&ask, said) {
+                    self.look_at_answered(ask.node);
                 }
             }
             Input::Policies(policies) => {
@@ -408,12 +429,14 @@ impl Leader {
         let cooled = self.cooldowns.extract_if(.., |_, at| *at <= wall).map(|(node, _)| node);
         self.todo.settle.extend(cooled);
         self.retries.retain(|_, at| *at > boottime);
+        self.todo.settle.extend(self.words.take_due(boottime));
     }
 
     /// The node is gone.
     pub(super) fn forget(&mut self, node: &NodeId) {
         self.report.forget(node);
         self.asked.forget(node);
+        self.words.forget(node);
         self.deficits.set(node, 0);
         self.waiting.remove(node);
         self.cooldowns.remove(node);

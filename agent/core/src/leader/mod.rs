@@ -12,6 +12,7 @@ mod admission;
 mod affected;
 mod ask;
 mod backups;
+mod copies;
 mod draft;
 mod drain;
 mod explain;
@@ -37,12 +38,13 @@ use imbl::OrdMap;
 
 use crate::death::Cooldown;
 use crate::model::ids::{HostId, NodeId};
-use crate::model::records::{CheckpointRecord, LeaseRecord, NodeRecord};
+use crate::model::records::{LeaseRecord, NodeRecord};
 use crate::model::units::UnixMillis;
 use crate::policy::{Interface, Judged};
 
 pub use admission::{Admission, Trial};
 pub use ask::{Policies, Question, Reply};
+pub use copies::AskCopies;
 pub use explain::{Explanation, explain, recount, replace};
 pub use input::{Decisions, Input, Outcome};
 pub use machine::Leader;
@@ -61,19 +63,6 @@ pub struct ExpireLease {
     pub record: LeaseRecord,
 }
 
-/// What becomes of a node's checkpoint record together with an assignment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckpointChange {
-    /// It stays.
-    Keep,
-    /// It is replaced, if it is still at this revision.
-    Replace(u64, CheckpointRecord),
-    /// It is deleted, if it is still at this revision: its state must never come back.
-    Delete(u64),
-    /// There is none, and there must be none still: one that is recorded meanwhile is not given up for a fresh start.
-    Absent,
-}
-
 /// A new record of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
@@ -83,8 +72,6 @@ pub struct Assignment {
     pub revision: u64,
     /// The record.
     pub record: NodeRecord,
-    /// Its checkpoint.
-    pub checkpoint: CheckpointChange,
     /// Leases that must still be as they were: the expired ones that the assignment is conditional on.
     pub leases: Vec<(HostId, u64)>,
     /// Why, for people.
@@ -146,10 +133,21 @@ impl Plan {
 /// Most cooldowns that a node remembers.
 const COOLDOWNS_MAX: usize = 8;
 
-/// Adds a cooldown and drops the oldest beyond what a node remembers.
+/// Adds a cooldown and drops the oldest beyond what a node remembers. A copy that was found damaged is not forgotten for others:
+/// it would be tried again, and again.
 fn remember(record: &mut NodeRecord, cooldown: Cooldown) {
     record.cooldowns.push(cooldown);
-    keep_newest(&mut record.cooldowns, COOLDOWNS_MAX);
+    let is_damage = |one: &Cooldown| one.cause.damaged().is_some();
+    let (damaged, mut others): (Vec<Cooldown>, Vec<Cooldown>) =
+        std::mem::take(&mut record.cooldowns).into_iter().partition(is_damage);
+    keep_newest(&mut others, COOLDOWNS_MAX);
+    record.cooldowns = damaged.into_iter().chain(others).collect();
+    record.cooldowns.sort_by_key(|one| one.at);
+}
+
+/// What was found damaged is of no use to anybody any more, whole or not.
+fn forget_damage(record: &mut NodeRecord) {
+    record.cooldowns.retain(|one| one.cause.damaged().is_none());
 }
 
 /// Drops the oldest, which come first, beyond `most`.

@@ -7,18 +7,25 @@
 
 use std::collections::BTreeMap;
 
-use super::{Decisions, Input, Leader, Plan, Policies, Question, Reply, Report};
+use super::{AskCopies, Decisions, Input, Leader, Plan, Policies, Question, Reply, Report};
 use crate::bounds::Bounds;
 use crate::model::ids::NodeId;
+use crate::model::records::Kept;
 use crate::model::units::Now;
 use crate::model::view::View;
 
-/// What to do about the cluster as it is, by the built-in rules.
+/// What to do about the cluster as it is, by the built-in rules, with what hosts say of the checkpoints that they have; none
+/// from one that does not answer.
 #[must_use]
-pub fn plan(view: &View, bounds: &Bounds, now: Now) -> (Plan, Report) {
+pub fn plan(
+    view: &View,
+    bounds: &Bounds,
+    now: Now,
+    copies: impl FnMut(&AskCopies) -> Option<Kept>,
+) -> (Plan, Report) {
     let mut leader = Leader::new(*bounds);
     leader.take(Input::View(view.clone()), now);
-    leader.all(now, |_| unreachable!("where nobody is asked there are no questions"))
+    leader.all(now, |_| unreachable!("where nobody is asked there are no questions"), copies)
 }
 
 /// What to do about the cluster as it is, with the answers of policies. `deficits` are what they are told that nodes were
@@ -29,6 +36,7 @@ pub fn plan_asking(
     bounds: &Bounds,
     now: Now,
     answer: impl FnMut(Question) -> Reply,
+    copies: impl FnMut(&AskCopies) -> Option<Kept>,
 ) -> (Plan, Report) {
     let mut leader = Leader::new(*bounds);
     leader.take(Input::Policies(Policies { placement: true, backup_count: true, version: 1 }), now);
@@ -36,12 +44,18 @@ pub fn plan_asking(
     for (node, short) in deficits {
         leader.deficits.set(node, *short);
     }
-    leader.all(now, answer)
+    leader.all(now, answer, copies)
 }
 
 impl Leader {
     /// Decides all that there is to decide, and asks until nothing is left to be asked.
-    pub(super) fn all(&mut self, now: Now, mut answer: impl FnMut(Question) -> Reply) -> (Plan, Report) {
+    pub(super) fn all(
+        &mut self,
+        now: Now,
+        mut answer: impl FnMut(Question) -> Reply,
+        mut copies: impl FnMut(&AskCopies) -> Option<Kept>,
+    ) -> (Plan, Report) {
+        self.hear(&mut copies);
         self.decide();
         while !self.asked.new.is_empty() {
             for question in std::mem::take(&mut self.asked.new) {
@@ -49,8 +63,29 @@ impl Leader {
             }
             self.decide();
         }
-        let Decisions { expiries, assignments, questions: _, refusals, judged } = self.hand_out();
+        let Decisions { expiries, assignments, questions: _, copies: _, refusals, judged } = self.hand_out();
         let report = Report { refusals, judged, ..self.report.clone() };
         (Plan { expiries, assignments }, report)
+    }
+
+    /// Asks for the copies of all nodes before anything is decided, so that it does not matter whose answer comes first.
+    fn hear(&mut self, copies: &mut impl FnMut(&AskCopies) -> Option<Kept>) {
+        loop {
+            let mut trial = self.clone();
+            trial.decide();
+            let asked = std::mem::take(&mut trial.words.new);
+            if asked.is_empty() {
+                return;
+            }
+            for ask in asked {
+                match copies(&ask) {
+                    Some(said) => {
+                        trial.words.take(&ask, said);
+                    }
+                    None => trial.words.give_up((&ask.node, &ask.host)),
+                }
+            }
+            self.words = trial.words;
+        }
     }
 }

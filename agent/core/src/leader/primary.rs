@@ -10,12 +10,14 @@
 //! Promises: nothing is promoted before the old primary is known dead (SAFE-2), at both ends where it was
 //! migrating (SAFE-7); each change raises the epoch. Must not do: take care of backups.
 
+use std::collections::BTreeSet;
+
 use super::place::{Choice, choose};
 use super::restore::{Wait, from_checkpoint, go_on_waiting};
-use super::{CheckpointChange, Leader, remember, remember_failure};
+use super::{Leader, remember, remember_failure};
 use crate::death::{Cooldown, CooldownCause, Death};
 use crate::model::ids::{HostId, InstanceId, NodeId, Role};
-use crate::model::records::{CheckpointRecord, Incident, Member, NodeRecord, Origin, StateKept, StateWait};
+use crate::model::records::{CheckpointId, Incident, Member, NodeRecord, Origin, StateKept, StateWait};
 use crate::model::units::UnixMillis;
 use crate::model::view::{Liveness, SharedNode};
 use crate::policy::Purpose;
@@ -26,7 +28,7 @@ pub(super) fn repair(leader: &mut Leader, node: &NodeId, known: &SharedNode) {
     let death = match &record.primary {
         None => None,
         Some(primary) => match leader.view.liveness(record, primary) {
-            Liveness::Alive => return,
+            Liveness::Alive => return leader.words.forget(node),
             Liveness::Dead { cause, found } => Some(Found { cause, found: found_at(leader, found) }),
         },
     };
@@ -55,7 +57,8 @@ fn hold_against(leader: &mut Leader, node: &NodeId, host: &HostId, death: &Found
     }
     // The epoch tells one life from the next: each counts once, from when it was seen on this clock.
     let record = leader.record(node);
-    let cause = CooldownCause::Died { death: death.cause.clone(), epoch: record.epoch };
+    let from = record.primary.as_ref().and_then(|primary| primary.origin.restored());
+    let cause = CooldownCause::Died { death: death.cause.clone(), epoch: record.epoch, from };
     if record.cooldowns.iter().any(|known| &known.host == host && known.cause == cause) {
         return;
     }
@@ -78,7 +81,15 @@ fn found_at(leader: &Leader, found: UnixMillis) -> UnixMillis {
 pub(super) struct Successor {
     pub(super) member: Member,
     pub(super) action: String,
-    pub(super) checkpoint: Option<CheckpointRecord>,
+    pub(super) restored: Option<Restored>,
+}
+
+/// What it is restored from.
+pub(super) struct Restored {
+    pub(super) id: CheckpointId,
+    pub(super) taken: UnixMillis,
+    /// The hosts that keep what they have of the state.
+    pub(super) keepers: BTreeSet<HostId>,
 }
 
 /// What the first step of the fallback order gives.
@@ -86,6 +97,8 @@ pub(super) enum Step {
     Found(Box<Successor>),
     /// It may give one soon, and the next step would lose the state.
     Wait(Wait),
+    /// Hosts are asked first what they have.
+    Asked,
     Nothing,
 }
 
@@ -104,8 +117,14 @@ fn successor(
         Step::Found(successor) => Some(*successor),
         Step::Wait(wait) => {
             go_on_waiting(leader, node, record, &wait);
+            // Whoever is waited for may come while others are still decided about.
+            leader.waiting.insert(node.clone());
             leader.report.lacks.entry(node.clone()).or_default().state = true;
             leader.note(node, wait.why);
+            None
+        }
+        Step::Asked => {
+            leader.batch.suspended.insert(node.clone());
             None
         }
         Step::Nothing => from_pool(leader, node, record),
@@ -123,7 +142,7 @@ fn from_backups(leader: &Leader, record: &NodeRecord) -> Step {
     Step::Found(Box::new(Successor {
         member: Member { origin: Origin::Promoted, ..backup.clone() },
         action: format!("backup on {} promoted", backup.host),
-        checkpoint: None,
+        restored: None,
     }))
 }
 
@@ -151,7 +170,7 @@ fn from_pool(leader: &mut Leader, node: &NodeId, record: &NodeRecord) -> Option<
         edited.primary.clone_from(&record.primary);
         edited.backups.clone_from(&record.backups);
     });
-    found.map(|(member, action)| Successor { member, action, checkpoint: None })
+    found.map(|(member, action)| Successor { member, action, restored: None })
 }
 
 /// Places reserved for backups on all hosts that are left must not keep the primary itself out: the last one gives way.
@@ -183,7 +202,7 @@ impl Leader {
             }
         };
         let lease = self.view.hosts.get(host)?.lease.value.number;
-        Some((Member { host: host.clone(), lease, instance: Some(instance), origin }, action))
+        Some((Member { host: host.clone(), lease, instance: Some(instance), origin, place: 0 }, action))
     }
 
     fn unused_instance(&self, node: &NodeId, record: &NodeRecord, host: &HostId, serial: u64) -> InstanceId {
@@ -217,15 +236,7 @@ fn install(
     let last = last_unseen(before, death.as_ref());
     let (death, again) = first_failure(before, death);
     let kept = state_kept(node, before, &successor, death.as_ref());
-    let restored = successor.checkpoint.is_some();
-    let old_checkpoint = leader.view.checkpoints.get(node).map(|known| known.revision);
-    let change = match (successor.checkpoint, old_checkpoint) {
-        (Some(new), Some(revision)) => CheckpointChange::Replace(revision, new),
-        (None, Some(revision)) if before.holds_places(node.role()) => CheckpointChange::Delete(revision),
-        (None, None) if before.holds_places(node.role()) => CheckpointChange::Absent,
-        (_, _) => CheckpointChange::Keep,
-    };
-    leader.change_checkpoint(node, change);
+    let restored = successor.restored;
     let reason = format!("{} ({cause})", successor.action);
     let action = if again { format!("{}, after {cause}", successor.action) } else { successor.action };
     let taken = successor.member;
@@ -249,9 +260,14 @@ fn install(
             });
         }
         record.primary = Some(taken);
+        let is_restored = restored.is_some();
+        match restored {
+            Some(restored) => record.keepers = restored.keepers,
+            None => record.keepers.clear(),
+        }
         // One that is restored is not there yet: should it fail, the wait goes on where it was.
         // An operator's word was about what could not be had then.
-        let wait = record.state_wait.filter(|_| restored);
+        let wait = record.state_wait.filter(|_| is_restored);
         record.state_wait = wait.map(|wait| StateWait { given_up: false, ..wait });
     });
 }
@@ -280,11 +296,11 @@ fn first_failure(before: &NodeRecord, death: Option<Found>) -> (Option<Found>, b
 }
 
 fn state_kept(node: &NodeId, before: &NodeRecord, successor: &Successor, death: Option<&Found>) -> StateKept {
-    match (&successor.checkpoint, node.role(), death) {
-        (Some(checkpoint), _, death) => {
-            let age = death.map_or_else(Default::default, |death| death.found.since(checkpoint.taken));
+    match (&successor.restored, node.role(), death) {
+        (Some(restored), _, death) => {
+            let age = death.map_or_else(Default::default, |death| death.found.since(restored.taken));
             let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-            StateKept::Checkpoint { id: checkpoint.id, age_ms }
+            StateKept::Checkpoint { id: restored.id, age_ms }
         }
         // A first placement that was given back had no state yet; what followed something has that for its cause.
         (None, Role::Execution, Some(death))

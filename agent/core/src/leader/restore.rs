@@ -1,5 +1,5 @@
-//! Owns which copy of a protected node's state a restore takes, and for how long one that cannot be had is waited for
-//! (SAFE-9).
+//! Owns which copy of a protected node's state a restore takes, by what the hosts say that have any, and for how long one that
+//! cannot be had is waited for (SAFE-9).
 //!
 //! ```text
 //! the newest can be restored somewhere ──────────────────────────────▶ it is
@@ -7,10 +7,14 @@
 //!                 └── the newest is on a host that is lost, or damaged ──────────────────────────▶ the older one
 //! none can ── one is on a host that is there, for want of a service
 //!         │                                                or of room ─▶ waits for that host
-//!         ├── one is on a host whose lease cannot be read ───────────▶ the same
-//!         ├── one is on a host that is lost ─────────────────────────▶ STATE_WAIT, then a fresh start
+//!         ├── one may be on a host that is there and does not answer ▶ the same
+//!         ├── one is arriving somewhere, or its host's disk or lease cannot be read ─────────────▶ the same
+//!         ├── one may be on a host that is lost ─────────────────────▶ STATE_WAIT, then a fresh start
 //!         └── all are damaged, or on hosts that nobody knows ────────▶ a fresh start
 //! ```
+//!
+//! What a host that has said nothing may have is not known: it counts as the newest where, by the last word of the primary's
+//! host, it had got the newest ones and whoever has answered had not, or where there is no such word.
 //!
 //! An operator's word ends each of these waits at once.
 //!
@@ -18,30 +22,37 @@
 //! on with the wait of the one before; a copy that was found damaged is not tried again, and keeps nobody waiting. Must not
 //! do: install.
 //!
-//! Cost: O(copies) look-ups, in a decision about a node whose primary is dead; a write for each
-//! [`StateWait::STEP`] of a wait.
+//! Cost: O(copies) look-ups, in a decision about a node whose primary is dead, after one round trip to the hosts that may have
+//! any (`copies`); a write for each [`StateWait::STEP`] of a wait.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::Leader;
-use super::primary::{Found, Step, Successor};
+use super::copies::{Holder, consult};
+use super::primary::{Found, Restored, Step, Successor};
 use crate::bounds::{NEWER_STATE, STATE_WAIT};
-use crate::death::{CooldownCause, Death};
 use crate::model::ids::{HostId, NodeId};
-use crate::model::records::{CheckpointRecord, Member, NodeRecord, Origin, StateWait};
+use crate::model::records::{Checkpoint, CheckpointId, Member, NodeRecord, Origin, StateWait};
 use crate::model::units::{MiB, UnixMillis};
 use crate::service::Service;
 
-/// Why a copy cannot be restored on the host that has it.
+/// Why a copy cannot be restored on the host that has it, or may have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hindrance {
     Lost,
     NotReported,
+    Silent,
     Unable(Service),
     NoRoom {
         free: MiB,
         needed: MiB,
     },
+    /// It is not there yet.
+    Arriving,
+    /// Its host cannot read all that it keeps.
+    Unsure,
     /// Whether its host is there cannot be told.
     Unread,
 }
@@ -50,7 +61,13 @@ impl Hindrance {
     /// Whether its host is there as far as can be told, so that the state is not given up without an operator's word.
     fn is_there(self) -> bool {
         match self {
-            Self::NotReported | Self::Unable(_) | Self::NoRoom { .. } | Self::Unread => true,
+            Self::NotReported
+            | Self::Silent
+            | Self::Unable(_)
+            | Self::NoRoom { .. }
+            | Self::Arriving
+            | Self::Unsure
+            | Self::Unread => true,
             Self::Lost => false,
         }
     }
@@ -58,8 +75,8 @@ impl Hindrance {
     /// Whether it says of itself when it can.
     fn passes(self) -> bool {
         match self {
-            Self::NotReported | Self::Unable(_) => true,
-            Self::Lost | Self::NoRoom { .. } | Self::Unread => false,
+            Self::NotReported | Self::Silent | Self::Unable(_) => true,
+            Self::Lost | Self::NoRoom { .. } | Self::Arriving | Self::Unsure | Self::Unread => false,
         }
     }
 }
@@ -69,8 +86,11 @@ impl fmt::Display for Hindrance {
         match self {
             Self::Lost => f.write_str("which is lost"),
             Self::NotReported => f.write_str("which has not reported yet"),
+            Self::Silent => f.write_str("whose agent does not say what it has"),
             Self::Unable(service) => write!(f, "whose {service} does not answer"),
             Self::NoRoom { free, needed } => write!(f, "which has {free} free of {needed} needed"),
+            Self::Arriving => f.write_str("which has not got all of it yet"),
+            Self::Unsure => f.write_str("which cannot read all of what it keeps"),
             Self::Unread => f.write_str("whose lease cannot be read by this version"),
         }
     }
@@ -94,41 +114,55 @@ enum Kind {
     Lost,
 }
 
-/// A copy that is undamaged as far as anybody knows, and cannot be restored at present.
+/// A copy that is undamaged as far as anybody knows, and cannot be restored at present; or a host that may have one, and
+/// cannot be asked.
 struct Hindered<'a> {
-    copy: &'a CheckpointRecord,
+    copy: Option<&'a Checkpoint>,
     host: &'a HostId,
     why: Hindrance,
+}
+
+/// All that is known of a node's copies, by the words of the hosts that have them.
+struct Copies<'a> {
+    leader: &'a Leader,
+    node: &'a NodeId,
+    record: &'a NodeRecord,
+    holders: &'a BTreeMap<HostId, Holder>,
+    /// The newest first, each with the hosts that have it undamaged as far as anybody knows, backups first.
+    all: BTreeMap<Reverse<CheckpointId>, (&'a Checkpoint, Vec<&'a HostId>)>,
 }
 
 /// The newest checkpoint that can be restored (SAFE-3), on a backup's host if one has it, else on any that has it and room.
 /// A host that is draining, or that a live migration did not reach a moment ago, comes last, but before an older checkpoint;
 /// one where a member died so that a restore may fail too comes after the older ones, before the state is given up.
 pub(super) fn from_checkpoint(
-    leader: &Leader,
+    leader: &mut Leader,
     node: &NodeId,
     record: &NodeRecord,
     death: Option<&Found>,
 ) -> Step {
-    let Some(known) = leader.view.checkpoints.get(node) else { return Step::Nothing };
-    let copies = || known.value.copies().filter(|copy| copy.valid >= record.incarnation);
+    let Some(holders) = consult(leader, node, record) else { return Step::Asked };
+    let copies = Copies::of(leader, node, record, &holders);
     let waits = Waits { leader, node, wait: record.state_wait, found: death.map(|death| death.found) };
     let mut hindered = Vec::new();
-    for copy in copies() {
-        if let Some(host) = usable(leader, node, record, copy, Tries::Fresh) {
+    for (copy, hosts) in copies.all.values() {
+        if let Some(host) = copies.usable(hosts, Tries::Fresh) {
+            hindered.extend(copies.maybe_newer(hosts));
             let newer = hindered.iter().any(|one: &Hindered<'_>| one.why.passes());
             return if newer && waits.has_time_for_newer() {
                 Step::Wait(Wait { why: waits.until(waits.newer_ends(), &hindered), kind: Kind::Newer })
             } else {
-                restored(leader, record, &known.value, copy, host)
+                copies.restored(copy, host)
             };
         }
-        hindered.extend(hindrances(leader, node, record, copy));
+        hindered.extend(hosts.iter().map(|host| copies.hindered(copy, host)));
     }
-    let again = copies().find_map(|copy| Some((copy, usable(leader, node, record, copy, Tries::Again)?)));
+    let again =
+        copies.all.values().find_map(|(copy, hosts)| Some((copy, copies.usable(hosts, Tries::Again)?)));
     if let Some((copy, host)) = again {
-        return restored(leader, record, &known.value, copy, host);
+        return copies.restored(copy, host);
     }
+    hindered.extend(copies.unheard());
     if waits.is_given_up() || hindered.is_empty() {
         Step::Nothing
     } else if hindered.iter().any(|one| one.why.is_there()) {
@@ -147,101 +181,107 @@ enum Tries {
     Again,
 }
 
-fn usable<'a>(
-    leader: &Leader,
-    node: &NodeId,
-    record: &'a NodeRecord,
-    copy: &'a CheckpointRecord,
-    tries: Tries,
-) -> Option<&'a HostId> {
-    let usable = |host: &&HostId| {
-        let able = leader.view.hosts.get(*host).is_some_and(|seen| seen.is_able());
-        let unread = leader.view.unread_hosts.contains(*host);
-        able && !unread && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
-    };
-    let failed = |host: &HostId| tries == Tries::Fresh && leader.failed_to_restore(record, host);
-    holders(record, copy)
-        .filter(|host| !failed(host))
-        .filter(usable)
-        .min_by_key(|host| (leader.is_draining(host), leader.recently_failed(record, host)))
-}
+impl<'a> Copies<'a> {
+    fn of(
+        leader: &'a Leader,
+        node: &'a NodeId,
+        record: &'a NodeRecord,
+        holders: &'a BTreeMap<HostId, Holder>,
+    ) -> Self {
+        let mut all: BTreeMap<_, (&Checkpoint, Vec<&HostId>)> = BTreeMap::new();
+        // Backups come first among those that keep any.
+        for host in record.keeping() {
+            let Some((host, Holder::Has(kept))) = holders.get_key_value(host) else { continue };
+            let of_this_life = kept.complete.iter().filter(|copy| Some(copy.instance) == record.state_of());
+            for copy in of_this_life.filter(|copy| !is_damaged(record, copy.id, host)) {
+                all.entry(Reverse(copy.id)).or_insert_with(|| (copy, Vec::new())).1.push(host);
+            }
+        }
+        Self { leader, node, record, holders, all }
+    }
 
-/// The hosts that have an undamaged copy, backups first. One may come twice.
-fn holders<'a>(record: &'a NodeRecord, copy: &'a CheckpointRecord) -> impl Iterator<Item = &'a HostId> {
-    let backups = record.backups.iter().map(|backup| &backup.host);
-    backups
-        .filter(|host| copy.hosts.contains(host))
-        .chain(&copy.hosts)
-        .filter(|host| !is_damaged(record, copy, host))
-}
-
-/// Whether a restore of this copy failed on that host for good. In an epoch after the one that it was taken in a member is
-/// deployed under the same checkpoint only by a restore.
-fn is_damaged(record: &NodeRecord, copy: &CheckpointRecord, host: &HostId) -> bool {
-    record.cooldowns.iter().filter(|cooldown| &cooldown.host == host).any(|cooldown| match &cooldown.cause {
-        CooldownCause::Died { death: Death::DeployFailed { .. }, epoch } => *epoch > copy.id.epoch,
-        CooldownCause::Died { .. } => false,
-        CooldownCause::MigrationFailed { .. } | CooldownCause::NoCopies { .. } => false,
-    })
-}
-
-/// What keeps a copy that is not usable. A host that nobody knows is not waited for.
-fn hindrances<'a>(
-    leader: &'a Leader,
-    node: &'a NodeId,
-    record: &'a NodeRecord,
-    copy: &'a CheckpointRecord,
-) -> impl Iterator<Item = Hindered<'a>> {
-    let undamaged = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host));
-    undamaged.filter_map(move |host| {
-        let unread = leader.view.unread_hosts.contains(host);
-        let why = match leader.view.hosts.get(host) {
-            Some(seen) => match seen.current_facts() {
-                _ if unread => Hindrance::Unread,
-                _ if !seen.is_open() => Hindrance::Lost,
-                None => Hindrance::NotReported,
-                Some(facts) => match facts.unable.first() {
-                    Some(service) => Hindrance::Unable(*service),
-                    None => Hindrance::NoRoom { free: leader.room(node, host), needed: record.spec.memory },
-                },
-            },
-            None if unread => Hindrance::Unread,
-            None => return None,
+    fn usable(&self, hosts: &[&'a HostId], tries: Tries) -> Option<&'a HostId> {
+        let (leader, node, record) = (self.leader, self.node, self.record);
+        let usable = |host: &HostId| {
+            let able = leader.view.hosts.get(host).is_some_and(|seen| seen.is_able());
+            able && (record.touches(host) || leader.room(node, host) >= record.spec.memory)
         };
-        Some(Hindered { copy, host, why })
-    })
+        let failed = |host: &HostId| tries == Tries::Fresh && leader.failed_to_restore(record, host);
+        hosts
+            .iter()
+            .copied()
+            .filter(|host| !failed(host))
+            .filter(|host| usable(host))
+            .min_by_key(|host| (leader.is_draining(host), leader.recently_failed(record, host)))
+    }
+
+    /// What keeps a copy that is not usable on a host that has it.
+    fn hindered(&self, copy: &'a Checkpoint, host: &'a HostId) -> Hindered<'a> {
+        let facts = self.leader.view.current_facts(host);
+        let why = match facts.and_then(|facts| facts.unable.first()) {
+            Some(service) => Hindrance::Unable(*service),
+            None => {
+                let free = self.leader.room(self.node, host);
+                Hindrance::NoRoom { free, needed: self.record.spec.memory }
+            }
+        };
+        Hindered { copy: Some(copy), host, why }
+    }
+
+    /// Hosts that have said nothing and may have a copy, or are getting one.
+    fn unheard(&self) -> impl Iterator<Item = Hindered<'a>> {
+        self.holders.iter().filter_map(|(host, holder)| {
+            let why = match holder {
+                Holder::Has(kept) if kept.arriving => Hindrance::Arriving,
+                Holder::Has(kept) if kept.unsure => Hindrance::Unsure,
+                Holder::Has(_) => return None,
+                Holder::Silent => Hindrance::Silent,
+                Holder::NotReported => Hindrance::NotReported,
+                Holder::Lost => Hindrance::Lost,
+                Holder::Unread => Hindrance::Unread,
+            };
+            Some(Hindered { copy: None, host, why })
+        })
+    }
+
+    /// Those that got the newest ones to the last, by the word of the primary's host, where none of these hosts did. Without such
+    /// a word, because that host was restarted too, any that has said nothing may have.
+    fn maybe_newer(&self, hosts: &[&HostId]) -> impl Iterator<Item = Hindered<'a>> {
+        let known = self.leader.view.protection(self.node, self.record);
+        let behind = known.is_none_or(|known| !hosts.iter().any(|host| known.was_fresh_on(host)));
+        let unheard = self.unheard().filter(move |one| behind && one.why.passes());
+        unheard.filter(move |one| known.is_none_or(|known| known.was_fresh_on(one.host)))
+    }
+
+    /// Whoever has another copy keeps it: a damaged one gives way to those.
+    fn restored(&self, copy: &Checkpoint, host: &HostId) -> Step {
+        let Some(lease) = self.leader.view.hosts.get(host).map(|seen| seen.lease.value.number) else {
+            return Step::Nothing;
+        };
+        let has = |host: &&HostId| self.all.values().any(|(_, hosts)| hosts.contains(host));
+        let unheard: BTreeSet<&HostId> = self.unheard().map(|one| one.host).collect();
+        let keepers =
+            self.holders.keys().filter(|host| has(host) || unheard.contains(host)).cloned().collect();
+        let newest = self.all.keys().next().map(|newest| newest.0).filter(|newest| *newest > copy.id);
+        let older =
+            newest.map_or_else(String::new, |newer| format!(", older than {newer}, which cannot be had"));
+        Step::Found(Box::new(Successor {
+            member: Member {
+                host: host.clone(),
+                lease,
+                instance: Some(copy.instance),
+                origin: Origin::Restored(copy.id),
+                place: 0,
+            },
+            action: format!("checkpoint {} restored on {host}{older}", copy.id),
+            restored: Some(Restored { id: copy.id, taken: copy.taken, keepers }),
+        }))
+    }
 }
 
-/// The other copies stay on record beside the one that is restored: a damaged one gives way to them.
-fn restored(
-    leader: &Leader,
-    record: &NodeRecord,
-    known: &CheckpointRecord,
-    copy: &CheckpointRecord,
-    host: &HostId,
-) -> Step {
-    let Some(lease) = leader.view.hosts.get(host).map(|seen| seen.lease.value.number) else {
-        return Step::Nothing;
-    };
-    // What is known to be damaged is forgotten.
-    let kept = |copy: &CheckpointRecord| {
-        let hosts = copy.hosts.iter().filter(|host| !is_damaged(record, copy, host)).cloned().collect();
-        CheckpointRecord { valid: record.epoch.next(), hosts, earlier: None, ..copy.clone() }
-    };
-    let other = known.copies().find(|other| other.id != copy.id && other.valid >= record.incarnation);
-    let other = other.map(kept).filter(|other| !other.hosts.is_empty());
-    let newer = known.copies().map(|copy| copy.id).find(|id| *id > copy.id);
-    let older = newer.map_or_else(String::new, |newer| format!(", older than {newer}, which cannot be had"));
-    Step::Found(Box::new(Successor {
-        member: Member {
-            host: host.clone(),
-            lease,
-            instance: Some(copy.instance),
-            origin: Origin::Restored(copy.id),
-        },
-        action: format!("checkpoint {} restored on {host}{older}", copy.id),
-        checkpoint: Some(CheckpointRecord { earlier: other.map(Box::new), ..kept(copy) }),
-    }))
+/// Whether a restore of this copy failed on that host for good.
+fn is_damaged(record: &NodeRecord, id: CheckpointId, host: &HostId) -> bool {
+    record.cooldowns.iter().any(|one| &one.host == host && one.cause.damaged() == Some(id))
 }
 
 /// How long a node has waited, and what is to be said of it.
@@ -285,12 +325,13 @@ impl Waits<'_> {
     }
 
     fn text(&self, until: &str, hindered: &[Hindered<'_>]) -> String {
-        let age = |copy: &CheckpointRecord| {
+        let age = |copy: &Checkpoint| {
             let age = self.found.map(|found| found.since(copy.taken).as_secs());
             age.map_or_else(String::new, |age| format!(", {age} s old at the failure,"))
         };
-        let one = |one: &Hindered<'_>| {
-            format!("checkpoint {}{} is on {}, {}", one.copy.id, age(one.copy), one.host, one.why)
+        let one = |one: &Hindered<'_>| match one.copy {
+            Some(copy) => format!("checkpoint {}{} is on {}, {}", copy.id, age(copy), one.host, one.why),
+            None => format!("it may be on {}, {}", one.host, one.why),
         };
         let all: Vec<String> = hindered.iter().map(one).collect();
         let node = self.node;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::sums::{Change, Rated, Said, Side, Sums};
 use crate::model::ids::{HostId, InstanceId, NodeId};
-use crate::model::records::{CheckpointRecord, HostFacts, NodeRecord, NodeSpec};
+use crate::model::records::{HostFacts, NodeRecord, NodeSpec, Protection};
 use crate::model::units::{MiB, Vcpus};
 use crate::model::view::{HostView, View};
 use crate::policy::{HostRow, HostState, Rows};
@@ -172,15 +172,16 @@ impl Rooms {
         node: &NodeId,
         (old, new): (Option<&NodeRecord>, Option<&NodeRecord>),
     ) {
-        let checkpoint = self.rated(side, view.checkpoints.get(node).map(|known| &known.value));
+        let rated = |record: Option<&NodeRecord>| self.rated(side, view.protection(node, record?));
+        let (was, is) = (rated(old), rated(new));
         for host in hosts(old, new) {
             let Some(at) = self.place(host) else { continue };
             let sums = &mut self.known[at].sums;
-            let said = |record: Option<&NodeRecord>| {
-                let of = |record| Said::by(node, record, checkpoint, host, sums.facts());
+            let said = |record: Option<&NodeRecord>, rated| {
+                let of = |record| Said::by(node, record, rated, host, sums.facts());
                 record.map(of).unwrap_or_default()
             };
-            let change = Change { was: said(old), is: said(new) };
+            let change = Change { was: said(old, was), is: said(new, is) };
             if sums.exchange(side, &change) {
                 self.touch(at);
             }
@@ -204,30 +205,29 @@ impl Rooms {
         }
     }
 
-    /// What is decided of a node's checkpoint has changed. Its row is left as it is where that is no other traffic.
-    pub(super) fn checkpoint(
+    /// The host of a node's primary says something else of its protection.
+    pub(super) fn protection(
         &mut self,
         (node, record): (&NodeId, &NodeRecord),
-        (old, new): (Option<&CheckpointRecord>, Option<&CheckpointRecord>),
-        moves_otherwise: bool,
+        (old, new): (Option<&Protection>, Option<&Protection>),
     ) {
         let (old, new) = (self.rated(Side::Decided, old), self.rated(Side::Decided, new));
         for host in hosts(Some(record), None) {
             let Some(at) = self.place(host) else { continue };
             let sums = &mut self.known[at].sums;
-            let said = |checkpoint| Said::by(node, record, checkpoint, host, sums.facts());
+            let said = |rated| Said::by(node, record, rated, host, sums.facts());
             let change = Change { was: said(old), is: said(new) };
-            if sums.exchange(Side::Decided, &change) && moves_otherwise {
+            if sums.exchange(Side::Decided, &change) {
                 self.touch(at);
             }
         }
     }
 
     /// Policies are told what is decided.
-    fn rated<'a>(&self, side: Side, checkpoint: Option<&'a CheckpointRecord>) -> Option<Rated<'a>> {
+    fn rated<'a>(&self, side: Side, protection: Option<&'a Protection>) -> Option<Rated<'a>> {
         match side {
             Side::Stored => None,
-            Side::Decided => checkpoint.map(|checkpoint| Rated::new(checkpoint, self.interval)),
+            Side::Decided => protection.map(|protection| Rated::new(protection, self.interval)),
         }
     }
 
@@ -316,8 +316,8 @@ impl Rooms {
             let mut known = Known { seen: Arc::clone(seen), sums: Sums::default(), is_stale: false };
             for (side, view) in [(Side::Stored, before), (Side::Decided, after)] {
                 for (node, record) in view.nodes.on_host(host) {
-                    let checkpoint = view.checkpoints.get(node).map(|known| &known.value);
-                    let is = Said::by(node, &record.value, self.rated(side, checkpoint), host, None);
+                    let rated = self.rated(side, view.protection(node, &record.value));
+                    let is = Said::by(node, &record.value, rated, host, None);
                     known.sums.exchange(side, &Change { was: Said::default(), is });
                 }
             }

@@ -54,7 +54,7 @@ fn migration(leader: &mut Leader, node: &NodeId, record: &NodeRecord) {
         // Nothing of it can run there any more, so that the source alone is authoritative again.
         (Liveness::Alive, Liveness::Dead { cause, .. }) => {
             leader.condition_on_lease(node, &migration.to);
-            let cause = CooldownCause::Died { death: cause, epoch: migration.epoch };
+            let cause = CooldownCause::Died { death: cause, epoch: migration.epoch, from: None };
             let cooldown = Cooldown { host: migration.to.clone(), cause, at: leader.now.wall };
             let to = &migration.to;
             leader.change(
@@ -108,6 +108,7 @@ fn arrive(leader: &mut Leader, node: &NodeId, primary: &Member, migration: &Migr
         lease: migration.to_lease,
         instance: primary.instance,
         origin: Origin::Migrated,
+        place: 0,
     };
     leader.change(node, format!("primary has moved from {} to {}", migration.from, migration.to), |record| {
         record.primary = Some(member);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId, Role};
-use crate::model::records::{CheckpointRecord, HostFacts, InstanceFact, NodeRecord, Phase};
+use crate::model::records::{HostFacts, InstanceFact, NodeRecord, Phase, Protection};
 use crate::model::units::{MiB, Vcpus};
 use crate::model::view::View;
 use crate::policy::{MemberCounts, Traffic};
@@ -93,7 +93,7 @@ impl Said {
     pub(super) fn by(
         node: &NodeId,
         record: &NodeRecord,
-        checkpoint: Option<Rated<'_>>,
+        rated: Option<Rated<'_>>,
         host: &HostId,
         facts: Option<&HostFacts>,
     ) -> Self {
@@ -113,8 +113,9 @@ impl Said {
         said.migrations_in = u32::from(arrives);
         let leaves = record.migration.as_ref().is_some_and(|migration| &migration.from == host);
         said.migrations_out = u32::from(leaves);
-        if let Some(Rated { checkpoint, rate }) = checkpoint.filter(|_| record.holds_places(node.role())) {
-            said.copies_in = if checkpoint.hosts.contains(host) { rate } else { 0 };
+        if let Some(Rated { protection, rate }) = rated.filter(|_| record.holds_places(node.role())) {
+            let mut here = record.backups.iter().filter(|backup| &backup.host == host);
+            said.copies_in = if here.any(|backup| protection.is_fresh_at(backup)) { rate } else { 0 };
             said.copies_out = if is_primary { rate } else { 0 };
         }
         let here = record.instance_on(host).zip(facts).and_then(|(id, facts)| facts.instances.get(&id));
@@ -162,19 +163,19 @@ pub(super) fn living(fact: &InstanceFact) -> Option<Amount> {
     (!fact.phase.is_dead()).then(has)
 }
 
-/// A checkpoint, and what its copies take of the network.
+/// To whom checkpoints go, and what the copies take of the network.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rated<'a> {
-    checkpoint: &'a CheckpointRecord,
+    protection: &'a Protection,
     /// In KiB per second.
     rate: u64,
 }
 
 impl<'a> Rated<'a> {
-    /// Without a history of copies the newest one over one interval is the best figure at hand.
-    pub(super) fn new(checkpoint: &'a CheckpointRecord, interval: Duration) -> Self {
-        let rate = u128::from(checkpoint.bytes / 1024) * 1_000 / interval.as_millis().max(1);
-        Self { checkpoint, rate: u64::from(u32::try_from(rate).unwrap_or(u32::MAX)) }
+    /// What one copy takes, over one interval.
+    pub(super) fn new(protection: &'a Protection, interval: Duration) -> Self {
+        let rate = u128::from(protection.bytes / 1024) * 1_000 / interval.as_millis().max(1);
+        Self { protection, rate: u64::from(u32::try_from(rate).unwrap_or(u32::MAX)) }
     }
 }
 

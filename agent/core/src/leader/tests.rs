@@ -2,6 +2,7 @@
 
 mod admission;
 mod backups;
+mod copies;
 mod failover;
 mod incremental;
 mod inputs_of_policies;

@@ -4,6 +4,7 @@
 //! never drops what a newer one wrote. Must not do: decide anything.
 
 mod checkpoint;
+mod node;
 mod state_wait;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +13,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::death::{Cooldown, CopyFault, Death};
-use crate::model::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Role, Term, TerminalId};
+use crate::model::ids::{BootId, Epoch, HostId, InstanceId, MachineId, NodeId, Term, TerminalId};
 use crate::model::units::{MiB, UnixMillis, Vcpus};
 pub use crate::service::Service;
 use crate::sets::SetFacts;
 
-pub use checkpoint::{CheckpointId, CheckpointRecord};
+pub use checkpoint::{Age, Checkpoint, CheckpointId, Kept, Newest, Protection};
 pub use state_wait::StateWait;
 
 /// Free-form `key=value` pairs that policies read.
@@ -122,6 +123,10 @@ pub struct Member {
     pub instance: Option<InstanceId>,
     /// Where it came from.
     pub origin: Origin,
+    /// Tells a backup from an earlier one of the same node on the same host: the revision of the node's record to which it was
+    /// added.
+    #[serde(default)]
+    pub place: u64,
 }
 
 /// A live migration under way. While it stands, promotion needs the primary's death at both ends (SAFE-7).
@@ -210,6 +215,10 @@ pub struct NodeRecord {
     /// When a primary of it failed, within a day of the last time, the oldest first and at most a few dozen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<UnixMillis>,
+    /// Hosts that may have checkpoints of it beside its backups: whoever was one, until every backup has one about as new as
+    /// there is, and those that a restore was chosen among.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub keepers: BTreeSet<HostId>,
     /// How long it has waited for its state, from when its primary was found dead until a successor is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_wait: Option<StateWait>,
@@ -393,11 +402,25 @@ pub struct HostFacts {
     /// Backups' hosts that take no copies of checkpoints from here, for a while already, by node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub copy_faults: BTreeMap<NodeId, BTreeMap<HostId, CopyFault>>,
+    /// How the state of the primaries here is protected.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub protection: BTreeMap<NodeId, Protection>,
     /// What it has of the sets of policies.
     #[serde(default)]
     pub policies: SetFacts,
     /// Version of the agent.
     pub version: String,
+}
+
+impl Origin {
+    /// The checkpoint that the member is restored from; none where it is not.
+    #[must_use]
+    pub fn restored(self) -> Option<CheckpointId> {
+        match self {
+            Self::Restored(id) => Some(id),
+            Self::Idle | Self::Created | Self::Promoted | Self::Migrated | Self::Reserved => None,
+        }
+    }
 }
 
 impl Migration {
@@ -438,63 +461,5 @@ impl Phase {
             Self::Ready => "ready",
             Self::Dead { .. } => "dead",
         }
-    }
-}
-
-impl NodeRecord {
-    /// A node for which nothing has been decided yet.
-    #[must_use]
-    pub fn new(spec: NodeSpec, token: String) -> Self {
-        Self {
-            spec,
-            epoch: Epoch(0),
-            incarnation: Epoch(0),
-            primary: None,
-            backups: Vec::new(),
-            migration: None,
-            token,
-            incident: None,
-            cooldowns: Vec::new(),
-            failures: Vec::new(),
-            state_wait: None,
-        }
-    }
-
-    /// All members, the primary first.
-    pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.primary.iter().chain(&self.backups)
-    }
-
-    /// From which epoch on a host speaks of this life of a member: an instance keeps its id when it is restored, so its
-    /// host may still report an earlier life of it.
-    #[must_use]
-    pub fn since(&self, member: &Member) -> Epoch {
-        match member.origin {
-            Origin::Restored(_) => self.incarnation,
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => {
-                Epoch(0)
-            }
-        }
-    }
-
-    /// Whether a member of this node is (or is coming) on `host`.
-    #[must_use]
-    pub fn touches(&self, host: &HostId) -> bool {
-        self.members().any(|member| &member.host == host)
-            || self.migration.as_ref().is_some_and(|migration| &migration.to == host)
-    }
-
-    /// The instance that this node has, or awaits, on `host`; none for a reserved place.
-    #[must_use]
-    pub fn instance_on(&self, host: &HostId) -> Option<InstanceId> {
-        let arriving = self.migration.as_ref().filter(|migration| &migration.to == host);
-        let member = self.members().find(|member| &member.host == host);
-        member.or(arriving.and(self.primary.as_ref()))?.instance
-    }
-
-    /// Whether backups of this node are reserved places rather than warm instances.
-    #[must_use]
-    pub fn holds_places(&self, role: Role) -> bool {
-        role == Role::Execution && self.spec.protected
     }
 }

@@ -19,7 +19,7 @@ use imbl::ordmap::DiffItem;
 use crate::death::Death;
 use crate::model::ids::{Epoch, HostId, InstanceId, NodeId, TerminalId};
 use crate::model::records::{
-    CheckpointRecord, HostFacts, HostIntent, InstanceFact, LeaseRecord, Member, NodeRecord, NodeSpec, Phase,
+    HostFacts, HostIntent, InstanceFact, LeaseRecord, Member, NodeRecord, NodeSpec, Phase, Protection,
     TerminalRecord,
 };
 use crate::model::units::{Boottime, MiB, UnixMillis, Vcpus};
@@ -53,9 +53,6 @@ pub fn diff<'a, K: Ord, V: PartialEq>(
 
 /// All hosts, each shared by all copies that hold it unchanged.
 pub type Hosts = OrdMap<HostId, Arc<HostView>>;
-
-/// The newest complete checkpoint of each protected node, shared likewise.
-pub type Checkpoints = OrdMap<NodeId, Arc<Versioned<CheckpointRecord>>>;
 
 /// One host as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,8 +88,6 @@ pub struct View {
     pub terminals: OrdMap<TerminalId, Arc<TerminalRecord>>,
     /// Every node.
     pub nodes: Nodes,
-    /// The newest complete checkpoint of each protected node.
-    pub checkpoints: Checkpoints,
     /// Nodes that have a record which could not be read: nothing is planned for them, and each of them may have any
     /// instance that nobody else does.
     pub quarantined: BTreeSet<NodeId>,
@@ -198,6 +193,13 @@ impl View {
             Some(Phase::Booting | Phase::Idle | Phase::Deploying | Phase::Restoring | Phase::Ready)
             | None => Liveness::Alive,
         }
+    }
+
+    /// How the state of a node is protected, by the last word of its primary's host on this life of it.
+    #[must_use]
+    pub fn protection(&self, node: &NodeId, record: &NodeRecord) -> Option<&Protection> {
+        let facts = self.hosts.get(&record.primary.as_ref()?.host)?.facts.as_ref()?;
+        facts.protection.get(node).filter(|known| known.incarnation == record.incarnation)
     }
 
     /// What its host reports of a member's instance.

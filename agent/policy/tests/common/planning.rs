@@ -29,11 +29,12 @@ pub(crate) fn host(memory: MiB, drain: bool) -> Arc<HostView> {
 
 /// Plans as the leader does: asks until it has no more questions. Backup counts are the built-in rule's.
 pub(crate) fn planned(view: &mut View, set: &PolicySet) -> (Plan, Report) {
-    plan_asking(view, &BTreeMap::new(), &Profile::Safe.bounds(), NOW, |question| match question {
+    let answer = |question| match question {
         Question::Placement(question) => {
             let answer = set.ask_placement(&question).outcome.map_or(Answer::Unavailable, Answer::Given);
             Reply::Placement(question, answer)
         }
         Question::BackupCount(question) => Reply::BackupCount(question, Answer::Unavailable),
-    })
+    };
+    plan_asking(view, &BTreeMap::new(), &Profile::Safe.bounds(), NOW, answer, |_| None)
 }

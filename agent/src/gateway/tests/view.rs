@@ -27,8 +27,13 @@ pub(crate) fn view(
         let node = NodeId::display(&terminal);
         let instance = InstanceId::derived(&node, Epoch(epoch), &runner, 1);
         facts.instances.insert(instance, fact(&node, epoch, address));
-        let member =
-            Member { host: runner.clone(), lease: 1, instance: Some(instance), origin: Origin::Created };
+        let member = Member {
+            host: runner.clone(),
+            lease: 1,
+            instance: Some(instance),
+            origin: Origin::Created,
+            place: 0,
+        };
         view.nodes.insert(node.clone(), Versioned { value: record(epoch, member), revision: 1 });
         let record = TerminalRecord {
             id: terminal.clone(),

@@ -15,7 +15,7 @@ fn comes(rig: &mut Rig, abandoned: bool) {
     let lease = LeaseRecord::open(BootId("boot".to_owned()), Default::default(), 1);
     rig.write(&Key::Lease(from.clone()), encode(&lease));
     let (host, started) = (from.clone(), UnixMillis(0));
-    let primary = Member { host, lease: 1, instance: Some(instance(1)), origin: Origin::Idle };
+    let primary = Member { host, lease: 1, instance: Some(instance(1)), origin: Origin::Idle, place: 0 };
     let migration = Migration { from, to: me(), to_lease: 1, epoch: Epoch(2), abandoned, started };
     let record =
         NodeRecord { epoch: Epoch(2), primary: Some(primary), migration: Some(migration), ..record(None) };

@@ -3,7 +3,7 @@
 use understudy_checkpoint::Description;
 use understudy_checkpoint::pages::{Wanted, capture};
 use understudy_core::host::Outcome;
-use understudy_core::model::records::CheckpointId;
+use understudy_core::model::records::{CheckpointId, HostFacts};
 
 use super::*;
 use crate::runtime::effects::domain;
@@ -22,12 +22,20 @@ fn id(sequence: u64) -> CheckpointId {
 fn rig() -> Rig {
     let mut rig = Rig::new();
     rig.runs_unknown(instance(1));
+    receive(&rig, 1);
+    rig.runtime.parts.ready_images.refresh(&node()).unwrap();
+    rig.hypervisor.destroy(instance(1)).unwrap();
+    rig
+}
+
+/// A whole checkpoint of what runs comes here.
+fn receive(rig: &Rig, sequence: u64) {
     let image = rig.runtime.parts.scratch.join("image");
     rig.hypervisor.save_memory(instance(1), &image, LIMIT).unwrap();
     let mut segment = Vec::new();
     let wanted = &mut [Wanted { base: None, out: &mut segment }];
     let mut file = std::fs::File::open(&image).unwrap();
-    capture(&mut file, &mut None, (&node(), id(1)), wanted).unwrap();
+    capture(&mut file, &mut None, (&node(), id(sequence)), wanted).unwrap();
     std::fs::remove_file(&image).unwrap();
     let description = Description {
         instance: instance(1),
@@ -36,11 +44,8 @@ fn rig() -> Rig {
         memory: MEMORY,
         domain: Default::default(),
     };
-    let parts = &rig.runtime.parts;
-    parts.images.receive(&node(), id(1), &mut &segment[..], description).unwrap();
-    parts.ready_images.refresh(&node()).unwrap();
-    rig.hypervisor.destroy(instance(1)).unwrap();
-    rig
+    let images = &rig.runtime.parts.images;
+    images.receive(&node(), id(sequence), &mut &segment[..], description).unwrap();
 }
 
 fn restore(rig: &Rig) -> Outcome {
@@ -107,4 +112,39 @@ fn a_damaged_checkpoint_is_told_and_not_restored() {
     assert!(matches!(outcome, Outcome::Damaged(_)), "{outcome:?}");
     assert_eq!(rig.runtime.parts.images.damaged().len(), 1);
     assert_eq!(rig.hypervisor.instances().unwrap(), []);
+}
+
+/// The leader chose the older one, and newer ones still came here before anybody heard of it.
+#[tokio::test]
+async fn what_is_being_restored_is_kept_and_made_ready_until_it_is_ready() {
+    let mut rig = Rig::new();
+    rig.runs_unknown(instance(1));
+    receive(&rig, 1);
+    receive(&rig, 2);
+    let ready = |rig: &Rig, wanted| {
+        let (images, ready_images) = (&rig.runtime.parts.images, &rig.runtime.parts.ready_images);
+        ready_images.refresh(&node()).unwrap();
+        let image = ready_images.take(&node(), images.wanted(&node()).unwrap()).unwrap();
+        assert_eq!((image.manifest.id, image.was_ready()), (id(wanted), true));
+        ready_images.give_back(image);
+    };
+    ready(&rig, 2);
+    let mut record = record(Some(instance(1)));
+    (record.spec.protected, record.epoch, record.incarnation) = (true, EPOCH, EPOCH);
+    record.primary.as_mut().unwrap().origin = Origin::Restored(id(1));
+    rig.write(&Key::Node(node()), encode(&record));
+    ready(&rig, 1);
+    receive(&rig, 3);
+    receive(&rig, 4);
+    assert_eq!(rig.runtime.parts.images.complete(&node()), [id(1), id(3), id(4)]);
+    // As long as it is not ready, whatever else changes.
+    rig.write(&Key::Node(node()), encode(&record));
+    ready(&rig, 1);
+    rig.knows(instance(1), Phase::Ready, Some(node()));
+    let mut facts = HostFacts { lease: 1, ..rig.runtime.facts() };
+    facts.instances.get_mut(&instance(1)).unwrap().epoch = EPOCH;
+    rig.write(&Key::Facts(me()), encode(&facts));
+    ready(&rig, 4);
+    receive(&rig, 5);
+    assert_eq!(rig.runtime.parts.images.complete(&node()), [id(4), id(5)]);
 }

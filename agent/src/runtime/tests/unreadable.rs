@@ -61,14 +61,14 @@ async fn discovery_leaves_alone_what_a_migration_may_bring_for_a_node_whose_reco
 }
 
 #[tokio::test]
-async fn images_of_a_node_are_kept_while_its_checkpoints_record_cannot_be_read() {
+async fn images_of_a_node_are_kept_while_its_record_cannot_be_read() {
     let mut rig = Rig::new();
     let node: NodeId = "alice/exec-1".parse().unwrap();
     let id = CheckpointId { epoch: understudy_core::model::ids::Epoch(1), sequence: 1 };
     rig.runtime.parts.images.saw_epoch(&node, id.epoch).unwrap();
     rig.runtime.inform(Input::Images([node.clone()].into()));
     for unreadable in ["cut o", "{}"] {
-        rig.write(&Key::Checkpoint(node.clone()), unreadable.as_bytes().to_vec());
+        rig.write(&Key::Node(node.clone()), unreadable.as_bytes().to_vec());
         let effects = rig.runtime.agent.handle(Input::Tick { open: true }, now());
         let drops = effects.iter().any(|effect| matches!(effect, Effect::DropImages { .. }));
         assert!(!drops, "{effects:?}");

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::{ACT, Act, REPAIR, Story, TERMINAL, UnixMs, member, wait_sample};
+use crate::checkpoints;
 use crate::counter::{Watch, came_back_with, start_of};
 use crate::stage::{address_of, node_of};
 
@@ -93,15 +94,15 @@ impl Story<'_> {
         // Power is cut when the checkpoint is a few seconds old, so that what is lost can be told from what is kept.
         let (age, backups) = self.stage.wait("a checkpoint of some age", ACT, |status| {
             let node = node_of(status, id)?;
-            let age = node["checkpoint"]["age_ms"].as_u64().context("no checkpoint")?;
-            let watched = watch.elapsed() > Duration::from_millis(age + 300);
-            let fits = watched && (2500..6000).contains(&age);
-            if fits { Ok((age, node["backups"].clone())) } else { bail!("age is {age} ms") }
+            let age = checkpoints::newest(self.stage, id)?.age;
+            let watched = watch.elapsed() > age + Duration::from_millis(300);
+            let fits = watched && (2500..6000).contains(&age.as_millis());
+            if fits { Ok((age, node["backups"].clone())) } else { bail!("age is {age:?}") }
         })?;
-        let taken = watch.elapsed().saturating_sub(Duration::from_millis(age));
+        let taken = watch.elapsed().saturating_sub(age);
         (self.say)(&format!(
             "powering off {host}, which runs {id}; its newest checkpoint is {:.1} s old",
-            Duration::from_millis(age).as_secs_f64()
+            age.as_secs_f64()
         ));
         self.stage.host(&host)?.power_off()?;
         let (cut, cut_at, fault) = (Instant::now(), watch.elapsed(), UnixMs::now());

@@ -99,9 +99,7 @@ async fn load(store: &dyn Store, cluster: &Cluster) -> Result<()> {
     });
     let view = &cluster.view;
     let nodes = view.nodes.iter().map(|(node, known)| (Key::Node(node.clone()), encode(&known.value)));
-    let checkpoints =
-        view.checkpoints.iter().map(|(node, known)| (Key::Checkpoint(node.clone()), encode(&known.value)));
-    let all: Vec<(Key, Vec<u8>)> = nodes.chain(checkpoints).chain(hosts).collect();
+    let all: Vec<(Key, Vec<u8>)> = nodes.chain(hosts).collect();
     for puts in all.chunks(PUTS) {
         let put = |txn: Txn, (key, value): &(Key, Vec<u8>)| txn.put(key.to_string(), value.clone());
         let put = store.commit(&puts.iter().fold(Txn::new(), put)).await;

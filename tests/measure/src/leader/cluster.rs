@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use understudy_core::invariants::broken_by;
-use understudy_core::leader::{Assignment, CheckpointChange};
+use understudy_core::leader::{AskCopies, Assignment, Leader};
 use understudy_core::model::ids::{BootId, Epoch, HostId, InstanceId, NodeId, Role, TerminalId};
 use understudy_core::model::records::{
-    Capacity, CheckpointId, CheckpointRecord, HostFacts, HostIntent, InstanceFact, Labels, LeaseExpiry,
-    LeaseRecord, Member, NodeRecord, NodeSpec, Origin, Phase, Screen, WindowsSent,
+    Age, Capacity, Checkpoint, CheckpointId, HostFacts, HostIntent, InstanceFact, Kept, Labels, LeaseExpiry,
+    LeaseRecord, Member, Newest, NodeRecord, NodeSpec, Origin, Phase, Protection, Screen, WindowsSent,
 };
 use understudy_core::model::units::{Boottime, MiB, Now, UnixMillis, Vcpus};
 use understudy_core::model::view::{HostView, Versioned, View};
@@ -34,6 +34,8 @@ const EPOCH: Epoch = Epoch(1);
 pub(crate) struct Cluster {
     pub(crate) view: View,
     pub(crate) now: Now,
+    /// Who has a checkpoint of each node, and which.
+    checkpoints: BTreeMap<NodeId, (HostId, Checkpoint)>,
     revision: u64,
 }
 
@@ -60,7 +62,7 @@ impl Cluster {
     /// A cluster of so many hosts, at rest.
     pub(crate) fn of(hosts: usize) -> Result<Self> {
         let now = Now { boottime: Boottime(1_000_000_000_000), wall: UnixMillis(1_800_000_000_000) };
-        let mut cluster = Self { view: View::default(), now, revision: 0 };
+        let mut cluster = Self { view: View::default(), now, revision: 0, checkpoints: BTreeMap::new() };
         let mut running = vec![BTreeMap::new(); hosts];
         for number in 0..hosts * NODES {
             let terminal: TerminalId = format!("terminal-{:06}", number / OF_TERMINAL).parse()?;
@@ -71,8 +73,17 @@ impl Cluster {
             let instance = cluster.add_node(&node, host(at)?, host(backup)?);
             running[at].insert(instance, fact(&node, now.wall));
         }
+        let mut protected = BTreeMap::<HostId, BTreeMap<NodeId, Protection>>::new();
+        for (node, known) in &cluster.view.nodes {
+            let primary = known.value.primary.as_ref().context("it has no primary")?;
+            let newest = Newest { place: 0, age: Age::Fresh };
+            let hosts = known.value.backups.iter().map(|backup| (backup.host.clone(), newest)).collect();
+            let known = Protection { incarnation: EPOCH, hosts, bytes: 64 << 20 };
+            protected.entry(primary.host.clone()).or_default().insert(node.clone(), known);
+        }
         for (number, instances) in running.into_iter().enumerate() {
-            cluster.add_host(number, instances)?;
+            let protection = protected.remove(&host(number)?).unwrap_or_default();
+            cluster.add_host(number, instances, protection)?;
         }
         Ok(cluster)
     }
@@ -82,27 +93,32 @@ impl Cluster {
         let mut record = NodeRecord::new(spec(node.role()), "00112233445566778899aabbccddeeff".to_owned());
         (record.epoch, record.incarnation) = (EPOCH, EPOCH);
         record.primary =
-            Some(Member { host: at, lease: 1, instance: Some(instance), origin: Origin::Created });
-        record.backups =
-            vec![Member { host: backup.clone(), lease: 1, instance: None, origin: Origin::Reserved }];
-        let checkpoint = CheckpointRecord {
+            Some(Member { host: at, lease: 1, instance: Some(instance), origin: Origin::Created, place: 0 });
+        record.backups = vec![Member {
+            host: backup.clone(),
+            lease: 1,
+            instance: None,
+            origin: Origin::Reserved,
+            place: 0,
+        }];
+        let checkpoint = Checkpoint {
             id: CheckpointId { epoch: EPOCH, sequence: 7 },
-            valid: EPOCH,
             taken: UnixMillis(self.now.wall.0 - 3_000),
             instance,
             pause_ms: 12,
-            bytes: 64 << 20,
-            hosts: vec![backup],
-            earlier: None,
         };
         let revision = self.bump();
         self.view.nodes.insert(node.clone(), Versioned { value: record, revision });
-        let revision = self.bump();
-        self.view.checkpoints.insert(node.clone(), Versioned { value: checkpoint, revision }.into());
+        self.checkpoints.insert(node.clone(), (backup, checkpoint));
         instance
     }
 
-    fn add_host(&mut self, number: usize, instances: BTreeMap<InstanceId, InstanceFact>) -> Result<()> {
+    fn add_host(
+        &mut self,
+        number: usize,
+        instances: BTreeMap<InstanceId, InstanceFact>,
+        protection: BTreeMap<NodeId, Protection>,
+    ) -> Result<()> {
         let name = host(number)?;
         let facts = HostFacts {
             lease: 1,
@@ -116,6 +132,7 @@ impl Cluster {
             migration_uri: format!("qemu+tls://{name}/system"),
             load_milli: 4_000,
             instances,
+            protection,
             version: "0.1.0".to_owned(),
             ..HostFacts::default()
         };
@@ -169,25 +186,23 @@ impl Cluster {
         Ok(facts.as_ref().clone())
     }
 
-    /// Writes an assignment that was decided from `decided_from`. The revision at which it stands from now on.
-    pub(crate) fn write(&mut self, assignment: &Assignment, decided_from: &View) -> Result<u64> {
+    /// Writes what this leader has decided. The revision at which it stands from now on.
+    pub(crate) fn write(&mut self, assignment: &Assignment, leader: &Leader) -> Result<u64> {
         let node = &assignment.node;
-        let broken = broken_by(decided_from, assignment);
+        let broken = broken_by(leader.decided_from(), &leader.heard(node), assignment);
         ensure!(broken.is_empty(), "{node}: {broken:?}");
         let known = self.view.nodes.get(node).with_context(|| format!("there is no {node}"))?;
         ensure!(known.revision == assignment.revision, "{node} was decided from another record");
         let revision = self.bump();
         let record = Versioned { value: assignment.record.clone(), revision };
         self.view.nodes.insert(node.clone(), record);
-        match &assignment.checkpoint {
-            CheckpointChange::Keep | CheckpointChange::Absent => {}
-            CheckpointChange::Replace(_, new) => {
-                let record = Versioned { value: new.clone(), revision };
-                self.view.checkpoints.insert(node.clone(), record.into());
-            }
-            CheckpointChange::Delete(_) => drop(self.view.checkpoints.remove(node)),
-        }
         Ok(revision)
+    }
+
+    /// What a host answers.
+    pub(crate) fn says(&self, ask: &AskCopies) -> Kept {
+        let here = self.checkpoints.get(&ask.node).filter(|(host, _)| *host == ask.host);
+        Kept { complete: here.map(|(_, copy)| copy.clone()).into_iter().collect(), ..Kept::default() }
     }
 
     /// That every node has its primary on an open host and its backup on another, and that no host has more members than

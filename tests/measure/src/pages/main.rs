@@ -73,7 +73,6 @@ fn measure(runs: u64, disk: &Path, memory: &Path) -> Result<Figures> {
         base = Some((id, captured.image));
         let begun = Instant::now();
         store.receive(&node, id, &mut &segment[..], description(&node)?)?;
-        store.name(&node, id);
         ready.refresh(&node)?;
         let ingested_in = begun.elapsed();
         store.compact(&node)?;

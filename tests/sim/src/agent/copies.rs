@@ -1,23 +1,19 @@
-//! Owns the model of what the daemon does with an image between its being saved and core's last word about it: sent,
-//! recorded, deleted.
+//! Owns the model of what the daemon does with an image between its being saved and core's last word about it: sent, deleted.
 //!
 //! Promises: a receiver that stands still says nothing; one that cannot be reached is given up by the network; what core has
-//! ended says nothing any more. Must not do: decide who gets a copy, for how long, or what is recorded.
+//! ended says nothing any more. Must not do: decide who gets a copy, or for how long.
 
 use std::collections::BTreeMap;
 
 use understudy_core::death::CopyFault;
-use understudy_core::host::{CopyEvent, Destination, Input, Offer, Recorded};
-use understudy_core::keys::{Key, encode};
+use understudy_core::host::{CopyEvent, Destination, Input, Offer};
 use understudy_core::model::ids::{HostId, NodeId};
-use understudy_core::model::records::{CheckpointId, CheckpointRecord};
-use understudy_store::Txn;
+use understudy_core::model::records::{Checkpoint, CheckpointId};
 
-use super::{Agent, Tag};
+use super::Agent;
 use crate::Weakness;
-use crate::cached_store::unchanged;
+use crate::world::World;
 use crate::world::traffic::outgoing;
-use crate::world::{Answer, Body, World};
 
 /// The size of every image.
 pub(super) const BYTES: u64 = 1 << 20;
@@ -30,6 +26,7 @@ const BEHIND_MS: u64 = 2_000;
 #[derive(Debug)]
 struct Sent {
     revision: u64,
+    begun: u64,
     /// What it adds to.
     base: Option<CheckpointId>,
     /// When all of it has arrived, if nothing is in its way.
@@ -44,6 +41,7 @@ struct Sent {
 /// An image on its way.
 #[derive(Debug)]
 struct Outgoing {
+    what: Checkpoint,
     sends: BTreeMap<HostId, Sent>,
 }
 
@@ -62,8 +60,13 @@ impl Copies {
         }
     }
 
-    pub(super) fn keep(&mut self, node: NodeId, id: CheckpointId) {
-        self.0.insert((node, id), Outgoing { sends: BTreeMap::new() });
+    pub(super) fn keep(&mut self, node: NodeId, what: Checkpoint) {
+        self.0.insert((node, what.id), Outgoing { what, sends: BTreeMap::new() });
+    }
+
+    /// Whether a copy of a node's state is on its way to a host.
+    fn is_on_its_way(&self, node: &NodeId, to: &HostId) -> bool {
+        self.0.iter().any(|((of, _), outgoing)| of == node && outgoing.sends.contains_key(to))
     }
 
     pub(super) fn begin(
@@ -74,7 +77,15 @@ impl Copies {
         to: Destination,
     ) {
         let due = world.now + world.duration(50, 500);
-        let sent = Sent { revision, base: to.base, due, patience: None, half_told: false, unheard: None };
+        let sent = Sent {
+            revision,
+            begun: world.now,
+            base: to.base,
+            due,
+            patience: None,
+            half_told: false,
+            unheard: None,
+        };
         if let Some(outgoing) = self.0.get_mut(&(node, id)) {
             outgoing.sends.insert(to.host, sent);
         }
@@ -96,7 +107,7 @@ impl Copies {
         let mut reported = Vec::new();
         for ((node, id), outgoing) in &mut self.0 {
             outgoing.sends.retain(|host, sent| {
-                let (event, goes_on) = match sent.step(world, (me, host), (node, *id)) {
+                let (event, goes_on) = match sent.step(world, (me, host), (node, &outgoing.what)) {
                     Step::Waits => return true,
                     Step::Half => {
                         (CopyEvent::Accepted { host: host.clone(), bytes: BYTES / 2, of: BYTES }, true)
@@ -126,7 +137,7 @@ impl Sent {
         &mut self,
         world: &mut World,
         (me, to): (&HostId, &HostId),
-        (node, id): (&NodeId, CheckpointId),
+        (node, what): (&NodeId, &Checkpoint),
     ) -> Step {
         let now = world.now;
         let (machine, reached) = (world.machine(to), world.reach(me, to));
@@ -152,7 +163,7 @@ impl Sent {
         }
         let offer = match self.unheard.take() {
             Some(offer) => offer,
-            None => world.receive((me, to), node, id, self.revision),
+            None => world.receive((me, to), node, what, (self.revision, self.begun)),
         };
         if !heard {
             self.unheard = Some(offer);
@@ -181,36 +192,8 @@ impl Agent {
         }
     }
 
-    pub(super) fn record_checkpoint(
-        &mut self,
-        world: &mut World,
-        me: &HostId,
-        node: NodeId,
-        (revision, replaces): (u64, Option<u64>),
-        record: CheckpointRecord,
-    ) {
-        let (key, id) = (Key::Checkpoint(node.clone()), record.id);
-        let txn = Txn::new()
-            .when(unchanged(&Key::Node(node.clone()), revision))
-            .when(unchanged(&key, replaces.unwrap_or(0)))
-            .put(key.to_string(), encode(&record));
-        self.send(world, me, Tag::Checkpoint { node, id }, Body::Commit(txn));
-    }
-
-    pub(super) fn checkpoint_written(
-        &mut self,
-        world: &mut World,
-        me: &HostId,
-        (node, id): (NodeId, CheckpointId),
-        answer: &Answer,
-    ) {
-        let recorded = match answer {
-            Answer::Applied(revision) => Recorded::Written(*revision),
-            Answer::Refused { .. } => Recorded::Refused,
-            Answer::Unavailable | Answer::Read(_) | Answer::Bid(_) => {
-                Recorded::Unknown("the store does not answer".to_owned())
-            }
-        };
-        self.inform(world, me, Input::Copy { node, id, event: CopyEvent::Recorded(recorded) });
+    /// Whether a copy of a node's state is on its way from here to a host.
+    pub(crate) fn sends_to(&self, node: &NodeId, to: &HostId) -> bool {
+        self.copies.is_on_its_way(node, to)
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use understudy_core::errors::chain;
 use understudy_core::host::{HostAction, Input, Job as CoreJob, Outcome, Saved, SendWindows};
 use understudy_core::model::ids::{Epoch, HostId, InstanceId, NodeId};
-use understudy_core::model::records::{CheckpointId, Origin, WindowsSent};
+use understudy_core::model::records::{Checkpoint, CheckpointId, WindowsSent};
 use understudy_core::model::units::{MiB, Vcpus};
 use understudy_core::model::view::View;
 use understudy_hypervisor::fake::{Fault, Operation};
@@ -243,7 +243,7 @@ impl Agent {
         };
         let (instance, path) = (job.of.instance, kept(me, node, *checkpoint));
         let images = world.machine(me).images.get(node);
-        if !images.is_some_and(|images| images.contains(checkpoint)) {
+        if !images.is_some_and(|images| images.contains_key(checkpoint)) {
             return Outcome::Damaged(format!("checkpoint {checkpoint} is not here"));
         }
         let (damaged, life) = (job.fails && world.rng.chance(DAMAGED_PERMILLE), world.next_life());
@@ -311,17 +311,15 @@ impl Agent {
     /// The checkpoint that a node's record has its primary restored from, for the story.
     fn restored_from(&self, node: &NodeId) -> Option<CheckpointId> {
         let known = self.cache.as_ref()?.view().nodes.get(node)?;
-        match known.value.primary.as_ref()?.origin {
-            Origin::Restored(id) => Some(id),
-            Origin::Idle | Origin::Created | Origin::Promoted | Origin::Migrated | Origin::Reserved => None,
-        }
+        known.value.primary.as_ref()?.origin.restored()
     }
 
-    /// What it has read of the store, and which checkpoint of a node that names here.
+    /// What it has read of the store, and which checkpoint of a node is being restored here.
     pub(crate) fn read_of(&self, node: &NodeId, me: &HostId) -> Option<(&View, Option<CheckpointId>)> {
         let view = self.cache.as_ref()?.view();
-        let named = view.checkpoints.get(node).and_then(|known| known.value.on(me)).map(|copy| copy.id);
-        Some((view, named))
+        let primary = view.nodes.get(node).and_then(|known| known.value.primary.as_ref());
+        let here = primary.filter(|primary| &primary.host == me);
+        Some((view, here.and_then(|primary| primary.origin.restored())))
     }
 
     fn checkpoint(&mut self, world: &World, me: &HostId, job: &mut Job) -> Outcome {
@@ -329,8 +327,10 @@ impl Agent {
         if let Err(why) = std::mem::replace(&mut job.begun, Ok(())) {
             return Outcome::Failed(why);
         }
-        self.copies.keep(node.clone(), checkpoint_id(&job.of, *epoch));
-        Outcome::Saved(Saved { taken: world.machine(me).wall(world.now), pause_ms: 5, bytes: BYTES })
+        let (id, taken) = (checkpoint_id(&job.of, *epoch), world.machine(me).wall(world.now));
+        let what = Checkpoint { id, taken, instance: job.of.instance, pause_ms: 5 };
+        self.copies.keep(node.clone(), what);
+        Outcome::Saved(Saved { taken, pause_ms: 5, bytes: BYTES })
     }
 }
 

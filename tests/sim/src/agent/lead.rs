@@ -65,6 +65,7 @@ impl Agent {
                     let reply = answered(world, question);
                     self.tell_leadership(world, me, Input::Reply(asking, reply));
                 }
+                Effect::AskCopies(term, asks) => self.ask_copies(world, term, asks),
                 Effect::Write(request) => self.write_leading(world, me, *request),
                 Effect::Judged(..) => {}
                 Effect::Notice(notice) => noticed(world, me, notice),

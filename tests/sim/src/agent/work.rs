@@ -54,10 +54,6 @@ impl Agent {
                 self.copies.cancel(node, id, &host);
                 None
             }
-            Effect::Record { node, revision, replaces, record } => {
-                self.record_checkpoint(world, me, node, (revision, replaces), *record);
-                None
-            }
             Effect::Discard { node, id } => {
                 self.copies.discard(world, me, node, id);
                 None

@@ -28,7 +28,7 @@ fn a_checkpoint_that_breaks_off_or_is_overtaken_keeps_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::open(folder.path()).unwrap();
     receive(&store, id(1, 1)).unwrap();
-    let mut stands = store.begin(&node(), id(1, 2), MiB(128)).unwrap();
+    let mut stands = store.begin(&node(), id(1, 2), &description()).unwrap();
     let bytes = segment(id(1, 2), Some(id(1, 1)));
     stands.take(&bytes[..bytes.len() - 10]).unwrap();
     add(&store, id(1, 3), Some(id(1, 1))).unwrap();
@@ -47,7 +47,6 @@ fn however_many_come_few_segments_are_kept_and_every_checkpoint_stays_whole() {
     let (mut merged, mut most) = (0, 0);
     for sequence in 2..=60 {
         add(&store, id(1, sequence), Some(id(1, sequence - 1))).unwrap();
-        store.name(&node(), id(1, sequence));
         merged += u32::from(store.compact(&node()).unwrap());
         let files = std::fs::read_dir(layout::node(folder.path(), &node())).unwrap().count();
         most = most.max(files);
@@ -62,7 +61,6 @@ fn however_many_come_few_segments_are_kept_and_every_checkpoint_stays_whole() {
     receive(&store, id(2, 1)).unwrap();
     for next in 2..=40 {
         same(&store, next).unwrap();
-        store.name(&node(), id(2, next));
         store.prune(&node()).unwrap();
     }
     assert!(store.compact(&node()).unwrap());
@@ -113,12 +111,10 @@ fn what_is_read_stays_until_it_was_read() {
     let folder = tempfile::tempdir().unwrap();
     let store = ImageStore::open(folder.path()).unwrap();
     receive(&store, id(1, 1)).unwrap();
-    store.name(&node(), id(1, 1));
     let own = store.shared.node(&node());
     let read = own.read();
     for sequence in 2..=5 {
         receive(&store, id(1, sequence)).unwrap();
-        store.name(&node(), id(1, sequence));
     }
     assert_eq!(store.complete(&node()).len(), 5);
     drop(read);
@@ -141,7 +137,6 @@ fn what_a_manifest_that_cannot_be_read_may_add_to_is_kept() {
     std::fs::create_dir(&manifest).unwrap();
     let (store, faults) = ImageStore::open_as_it_is(folder.path());
     assert!(matches!(faults.as_slice(), [StoreError::Read(path, _)] if *path == manifest), "{faults:?}");
-    store.name(&node(), id(1, 4));
     assert_eq!(store.prune(&node()).unwrap(), 0);
     assert!(!store.compact(&node()).unwrap());
     std::fs::remove_dir(&manifest).unwrap();
@@ -160,7 +155,6 @@ fn a_chain_that_is_too_long_is_not_added_to() {
     receive(&store, id(1, 1)).unwrap();
     let refused = (2..200).find(|sequence| {
         let added = add(&store, id(1, *sequence), Some(id(1, sequence - 1)));
-        store.name(&node(), id(1, *sequence));
         added.is_err_and(|error| error.lacks_base())
     });
     assert_eq!(refused, Some(index::CHAIN_MAX as u64 + 2));

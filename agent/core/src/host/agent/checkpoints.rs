@@ -11,7 +11,7 @@ use super::{Condition, HostAction, HostAgent, HostId, Job, Lane, NodeId, Outcome
 use crate::death::CopyFault;
 use crate::host::checkpoints::Over;
 use crate::host::input::CopyEvent;
-use crate::model::records::CheckpointId;
+use crate::model::records::{CheckpointId, Protection};
 
 impl HostAgent {
     /// The backups' hosts that take no copies from here, by node: to be reported.
@@ -20,9 +20,24 @@ impl HostAgent {
         self.checkpoints.faults()
     }
 
+    /// What an earlier agent of this lease reported is read before this one has reported anything.
+    pub(super) fn inherit_protection(&mut self) {
+        let now = self.now.boottime;
+        let reported = self.predecessor().filter(|_| self.standing.is_resumed());
+        if let Some(protection) = reported.map(|facts| facts.protection.clone()) {
+            self.checkpoints.inherit(&protection, now);
+        }
+    }
+
+    /// How the state of the primaries here is protected: to be reported.
+    #[must_use]
+    pub fn protection(&self) -> BTreeMap<NodeId, Protection> {
+        self.checkpoints.protection(&self.records.view, &self.settings.bounds, self.now.boottime)
+    }
+
     pub(super) fn start_checkpoint(&mut self, action: HostAction) {
         let HostAction::Checkpoint { node, instance, epoch, revision, to } = &action else { return };
-        let id = self.checkpoints.count(node, *epoch, &self.records.view);
+        let id = self.checkpoints.count(node, *epoch, self.now.boottime);
         let decided = (id, *revision);
         let old = self.checkpoints.begin(node, *instance, decided, to.clone(), self.now.boottime);
         self.effects.extend(old);

@@ -230,7 +230,7 @@ impl HostAgent {
         self.show_restores();
     }
 
-    /// Whether another host that can do its part has a copy of a node's state, and did not fail to restore it a moment ago: two
+    /// Whether another host that can do its part has a copy of a node's state as far as the leader knew, and did not fail to restore it a moment ago: two
     /// that both lack room do not pass it to each other.
     fn others_may_restore(&self, node: &NodeId) -> bool {
         let (view, now, bounds) = (&self.records.view, self.now.wall, &self.settings.bounds);
@@ -244,10 +244,8 @@ impl HostAgent {
             record.is_some_and(|record| record.touches(host) || view.room(host) >= record.spec.memory)
         };
         let able = |host: &HostId| view.hosts.get(host).is_some_and(|seen| seen.is_able()) && has_room(host);
-        let mut copies = view.checkpoints.get(node).into_iter().flat_map(|known| known.value.copies());
-        copies.any(|copy| {
-            copy.hosts.iter().any(|host| *host != self.settings.me && able(host) && !failed(host))
-        })
+        let mut others = record.into_iter().flat_map(|record| &record.keepers);
+        others.any(|host| *host != self.settings.me && able(host) && !failed(host))
     }
 
     pub(super) fn show_restores(&mut self) {

@@ -1,24 +1,23 @@
-//! Owns one checkpoint from its being saved until all that have it are recorded.
+//! Owns one checkpoint from its being saved until all copies of it have ended.
 //!
-//! Promises: a copy ends by its own word, by the bounds, or because nothing can come of it; each write is over the revisions
-//! that are known. Must not do: remember anything of a host beyond this checkpoint.
+//! Promises: a copy ends by its own word, by the bounds, or because nothing can come of it. Must not do: remember anything of
+//! a host beyond this checkpoint.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Destination;
-use crate::bounds::{Bounds, COPY_LATE, COPY_RATE, COPY_STALL, COPY_TOGETHER, RETRY};
+use crate::bounds::{Bounds, COPY_LATE, COPY_RATE, COPY_STALL};
 use crate::death::CopyFault;
-use crate::host::input::{CopyEvent, Effect, Recorded, Saved};
+use crate::host::input::{CopyEvent, Effect, Saved};
 use crate::model::ids::{HostId, InstanceId, NodeId};
-use crate::model::records::{CheckpointId, CheckpointRecord};
+use crate::model::records::CheckpointId;
 use crate::model::units::Boottime;
-use crate::model::view::{SharedNode, View};
+use crate::model::view::View;
 
 /// How a checkpoint ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::host) enum Over {
-    /// Some host has it, and the record says so.
+    /// Some host has it.
     Taken,
     /// No host took it.
     NotTaken,
@@ -40,9 +39,7 @@ enum State {
         /// When it accepted something last.
         last: Boottime,
     },
-    Durable {
-        at: Boottime,
-    },
+    Durable,
     Failed(CopyFault),
     /// The host does not have what was to be added to.
     Lacks,
@@ -62,23 +59,7 @@ pub(super) struct Copying {
     revision: u64,
     to: Vec<(Destination, State)>,
     stage: Stage,
-    recorded: BTreeSet<HostId>,
-    writing: Option<Writing>,
-    /// What its own last write left in the store.
-    written: Option<(u64, CheckpointRecord)>,
     reported: bool,
-}
-
-/// A write of the record that was not answered for good.
-#[derive(Debug)]
-struct Writing {
-    record: CheckpointRecord,
-    replaces: Option<u64>,
-    tries: u32,
-    /// When it is asked for again: an earlier try of it may still come, until this one has or cannot any more.
-    again: Option<Boottime>,
-    /// The store has something else by now, which is waited for: what was not answered may have come after all.
-    refused: bool,
 }
 
 #[derive(Debug)]
@@ -112,9 +93,6 @@ impl Copying {
             revision,
             to: to.into_iter().map(accepts).collect(),
             stage: Stage::Saving { void: false },
-            recorded: BTreeSet::new(),
-            writing: None,
-            written: None,
             reported: false,
         }
     }
@@ -147,30 +125,9 @@ impl Copying {
                 let end = if adds { State::Lacks } else { State::Failed(CopyFault::Refused { detail }) };
                 self.ends(&host, end);
             }
-            CopyEvent::Durable(host) => self.ends(&host, State::Durable { at: now }),
+            CopyEvent::Durable(host) => self.ends(&host, State::Durable),
             CopyEvent::Failed { host, fault } => self.ends(&host, State::Failed(fault)),
             CopyEvent::Unreadable { host, .. } => self.ends(&host, State::Gone),
-            CopyEvent::Recorded(Recorded::Written(revision)) => {
-                self.has_written(revision);
-            }
-            CopyEvent::Recorded(Recorded::Refused) => {
-                if let Some(writing) = &mut self.writing {
-                    writing.refused = true;
-                }
-            }
-            CopyEvent::Recorded(Recorded::Unknown(_)) => {
-                if let Some(writing) = &mut self.writing {
-                    writing.again = Some(now + RETRY.wait(writing.tries));
-                    writing.tries = writing.tries.saturating_add(1);
-                }
-            }
-        }
-    }
-
-    fn has_written(&mut self, revision: u64) {
-        if let Some(Writing { record, .. }) = self.writing.take() {
-            self.recorded.extend(record.hosts.iter().cloned());
-            self.written = Some((revision, record));
         }
     }
 
@@ -193,7 +150,7 @@ impl Copying {
     /// How each copy ended, as far as that says something of its host: none is well.
     pub(super) fn ends_of_copies(&self) -> impl Iterator<Item = (&Destination, Option<&CopyFault>)> {
         self.to.iter().filter_map(|(to, state)| match state {
-            State::Durable { .. } => Some((to, None)),
+            State::Durable => Some((to, None)),
             State::Failed(fault) => Some((to, Some(fault))),
             State::Accepts { .. } | State::Lacks | State::Gone => None,
         })
@@ -232,22 +189,16 @@ impl Copying {
                 return Some(Over::Void);
             }
         }
-        self.settle_write(node, view, now, effects);
         self.tell(node, effects);
         self.give_up(node, view, bounds, now, effects);
-        self.record(node, view, now, effects);
-        if matches!(self.stage, Stage::Void) {
-            effects.push(discard);
-            return Some(Over::Void);
-        }
-        if self.is_going() || self.writing.is_some() {
+        if self.is_going() {
             return None;
         }
         effects.push(discard);
-        Some(match self.recorded.is_empty() {
-            false => Over::Taken,
-            true if self.lacking().next().is_some() => Over::Lacked,
-            true => Over::NotTaken,
+        Some(match self.some_has_it() {
+            true => Over::Taken,
+            false if self.lacking().next().is_some() => Over::Lacked,
+            false => Over::NotTaken,
         })
     }
 
@@ -261,15 +212,15 @@ impl Copying {
             (State::Accepts { begun, last, .. }, Some(bytes)) => {
                 [Some(*last + COPY_STALL), Some(*begun + longest(bytes))]
             }
-            (State::Durable { at }, Some(_)) => [Some(*at + COPY_TOGETHER), None],
-            (
-                State::Accepts { .. } | State::Durable { .. } | State::Failed(_) | State::Lacks | State::Gone,
-                _,
-            ) => [None; 2],
+            (State::Accepts { .. }, None) => [None; 2],
+            (State::Durable | State::Failed(_) | State::Lacks | State::Gone, _) => [None; 2],
         });
         let late = size.map(|_| self.begun + interval + COPY_LATE);
-        let again = self.writing.as_ref().and_then(|writing| writing.again);
-        copies.flatten().chain(late).chain(again)
+        copies.flatten().chain(late)
+    }
+
+    fn some_has_it(&self) -> bool {
+        self.to.iter().any(|(_, state)| matches!(state, State::Durable))
     }
 
     fn is_going(&self) -> bool {
@@ -279,7 +230,7 @@ impl Copying {
     /// Says once that there is a new checkpoint.
     fn tell(&mut self, node: &NodeId, effects: &mut Vec<Effect>) {
         let Stage::Saved { what, .. } = &self.stage else { return };
-        if !self.recorded.is_empty() && !std::mem::replace(&mut self.reported, true) {
+        if self.some_has_it() && !std::mem::replace(&mut self.reported, true) {
             effects.push(Effect::Checkpointed { node: node.clone(), id: self.id, saved: *what });
         }
     }
@@ -304,8 +255,7 @@ impl Copying {
         effects: &mut Vec<Effect>,
     ) {
         let Stage::Saved { what, .. } = &self.stage else { return };
-        let some_has_it = self.to.iter().any(|(_, state)| matches!(state, State::Durable { .. }));
-        let late = some_has_it && now.since(self.begun) >= bounds.checkpoint_interval + COPY_LATE;
+        let late = self.some_has_it() && now.since(self.begun) >= bounds.checkpoint_interval + COPY_LATE;
         for (to, state) in &mut self.to {
             let State::Accepts { begun, bytes, of, last } = &*state else { continue };
             let whole = of.unwrap_or(what.bytes);
@@ -322,99 +272,16 @@ impl Copying {
             };
             let fault = match &end {
                 State::Failed(fault) => Some(fault.clone()),
-                State::Accepts { .. } | State::Durable { .. } | State::Lacks | State::Gone => None,
+                State::Accepts { .. } | State::Durable | State::Lacks | State::Gone => None,
             };
             let (node, host) = (node.clone(), to.host.clone());
             effects.push(Effect::CancelSend { node, id: self.id, host, fault });
             *state = end;
         }
     }
-
-    /// Goes on with a write that has no good answer. The receivers keep what it names until it is known what the store has.
-    fn settle_write(&mut self, node: &NodeId, view: &View, now: Boottime, effects: &mut Vec<Effect>) {
-        let Some(writing) = &mut self.writing else { return };
-        if writing.refused {
-            let known = view.checkpoints.get(node);
-            match known.filter(|known| known.value == writing.record).map(|known| known.revision) {
-                Some(revision) => self.has_written(revision),
-                None if known.map(|known| known.revision) != writing.replaces => self.stage = Stage::Void,
-                None => {}
-            }
-        } else if writing.again.is_some_and(|again| again <= now) {
-            writing.again = None;
-            effects.push(Effect::Record {
-                node: node.clone(),
-                revision: self.revision,
-                replaces: writing.replaces,
-                record: Box::new(writing.record.clone()),
-            });
-        }
-    }
-
-    /// Writes down who has it, once the others have ended or are late.
-    fn record(&mut self, node: &NodeId, view: &View, now: Boottime, effects: &mut Vec<Effect>) {
-        let Stage::Saved { what, .. } = &self.stage else { return };
-        let durable = || {
-            self.to.iter().filter_map(|(to, state)| match state {
-                State::Durable { at } => Some((&to.host, *at)),
-                State::Accepts { .. } | State::Failed(_) | State::Lacks | State::Gone => None,
-            })
-        };
-        let first = durable().filter(|(host, _)| !self.recorded.contains(*host)).map(|(_, at)| at).min();
-        let Some(first) = first.filter(|_| self.writing.is_none()) else { return };
-        if self.is_going() && now.since(first) < COPY_TOGETHER {
-            return;
-        }
-        let seen = view.checkpoints.get(node).map(|known| (known.revision, &known.value));
-        let own = self.written.as_ref().map(|(revision, record)| (*revision, record));
-        let before = [seen, own].into_iter().flatten().max_by_key(|(revision, _)| *revision);
-        // Somebody counted on from another number: nothing is taken back.
-        if before.is_some_and(|(_, record)| {
-            record.id > self.id || (record.id == self.id && self.written.is_none())
-        }) {
-            self.stage = Stage::Void;
-            return;
-        }
-        let hosts: Vec<HostId> = durable().map(|(host, _)| host.clone()).collect();
-        let short =
-            |known: &SharedNode| known.value.backups.iter().any(|backup| !hosts.contains(&backup.host));
-        // Once every backup has the newest nobody needs the one before it.
-        let kept = before.filter(|_| view.nodes.get(node).is_some_and(short));
-        let record = CheckpointRecord {
-            id: self.id,
-            valid: self.id.epoch,
-            taken: what.taken,
-            instance: self.instance,
-            pause_ms: what.pause_ms,
-            bytes: what.bytes,
-            earlier: kept.and_then(|(_, record)| earlier(record, self.id, &hosts)).map(Box::new),
-            hosts,
-        };
-        let replaces = before.map(|(revision, _)| revision);
-        effects.push(Effect::Record {
-            node: node.clone(),
-            revision: self.revision,
-            replaces,
-            record: Box::new(record.clone()),
-        });
-        self.writing = Some(Writing { record, replaces, tries: 0, again: None, refused: false });
-    }
 }
 
 /// How long a copy of this size may take on the whole.
 fn longest(bytes: u64) -> Duration {
     COPY_STALL + Duration::from_millis(bytes.saturating_mul(1_000) / COPY_RATE)
-}
-
-/// The newest of the copies before `id` that hosts other than these still have.
-fn earlier(before: &CheckpointRecord, id: CheckpointId, hosts: &[HostId]) -> Option<CheckpointRecord> {
-    let left = |copy: &CheckpointRecord| {
-        let hosts: Vec<HostId> = copy.hosts.iter().filter(|host| !hosts.contains(host)).cloned().collect();
-        (copy.id != id && !hosts.is_empty()).then(|| CheckpointRecord {
-            hosts,
-            earlier: None,
-            ..copy.clone()
-        })
-    };
-    before.copies().find_map(left)
 }

@@ -1,17 +1,16 @@
 //! Tables of the checkpoints that a host takes, and what holds of them whatever happens.
 
 mod properties;
+mod reported;
 
 use std::time::Duration;
 
 use super::*;
-use crate::bounds::{COPY_LATE, COPY_RATE, COPY_STALL, COPY_TOGETHER};
+use crate::bounds::{COPY_LATE, COPY_RATE, COPY_STALL};
 use crate::fixture::{Cluster, host, node};
-use crate::host::input::Recorded;
 use crate::model::ids::InstanceId;
-use crate::model::records::{CheckpointRecord, Member, Origin};
+use crate::model::records::{Member, Origin};
 use crate::model::units::UnixMillis;
-use crate::model::view::Versioned;
 
 const NODE: &str = "alice/exec-1";
 const BYTES: u64 = 64 << 20;
@@ -54,16 +53,21 @@ impl Rig {
     /// To all of the backups.
     fn begin(&mut self) {
         let revision = self.cluster.view.nodes[&node(NODE)].revision;
-        self.id = self.machine.count(&node(NODE), Epoch(1), &self.cluster.view);
+        self.id = self.machine.count(&node(NODE), Epoch(1), self.cluster.now.boottime);
         let resting = self.machine.resting(self.cluster.now.boottime);
         let base = |host: &HostId| {
             let known = self.machine.bases.get(&(node(NODE), host.clone()));
-            known.filter(|(_, lease)| *lease == 1).map(|(id, _)| *id)
+            known.filter(|base| base.lease == 1).map(|base| base.id)
+        };
+        let place = |host: &HostId| {
+            let record = self.cluster.record(NODE);
+            record.backups.iter().find(|backup| &backup.host == host).unwrap().place
         };
         let to = self.backups().map(|host| Destination {
             lease: 1,
             api: format!("{host}:7000"),
             base: base(&host),
+            place: place(&host),
             host,
         });
         let to = to.into_iter().filter(|to| !resting.contains(&(node(NODE), to.host.clone()))).collect();
@@ -110,21 +114,17 @@ impl Rig {
         self.over.extend(reviewed.over.into_iter().map(|(_, over)| over));
     }
 
-    /// The write that was asked for is done by the store as it stands.
-    fn written(&mut self) -> CheckpointRecord {
-        let effects = std::mem::take(&mut self.seen);
-        let records = effects.into_iter().filter_map(|effect| match effect {
-            Effect::Record { revision, replaces, record, .. } => Some((revision, replaces, *record)),
-            _ => None,
-        });
-        let [(revision, replaces, record)] = <[_; 1]>::try_from(records.collect::<Vec<_>>()).unwrap();
-        let known = self.cluster.view.checkpoints.get(&node(NODE)).map(|known| known.revision);
-        assert_eq!((revision, replaces), (self.cluster.view.nodes[&node(NODE)].revision, known));
-        let revision = self.cluster.bump();
-        let new = Versioned { value: record.clone(), revision };
-        self.cluster.view.checkpoints.insert(node(NODE), new.into());
-        self.hear(CopyEvent::Recorded(Recorded::Written(revision)));
-        record
+    /// Whether it was told since the last time that there is a new checkpoint.
+    fn told(&mut self) -> bool {
+        self.took("Checkpointed")
+    }
+
+    /// What is reported of each host.
+    fn ages(&self) -> BTreeMap<HostId, Age> {
+        let (view, now) = (&self.cluster.view, self.cluster.now.boottime);
+        let mut all = self.machine.protection(view, &self.cluster.bounds, now);
+        let hosts = all.remove(&node(NODE)).map(|known| known.hosts).unwrap_or_default();
+        hosts.into_iter().map(|(host, held)| (host, held.age)).collect()
     }
 
     fn took(&mut self, effect: &str) -> bool {
@@ -132,14 +132,14 @@ impl Rig {
     }
 
     /// One whole attempt in which this one alone takes it.
-    fn taken_by(&mut self, takes: &HostId, misses: &HostId) -> CheckpointRecord {
+    fn taken_by(&mut self, takes: &HostId, misses: &HostId) -> CheckpointId {
         self.begin();
         self.saved();
         self.durable(takes);
         self.refused(misses);
-        let record = self.written();
+        assert!(self.told());
         self.pass(self.cluster.bounds.checkpoint_interval);
-        record
+        self.id
     }
 }
 
@@ -147,64 +147,55 @@ fn refusal() -> CopyFault {
     CopyFault::Refused { detail: "no room".to_owned() }
 }
 
+/// S4: all had to take it, or none counted.
 #[test]
-fn copies_that_are_complete_at_about_the_same_time_are_recorded_by_one_write() {
+fn a_copy_counts_for_each_backup_from_when_it_has_it() {
     let mut rig = Rig::begun();
     let [one, other] = rig.backups();
     assert_eq!(rig.seen.iter().filter(|effect| matches!(effect, Effect::Send { .. })).count(), 2);
+    assert!(rig.ages().is_empty());
     rig.durable(&one);
-    assert!(!rig.took("Record"), "the other may be as fast");
-    rig.pass(COPY_TOGETHER - Duration::from_millis(1));
+    assert!(rig.told());
+    assert_eq!((rig.ages(), rig.over.len()), (BTreeMap::from([(one.clone(), Age::Fresh)]), 0));
     rig.durable(&other);
-    let record = rig.written();
-    assert_eq!((record.hosts, record.earlier, record.id), (vec![one, other], None, rig.id));
+    assert_eq!(rig.ages(), BTreeMap::from([(one, Age::Fresh), (other, Age::Fresh)]));
     assert_eq!(rig.over, [Over::Taken]);
-    assert!(rig.took("Checkpointed"));
+    assert!(!rig.told(), "once");
 }
 
-/// S4: all had to take it, or none counted.
+/// An agent that restarts knows nothing of what the one before it took, and asks nobody.
 #[test]
-fn a_copy_counts_for_each_backup_that_has_it_and_the_one_before_stays_with_those_that_have_that() {
+fn numbers_grow_whatever_happens_to_the_agent() {
     let mut rig = Rig::new();
-    let [one, other] = rig.backups();
-    let first = rig.cluster.view.checkpoints[&node(NODE)].value.clone();
-    assert_eq!(first.hosts, [one.clone(), other.clone()]);
-    let second = rig.taken_by(&one, &other);
-    assert_eq!((&second.hosts, second.id), (&vec![one.clone()], rig.id));
-    let earlier = second.earlier.unwrap();
-    assert_eq!((earlier.id, &earlier.hosts), (first.id, &vec![other.clone()]));
-    let third = rig.taken_by(&one, &other);
-    assert_eq!(third.earlier.unwrap().id, first.id, "that is what the other has still");
-    let fourth = rig.taken_by(&other, &one);
-    assert_eq!((&fourth.hosts, fourth.earlier.as_ref().unwrap().id), (&vec![other.clone()], third.id));
-    rig.begin();
-    rig.saved();
-    rig.durable(&one);
-    rig.durable(&other);
-    assert_eq!(rig.written().earlier, None, "nobody needs it any more");
+    let now = rig.cluster.now.boottime;
+    let first = rig.machine.count(&node(NODE), Epoch(1), now);
+    let second = rig.machine.count(&node(NODE), Epoch(1), now);
+    assert!(second > first, "in the same moment");
+    let mut another = Checkpoints::default();
+    assert!(another.count(&node(NODE), Epoch(1), now + Duration::from_secs(1)) > second);
 }
 
 #[test]
-fn where_no_host_takes_it_the_record_stays_and_the_next_one_is_due_after_the_interval() {
+fn where_no_host_takes_it_the_next_one_is_due_after_the_interval() {
     let mut rig = Rig::begun();
     let began = rig.cluster.now.boottime;
     for backup in rig.backups() {
         rig.refused(&backup);
     }
-    assert!(!rig.took("Record"));
+    assert!(!rig.told());
     assert_eq!(rig.over, [Over::NotTaken]);
     assert_eq!(rig.machine.last_checkpoint[&node(NODE)], began);
 }
 
 #[test]
-fn a_host_that_stands_still_is_given_up_and_the_record_does_not_wait_for_it() {
+fn a_host_that_stands_still_is_given_up_and_the_other_counts_meanwhile() {
     let mut rig = Rig::begun();
     let [one, other] = rig.backups();
     rig.durable(&one);
     rig.hear(CopyEvent::Accepted { host: other.clone(), bytes: 4 << 20, of: BYTES });
-    rig.pass(COPY_TOGETHER);
-    assert_eq!(rig.written().hosts, [one]);
-    rig.pass(COPY_STALL - COPY_TOGETHER - Duration::from_millis(1));
+    assert!(rig.told());
+    assert_eq!(rig.ages(), BTreeMap::from([(one, Age::Fresh)]));
+    rig.pass(COPY_STALL - Duration::from_millis(1));
     assert!(!rig.took("CancelSend"));
     // The same number again is no progress.
     rig.hear(CopyEvent::Accepted { host: other.clone(), bytes: 4 << 20, of: BYTES });
@@ -214,7 +205,7 @@ fn a_host_that_stands_still_is_given_up_and_the_record_does_not_wait_for_it() {
     assert!(rig.seen.contains(&cancel), "{:?}", rig.seen);
     assert_eq!(rig.over, [Over::Taken]);
     rig.durable(&other);
-    assert!(!rig.took("Record"), "it was given up");
+    assert!(!rig.ages().contains_key(&other), "it was given up");
 }
 
 #[test]
@@ -234,37 +225,19 @@ fn a_copy_that_goes_on_is_given_up_by_its_size_and_sooner_where_another_host_has
             passed += Duration::from_millis(500);
             let bytes = u64::try_from(passed.as_millis()).unwrap();
             rig.hear(CopyEvent::Accepted { host: other.clone(), bytes, of: BYTES });
-            if rig.seen.iter().any(|effect| matches!(effect, Effect::Record { .. })) {
-                rig.written();
-            }
         }
         assert_eq!(passed, given_up);
         assert_eq!(rig.machine.troubles[&(node(NODE), other)].fault, CopyFault::Slow);
     }
 }
 
-#[test]
-fn one_that_is_later_than_the_others_is_added_to_the_record() {
-    let mut rig = Rig::begun();
-    let [one, other] = rig.backups();
-    let first = rig.cluster.view.checkpoints[&node(NODE)].value.id;
-    rig.durable(&one);
-    rig.pass(COPY_TOGETHER);
-    let record = rig.written();
-    assert_eq!((record.earlier.unwrap().id, rig.over.len()), (first, 0));
-    rig.durable(&other);
-    let record = rig.written();
-    assert_eq!((record.id, record.hosts, record.earlier), (rig.id, vec![one, other], None));
-    assert_eq!(rig.over, [Over::Taken]);
-}
-
 /// D2: a backup that moved while a copy was under way has dropped its image.
 #[test]
-fn nothing_is_recorded_and_nothing_sent_on_once_the_nodes_record_has_changed() {
+fn nothing_is_sent_on_once_the_nodes_record_has_changed() {
     type Edit = fn(&mut NodeRecord);
     let moves: Edit = |record| {
         let host = host("host9");
-        record.backups[0] = Member { host, lease: 1, instance: None, origin: Origin::Reserved };
+        record.backups[0] = Member { host, lease: 1, instance: None, origin: Origin::Reserved, place: 0 };
     };
     let leaves: Edit = |record| record.epoch = record.epoch.next();
     let anything: Edit = |record| record.token = "another".to_owned();
@@ -275,50 +248,9 @@ fn nothing_is_recorded_and_nothing_sent_on_once_the_nodes_record_has_changed() {
         rig.cluster.edit(NODE, edit);
         rig.durable(&other);
         assert!(rig.seen.contains(&Effect::Discard { node: node(NODE), id: rig.id }));
-        assert!(!rig.took("Record"));
         assert_eq!(rig.over, [Over::Void]);
         assert_eq!(rig.machine.last_checkpoint.get(&node(NODE)), None, "the next one is due at once");
         assert!(rig.machine.troubles.is_empty());
-    }
-    let mut rig = Rig::begun();
-    for backup in rig.backups() {
-        rig.durable(&backup);
-    }
-    rig.hear(CopyEvent::Recorded(Recorded::Refused));
-    assert_eq!(rig.over, [], "the store knows more, which this host is to hear first");
-    rig.cluster.edit(NODE, moves);
-    rig.review();
-    assert_eq!(rig.over, [Over::Void]);
-}
-
-/// A write that was not answered may come at any time: what it names must not be dropped for a later one.
-#[test]
-fn a_write_without_an_answer_is_asked_for_again_and_nothing_else_until_its_outcome_is_known() {
-    for comes_late in [false, true] {
-        let mut rig = Rig::begun();
-        for backup in rig.backups() {
-            rig.durable(&backup);
-        }
-        let is_record = |effect: &Effect| matches!(effect, Effect::Record { .. });
-        let first = rig.seen.iter().find(|effect| is_record(effect)).cloned().unwrap();
-        rig.seen.clear();
-        rig.hear(CopyEvent::Recorded(Recorded::Unknown("no answer".to_owned())));
-        rig.pass(Duration::from_millis(199));
-        assert_eq!((rig.seen.len(), rig.over.len()), (0, 0));
-        rig.pass(Duration::from_millis(1));
-        assert_eq!(rig.seen, std::slice::from_ref(&first), "the very same");
-        if comes_late {
-            let Effect::Record { record, .. } = first else { panic!("it is a record") };
-            rig.hear(CopyEvent::Recorded(Recorded::Refused));
-            assert_eq!(rig.over, []);
-            let revision = rig.cluster.bump();
-            let known = Versioned { value: *record, revision };
-            rig.cluster.view.checkpoints.insert(node(NODE), known.into());
-            rig.review();
-        } else {
-            rig.written();
-        }
-        assert_eq!(rig.over, [Over::Taken]);
     }
 }
 
@@ -348,7 +280,10 @@ fn a_backups_host_that_is_gone_is_not_waited_for_and_nothing_is_held_against_it(
         rig.review();
         let cancel = Effect::CancelSend { node: node(NODE), id: rig.id, host: other, fault: None };
         assert!(rig.seen.contains(&cancel), "{:?}", rig.seen);
-        assert_eq!(rig.written().hosts, [one]);
+        assert_eq!(
+            (rig.over.as_slice(), rig.ages()),
+            (&[Over::Taken][..], BTreeMap::from([(one, Age::Fresh)]))
+        );
         assert!(rig.machine.troubles.is_empty());
     }
 }
@@ -365,13 +300,13 @@ fn a_host_that_takes_none_for_a_while_is_named_and_left_alone_until_it_is_tried_
     rig.begin();
     rig.saved();
     rig.durable(&one);
-    assert_eq!(rig.written().hosts, std::slice::from_ref(&one), "the other gets none");
+    assert_eq!(rig.over.last(), Some(&Over::Taken), "the other gets none");
     rig.pass(rig.cluster.bounds.cooldown);
     rig.begin();
     rig.saved();
     rig.durable(&one);
     rig.durable(&other);
-    assert_eq!(rig.written().hosts, [one, other]);
+    assert_eq!(rig.ages(), BTreeMap::from([(one, Age::Fresh), (other, Age::Fresh)]));
     assert!(rig.machine.faults().is_empty());
 }
 
@@ -403,7 +338,7 @@ fn a_lease_that_is_lost_ends_all_of_it() {
     let backups = rig.backups();
     rig.seen.clear();
     rig.durable(&backups[0]);
-    rig.pass(COPY_TOGETHER);
+    rig.pass(COPY_STALL);
     assert_eq!(rig.seen, []);
 }
 
@@ -418,7 +353,7 @@ fn an_image_that_cannot_be_read_here_says_nothing_of_the_backups() {
 }
 
 fn bases(rig: &Rig) -> [Option<u64>; 2] {
-    rig.backups().map(|host| rig.machine.bases.get(&(node(NODE), host)).map(|(id, _)| id.sequence))
+    rig.backups().map(|host| rig.machine.bases.get(&(node(NODE), host)).map(|base| base.id.sequence))
 }
 
 #[test]
@@ -426,9 +361,9 @@ fn a_host_gets_what_changed_since_the_newest_that_it_said_it_has() {
     let mut rig = Rig::new();
     let [first, second] = rig.backups();
     assert_eq!(bases(&rig), [None, None], "nothing is known: all of it goes");
-    let one = rig.taken_by(&first, &second).id.sequence;
+    let one = rig.taken_by(&first, &second).sequence;
     assert_eq!(bases(&rig), [Some(one), None]);
-    let two = rig.taken_by(&second, &first).id.sequence;
+    let two = rig.taken_by(&second, &first).sequence;
     // What was refused left what was there before.
     assert_eq!(bases(&rig), [Some(one), Some(two)]);
     // Another lease: what it had may be gone.
@@ -457,7 +392,6 @@ fn a_host_that_lacks_what_is_added_to_gets_the_whole_at_once_and_is_not_blamed()
         rig.saved();
         rig.hear(lacks(&first));
         rig.durable(&second);
-        rig.written();
     }
     assert_eq!(
         rig.machine.faults()[&node(NODE)][&first],

@@ -2,9 +2,9 @@
 
 use crate::invariants::Broken;
 use crate::keys::LEADER;
-use crate::leader::{Assignment, ExpireLease, Policies, Question, Reply};
+use crate::leader::{AskCopies, Assignment, ExpireLease, Policies, Question, Reply};
 use crate::model::ids::{HostId, NodeId, Term};
-use crate::model::records::LeaderRecord;
+use crate::model::records::{Kept, LeaderRecord};
 use crate::model::view::{SharedNode, Versioned};
 use crate::policy::{Interface, Judged};
 use crate::sets::{PolicySetRecord, RefusedSet, SetFacts};
@@ -22,6 +22,8 @@ pub enum Input<'a> {
     Written(WriteId, WriteOutcome),
     /// A question was answered, or was not.
     Reply(Asking, Reply),
+    /// A host answered a question about a node's checkpoints that was asked in this term.
+    Copies(Term, AskCopies, Kept),
     /// The resignation was written, or was not.
     Resigned,
     /// The agent stops.
@@ -96,6 +98,9 @@ pub enum Effect {
     Resign(Versioned<LeaderRecord>),
     /// Ask, and say who was asked together with the reply.
     Ask(Asking, Question),
+    /// Ask a host, in this term, which checkpoints it has of these nodes: all of them go to the same. An answer may be late;
+    /// a host that does not answer is not heard of.
+    AskCopies(Term, Vec<AskCopies>),
     /// Write this.
     Write(Box<WriteRequest>),
     /// What became in this term of every answer that was used.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::fixture::{host, node};
 use crate::keys::Key;
-use crate::leader::{CheckpointChange, Policies, Reply};
+use crate::leader::{Policies, Reply};
 use crate::model::ids::Epoch;
 use crate::transaction::Condition;
 use rig::{Rig, me, set};
@@ -356,24 +356,14 @@ fn a_write_is_conditional_on_the_leadership_and_on_all_that_it_was_decided_from(
     let State::Leading(leading) = &rig.leadership.state else { panic!("it leads") };
     let What::Assign { assignment, .. } = rig.writes[0].what.clone() else { panic!("an assignment") };
     let condition = |key, revision| Condition { key, revision: Some(revision) };
-    let absent = |key| Condition { key, revision: None };
     let known = [
         condition(Key::Leader, leading.held.revision),
         condition(Key::Node(assignment.node.clone()), assignment.revision),
     ];
-    let checkpoint = Key::Checkpoint(assignment.node.clone());
-    let changes = [
-        (CheckpointChange::Keep, None),
-        (CheckpointChange::Delete(7), Some(condition(checkpoint.clone(), 7))),
-        (CheckpointChange::Absent, Some(absent(checkpoint))),
-    ];
-    for (change, more) in changes {
-        let leases = vec![(host("host2"), 5)];
-        let one = Assignment { leases, checkpoint: change, ..assignment.clone() };
-        let expected: Vec<Condition> =
-            known.iter().cloned().chain([condition(Key::Lease(host("host2")), 5)]).chain(more).collect();
-        assert_eq!(assignment_txn(&leading.held, &one).conditions, expected);
-    }
+    let one = Assignment { leases: vec![(host("host2"), 5)], ..assignment };
+    let expected: Vec<Condition> =
+        known.into_iter().chain([condition(Key::Lease(host("host2")), 5)]).collect();
+    assert_eq!(assignment_txn(&leading.held, &one).conditions, expected);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! decided from. Must not do: decide what is written.
 
 use crate::keys::Key;
-use crate::leader::{Assignment, CheckpointChange, ExpireLease};
+use crate::leader::{Assignment, ExpireLease};
 use crate::model::records::LeaderRecord;
 use crate::model::view::Versioned;
 use crate::sets::{PolicySetRecord, PolicySets, RefusedSet};
@@ -15,24 +15,14 @@ fn led_by(held: &Versioned<LeaderRecord>) -> Transaction {
     Transaction::new().when(Key::Leader, Some(held.revision))
 }
 
-/// A node's new record, and its checkpoint's.
+/// A node's new record.
 pub(super) fn assignment_txn(held: &Versioned<LeaderRecord>, assignment: &Assignment) -> Transaction {
     let node = Key::Node(assignment.node.clone());
-    let checkpoint = Key::Checkpoint(assignment.node.clone());
     let mut txn = led_by(held).when(node.clone(), Some(assignment.revision)).put(node, &assignment.record);
     for (host, revision) in &assignment.leases {
         txn = txn.when(Key::Lease(host.clone()), Some(*revision));
     }
-    match &assignment.checkpoint {
-        CheckpointChange::Keep => txn,
-        CheckpointChange::Replace(revision, record) => {
-            txn.when(checkpoint.clone(), Some(*revision)).put(checkpoint, record)
-        }
-        CheckpointChange::Delete(revision) => {
-            txn.when(checkpoint.clone(), Some(*revision)).delete(checkpoint)
-        }
-        CheckpointChange::Absent => txn.when(checkpoint, None),
-    }
+    txn
 }
 
 /// The end of a silent lease. It excludes a renewal, which is conditional on the lease.

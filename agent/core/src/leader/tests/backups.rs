@@ -1,6 +1,7 @@
 //! Tables of the backups' repair.
 
 use crate::fixture::{Cluster, deploy_failed, fact, host, node};
+use crate::model::ids::Epoch;
 use crate::model::records::{Origin, Phase};
 use crate::model::units::MiB;
 
@@ -36,10 +37,44 @@ fn the_deficit_is_reported_until_the_backup_could_take_over() {
 
 #[test]
 fn a_reserved_place_without_the_newest_state_is_no_whole_backup() {
+    let whole = Cluster::of(3).with(&["alice/exec-1"]);
+    let held = whole.backup_hosts("alice/exec-1")[0].clone();
+    let primary = whole.primary_host("alice/exec-1");
+    let (mut behind, mut without, mut of_before) = (whole.clone(), whole.clone(), whole);
+    behind.fall_behind("alice/exec-1", &held);
+    without.facts(&primary).protection.clear();
+    let known = of_before.facts(&primary).protection.get_mut(&node("alice/exec-1")).unwrap();
+    known.incarnation = Epoch(0);
+    for mut cluster in [behind, without, of_before] {
+        cluster.plan();
+        assert_eq!(cluster.report.lacks[&node("alice/exec-1")].backups, 1);
+    }
+}
+
+/// Its state is older than nothing: whoever had the node's checkpoints before keeps them until the new backup has one.
+#[test]
+fn a_host_that_was_a_backup_keeps_the_state_until_every_backup_has_a_newer_one() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
-    cluster.view.checkpoints.remove(&node("alice/exec-1"));
-    cluster.plan();
-    assert_eq!(cluster.report.lacks[&node("alice/exec-1")].backups, 1);
+    let old = cluster.backup_hosts("alice/exec-1")[0].clone();
+    cluster.refuse_copies("alice/exec-1", &old, true);
+    cluster.step();
+    let keepers = |cluster: &Cluster| -> Vec<String> {
+        cluster.record("alice/exec-1").keepers.iter().map(ToString::to_string).collect()
+    };
+    assert_ne!(cluster.backup_hosts("alice/exec-1"), std::slice::from_ref(&old));
+    assert_eq!(keepers(&cluster), std::slice::from_ref(&old));
+    assert!(cluster.step().is_empty(), "nothing has changed");
+    cluster.obey();
+    let mut dead = cluster.clone();
+    dead.kill_primary("alice/exec-1");
+    for name in ["host1", "host2", "host3"] {
+        dead.facts(name).unable.insert(crate::service::Service::Guard);
+    }
+    dead.step();
+    assert_eq!(keepers(&dead), std::slice::from_ref(&old), "it waits for its state");
+    cluster.step();
+    assert!(keepers(&cluster).is_empty());
+    assert!(cluster.step().is_empty());
 }
 
 #[test]
@@ -241,7 +276,7 @@ fn a_backup_that_missed_the_newest_state_is_reported_as_lacking() {
     });
     cluster.settle();
     let backups = cluster.backup_hosts("alice/exec-1");
-    cluster.miss_copy("alice/exec-1", &backups[1]);
+    cluster.fall_behind("alice/exec-1", &backups[1]);
     cluster.plan();
     assert_eq!(cluster.report.lacks[&node("alice/exec-1")].backups, 1);
 }

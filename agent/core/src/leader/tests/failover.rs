@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use crate::death::Death;
 use crate::fixture::{Cluster, dead, deploy_failed, fact, host, node};
-use crate::leader::CheckpointChange;
-use crate::model::ids::Epoch;
-use crate::model::records::{CheckpointRecord, Origin, Phase, StateKept};
+use crate::model::ids::{Epoch, HostId};
+use crate::model::records::{Checkpoint, Origin, Phase, StateKept};
 use crate::model::units::{MiB, UnixMillis};
 
 #[test]
@@ -105,22 +104,19 @@ fn a_protected_execution_node_is_restored_from_its_newest_checkpoint_and_the_age
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let instance = cluster.primary("alice/exec-1").1;
     let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
-    let checkpoint = cluster.view.checkpoints[&node("alice/exec-1")].clone();
+    let checkpoint = cluster.kept(&reserved, "alice/exec-1").complete.remove(0);
     cluster.kill_primary("alice/exec-1");
-    let plan = cluster.step();
+    cluster.step();
     let record = cluster.record("alice/exec-1");
     let primary = record.primary.as_ref().unwrap();
     assert_eq!((primary.host.to_string(), primary.instance), (reserved, Some(instance)));
-    assert_eq!(primary.origin, Origin::Restored(checkpoint.value.id));
+    assert_eq!(primary.origin, Origin::Restored(checkpoint.id));
     let found = UnixMillis(1_000_500);
-    let age_ms = u64::try_from(found.since(checkpoint.value.taken).as_millis()).unwrap();
+    let age_ms = u64::try_from(found.since(checkpoint.taken).as_millis()).unwrap();
     let incident = record.incident.as_ref().unwrap();
-    assert_eq!(incident.state, StateKept::Checkpoint { id: checkpoint.value.id, age_ms });
+    assert_eq!(incident.state, StateKept::Checkpoint { id: checkpoint.id, age_ms });
     assert!(age_ms >= 2_000, "{age_ms}");
-    let CheckpointChange::Replace(revision, first) = &plan.assignments[0].checkpoint else {
-        panic!("{:?}", plan.assignments[0].checkpoint)
-    };
-    assert_eq!((*revision, first.id, first.valid), (checkpoint.revision, checkpoint.value.id, Epoch(2)));
+    assert_eq!(record.keepers, [primary.host.clone()].into(), "a second failure may come at once");
     assert_eq!(record.backups.len(), 1, "its own place is filled and another is reserved");
 }
 
@@ -141,7 +137,9 @@ fn a_checkpoint_on_a_host_that_is_no_backup_is_used_where_there_is_room_and_room
     for room in [true, false] {
         let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
         let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
-        cluster.edit("alice/exec-1", |record| record.backups.clear());
+        cluster.edit("alice/exec-1", |record| {
+            record.keepers.extend(record.backups.drain(..).map(|backup| backup.host));
+        });
         if !room {
             cluster.facts(&reserved).capacity.memory = MiB(256);
         }
@@ -162,7 +160,7 @@ fn a_checkpoint_on_a_host_that_is_no_backup_is_used_where_there_is_room_and_room
 }
 
 /// alice's execution node with two backups, of which the second missed the newest checkpoint.
-fn missed() -> (Cluster, [String; 2], CheckpointRecord) {
+fn missed() -> (Cluster, [String; 2], [Checkpoint; 2]) {
     let mut cluster = Cluster::of(4);
     cluster.add(&["alice/exec-1"]);
     cluster.edit("alice/exec-1", |record| {
@@ -171,34 +169,29 @@ fn missed() -> (Cluster, [String; 2], CheckpointRecord) {
     cluster.settle();
     let backups: [String; 2] = cluster.backup_hosts("alice/exec-1").try_into().unwrap();
     cluster.miss_copy("alice/exec-1", &backups[1]);
-    let checkpoint = cluster.view.checkpoints[&node("alice/exec-1")].value.clone();
-    (cluster, backups, checkpoint)
+    let newest = |at: &String| cluster.kept(at, "alice/exec-1").complete.pop().unwrap();
+    let checkpoints = [newest(&backups[0]), newest(&backups[1])];
+    (cluster, backups, checkpoints)
 }
 
 /// SAFE-9: an older state is better than none.
 #[test]
 fn where_nobody_who_has_the_newest_is_left_the_checkpoint_before_it_is_restored() {
     for newest_is_lost in [false, true] {
-        let (mut cluster, backups, checkpoint) = missed();
+        let (mut cluster, backups, [newest, older]) = missed();
         if newest_is_lost {
             cluster.lose(&backups[0]);
         }
         cluster.kill_primary("alice/exec-1");
-        let plan = cluster.step();
-        let (at, id) = if newest_is_lost {
-            (&backups[1], checkpoint.earlier.as_ref().unwrap().id)
-        } else {
-            (&backups[0], checkpoint.id)
-        };
-        let primary = cluster.record("alice/exec-1").primary.as_ref().unwrap();
+        cluster.step();
+        let (at, id) = if newest_is_lost { (&backups[1], older.id) } else { (&backups[0], newest.id) };
+        let record = cluster.record("alice/exec-1");
+        let primary = record.primary.as_ref().unwrap();
         assert_eq!((primary.host.as_str(), primary.origin), (&**at, Origin::Restored(id)));
-        let CheckpointChange::Replace(_, first) = &plan.assignments[0].checkpoint else {
-            panic!("{:?}", plan.assignments[0].checkpoint)
-        };
-        let other = first.earlier.as_ref().map(|other| (other.id, other.valid));
-        let (newest, older) = (checkpoint.id, checkpoint.earlier.as_ref().unwrap().id);
-        let kept = if newest_is_lost { newest } else { older };
-        assert_eq!((first.id, other), (id, Some((kept, Epoch(2)))), "it may turn out to be damaged");
+        let keepers: Vec<&str> = record.keepers.iter().map(HostId::as_str).collect();
+        let mut both = backups.each_ref().map(String::as_str);
+        both.sort_unstable();
+        assert_eq!(keepers, both, "it may turn out to be damaged");
     }
 }
 
@@ -234,17 +227,16 @@ fn the_state_is_not_given_up_while_a_host_that_keeps_it_has_yet_to_report() {
 }
 
 #[test]
-fn without_a_host_that_keeps_the_state_it_starts_afresh_and_the_checkpoint_is_deleted() {
+fn without_a_host_that_keeps_the_state_it_starts_afresh_and_what_was_saved_before_is_void() {
     let mut cluster = Cluster::of(3).with(&["alice/exec-1"]);
     let reserved = cluster.backup_hosts("alice/exec-1")[0].clone();
-    let revision = cluster.view.checkpoints[&node("alice/exec-1")].revision;
     cluster.view.hosts.remove(&host(&reserved));
     cluster.kill_primary("alice/exec-1");
-    let plan = cluster.step();
-    assert_eq!(plan.assignments[0].checkpoint, CheckpointChange::Delete(revision));
+    cluster.step();
     let record = cluster.record("alice/exec-1");
     assert_eq!(record.primary.as_ref().unwrap().origin, Origin::Created);
     assert_eq!(record.incident.as_ref().unwrap().state, StateKept::Lost);
+    assert_eq!(record.keepers.len(), 0);
 }
 
 #[test]
@@ -252,7 +244,7 @@ fn places_reserved_on_all_hosts_that_are_left_do_not_keep_the_primary_out() {
     let mut cluster = Cluster::of(2).with(&["alice/exec-1"]);
     let (dead, reserved) =
         (cluster.primary_host("alice/exec-1"), cluster.backup_hosts("alice/exec-1")[0].clone());
-    cluster.view.checkpoints.clear();
+    cluster.disks.clear();
     cluster.lose(&dead);
     cluster.facts(&reserved).capacity.memory = MiB(512);
     cluster.step();
@@ -268,6 +260,9 @@ fn a_checkpoint_of_an_earlier_life_is_never_restored() {
         record.epoch = Epoch(5);
         record.incarnation = Epoch(5);
     });
+    let held = host(&cluster.backup_hosts("alice/exec-1")[0]);
+    let kept = cluster.disks.get_mut(&held).unwrap().get_mut(&node("alice/exec-1")).unwrap();
+    kept.complete[0].instance = crate::model::ids::InstanceId::from_uuid(uuid::Uuid::nil());
     cluster.kill_primary("alice/exec-1");
     cluster.step();
     assert_eq!(cluster.record("alice/exec-1").incident.as_ref().unwrap().state, StateKept::Lost);

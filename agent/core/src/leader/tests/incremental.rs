@@ -1,11 +1,16 @@
 //! The leader that follows a cluster decides as one that sees it for the first time.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::properties::{Event, NODES, apply, event};
 use super::sums;
 use crate::fixture::{BuiltIn, Cluster, Policy, reply};
-use crate::leader::{Decisions, Input, Leader, Outcome, Policies, Question, Reply, plan, plan_asking};
+use crate::leader::{
+    AskCopies, Decisions, Input, Leader, Outcome, Policies, Question, Reply, plan, plan_asking,
+};
+use crate::model::ids::{Epoch, InstanceId};
 use crate::model::view::Answer;
 use crate::policy::{BackupCountAnswer, BackupCountQuestion, Pick, PlacementAnswer, PlacementQuestion};
 
@@ -72,18 +77,33 @@ impl Followed {
         }
     }
 
+    /// Hosts that were asked say what they have by now.
+    fn hear(&mut self) {
+        let Self { leader, cluster, .. } = self;
+        leader.words.hear_all(|node, host| {
+            let (node, host, api) = (node.clone(), host.clone(), String::new());
+            let instance = InstanceId::from_uuid(uuid::Uuid::nil());
+            let ask = AskCopies { node, epoch: Epoch(0), instance, host, lease: 0, api };
+            cluster.says(&ask)
+        });
+    }
+
     /// Both come to the same, whatever there is to decide.
     fn agree(&mut self) -> Result<(), TestCaseError> {
         let now = self.cluster.now;
         self.leader.take(Input::View(self.cluster.view.clone()), now);
         sums::check(&self.leader);
+        self.hear();
         let deficits = self.leader.deficits.clone();
         let reported = self.cluster.view.nodes.keys().map(|node| (node.clone(), deficits.of(node)));
         let reported = reported.filter(|(_, short)| *short > 0).collect();
-        let (followed, so_far) = self.leader.clone().all(now, self.answer());
+        let copies = |ask: &AskCopies| self.cluster.says(ask);
+        let (followed, so_far) = self.leader.clone().all(now, self.answer(), copies);
         let (fresh, at_once) = match self.policy {
-            Some(_) => plan_asking(&self.cluster.view, &reported, &self.cluster.bounds, now, self.answer()),
-            None => plan(&self.cluster.view, &self.cluster.bounds, now),
+            Some(_) => {
+                plan_asking(&self.cluster.view, &reported, &self.cluster.bounds, now, self.answer(), copies)
+            }
+            None => plan(&self.cluster.view, &self.cluster.bounds, now, copies),
         };
         prop_assert_eq!(&followed.expiries, &fresh.expiries);
         let reported = |plan: &crate::leader::Plan| -> Vec<String> {
@@ -99,12 +119,15 @@ impl Followed {
     /// Has done what the leader wants, as far as `refused` lets it: each write that it names by a bit comes too late.
     fn step(&mut self, refused: u64) {
         let now = self.cluster.now;
+        self.hear();
         let mut decisions = self.leader.handle(Input::View(self.cluster.view.clone()), now);
         sums::check(&self.leader);
         let mut answer = self.answer();
         loop {
-            let Decisions { expiries, assignments, questions, .. } = decisions;
+            let Decisions { expiries, assignments, questions, copies, .. } = decisions;
             let (mut outcomes, decided_from) = (Vec::new(), self.leader.decided_from().clone());
+            let heard: BTreeMap<_, _> =
+                assignments.iter().map(|one| (one.node.clone(), self.leader.heard(&one.node))).collect();
             for expiry in &expiries {
                 let plan = crate::leader::Plan { expiries: vec![expiry.clone()], assignments: Vec::new() };
                 self.cluster.apply(&plan);
@@ -115,7 +138,8 @@ impl Followed {
                     outcomes.push(Input::Written(assignment.node.clone(), Outcome::Refused));
                     continue;
                 }
-                let broken = crate::invariants::broken_by(&decided_from, assignment);
+                let heard = heard.get(&assignment.node).cloned().unwrap_or_default();
+                let broken = crate::invariants::broken_by(&decided_from, &heard, assignment);
                 assert_eq!(broken, Vec::new(), "{assignment:?}");
                 let plan =
                     crate::leader::Plan { expiries: Vec::new(), assignments: vec![assignment.clone()] };
@@ -124,6 +148,15 @@ impl Followed {
                 outcomes.push(Input::Written(assignment.node.clone(), Outcome::Applied(revision)));
             }
             outcomes.extend(questions.into_iter().map(|question| Input::Reply(answer(question))));
+            for ask in copies {
+                if let Some(said) = self.cluster.says(&ask) {
+                    outcomes.push(Input::Copies(ask, said));
+                } else {
+                    self.leader.words.give_up((&ask.node, &ask.host));
+                    self.leader.look_at(&ask.node);
+                    outcomes.push(Input::Tick);
+                }
+            }
             if outcomes.is_empty() {
                 break;
             }
@@ -134,6 +167,7 @@ impl Followed {
                 decisions.expiries.extend(more.expiries);
                 decisions.assignments.extend(more.assignments);
                 decisions.questions.extend(more.questions);
+                decisions.copies.extend(more.copies);
             }
         }
         // What was refused is tried again a moment later.

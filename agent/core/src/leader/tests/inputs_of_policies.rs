@@ -77,8 +77,8 @@ fn a_policy_is_shown_the_labels_of_the_environment_and_of_the_checkpoints_by_the
     cluster.edit("alice/exec-1", |record| {
         record.spec.environment_labels.insert("tier".to_owned(), "gold".to_owned());
     });
-    let known = cluster.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
-    std::sync::Arc::make_mut(known).value.bytes = 40 << 20;
+    let known = cluster.facts(&primary).protection.get_mut(&node("alice/exec-1")).unwrap();
+    known.bytes = 40 << 20;
     for (interval, rate) in [(5, 8 << 10), (20, 2 << 10)] {
         cluster.bounds.checkpoint_interval = Duration::from_secs(interval);
         let mut policy = Listens { backups: 2, ..Listens::default() };

@@ -32,6 +32,8 @@ pub(super) enum Event {
     LoseCheckpoint(usize),
     MissCopy(usize, usize),
     RefuseCopies(usize, usize, bool),
+    Behind(usize, usize),
+    Silent(usize, bool),
     Lose(usize),
     Reopen(usize),
     Silence(usize),
@@ -61,6 +63,8 @@ pub(super) fn event() -> impl Strategy<Value = Event> {
         1 => (node.clone(), host.clone()).prop_map(|(node, host)| Event::MissCopy(node, host)),
         1 => (node.clone(), host.clone(), any::<bool>())
             .prop_map(|(node, host, refuses)| Event::RefuseCopies(node, host, refuses)),
+        1 => (node.clone(), host.clone()).prop_map(|(node, host)| Event::Behind(node, host)),
+        2 => (host.clone(), any::<bool>()).prop_map(|(host, silent)| Event::Silent(host, silent)),
         1 => node.clone().prop_map(Event::GiveUp),
         1 => (host.clone(), any::<bool>()).prop_map(|(host, unable)| Event::Unable(host, unable)),
         1 => (-100..400_i64).prop_map(Event::SetClock),
@@ -145,9 +149,14 @@ pub(super) fn apply(cluster: &mut Cluster, event: &Event) {
         Event::Arrive(at) => report_arrival(cluster, *at, Phase::Ready),
         Event::LoseArrival(at) => report_arrival(cluster, *at, dead("is not on this host")),
         Event::LoseCheckpoint(at) => {
-            cluster.view.checkpoints.remove(&node(NODES[*at]));
+            for disk in cluster.disks.values_mut() {
+                disk.remove(&node(NODES[*at]));
+            }
         }
         Event::MissCopy(at, by) => cluster.miss_copy(NODES[*at], &named(by)),
+        Event::Behind(at, by) => cluster.fall_behind(NODES[*at], &named(by)),
+        Event::Silent(at, true) => drop(cluster.silent.insert(host(&named(at)))),
+        Event::Silent(at, false) => drop(cluster.silent.remove(&host(&named(at)))),
         Event::RefuseCopies(at, by, refuses) => cluster.refuse_copies(NODES[*at], &named(by), *refuses),
         Event::Lose(at) => {
             if cluster.seen(&named(at)).is_open() {
@@ -244,10 +253,7 @@ fn new_members_are_where_they_may_be(before: &View, cluster: &Cluster) {
         hosts.sort();
         hosts.dedup();
         assert_eq!(hosts.len(), all, "{node}: each member has a host of its own");
-        let kept = |host: &HostId| {
-            was.touches(host)
-                || before.checkpoints.get(node).is_some_and(|known| known.value.on(host).is_some())
-        };
+        let kept = |host: &HostId| was.touches(host) || was.keepers.contains(host);
         for host in hosts.into_iter().filter(|host| !kept(host)) {
             let seen = &before.hosts[host];
             assert!(seen.accepts_work(), "{node}: {host} takes no work");
@@ -264,6 +270,7 @@ fn promised(view: &View, host: &HostId) -> MiB {
 
 /// Every host back, nothing draining, every record read, room for all: then every node must become whole.
 fn heal(cluster: &mut Cluster) {
+    cluster.silent.clear();
     cluster.view.quarantined.clear();
     let now = cluster.now.boottime;
     for name in cluster.view.hosts.keys().cloned().collect::<Vec<_>>() {
@@ -334,11 +341,10 @@ proptest! {
         for (node, known) in cluster.view.nodes.iter().rev() {
             reversed.nodes.insert(node.clone(), known.clone());
         }
-        reversed.checkpoints.extend(cluster.view.checkpoints.clone().into_iter().rev());
         reversed.quarantined.clone_from(&cluster.view.quarantined);
         prop_assert_eq!(
-            plan(&cluster.view, &cluster.bounds, cluster.now),
-            plan(&reversed, &cluster.bounds, cluster.now)
+            plan(&cluster.view, &cluster.bounds, cluster.now, |ask| cluster.says(ask)),
+            plan(&reversed, &cluster.bounds, cluster.now, |ask| cluster.says(ask))
         );
     }
 

@@ -4,7 +4,7 @@
 use crate::leader::Leader;
 use crate::leader::sums::{Amount, Side};
 use crate::model::ids::{Epoch, HostId, Role};
-use crate::model::records::Phase;
+use crate::model::records::{Age, Newest, Phase};
 use crate::model::units::{MiB, Vcpus};
 use crate::model::view::View;
 use crate::policy::{MemberCounts, Traffic};
@@ -76,9 +76,15 @@ fn members_and_traffic(leader: &Leader, host: &HostId) -> (MemberCounts, Traffic
             traffic.migrations_in += u32::from(&migration.to == host);
             traffic.migrations_out += u32::from(&migration.from == host);
         }
-        if let Some(checkpoint) = view.checkpoints.get(node).filter(|_| record.holds_places(node.role())) {
-            let rate = u32::try_from(checkpoint.value.bytes / 1024).unwrap() / seconds;
-            traffic.checkpoint_in_kib_s += if checkpoint.value.hosts.contains(host) { rate } else { 0 };
+        let facts = record.primary.as_ref().and_then(|primary| view.hosts.get(&primary.host)?.facts.as_ref());
+        let known = facts.and_then(|facts| facts.protection.get(node));
+        let known = known.filter(|known| known.incarnation == record.incarnation);
+        if let Some(known) = known.filter(|_| record.holds_places(node.role())) {
+            let rate = u32::try_from(known.bytes / 1024).unwrap() / seconds;
+            let mut here = record.backups.iter().filter(|backup| &backup.host == host);
+            let fresh = |place| Newest { place, age: Age::Fresh };
+            let takes = here.any(|backup| known.hosts.get(host) == Some(&fresh(backup.place)));
+            traffic.checkpoint_in_kib_s += if takes { rate } else { 0 };
             traffic.checkpoint_out_kib_s += if is_primary { rate } else { 0 };
         }
     }

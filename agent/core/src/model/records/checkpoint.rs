@@ -1,11 +1,15 @@
-//! Owns the record of a node's checkpoints.
+//! Owns what is said of a node's checkpoints: which there are, by the word of a host that has them, and how old they are,
+//! by the word of the primary's host.
 //!
-//! Promises: as `records`. Must not do: decide.
+//! Promises: as `records`; the first is never written to the store, and the second only when it changes from one of a few
+//! words to another. Must not do: decide.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Member;
 use crate::model::ids::{Epoch, HostId, InstanceId};
 use crate::model::units::UnixMillis;
 
@@ -15,7 +19,7 @@ use crate::model::units::UnixMillis;
 pub struct CheckpointId {
     /// The epoch of the primary that it was taken of.
     pub epoch: Epoch,
-    /// Counts from 1 within the epoch.
+    /// Grows within the epoch: milliseconds since the primary's host was booted, or one more than the last.
     pub sequence: u64,
 }
 
@@ -25,40 +29,84 @@ impl fmt::Display for CheckpointId {
     }
 }
 
-/// The newest complete checkpoint of a node: written only after every host in `hosts` has it durably (SAFE-3).
+/// A complete checkpoint, as the host that has it durably says (SAFE-3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CheckpointRecord {
-    /// The image. After a restore this is the image that was restored, the checkpoint 0 of the new epoch.
+pub struct Checkpoint {
+    /// Which.
     pub id: CheckpointId,
-    /// The epoch for which it holds; greater than `id.epoch` after a restore.
-    pub valid: Epoch,
     /// When the guest's state was taken.
     pub taken: UnixMillis,
     /// The instance whose state it is.
     pub instance: InstanceId,
     /// How long the guest stood still for it, in milliseconds.
     pub pause_ms: u64,
-    /// Size of the image in bytes.
-    pub bytes: u64,
-    /// The hosts that have it.
-    pub hosts: Vec<HostId>,
-    /// The one before it, with the hosts that have that one and not the newest: their state is older, and better than none.
-    /// After a restore the other one of the two, as long as nothing newer is recorded: should the one that was restored be
-    /// damaged, or its host be lost with it, there is that. Itself without an earlier one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub earlier: Option<Box<CheckpointRecord>>,
 }
 
-impl CheckpointRecord {
-    /// The newest, or the one that was restored, then the other.
-    pub fn copies(&self) -> impl Iterator<Item = &Self> {
-        std::iter::once(self).chain(self.earlier.as_deref())
+/// What a host has of a node's checkpoints, by its own word.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// Those that are complete and durable, and not known to be damaged.
+    pub complete: Vec<Checkpoint>,
+    /// Whether another one is on its way there.
+    #[serde(default)]
+    pub arriving: bool,
+    /// Whether there may be more: something of it could not be read, which says nothing of whether it is damaged.
+    #[serde(default)]
+    pub unsure: bool,
+}
+
+/// How old the newest checkpoint that a host has is beside those of other hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Age {
+    /// It was taken within a few intervals.
+    Fresh,
+    /// It was not: newer ones do not come to that host.
+    Behind,
+}
+
+/// What a backup's host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Newest {
+    /// The backup's [`Member::place`]: a host that is a backup again may have dropped what it had before.
+    pub place: u64,
+    /// How new.
+    pub age: Age,
+}
+
+/// How a node's state is protected, by the word of its primary's host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Protection {
+    /// The incarnation of the node that is spoken of.
+    pub incarnation: Epoch,
+    /// The backups' hosts that have a checkpoint of it. A host without one is not listed.
+    pub hosts: BTreeMap<HostId, Newest>,
+    /// What a copy of a checkpoint takes, in bytes: rounded up to a power of two, and followed downwards only when it is a
+    /// quarter of that.
+    pub bytes: u64,
+}
+
+impl Protection {
+    /// How new a backup's newest checkpoint is; none where it has none.
+    #[must_use]
+    pub fn age_at(&self, backup: &Member) -> Option<Age> {
+        let newest = self.hosts.get(&backup.host);
+        newest.filter(|newest| newest.place == backup.place).map(|newest| newest.age)
     }
 
-    /// The newest that a host has.
+    /// Whether a backup's newest checkpoint is about as new as there is.
     #[must_use]
-    pub fn on(&self, host: &HostId) -> Option<&Self> {
-        self.copies().find(|copy| copy.hosts.contains(host))
+    pub fn is_fresh_at(&self, backup: &Member) -> bool {
+        self.age_at(backup) == Some(Age::Fresh)
+    }
+
+    /// Whether a host got the newest checkpoints to the last, whatever has become of its part.
+    #[must_use]
+    pub fn was_fresh_on(&self, host: &HostId) -> bool {
+        self.hosts.get(host).is_some_and(|newest| newest.age == Age::Fresh)
     }
 }

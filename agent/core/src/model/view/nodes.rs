@@ -256,6 +256,7 @@ mod tests {
             lease: 1,
             instance: of.map(instance),
             origin: Origin::Created,
+            place: 0,
         });
         record.primary = members.next();
         record.backups = members.collect();

@@ -1,8 +1,7 @@
-//! Owns the images of checkpoints between their being saved and the last word of core about them: they are sent, recorded
-//! (`effects::store` writes), and deleted.
+//! Owns the images of checkpoints between their being saved and the last word of core about them: they are sent and deleted.
 //!
 //! Promises: what goes on with an image ends with core's word, or with the runtime, and then nothing of it stays; each end is
-//! told, but of what core has ended itself. Must not do: decide who gets one, for how long, or what is recorded.
+//! told, but of what core has ended itself. Must not do: decide who gets one, or for how long.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -14,14 +13,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 use tokio::time::Instant;
 use understudy_core::death::CopyFault;
-use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job, Recorded};
+use understudy_core::host::{CopyEvent, Destination, HostAction, Input, Job};
 use understudy_core::model::ids::{HostId, NodeId};
-use understudy_core::model::records::{CheckpointId, CheckpointRecord};
+use understudy_core::model::records::CheckpointId;
 
 use super::trackers::Segment;
 use crate::exit::chain;
 use crate::peers::{self, Peer, Security, SendError, Shipment};
-use crate::runtime::effects::store;
 use crate::runtime::{Event, Runtime};
 
 /// How often it is told at the most that a host goes on accepting: a small part of the time that it may pause.
@@ -197,30 +195,6 @@ impl Runtime {
     pub(in crate::runtime) fn discard(&mut self, node: NodeId, id: CheckpointId) {
         self.copies.0.remove(&(node, id));
     }
-
-    pub(in crate::runtime) fn record(
-        &self,
-        node: NodeId,
-        revision: u64,
-        replaces: Option<u64>,
-        record: CheckpointRecord,
-    ) {
-        let reporter = Reporter { node, id: record.id, sender: self.sender.clone() };
-        let parts = self.parts.clone();
-        self.parts.tasks.spawn("record of a checkpoint", async move {
-            let recorded = store::record_checkpoint(&parts, &reporter.node, (revision, replaces), &record).await;
-            match &recorded {
-                Recorded::Written(_) => {}
-                Recorded::Refused => {
-                    tracing::info!(node = %reporter.node, checkpoint = %reporter.id, "a checkpoint is void, its node has changed");
-                }
-                Recorded::Unknown(error) => {
-                    tracing::warn!(node = %reporter.node, checkpoint = %reporter.id, %error, "a checkpoint may not be recorded, taking another");
-                }
-            }
-            reporter.report(CopyEvent::Recorded(recorded));
-        });
-    }
 }
 
 async fn send(
@@ -258,11 +232,9 @@ async fn send(
         SendError::Refused { .. } | SendError::Lacks { .. } => {
             CopyEvent::Failed { host, fault: CopyFault::Refused { detail } }
         }
-        SendError::Reach { .. }
-        | SendError::Silent { .. }
-        | SendError::Security { .. }
-        | SendError::Broken(_)
-        | SendError::Ask(_) => CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } },
+        SendError::Reach(_) | SendError::Broken(_) | SendError::Ask(_) => {
+            CopyEvent::Failed { host, fault: CopyFault::Unreachable { detail } }
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Owns the saving of one checkpoint: the guest's state into a file of a tmpfs, from there into what each host lacks of it, and
 //! what is said of it.
 //!
-//! Promises: what nobody waits for any more is not read on. Must not do: send or record it.
+//! Promises: what nobody waits for any more is not read on. Must not do: send it.
 
+mod ask;
 mod copies;
 mod kept;
 mod trackers;
@@ -15,6 +16,7 @@ use understudy_checkpoint::Description;
 use understudy_core::host::{HostAction, Job, Outcome, Saved};
 use understudy_core::model::records::CheckpointId;
 
+pub use ask::{kept_on, said};
 pub(in crate::runtime) use copies::Copies;
 pub(in crate::runtime) use kept::tell;
 pub use kept::{Keeping, keep_ready};

@@ -1,5 +1,5 @@
-//! Owns what this agent writes into the store of its own accord: its facts, the checkpoints that it took; and, in the modules
-//! below, what the leader plans and the requests of the lease.
+//! Owns what this agent writes into the store of its own accord: its facts; and, in the modules below, what the leader plans and
+//! the requests of the lease.
 //!
 //! Promises: every write is on condition of what it was decided from, and how it went comes back. Must not do: decide what is
 //! written, or follow the store (`store_cache` does).
@@ -10,9 +10,7 @@ pub(super) mod lease;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
-use understudy_core::host::Recorded;
-use understudy_core::model::ids::NodeId;
-use understudy_core::model::records::{CheckpointRecord, HostFacts};
+use understudy_core::model::records::HostFacts;
 use understudy_core::transaction::Transaction;
 use understudy_store::{Committed, Revision};
 
@@ -44,23 +42,4 @@ pub(in crate::runtime) fn write_facts(
         };
         let _ = sender.send(Event::Published(written));
     });
-}
-
-/// Records a checkpoint: over the revisions that it was decided from, and no others (SAFE-3, SAFE-4).
-pub(super) async fn record_checkpoint(
-    parts: &Parts,
-    node: &NodeId,
-    (revision, replaces): (u64, Option<u64>),
-    record: &CheckpointRecord,
-) -> Recorded {
-    let key = Key::Checkpoint(node.clone());
-    let write = Transaction::new()
-        .when(Key::Node(node.clone()), Some(revision))
-        .when(key.clone(), replaces)
-        .put(key, record);
-    match parts.store.commit(&write.into()).await {
-        Ok(Committed::Applied { revision }) => Recorded::Written(revision.0),
-        Ok(Committed::Refused { .. }) => Recorded::Refused,
-        Err(error) => Recorded::Unknown(chain(&error)),
-    }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::death::CopyFault;
-use crate::host::input::{CopyEvent, Recorded, Saved, Shown};
+use crate::host::input::{CopyEvent, Saved, Shown};
 use crate::host::migration::Presence;
 use crate::model::records::{CheckpointId, Service};
 
@@ -82,13 +82,11 @@ fn answer(step: MigrationStep, how: usize) -> MigrationAnswer {
 }
 
 fn copy_event(host: HostId, how: usize) -> CopyEvent {
-    match how % 7 {
+    match how % 5 {
         0 => CopyEvent::Accepted { host, bytes: 1 << 19, of: 1 << 20 },
         1 => CopyEvent::Failed { host, fault: CopyFault::Stalled },
         2 => CopyEvent::Unreadable { host, detail: "gone".to_owned() },
-        3 => CopyEvent::Recorded(Recorded::Unknown("no answer".to_owned())),
-        4 => CopyEvent::Recorded(Recorded::Written(u64::MAX)),
-        5 => CopyEvent::Lacks { host, detail: "nothing".to_owned() },
+        3 => CopyEvent::Lacks { host, detail: "nothing".to_owned() },
         _ => CopyEvent::Durable(host),
     }
 }

@@ -208,8 +208,7 @@ fn a_restore_that_does_not_come_about_is_left_to_another_host_that_has_a_copy() 
         let (me, instance) = cluster.primary("alice/exec-1");
         let other = cluster.view.hosts.keys().find(|host| **host != me).unwrap().clone();
         if elsewhere {
-            let known = cluster.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
-            std::sync::Arc::make_mut(known).value.hosts.push(other.clone());
+            cluster.edit("alice/exec-1", |record| record.keepers.extend([other.clone()]));
         }
         if !able {
             cluster.facts(other.as_str()).unable.insert(crate::service::Service::Guard);
@@ -235,8 +234,7 @@ fn restoring_with_a_copy_elsewhere() -> (Rig, InstanceId, HostId) {
     cluster.step();
     let (me, instance) = cluster.primary("alice/exec-1");
     let other = cluster.view.hosts.keys().find(|host| **host != me).unwrap().clone();
-    let known = cluster.view.checkpoints.get_mut(&node("alice/exec-1")).unwrap();
-    std::sync::Arc::make_mut(known).value.hosts.push(other.clone());
+    cluster.edit("alice/exec-1", |record| record.keepers.extend([other.clone()]));
     let mut rig = Rig::new(cluster, me.as_str(), 0);
     rig.tick();
     (rig, instance, other)
@@ -282,7 +280,7 @@ fn a_restore_that_is_wanted_elsewhere_is_no_condition() {
 fn two_hosts_that_both_cannot_restore_it_do_not_pass_it_to_each_other() {
     let (mut rig, instance, other) = restoring_with_a_copy_elsewhere();
     let death = Death::NotRestored { detail: "no room".to_owned() };
-    let cause = crate::death::CooldownCause::Died { death, epoch: Epoch(1) };
+    let cause = crate::death::CooldownCause::Died { death, epoch: Epoch(1), from: None };
     let (cooldown, at) = (rig.cluster.bounds.cooldown, rig.cluster.now.wall);
     rig.cluster.edit("alice/exec-1", |record| {
         record.cooldowns.push(crate::death::Cooldown { host: other, cause, at });
@@ -303,7 +301,7 @@ fn a_restore_is_not_left_to_a_host_without_room_nor_to_one_that_another_clock_sa
     for ahead in [false, true] {
         let (mut rig, instance, other) = restoring_with_a_copy_elsewhere();
         let death = Death::NotRestored { detail: "no room".to_owned() };
-        let cause = crate::death::CooldownCause::Died { death, epoch: Epoch(1) };
+        let cause = crate::death::CooldownCause::Died { death, epoch: Epoch(1), from: None };
         let at = rig.cluster.now.wall + Duration::from_secs(600);
         rig.cluster.edit("alice/exec-1", |record| {
             record.backups.clear();

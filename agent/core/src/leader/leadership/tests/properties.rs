@@ -223,7 +223,7 @@ impl Course {
         for effect in effects {
             match effect {
                 Effect::Ask(asking, _) => decides(&asking.term),
-                Effect::Judged(term, _) => decides(term),
+                Effect::Judged(term, _) | Effect::AskCopies(term, _) => decides(term),
                 Effect::Write(request) => {
                     let term = request.id.term.unwrap();
                     decides(&term);
@@ -268,6 +268,7 @@ fn ended(effect: &Effect) -> Option<Term> {
         | Effect::Bid(_)
         | Effect::Resign(_)
         | Effect::Ask(..)
+        | Effect::AskCopies(..)
         | Effect::Write(_)
         | Effect::Judged(..) => None,
     }

@@ -220,7 +220,11 @@ impl Rig {
             match effect {
                 Effect::Write(request) => self.writes.push((**request).clone()),
                 Effect::Ask(asking, question) => self.asked.push((*asking, question.clone())),
-                Effect::Bid(_) | Effect::Resign(_) | Effect::Judged(..) | Effect::Notice(_) => {}
+                Effect::Bid(_)
+                | Effect::Resign(_)
+                | Effect::AskCopies(..)
+                | Effect::Judged(..)
+                | Effect::Notice(_) => {}
             }
         }
     }
