@@ -41,6 +41,8 @@ pub struct Metrics {
     ready_images_left_out: IntGauge,
     instances: IntGaugeVec,
     emulated: IntGauge,
+    checkpoint_tier: IntGaugeVec,
+    snapshots_failed: IntCounter,
     checkpoint_age: GaugeVec,
     /// The newest ones of the primaries here, and when they were taken: their ages are worked out when somebody asks.
     newest_checkpoints: Mutex<BTreeMap<NodeId, (CheckpointId, UnixMillis)>>,
@@ -107,6 +109,11 @@ impl Metrics {
         registry.register(Box::new(checkpoint_age.clone()))?;
         let deaths = IntCounter::new("instance_deaths_total", "Deaths of qemu processes seen on this host")?;
         registry.register(Box::new(deaths.clone()))?;
+        let snapshots_failed = IntCounter::new(
+            "checkpoint_snapshots_failed_total",
+            "Snapshots that failed, so that a checkpoint was taken by a save, which holds its guest up",
+        )?;
+        registry.register(Box::new(snapshots_failed.clone()))?;
         let gateway_connections =
             IntCounter::new("gateway_connections_total", "Connections of terminals since the agent started")?;
         registry.register(Box::new(gateway_connections.clone()))?;
@@ -153,6 +160,12 @@ impl Metrics {
                 "emulated",
                 "1 where instances are emulated because KVM does not work on this host, though emulation was not asked for",
             )?,
+            checkpoint_tier: gauges(
+                &["tier"],
+                "checkpoint_tier",
+                "1 at the means by which this host takes checkpoints: background, or saved, which holds guests up",
+            )?,
+            snapshots_failed,
             checkpoint_age,
             newest_checkpoints: Mutex::default(),
             checkpoint_pause: histogram(
@@ -201,6 +214,17 @@ impl Metrics {
     /// Until the agent is started again.
     pub(crate) fn emulates(&self) {
         self.emulated.set(1);
+    }
+
+    /// Until the agent is started again.
+    pub(crate) fn checkpoint_tier(&self, background: bool) {
+        for (tier, used) in [("background", background), ("saved", !background)] {
+            self.checkpoint_tier.with_label_values(&[tier]).set(i64::from(used));
+        }
+    }
+
+    pub(crate) fn snapshot_failed(&self) {
+        self.snapshots_failed.inc();
     }
 
     /// What is kept here for others.

@@ -29,7 +29,7 @@ use crate::peers::Security;
 use crate::peers::identity::{Identity, IdentityError, Look};
 use crate::peers::listener::{Caller, PeerListener};
 use crate::policy_manager::Policies;
-use crate::runtime::{Event, Members, Parts, Runtime, Snapshot, Trackers, keep_ready};
+use crate::runtime::{Event, Members, Parts, Runtime, Snapshot, Trackers, find_tier, keep_ready};
 use crate::tasks::Tasks;
 
 /// Between two attempts at something that the agent cannot do without at its start.
@@ -79,6 +79,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     watch_capacity(parts.clone(), runtime.events());
     tell_checkpoint_faults(&faults, &runtime.events());
     keep_ready(&parts, &runtime.events(), parts.images.nodes());
+    find_tier(parts.clone(), runtime.events());
     watch_load(&parts.tasks, runtime.events());
     watch_role_disks(parts.clone(), runtime.events());
     if let Security::Certificates(identity) = &parts.security {
@@ -128,6 +129,7 @@ async fn parts(config: Config) -> Result<(Parts, Vec<String>), Failure> {
         images: Arc::new(images),
         keeping: Default::default(),
         ready_images: Arc::new(ready_images),
+        checkpoint_tier: Default::default(),
         trackers: Trackers::default(),
         security,
         members: Members::default(),

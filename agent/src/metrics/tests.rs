@@ -185,7 +185,10 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
     metrics.checkpoint_done(&nodes[2], (CHECKPOINT, UnixMillis(52_500)), 40, 1 << 20);
     metrics.cluster_seen((&view, &me()), &report, true, Some(Duration::from_millis(4_500)), &busy);
     metrics.kept(2, 1);
-    let shown = |wanted: [(&str, &[&str]); 13]| {
+    metrics.checkpoint_tier(true);
+    metrics.checkpoint_tier(false);
+    metrics.snapshot_failed();
+    let shown = |wanted: [(&str, &[&str]); 15]| {
         for (metric, wanted) in wanted {
             assert_eq!(lines(&metrics, &format!("understudy_{metric}")), wanted, "{metric}");
         }
@@ -197,6 +200,8 @@ fn what_the_cluster_lacks_what_the_pool_has_and_how_old_a_checkpoint_is_follow_t
         ("checkpoint_copy_faults", &[" 1"]),
         ("checkpoints_damaged", &[" 2"]),
         ("ready_images_left_out", &[" 1"]),
+        ("checkpoint_tier", &["{tier=\"background\"} 0", "{tier=\"saved\"} 1"]),
+        ("checkpoint_snapshots_failed_total", &[" 1"]),
         ("leader", &[" 1"]),
         ("lease_remaining_seconds", &[" 4.5"]),
         (
@@ -241,6 +246,7 @@ fn everything() -> String {
     metrics.checkpoint_done(&node, (CHECKPOINT, UnixMillis(1)), 40, 1);
     metrics.invariant_broken("SAFE-6");
     metrics.death_seen();
+    metrics.checkpoint_tier(true);
     metrics.text(UnixMillis(0))
 }
 

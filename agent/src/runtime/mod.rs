@@ -39,7 +39,7 @@ use understudy_hypervisor::permit::Permits;
 use understudy_hypervisor::{Hypervisor, Template, process};
 use understudy_store::Store;
 
-pub use effects::checkpoint::{Keeping, Trackers, keep_ready, kept_on, said};
+pub use effects::checkpoint::{CheckpointTier, Keeping, Trackers, find_tier, keep_ready, kept_on, said};
 pub use effects::fence::{LeaseEvent, Members, OpenStore};
 pub use event::Event;
 pub use leader::{admission, trial};
@@ -84,6 +84,8 @@ pub struct Parts {
     pub ready_images: Arc<ReadyImages>,
     /// For which nodes that is seen to at present.
     pub keeping: Keeping,
+    /// By what means the checkpoints of this host's primaries are taken.
+    pub checkpoint_tier: CheckpointTier,
     /// What is known of the pages of this host's primaries.
     pub trackers: Trackers,
     /// What this host's peers are known by.

@@ -117,6 +117,7 @@ impl Rig {
             ),
             images: Arc::new(images),
             keeping: Default::default(),
+            checkpoint_tier: Default::default(),
             trackers: Default::default(),
             security: Default::default(),
             members: Default::default(),

@@ -134,6 +134,7 @@ impl Agent {
             ready_images: Arc::new(ReadyImages::open(images.clone(), &home.join("ready"), 0).unwrap()),
             images: Arc::new(images),
             keeping: Default::default(),
+            checkpoint_tier: Default::default(),
             trackers: Default::default(),
             security,
             members: Default::default(),

@@ -9,9 +9,12 @@ use axum::body::Body;
 use axum::http::StatusCode;
 use axum::routing::put;
 use understudy_core::model::records::{Age, HostFacts};
+use understudy_hypervisor::Tier;
+use understudy_hypervisor::fake::{Fault, Operation};
 use understudy_store::{Committed, Txn};
 
 use super::*;
+use crate::runtime::effects::checkpoint::settle;
 
 fn protected() -> NodeId {
     "alice/exec-1".parse().unwrap()
@@ -193,4 +196,55 @@ async fn what_goes_on_with_an_image_ends_with_what_it_was_decided_from() {
         assert!(started.elapsed() < LIMIT, "the copy goes on");
         rig.turn().await;
     }
+}
+
+impl Rig {
+    /// This host's trial has come to this; checkpoints go on until one is recorded.
+    async fn takes_one(&mut self, tier: Tier) -> Vec<String> {
+        let (parts, events) = (self.runtime.parts.clone(), self.runtime.events());
+        settle(&parts, &events, tier);
+        let started = std::time::Instant::now();
+        while self.protection().is_empty() {
+            assert!(started.elapsed() < LIMIT, "no checkpoint");
+            self.turn().await;
+        }
+        let text = parts.metrics.text(now().wall);
+        text.lines()
+            .filter_map(|line| line.strip_prefix("understudy_checkpoint_"))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+fn has(metrics: &[String], line: &str) -> bool {
+    metrics.iter().any(|metric| metric == line)
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_a_snapshot_where_the_trial_says_so() {
+    let (mut rig, ..) = Rig::protects(&[Peer::Takes]).await;
+    rig.hypervisor.set_failing(Operation::Save, Some(Fault::Refused));
+    let metrics = rig.takes_one(Tier::Background).await;
+    assert!(has(&metrics, "tier{tier=\"background\"} 1") && has(&metrics, "tier{tier=\"saved\"} 0"));
+    assert!(has(&metrics, "snapshots_failed_total 0"), "{metrics:?}");
+    assert!(rig.runtime.conditions.is_empty(), "{:?}", rig.runtime.conditions);
+}
+
+#[tokio::test]
+async fn after_a_snapshot_that_broke_off_the_checkpoint_is_a_save() {
+    let (mut rig, ..) = Rig::protects(&[Peer::Takes]).await;
+    rig.hypervisor.break_snapshot(instance(1));
+    let metrics = rig.takes_one(Tier::Background).await;
+    assert!(has(&metrics, "snapshots_failed_total 1"), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn where_the_trial_says_no_a_checkpoint_is_a_save_and_the_host_says_why() {
+    let (mut rig, ..) = Rig::protects(&[Peer::Takes]).await;
+    rig.hypervisor.set_failing(Operation::Snapshot, Some(Fault::Refused));
+    let metrics = rig.takes_one(Tier::Saved { reason: "set the sysctl".to_owned() }).await;
+    assert!(has(&metrics, "tier{tier=\"background\"} 0") && has(&metrics, "tier{tier=\"saved\"} 1"));
+    assert!(has(&metrics, "snapshots_failed_total 0"), "none is tried: {metrics:?}");
+    let told = rig.runtime.conditions.values().any(|text| text.ends_with("set the sysctl"));
+    assert!(told, "{:?}", rig.runtime.conditions);
 }

@@ -1,15 +1,15 @@
-//! Owns the saving of one checkpoint: the guest's state into a file of a tmpfs, from there into what each host lacks of it, and
-//! what is said of it.
+//! Owns the taking of one checkpoint: the guest's state into memory, from there into what each host lacks of it, and what is
+//! said of it.
 //!
 //! Promises: what nobody waits for any more is not read on. Must not do: send it.
 
 mod ask;
 mod copies;
 mod kept;
+mod tier;
 mod trackers;
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 use understudy_checkpoint::Description;
@@ -20,15 +20,15 @@ pub use ask::{kept_on, said};
 pub(in crate::runtime) use copies::Copies;
 pub(in crate::runtime) use kept::tell;
 pub use kept::{Keeping, keep_ready};
+#[cfg(test)]
+pub(in crate::runtime) use tier::settle;
+pub use tier::{CheckpointTier, find_tier};
 pub use trackers::Trackers;
 
 use crate::exit::chain;
 use crate::peers::Shipment;
 use crate::runtime::{Event, Parts, now};
 use copies::{Outgoing, Taken};
-
-/// Saving the memory of a small guest takes a few hundred ms; emulated on a busy machine, seconds.
-const SAVE: Duration = Duration::from_secs(30);
 
 /// Under which key a manifest's description has the guest's address.
 pub(super) const ADDRESS: &str = "address";
@@ -53,10 +53,7 @@ fn take(parts: &Parts, image: &Outgoing, job: &Job) -> Result<Saved, String> {
     };
     let memory = job.memory.ok_or_else(|| "the instance is not known".to_owned())?;
     let (path, taken) = (image.path(), now().wall);
-    let _ = std::fs::remove_file(path);
-    let saved = parts.hypervisor.save_memory(*instance, path, SAVE).map_err(|error| chain(&error))?;
-    let file =
-        std::fs::File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let (saved, file) = tier::take_state(parts, *instance, path)?;
     let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
     let tracked = parts.trackers.of(*instance);
     // A panic in the middle of an image leaves what the next one sets right.
