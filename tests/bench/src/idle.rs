@@ -14,6 +14,7 @@ use understudy_lab::cluster::{AGENT, GUARD};
 
 use crate::daemon::usage;
 use crate::row::Row;
+use crate::writes::{Records, Writes};
 
 /// How long each watch is: at rest agent and guard use some forty milliseconds of processor time, of which the kernel's
 /// clock shows steps of ten.
@@ -31,9 +32,12 @@ pub(crate) fn at_rest(stage: &Stage) -> Result<Vec<Row>> {
     Ok(vec![cpu, Row::stated("agent-idle: resident memory", "MiB", &watched.largest())])
 }
 
-/// Watches while two protected nodes are checkpointed.
-pub(crate) fn protecting(stage: &Stage) -> Result<Row> {
-    Ok(Row::stated("agent-idle: with two protected nodes", "%", &watch(stage)?.busiest()))
+/// Watches while two protected nodes are checkpointed: what that takes, and what is written to the store meanwhile.
+pub(crate) fn protecting(stage: &Stage) -> Result<Vec<Row>> {
+    let watched = watch(stage)?;
+    let cpu = Row::stated("agent-idle: with two protected nodes", "%", &watched.busiest());
+    let others = Row::stated("checkpoint-store: writes in 10 s", "", &watched.writes).at_most(0.0);
+    Ok(vec![cpu, others, Row::stated("checkpoint-store: reports of load in 10 s", "", &watched.loads)])
 }
 
 /// What agent and guard of each host used together, watch by watch.
@@ -42,6 +46,9 @@ struct Watched {
     cpu: Vec<Vec<f64>>,
     /// Resident memory in MiB at the end of each watch, of each host.
     memory: Vec<Vec<f64>>,
+    /// Writes to the cluster's records, watch by watch: reports of another load, and all others.
+    loads: Vec<f64>,
+    writes: Vec<f64>,
 }
 
 impl Watched {
@@ -79,8 +86,10 @@ fn watch(stage: &Stage) -> Result<Watched> {
         let [agent, guard] = [usage(pair[0])?, usage(pair[1])?];
         Ok((agent.0 + guard.0, agent.1 + guard.1))
     };
-    let mut watched = Watched { cpu: vec![Vec::new(); hosts.len()], memory: vec![Vec::new(); hosts.len()] };
+    let each = || vec![Vec::new(); hosts.len()];
+    let mut watched = Watched { cpu: each(), memory: each(), loads: Vec::new(), writes: Vec::new() };
     for _ in 0..WATCHES {
+        let records = Records::read(stage)?;
         let before = hosts.iter().map(used).collect::<Result<Vec<_>>>()?;
         let begun = Instant::now();
         // The figure is of a span of time: there is no condition to wait for.
@@ -91,6 +100,9 @@ fn watch(stage: &Stage) -> Result<Watched> {
             watched.cpu[host].push((time - before.0) / span * 100.0);
             watched.memory[host].push(memory);
         }
+        let Writes { loads, others } = Records::read(stage)?.since(&records);
+        watched.loads.push(f64::from(u32::try_from(loads)?));
+        watched.writes.push(f64::from(u32::try_from(others)?));
     }
     Ok(watched)
 }

@@ -18,6 +18,7 @@ pub mod policies;
 mod rest;
 mod row;
 pub mod scale;
+mod writes;
 
 pub use row::{Row, print};
 
@@ -109,7 +110,7 @@ fn measure(stage: &Stage, artifacts: &Artifacts, name: Option<&str>, say: &dyn F
     say("waiting for a whole terminal");
     stage.create("alice", &artifacts.root.join("config/terminals/alice.toml"))?;
     if wanted("agent-idle") {
-        rows.push(idle::protecting(stage)?);
+        rows.extend(idle::protecting(stage)?);
     }
     if wanted("failover-display") {
         say("failover-display");
