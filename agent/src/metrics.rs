@@ -111,7 +111,7 @@ impl Metrics {
         registry.register(Box::new(deaths.clone()))?;
         let snapshots_failed = IntCounter::new(
             "checkpoint_snapshots_failed_total",
-            "Snapshots that failed, so that a checkpoint was taken by a save, which holds its guest up",
+            "Snapshots that failed: the checkpoint was a save, which holds its guest up, or there was none",
         )?;
         registry.register(Box::new(snapshots_failed.clone()))?;
         let gateway_connections =

@@ -144,6 +144,39 @@ impl Domain {
             .collect()
     }
 
+    /// By what others than qemu itself write into the guest's memory, or may: what is saved of that while the guest runs is not
+    /// of one moment.
+    pub(crate) fn shared_memory(&self) -> Option<String> {
+        let backing = self.0.child("memoryBacking");
+        let access =
+            backing.and_then(|backing| backing.child("access")).and_then(|one| one.attribute("mode"));
+        let source =
+            backing.and_then(|backing| backing.child("source")).and_then(|one| one.attribute("type"));
+        let outside =
+            |device: &&Element| device.name == "filesystem" || device.attribute("type") == Some("vhostuser");
+        let device = self.devices().and_then(|devices| devices.elements().find(outside));
+        match (access, source, device) {
+            (Some("shared"), ..) => Some("memoryBacking/access mode 'shared'".to_owned()),
+            (_, Some(source @ ("file" | "memfd")), _) => {
+                Some(format!("memoryBacking/source type '{source}'"))
+            }
+            (_, _, Some(device)) => Some(format!("a device '{}' outside of qemu", device.name)),
+            (_, _, None) => None,
+        }
+    }
+
+    /// What the graphics cards have, as far as the description says it (in KiB).
+    pub(crate) fn video_memory(&self) -> MiB {
+        let models = self.devices().into_iter().flat_map(|devices| devices.all("video"));
+        let models = models.filter_map(|video| video.child("model"));
+        let kib = |model: &Element| -> u64 {
+            let of =
+                |name: &str| model.attribute(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+            (of("ram") + of("vram") + of("vgamem")) * of("heads").max(1)
+        };
+        MiB(models.map(kib).sum::<u64>().div_ceil(1024))
+    }
+
     pub(crate) fn role_disk(&self) -> Option<PathBuf> {
         let disk = self.disks().into_iter().find(|disk| disk.serial.as_deref() == Some(ROLE_DISK_SERIAL))?;
         disk.source

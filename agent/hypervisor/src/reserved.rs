@@ -37,10 +37,10 @@ const HEAD_BYTES: usize = 92;
 const PADDING: usize = 64 << 10;
 /// A page of 4096 bytes has a head of 8, and each block's first one its name: less than 1 in 256.
 const HEADS: u64 = 256;
-/// Firmware, the memory of a graphics card and the state of the devices. What is more is taken when it comes.
+/// Firmware, a plain graphics card and the state of the devices. More is not taken: the snapshot breaks off.
 const DEVICES: u64 = 24 << 20;
 /// What stays free for everything else on the host.
-const SPARE: u64 = 64 << 20;
+const SPARE: u64 = 256 << 20;
 
 /// Memory that was reserved.
 #[derive(Debug)]
@@ -72,6 +72,8 @@ impl Reserved {
                 return Err(error.into());
             }
         }
+        // qemu must not take from the host what nobody has looked for.
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW))?;
         file.write_all(header)?;
         Ok(Self { file })
     }
@@ -81,10 +83,11 @@ impl Reserved {
         self.file.as_fd()
     }
 
-    /// Takes no more: whoever writes on gets an error, as from a pipe whose reader is gone.
+    /// Takes no more: whoever writes on gets an error, as from a pipe whose reader is gone. The memory is free again, whoever
+    /// holds the file.
     pub(crate) fn close(&self) -> io::Result<()> {
         fcntl(&self.file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE))?;
-        Ok(())
+        self.file.set_len(0)
     }
 
     /// What was written, to be read from its beginning, and its length in bytes. The rest of the memory is free again.
@@ -143,6 +146,15 @@ mod tests {
         let mut other = File::from(reserved.as_fd().try_clone_to_owned().unwrap());
         other.write_all(b"a").unwrap();
         reserved.close().unwrap();
+        assert_eq!(other.write_all(b"b").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(other.metadata().unwrap().len(), 0, "nothing is held for it");
+    }
+
+    #[test]
+    fn more_than_was_reserved_is_not_taken_from_the_host() {
+        let reserved = Reserved::new(b"", 4096).unwrap();
+        let mut other = File::from(reserved.as_fd().try_clone_to_owned().unwrap());
+        other.write_all(&[7; 4096]).unwrap();
         assert_eq!(other.write_all(b"b").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
     }
 

@@ -98,6 +98,14 @@ pub enum SnapshotError {
         /// Which disk.
         disk: PathBuf,
     },
+    /// Others write into its memory than those whom qemu can hold back.
+    #[error("instance {id} has {what}: a snapshot of it would not be of one moment, it is saved instead")]
+    SharedMemory {
+        /// Which instance.
+        id: InstanceId,
+        /// What of its description.
+        what: String,
+    },
     /// It does not run, so that a snapshot would not be of a moment of its life.
     #[error("instance {0} does not run")]
     NotRunning(InstanceId),
@@ -202,6 +210,37 @@ pub enum SnapshotError {
     },
 }
 
+impl SnapshotError {
+    /// Whether a save may do what the snapshot did not: the instance itself, its host or its qemu does not suit. Not where time,
+    /// memory or libvirtd was short, or the instance stands still: a save that holds it up needs all of these too.
+    #[must_use]
+    pub fn is_for_a_save(&self) -> bool {
+        match self {
+            Self::WritableDisk { .. }
+            | Self::SharedMemory { .. }
+            | Self::Describe(_)
+            | Self::Broken { .. } => true,
+            Self::Begin { source, .. } => match source {
+                MonitorError::Refused { .. }
+                | MonitorError::NotTaken { .. }
+                | MonitorError::Answer { .. } => true,
+                MonitorError::Ask { .. } | MonitorError::NoEnd { .. } => false,
+            },
+            Self::NoInstance(_)
+            | Self::NotRunning(_)
+            | Self::Busy { .. }
+            | Self::Look { .. }
+            | Self::Memory { .. }
+            | Self::Reset { .. }
+            | Self::Lost { .. }
+            | Self::TimedOut { .. }
+            | Self::Leave { .. }
+            | Self::Image(_)
+            | Self::StandsStill { .. } => false,
+        }
+    }
+}
+
 /// Why it is not known by what means memory can be saved here. It may be known later.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -211,6 +250,9 @@ pub enum ProbeError {
     /// libvirt could not be asked.
     #[error("cannot try a snapshot")]
     Ask(#[source] CallError),
+    /// The host was too busy, or had no memory for it.
+    #[error("the trial of a snapshot came to no end: {0}")]
+    Later(String),
     /// What an earlier trial left is still there.
     #[error("cannot remove the guest of an earlier trial")]
     Remove(#[source] Box<crate::error::DestroyError>),

@@ -92,3 +92,34 @@ fn memory_is_read_in_every_unit_that_a_template_may_use() {
         assert_eq!(domain.memory().ok(), want.map(MiB), "{given}");
     }
 }
+
+#[test]
+fn memory_that_others_write_into_is_found() {
+    let with = |before: &str, device: &str| {
+        let text = LIVE.replace("<devices>", &format!("{before}<devices>{device}"));
+        Domain::parse(&text).unwrap().shared_memory()
+    };
+    assert_eq!(with("", ""), None);
+    assert_eq!(with("<memoryBacking><hugepages/></memoryBacking>", ""), None);
+    assert_eq!(with("<memoryBacking><access mode='private'/></memoryBacking>", ""), None);
+    let shared = with("<memoryBacking><access mode='shared'/></memoryBacking>", "");
+    assert_eq!(shared.as_deref(), Some("memoryBacking/access mode 'shared'"));
+    let memfd = with("<memoryBacking><source type='memfd'/></memoryBacking>", "");
+    assert_eq!(memfd.as_deref(), Some("memoryBacking/source type 'memfd'"));
+    let device = with("", "<filesystem type='mount'><driver type='virtiofs'/></filesystem>");
+    assert_eq!(device.as_deref(), Some("a device 'filesystem' outside of qemu"));
+    let device =
+        with("", "<interface type='vhostuser'><source type='unix' path='/s' mode='client'/></interface>");
+    assert_eq!(device.as_deref(), Some("a device 'interface' outside of qemu"));
+}
+
+#[test]
+fn the_memory_of_graphics_cards_is_counted() {
+    let with = |device: &str| {
+        Domain::parse(&LIVE.replace("<devices>", &format!("<devices>{device}"))).unwrap().video_memory()
+    };
+    assert_eq!(with(""), MiB(0));
+    assert_eq!(with("<video><model type='vga' vram='16384' heads='1' primary='yes'/></video>"), MiB(16));
+    let qxl = "<video><model type='qxl' ram='65536' vram='65536' vgamem='16384' heads='2'/></video>";
+    assert_eq!(with(&format!("{qxl}<video><model type='none'/></video>")), MiB(288));
+}

@@ -126,6 +126,8 @@ impl Libvirt {
         path: &Path,
         deadline: Duration,
     ) -> Result<SavedMemory, SaveError> {
+        let _job = self.jobs.begin(id, deadline).ok_or(SaveError::Busy { id, after: deadline })?;
+        self.reset_held(id).map_err(|source| SaveError::Reset { id, source })?;
         let (seen, domain) = self.must_find(id).map_err(|error| match error {
             ControlError::NoInstance(id) => SaveError::NoInstance(id),
             ControlError::Describe(source) => SaveError::Describe(source),
@@ -137,8 +139,6 @@ impl Libvirt {
         if let Some(disk) = domain.writable_disk() {
             return Err(SaveError::WritableDisk { id, disk: disk.source.unwrap_or_default() });
         }
-        let _job = self.jobs.begin(id, deadline).ok_or(SaveError::Busy { id, after: deadline })?;
-        self.reset_held(id).map_err(|source| SaveError::Reset { id, source })?;
         let snapshot = domain.memory_snapshot(path).write().map_err(SaveError::Describe)?;
         let events = self.hub.subscribe();
         let begun = Instant::now();

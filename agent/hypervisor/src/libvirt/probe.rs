@@ -73,6 +73,8 @@ enum Fault {
     Known(String),
     /// libvirt could not be asked.
     Ask(CallError),
+    /// The host had no time or memory for it at the moment.
+    Later(String),
 }
 
 impl From<MonitorError> for Fault {
@@ -102,6 +104,7 @@ impl Libvirt {
             Ok(()) => Tier::Background,
             Err(Fault::Known(reason)) => Tier::Saved { reason },
             Err(Fault::Ask(source)) => return Err(ProbeError::Ask(source)),
+            Err(Fault::Later(why)) => return Err(ProbeError::Later(why)),
         };
         removed?;
         Ok(tier)
@@ -130,7 +133,8 @@ impl Libvirt {
 
     fn try_on(&self, trial: InstanceId) -> Result<(), Fault> {
         if !self.counts(trial, BOOT)? {
-            return Err(known("the trial's guest does not boot: see its log under /var/log/libvirt/qemu"));
+            let text = "the trial's guest does not boot: see its log under /var/log/libvirt/qemu";
+            return Err(Fault::Later(text.to_owned()));
         }
         match self.take_snapshot(trial, SNAPSHOT) {
             Ok(_) => {}
@@ -206,6 +210,9 @@ impl Libvirt {
                 if is_silent(&source) =>
             {
                 Fault::Ask(source)
+            }
+            SnapshotError::Memory { .. } | SnapshotError::TimedOut { .. } | SnapshotError::Busy { .. } => {
+                Fault::Later(text)
             }
             SnapshotError::Begin { source: MonitorError::Refused { .. }, .. } => {
                 let others_may = fs::read_to_string(SYSCTL).is_ok_and(|text| text.trim() != "0");

@@ -76,8 +76,9 @@ impl Libvirt {
         let until = Instant::now() + deadline;
         let busy = SnapshotError::Busy { id, after: deadline };
         let _job = self.jobs.begin(id, deadline).ok_or(busy)?;
-        let reserved = self.reserve(id)?;
+        // Whatever an earlier one left: a guest that it stopped, or memory that qemu still has.
         self.reset_held(id).map_err(|source| SnapshotError::Reset { id, source })?;
+        let reserved = self.reserve(id)?;
         let begun = Instant::now();
         let streamed = self.stream(id, &reserved, until, deadline);
         if streamed.is_err() {
@@ -113,8 +114,12 @@ impl Libvirt {
         if let Some(disk) = domain.writable_disk() {
             return Err(SnapshotError::WritableDisk { id, disk: disk.source.unwrap_or_default() });
         }
+        if let Some(what) = domain.shared_memory() {
+            return Err(SnapshotError::SharedMemory { id, what });
+        }
         let header = header(&migratable, &domain).map_err(SnapshotError::Describe)?;
-        let bytes = Reserved::bytes_for(domain.memory().map_err(SnapshotError::Describe)?);
+        let memory = domain.memory().map_err(SnapshotError::Describe)?;
+        let bytes = Reserved::bytes_for(memory) + domain.video_memory().bytes();
         Reserved::new(&header, bytes).map_err(|source| SnapshotError::Memory { bytes, source })
     }
 
@@ -126,7 +131,10 @@ impl Libvirt {
         until: Instant,
         deadline: Duration,
     ) -> Result<Stream, SnapshotError> {
-        self.begin_stream(id, reserved.as_fd()).map_err(|source| SnapshotError::Begin { id, source })?;
+        // Somebody's late word may have switched it off before qemu began; from then on nobody can. Without it this is an
+        // ordinary migration, which ends with a guest that stands still.
+        let begun = self.begin_stream(id, reserved.as_fd()).and_then(|()| self.read_back(id, true));
+        begun.map_err(|source| SnapshotError::Begin { id, source })?;
         let ended = self.wait_ended(id, until).map_err(|source| SnapshotError::Lost { id, source })?;
         match ended {
             None => Err(SnapshotError::TimedOut { id, after: deadline }),
@@ -135,7 +143,8 @@ impl Libvirt {
         }
     }
 
-    /// Begins a background snapshot into a file.
+    /// Begins a background snapshot into a file. Asks nothing more once it has begun: whoever passes a pipe may have stopped
+    /// qemu's monitor by it.
     pub(super) fn begin_stream(
         &self,
         id: InstanceId,
@@ -143,14 +152,17 @@ impl Libvirt {
     ) -> Result<(), MonitorError> {
         let named = json!({ "fdname": DESCRIPTOR });
         let pass = Question { command: "getfd", arguments: named.clone(), file: Some(file) };
-        self.ask_qemu(id, pass, self.deadlines.query)?;
-        let migrate = Question::new("migrate", json!({ "uri": format!("fd:{DESCRIPTOR}") }));
-        let begun = self.switch(id, true).and_then(|()| self.ask_qemu(id, migrate, self.deadlines.query));
+        let passed = self.ask_qemu(id, pass, self.deadlines.query);
+        let begun = passed.and_then(|_| {
+            let migrate = Question::new("migrate", json!({ "uri": format!("fd:{DESCRIPTOR}") }));
+            self.switch(id, true)?;
+            self.ask_qemu(id, migrate, self.deadlines.query)
+        });
         if begun.is_err() {
             // A migration that was begun has taken it.
             let _ = self.ask_qemu(id, Question::new("closefd", named), self.deadlines.query);
         }
-        begun.map(|_| ())
+        begun.map(drop)
     }
 
     /// Waits for the end of the stream; none when it still goes on when time is up.
@@ -184,7 +196,7 @@ impl Libvirt {
 
     /// Ends a stream that is not wanted any more, in any state it may have.
     fn break_off(&self, id: InstanceId, reserved: &Reserved) {
-        // qemu's next write fails by this, also where no libvirtd passes anything on.
+        // qemu's next write fails by this, also where no libvirtd passes anything on, and whatever it still has is empty.
         if let Err(error) = reserved.close() {
             tracing::warn!(%id, %error, "the memory of a snapshot that failed goes on being written");
         }
@@ -223,10 +235,14 @@ impl Libvirt {
 
     /// Switches the capability, and reads it back.
     fn switch(&self, id: InstanceId, on: bool) -> Result<(), MonitorError> {
-        let word = |on: bool| if on { "on" } else { "off" };
         let wanted = json!({ "capabilities": [{ "capability": CAPABILITY, "state": on }] });
         let set = Question::new("migrate-set-capabilities", wanted);
         self.ask_qemu(id, set, self.deadlines.query)?;
+        self.read_back(id, on)
+    }
+
+    fn read_back(&self, id: InstanceId, on: bool) -> Result<(), MonitorError> {
+        let word = |on: bool| if on { "on" } else { "off" };
         let found = self.is_on(id)?;
         if found == on { Ok(()) } else { Err(MonitorError::NotTaken { asked: word(on), found: word(found) }) }
     }
@@ -243,12 +259,17 @@ impl Libvirt {
         Ok(ours.is_some_and(|ours| ours["state"] == true))
     }
 
-    /// Sets right what an earlier agent left in the middle of a snapshot of this instance: one question where there is
+    /// Sets right what an earlier agent left in the middle of a snapshot of this instance: two questions where there is
     /// nothing. To be asked at the start and before each job of libvirt's; whoever asks works on the instance alone.
     pub(super) fn reset_held(&self, id: InstanceId) -> Result<(), MonitorError> {
         match self.is_on(id) {
             Ok(true) => {}
-            Ok(false) => return Ok(()),
+            Ok(false) => {
+                // Memory that an earlier agent had passed and not used yet; as a rule there is none.
+                let named = json!({ "fdname": DESCRIPTOR });
+                let _ = self.ask_qemu(id, Question::new("closefd", named), self.deadlines.query);
+                return Ok(());
+            }
             // A hypervisor without such a line has no snapshots either, and one that is not there has left nothing.
             Err(MonitorError::Ask { source, .. })
                 if matches!(

@@ -324,6 +324,9 @@ fn what_an_earlier_agent_left_is_set_right_before_a_save_and_a_move_and_by_the_t
         guest.switch(true);
         guest.ask("stop", json!({}));
         assert!(!guest.runs());
+        hv.save_memory(guest.id, &host.folder.join("save"), LONG).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        assert!(!guest.is_on() && guest.runs() && guest.goes_on(SECOND));
+        hv.suspend(guest.id).unwrap();
         hv.save_memory(guest.id, &host.folder.join("save"), LONG).unwrap_err();
         let managed = host.boot(&hv, 2);
         let left = Counter { host, hv: &hv, id: managed.id };

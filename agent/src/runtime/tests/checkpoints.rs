@@ -248,3 +248,28 @@ async fn where_the_trial_says_no_a_checkpoint_is_a_save_and_the_host_says_why() 
     let told = rig.runtime.conditions.values().any(|text| text.ends_with("set the sysctl"));
     assert!(told, "{:?}", rig.runtime.conditions);
 }
+
+#[tokio::test]
+async fn where_time_or_memory_is_short_a_snapshot_that_failed_is_not_followed_by_a_save_that_holds_the_guest_up()
+ {
+    let (mut rig, ..) = Rig::protects(&[Peer::Takes]).await;
+    rig.hypervisor.set_failing(Operation::Snapshot, Some(Fault::LostRequest));
+    settle(&rig.runtime.parts, &rig.runtime.events(), Tier::Background);
+    let started = std::time::Instant::now();
+    let failed = |rig: &Rig| {
+        let text = rig.runtime.parts.metrics.text(now().wall);
+        let count =
+            text.lines().find_map(|line| line.strip_prefix("understudy_checkpoint_snapshots_failed_total "));
+        count.and_then(|count| count.parse::<u64>().ok()).unwrap_or_default()
+    };
+    while failed(&rig) < 2 {
+        assert!(started.elapsed() < LIMIT, "it is tried again");
+        rig.turn().await;
+    }
+    assert!(rig.protection().is_empty(), "a save was taken");
+    rig.hypervisor.set_failing(Operation::Snapshot, None);
+    while rig.protection().is_empty() {
+        assert!(started.elapsed() < LIMIT, "no checkpoint");
+        rig.turn().await;
+    }
+}

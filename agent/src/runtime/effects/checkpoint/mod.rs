@@ -53,19 +53,20 @@ fn take(parts: &Parts, image: &Outgoing, job: &Job) -> Result<Saved, String> {
     };
     let memory = job.memory.ok_or_else(|| "the instance is not known".to_owned())?;
     let (path, taken) = (image.path(), now().wall);
-    let (saved, file) = tier::take_state(parts, *instance, path)?;
+    let state = tier::take_state(parts, (*instance, memory), path)?;
     let id = CheckpointId { epoch: *epoch, sequence: job.sequence.unwrap_or(1) };
     let tracked = parts.trackers.of(*instance);
     // A panic in the middle of an image leaves what the next one sets right.
     let mut tracked = tracked.lock().unwrap_or_else(PoisonError::into_inner);
     let bases = to.iter().map(|to| to.base);
     let segments =
-        tracked.take(&mut image.read(file), (node, id), bases, |number| image.segment_path(number));
+        tracked.take(&mut image.read(&state.image), (node, id), bases, |number| image.segment_path(number));
     let segments = segments.map_err(|error| chain(&error))?;
     drop(tracked);
+    let pause = state.into_pause();
     // What goes out is in the segments: the tmpfs need not hold both.
     let _ = std::fs::remove_file(path);
-    let pause_ms = u64::try_from(saved.pause.as_millis()).unwrap_or(u64::MAX);
+    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
     let bytes = segments.iter().map(|segment| segment.bytes).max().unwrap_or(0);
     // The address lives in the guest: whoever restores it must know where it will answer.
     let address = job.address.map(|address| (ADDRESS.to_owned(), address.to_string()));
