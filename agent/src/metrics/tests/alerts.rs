@@ -44,7 +44,13 @@ fn names_of_metrics_are_read_out_of_expressions() {
 fn the_alert_about_state_that_is_waited_for_looks_at_a_metric_that_exists_and_says_what_ends_the_wait() {
     let rules = rules_of("nodes.rules.yml");
     let alerts: Vec<&str> = rules.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
-    assert_eq!(alerts, ["UnderstudyNodeWaitsForState", "UnderstudyCheckpointDamaged"]);
+    let all = [
+        "UnderstudyNodeWaitsForState",
+        "UnderstudyCheckpointDamaged",
+        "UnderstudyCheckpointsHoldGuestsUp",
+        "UnderstudySnapshotsFail",
+    ];
+    assert_eq!(alerts, all);
     let (used, text) = (named(rules[0]["expr"].as_str().unwrap()), everything());
     assert_eq!(used, ["understudy_nodes_waiting_for_state"]);
     assert!(text.contains(&format!("# TYPE {} gauge", used[0])), "no such metric in {text}");
@@ -65,16 +71,34 @@ fn the_alert_about_state_that_is_waited_for_looks_at_a_metric_that_exists_and_sa
 }
 
 #[test]
-fn the_alert_about_damaged_checkpoints_looks_at_a_metric_that_exists_and_says_where_to_look() {
+fn the_alerts_about_checkpoints_look_at_metrics_that_exist_and_say_where_to_look() {
+    let table = [
+        (
+            "UnderstudyCheckpointDamaged",
+            "understudy_checkpoints_damaged gauge",
+            &["understudy status", "smartctl", "understudy host drain"][..],
+        ),
+        (
+            "UnderstudyCheckpointsHoldGuestsUp",
+            "understudy_checkpoint_tier gauge",
+            &["understudy status", "vm.unprivileged_userfaultfd", "systemctl restart understudy"],
+        ),
+        (
+            "UnderstudySnapshotsFail",
+            "understudy_checkpoint_snapshots_failed_total counter",
+            &["understudy status", "log", "it is saved instead", "understudy host drain"],
+        ),
+    ];
     let rules = rules_of("nodes.rules.yml");
-    let rule =
-        rules.iter().find(|rule| rule["alert"].as_str() == Some("UnderstudyCheckpointDamaged")).unwrap();
-    let used = named(rule["expr"].as_str().unwrap());
-    assert_eq!(used, ["understudy_checkpoints_damaged"]);
-    assert!(everything().contains(&format!("# TYPE {} gauge", used[0])));
-    let next = rule["annotations"]["description"].as_str().unwrap();
-    for part in ["understudy status", "smartctl", "understudy host drain"] {
-        assert!(next.contains(part), "nothing about {part}");
+    for (alert, metric, parts) in table {
+        let rule = rules.iter().find(|rule| rule["alert"].as_str() == Some(alert)).unwrap();
+        let (name, _) = metric.split_once(' ').unwrap();
+        assert_eq!(named(rule["expr"].as_str().unwrap()), [name]);
+        assert!(everything().contains(&format!("# TYPE {metric}")), "{alert}: no such metric");
+        let next = rule["annotations"]["description"].as_str().unwrap();
+        for part in parts {
+            assert!(next.contains(part), "{alert}: nothing about {part}");
+        }
     }
 }
 
