@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use understudy_e2e::counter::start_of;
@@ -24,6 +24,8 @@ const ELSEWHERE: Duration = Duration::from_secs(30);
 const SAID: Duration = Duration::from_secs(5);
 const REPAIR: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_millis(5);
+/// So many agents in turn may win before the one that is meant.
+const LEADERS: usize = 12;
 
 /// Waits until a host says that this does not answer, with what to do.
 fn wait_said(stage: &Stage, host: &str, service: &str) -> Result<Duration> {
@@ -126,21 +128,32 @@ fn no_member_outlives_the_lease(stage: &Stage) -> Result<()> {
     stage.wait_pools(REPAIR)
 }
 
-/// An agent that is about to stand still must not lead: nobody would assign anything before its lease is over.
-fn let_another_lead(stage: &Stage, host: &str) -> Result<()> {
-    if stage.status()?["leader"] != host {
-        return Ok(());
+/// Agents that are about to stand still must not lead: nobody would assign anything before their leases are over.
+fn let_lead(stage: &Stage, host: &str) -> Result<()> {
+    for _ in 0..LEADERS {
+        let leader = stage.status()?["leader"].as_str().context("nobody leads")?.to_owned();
+        if leader == host {
+            return Ok(());
+        }
+        // One that is restarted resigns, and another wins before it is back.
+        stage.host(&leader)?.service(AGENT).restart()?;
+        stage.wait("another leads", REPAIR, |status| {
+            let now = &status["leader"];
+            ensure!(now.is_string() && *now != leader.as_str(), "{now} leads");
+            // What it is given from here on comes after its first reading of the store: no agent before it can have begun it.
+            stage.status_on(stage.host(&leader)?)?;
+            ensure!(host_of(status, &leader)?["state"] == "open", "{}", host_of(status, &leader)?);
+            Ok(())
+        })?;
     }
-    // One that is restarted resigns, and another wins before it is back.
-    stage.host(host)?.service(AGENT).restart()?;
-    stage.wait("another leads", REPAIR, |status| {
-        let leader = &status["leader"];
-        ensure!(leader.is_string() && *leader != host, "{leader} leads");
-        // What it is given from here on comes after its first reading of the store: no agent before it can have begun it.
-        stage.status_on(stage.host(host)?)?;
-        ensure!(host_of(status, host)?["state"] == "open", "{}", host_of(status, host)?);
-        Ok(())
-    })
+    bail!("{host} never leads")
+}
+
+/// How often this host's agent has told a leader which checkpoints it has of the node, to decide a failover by.
+fn told(stage: &Stage, host: &str, node: &str) -> Result<usize> {
+    let log = stage.cluster().dir().join(host).join("log/agent.log");
+    let text = std::fs::read_to_string(&log).with_context(|| log.display().to_string())?;
+    Ok(text.lines().filter(|line| line.contains("a leader is told") && line.contains(node)).count())
 }
 
 /// S2: libvirtd of a host is gone; what the host was given meanwhile it gives back, and the state goes on elsewhere.
@@ -148,27 +161,27 @@ fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     let id = "solo/exec-1";
     create(stage, "solo", &Counters { backups: Some(2), ..Counters::default() })?;
     stage.wait_whole("solo", 2, REPAIR)?;
-    // The first backup's host is the one that takes over.
-    let first = stage.node(id)?["backups"][0]["host"].as_str().context("no backup")?.to_owned();
-    let_another_lead(stage, &first)?;
+    let (primary, instance) = member(&stage.node(id)?)?;
+    let_lead(stage, &primary)?;
     stage.wait_whole("solo", 2, REPAIR)?;
     let node = stage.node(id)?;
-    ensure!(node["backups"][0]["host"] == first.as_str(), "the backups have moved: {node}");
-    let process = start_of(stage.cluster(), address_of(&node)?)?;
-    let ((primary, instance), begun) = (member(&node)?, node["incarnation"].clone());
-    let lacking = stage.host(&first)?;
-    // Its agent hears of the assignment and of libvirtd's end at one moment.
-    lacking.service(AGENT).signal(Signal::SIGSTOP)?;
-    lacking.kill_libvirtd()?;
+    ensure!(member(&node)? == (primary.clone(), instance.clone()), "the primary has moved: {node}");
+    ensure!(stage.status()?["leader"] == primary.as_str(), "{primary} does not lead any more");
+    let (process, begun) = (start_of(stage.cluster(), address_of(&node)?)?, node["incarnation"].clone());
+    let backup = |at: usize| node["backups"][at]["host"].as_str().context("no backup").map(str::to_owned);
+    let (first, second) = (backup(0)?, backup(1)?);
+    let (lacking, silent) = (stage.host(&first)?, stage.host(&second)?);
+    let before = told(stage, &first, id)?;
+    // The leader waits for this one's answer for a second, and then decides by the other's. It has the state, too.
+    silent.service(AGENT).signal(Signal::SIGSTOP)?;
     stage.kill_instance(&primary, &instance)?;
     let killed = Instant::now();
-    let given = stage.wait("it is given to the host that lacks libvirtd", SAID, |status| {
-        let node = node_of(status, id)?;
-        ensure!(node["incarnation"] != begun && node["primary"]["host"] == first.as_str(), "{node}");
-        Ok(node["incarnation"].clone())
-    });
+    let given = given_without_libvirtd(stage, &node, (&first, before));
+    silent.service(AGENT).signal(Signal::SIGCONT)?;
+    // Its agent hears of the assignment and of libvirtd's end at one moment.
     lacking.service(AGENT).signal(Signal::SIGCONT)?;
     let given = given?;
+    ensure!(given != begun, "{given}");
     let said = wait_said(stage, &first, "libvirtd")?;
     let went_on = Instant::now();
     let after = stage.wait("it runs elsewhere", ELSEWHERE, |status| {
@@ -194,6 +207,30 @@ fn what_is_not_begun_runs_elsewhere(stage: &Stage) -> Result<()> {
     })?;
     stage.wait_whole("solo", 2, REPAIR)?;
     Ok(())
+}
+
+/// Waits until this host has said what it has, ends its libvirtd while its agent stands still, and waits until it is given the
+/// node: as which incarnation.
+fn given_without_libvirtd(stage: &Stage, node: &Value, (host, before): (&str, usize)) -> Result<Value> {
+    let id = node["id"].as_str().context("no id")?;
+    let (leader, lacking) =
+        (stage.host(node["primary"]["host"].as_str().context("no primary")?)?, stage.host(host)?);
+    let begun = Instant::now();
+    while told(stage, host, id)? == before {
+        ensure!(begun.elapsed() < SAID, "{host} is not asked for its checkpoints");
+        std::thread::sleep(LOOK);
+    }
+    lacking.service(AGENT).signal(Signal::SIGSTOP)?;
+    lacking.kill_libvirtd()?;
+    loop {
+        // The others stand still.
+        let seen = node_of(&stage.status_on(leader)?, id)?;
+        if seen["incarnation"] != node["incarnation"] && seen["primary"]["host"] == host {
+            return Ok(seen["incarnation"].clone());
+        }
+        ensure!(begun.elapsed() < SAID, "it is not given to the host that lacks libvirtd: {seen}");
+        std::thread::sleep(LOOK);
+    }
 }
 
 #[test]

@@ -33,7 +33,11 @@ pub async fn kept_on(
 /// What this host has of a node.
 pub fn said(parts: &Arc<Parts>, asked: &Asked) -> Kept {
     let kept = match asked.closing {
-        Some(Closing { instance, epoch }) => parts.images.close(&asked.node, (instance, epoch), CLOSED),
+        Some(Closing { instance, epoch }) => {
+            let kept = parts.images.close(&asked.node, (instance, epoch), CLOSED);
+            tracing::debug!(node = %asked.node, %instance, %epoch, "a leader is told the checkpoints here, no more of this primary are taken");
+            kept
+        }
         None => parts.images.kept(&asked.node),
     };
     if kept.unsure {
