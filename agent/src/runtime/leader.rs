@@ -1,8 +1,8 @@
 //! Owns the loop's side of core's `Leadership`: what it is shown, where its effects go, its questions to the policies, its
 //! notices in the log; and trials of new nodes.
 //!
-//! Promises: every effect comes back as an event, once, but a question to a host that does not answer. Must not do: decide when to bid, what to write or what an outcome
-//! means (core does), or write itself (`effects::store::leader` does).
+//! Promises: every effect comes back as an event, once, but a question to a host that does not answer. Must not do: decide when
+//! to bid, what to write or what an outcome means (core does), or write itself (`effects::store::leader` does).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

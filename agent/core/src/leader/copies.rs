@@ -6,9 +6,9 @@
 //!   └─────▶ silent after ASK ─▶ the same; a word that comes late counts from then on
 //! ```
 //!
-//! Promises: a word counts for the epoch and the instance of the node and the lease of the host that it was asked of; a host that does not
-//! answer holds its node up for [`ASK`], once; all hosts of a node, and all nodes, are asked side by side. Must not do: choose
-//! a copy.
+//! Promises: a word counts for the epoch and the instance of the node and the lease of the host that it was asked of; a host that
+//! does not answer holds its node up for [`ASK`], once; all hosts of a node, and all nodes, are asked side by side. Must not do:
+//! choose a copy.
 //!
 //! Cost: one question to each host that may have a checkpoint of any node whose primary is dead, about all of these at once:
 //! their backups and those that were; none at rest. 300 bytes for each node that is asked about, and 200 for each checkpoint

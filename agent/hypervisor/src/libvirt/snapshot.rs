@@ -150,8 +150,8 @@ impl Libvirt {
         id: InstanceId,
         file: std::os::fd::BorrowedFd<'_>,
     ) -> Result<(), MonitorError> {
-        let named = json!({ "fdname": DESCRIPTOR });
-        let pass = Question { command: "getfd", arguments: named.clone(), file: Some(file) };
+        let pass =
+            Question { command: "getfd", arguments: json!({ "fdname": DESCRIPTOR }), file: Some(file) };
         let passed = self.ask_qemu(id, pass, self.deadlines.query);
         let begun = passed.and_then(|_| {
             let migrate = Question::new("migrate", json!({ "uri": format!("fd:{DESCRIPTOR}") }));
@@ -159,10 +159,15 @@ impl Libvirt {
             self.ask_qemu(id, migrate, self.deadlines.query)
         });
         if begun.is_err() {
-            // A migration that was begun has taken it.
-            let _ = self.ask_qemu(id, Question::new("closefd", named), self.deadlines.query);
+            self.close_passed(id);
         }
         begun.map(drop)
+    }
+
+    /// Has qemu let go of a file that was passed to it and not used: there is none as a rule, or where `migrate` has taken it.
+    fn close_passed(&self, id: InstanceId) {
+        let named = json!({ "fdname": DESCRIPTOR });
+        let _ = self.ask_qemu(id, Question::new("closefd", named), self.deadlines.query);
     }
 
     /// Waits for the end of the stream; none when it still goes on when time is up.
@@ -265,9 +270,7 @@ impl Libvirt {
         match self.is_on(id) {
             Ok(true) => {}
             Ok(false) => {
-                // Memory that an earlier agent had passed and not used yet; as a rule there is none.
-                let named = json!({ "fdname": DESCRIPTOR });
-                let _ = self.ask_qemu(id, Question::new("closefd", named), self.deadlines.query);
+                self.close_passed(id);
                 return Ok(());
             }
             // A hypervisor without such a line has no snapshots either, and one that is not there has left nothing.
@@ -286,9 +289,7 @@ impl Libvirt {
             self.cancel_stream(id)?;
         }
         self.leave(id)?;
-        let named = json!({ "fdname": DESCRIPTOR });
-        // There is none where `migrate` has taken it.
-        let _ = self.ask_qemu(id, Question::new("closefd", named), self.deadlines.query);
+        self.close_passed(id);
         if let Err(error) = self.keep_running(id) {
             tracing::error!(%id, %error, "an instance stands still after an earlier agent's snapshot");
         }
